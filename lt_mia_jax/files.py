@@ -1,0 +1,147 @@
+"""Files that are either whole or absent: atomic writes, hashes, manifests."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lt_mia_jax.errors import InputError
+
+MANIFEST = "manifest.json"
+
+
+def sha256_file(path: Path | str) -> str:
+    """SHA-256 of a file's bytes, as lower-case hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path | str, data: bytes | str) -> None:
+    """Write a file so that readers see the old content or all of the new one.
+
+    The bytes go to a temporary file in the same folder, are flushed to disk, and
+    take the name in one rename. An interrupted write leaves the old file.
+
+    Raises:
+      InputError: the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    payload = data.encode() if isinstance(data, str) else data
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
+        ) as file:
+            temporary = file.name
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes the file private; give it the mode `open` would have given.
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose "
+            "another --out"
+        ) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write `value` as indented JSON, atomically; NaN and infinity are refused."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, text + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+      InputError: the file is missing, not UTF-8 or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from error
+
+
+def write_manifest(
+    directory: Path | str, names: Sequence[str], **extra: Any
+) -> dict[str, Any]:
+    """Write `manifest.json` with size and SHA-256 of each named file.
+
+    Write it last: a folder without a manifest is unfinished.
+
+    Args:
+      directory: the folder; `names` are relative to it.
+      names: files to vouch for.
+      **extra: further top-level entries (JSON values).
+
+    Returns:
+      The manifest as written.
+    """
+    directory = Path(directory)
+    files = {
+        name: {
+            "bytes": (directory / name).stat().st_size,
+            "sha256": sha256_file(directory / name),
+        }
+        for name in sorted(names)
+    }
+    manifest = {"files": files, **extra}
+    write_json(directory / MANIFEST, manifest)
+    return manifest
+
+
+def verify_manifest(directory: Path | str) -> dict[str, Any]:
+    """Check every file that a manifest vouches for and return the manifest.
+
+    Raises:
+      InputError: no manifest, or files that are missing, truncated or changed; all
+        of them are listed.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise InputError(f"{directory}: no such directory")
+    if not (directory / MANIFEST).exists():
+        raise InputError(
+            f"{directory}: no {MANIFEST}, so it is unfinished or not a folder that "
+            "lt-mia wrote; run the command that makes it again (it resumes)"
+        )
+    manifest = read_json(directory / MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise InputError(f"{directory / MANIFEST}: no 'files' table; write it again")
+    wrong = []
+    for name, expected in manifest["files"].items():
+        path = directory / name
+        if not path.is_file():
+            wrong.append(f"{name} is missing")
+        elif path.stat().st_size != expected["bytes"]:
+            wrong.append(
+                f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+            )
+        elif sha256_file(path) != expected["sha256"]:
+            wrong.append(f"{name} has changed content (SHA-256 differs)")
+    if wrong:
+        raise InputError(
+            f"{directory}: {'; '.join(wrong)}. Restore the folder from a copy or make "
+            "it again"
+        )
+    return manifest

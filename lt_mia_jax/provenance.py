@@ -1,0 +1,85 @@
+"""What a result was made with: versions, commit, command, configuration."""
+
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lt_mia_jax.configs import to_dict
+from lt_mia_jax.files import write_json
+from lt_mia_jax.version import __version__
+
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "transformers",
+    "datasets",
+    "tokenizers",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the package, Python and the libraries that decide numbers."""
+    found = {"lt_mia_jax": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that holds this package; `-dirty` when it has edits."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str | None:
+        try:
+            answer = subprocess.run(
+                ["git", "-C", str(folder), *words],
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    # Only a checkout of this project counts, not a repository that happens to
+    # contain the installed package.
+    if git("ls-files", "--error-unmatch", "provenance.py") is None:
+        return None
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return f"{commit}-dirty" if git("status", "--porcelain", "-uno") else commit
+
+
+def write_run_record(directory: Path, command: str, config: Any) -> dict[str, Any]:
+    """Write `config.json` (resolved configuration) and `run.json` (how it was run).
+
+    Returns:
+      The content of `run.json`.
+    """
+    write_json(directory / "config.json", to_dict(config))
+    record = {
+        "command": command,
+        "arguments": sys.argv[1:],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": git_commit(),
+        "versions": versions(),
+        "platform": platform.platform(),
+    }
+    write_json(directory / "run.json", record)
+    return record

@@ -1,0 +1,82 @@
+"""The device mesh and where arrays live on it.
+
+One mesh with axes `("data", "fsdp")`: batches are split over both, parameters over
+`fsdp` along their largest divisible axis. Axis types are `Auto`: the compiler
+inserts the collectives, so a step is written once for any number of devices.
+"""
+
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lt_mia_jax.errors import InputError
+
+SMALLEST_SHARDED = 2**14
+"""Leaves with fewer elements are replicated: a collective would cost more."""
+
+
+def make_mesh(data: int | None = None, fsdp: int = 1) -> Mesh:
+    """A mesh of all devices (or the first `data * fsdp`) with axes data and fsdp.
+
+    Args:
+      data: size of the data axis; None takes all devices.
+      fsdp: size of the parameter-sharding axis.
+
+    Raises:
+      InputError: the sizes do not fit the number of devices.
+    """
+    devices = jax.devices()
+    if data is None:
+        if len(devices) % fsdp:
+            raise InputError(
+                f"fsdp = {fsdp} does not divide the {len(devices)} devices present"
+            )
+        data = len(devices) // fsdp
+    if data * fsdp > len(devices) or data < 1 or fsdp < 1:
+        raise InputError(
+            f"a {data} x {fsdp} mesh needs {data * fsdp} devices, found {len(devices)}"
+        )
+    return jax.make_mesh(
+        (data, fsdp),
+        ("data", "fsdp"),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=devices[: data * fsdp],
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading axis split over every device; it must be divisible by their number."""
+    return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A full copy on every device."""
+    return NamedSharding(mesh, P())
+
+
+def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
+    """One `NamedSharding` a leaf: the largest axis that `fsdp` divides, or a copy.
+
+    Works on arrays and on `jax.ShapeDtypeStruct`, so also for optimizer states,
+    whose moments mirror the parameters.
+    """
+    size = mesh.shape["fsdp"]
+
+    def place(leaf: Any) -> NamedSharding:
+        axes = [axis for axis, n in enumerate(leaf.shape) if n % size == 0]
+        if size == 1 or leaf.size < SMALLEST_SHARDED or not axes:
+            return replicated(mesh)
+        chosen = max(axes, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(
+            mesh, P(*("fsdp" if axis == chosen else None for axis in range(leaf.ndim)))
+        )
+
+    return jax.tree.map(place, tree)
+
+
+def round_up(size: int, mesh: Mesh) -> int:
+    """The smallest batch of at least `size` rows that the mesh divides."""
+    devices = mesh.size
+    return -(-size // devices) * devices
