@@ -1,0 +1,63 @@
+"""What a learned attack is: architecture and sizes, as data."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lt_mia_jax.errors import InputError
+
+Architecture = Literal["transformer", "lr", "mlp", "mean_mlp", "pooled_transformer"]
+
+MAX_STEPS = 512
+"""Rows of the sinusoidal table: the longest sequence the transformer reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """Shape of the classifier; the defaults are the paper's (827,906 parameters)."""
+
+    architecture: Architecture = "transformer"
+    """`transformer` is the attack; the other four are ablations on the same input."""
+    inputs: int = 154
+    """Feature columns, 7k + 14."""
+    length: int = 128
+    """Steps per sequence. Only `lr` and `mlp`, which flatten, are tied to it."""
+    width: int = 192
+    """Model width of the two transformer architectures; even."""
+    heads: int = 8
+    """Attention heads; must divide `width`."""
+    layers: int = 2
+    """Encoder layers."""
+    feed_forward: int = 576
+    """Inner width of the feed-forward blocks."""
+    hidden: tuple[int, ...] = (256, 128)
+    """Hidden widths of `mlp` and `mean_mlp`."""
+    dropout: float = 0.05
+    """Rate of every dropout, active only when a key is passed to `apply`."""
+    standardise: bool = False
+    """Standardise each input column with constants measured on the training rows.
+    Off by default, as in the paper; which is better is an open question."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be built, naming every one."""
+        sizes = {
+            name: getattr(self, name)
+            for name in (
+                "inputs length width heads layers feed_forward".split()
+                + ["hidden"] * bool(self.hidden)
+            )
+        }
+        wrong = [
+            f"{name}={value}"
+            for name, value in sizes.items()
+            if min(value if isinstance(value, tuple) else (value,)) < 1
+        ]
+        if wrong:
+            raise InputError(f"classifier sizes must be at least 1: {', '.join(wrong)}")
+        if self.width % 2:
+            raise InputError(f"width {self.width} is odd; the sinusoids need it even")
+        if self.architecture == "transformer" and self.width % self.heads:
+            raise InputError(
+                f"width {self.width} is not a multiple of heads {self.heads}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout {self.dropout} is outside [0, 1)")

@@ -1,0 +1,127 @@
+"""How the learned attack is trained: the recipe, its schedule and its optimiser."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lt_mia_jax.arrays import Array
+from lt_mia_jax.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Training recipe; the defaults are the paper's."""
+
+    epochs: int = 80
+    """Passes over the training rows."""
+    batch_size: int = 16_384
+    """Rows per update; cut to the number of training rows."""
+    slices: int = 1
+    """Parts of a batch computed one after the other to save memory; same update."""
+    learning_rate: float = 9.88e-4
+    """Highest rate of AdamW."""
+    weight_decay: float = 0.028
+    """Decoupled weight decay, on all parameters."""
+    clip_norm: float | None = 1.0
+    """Largest global norm of the gradient; None leaves it."""
+    schedule: Literal["cosine", "linear", "none"] = "cosine"
+    """Factor after the warm-up; `none` is constant, without warm-up."""
+    warmup_epochs: float = 10.0
+    """Epochs over which the rate rises from 0; must be below `epochs`."""
+    loss: Literal["bce", "focal"] = "bce"
+    """Loss per row."""
+    label_smoothing: float = 0.02
+    """Smoothing of `bce`; `focal` has none."""
+    focal_gamma: float = 2.0
+    """Exponent of `focal`."""
+    pairwise_weight: float = 0.0
+    """Weight of the pairwise hinge added to the loss; the paper's option is 0.1."""
+    balance: Literal["uniform", "plain"] = "uniform"
+    """`uniform` draws combinations equally often, with replacement; `plain` visits
+    every row once an epoch."""
+    selection: Literal["pooled", "mean"] = "pooled"
+    """Best epoch by AUC over all validation rows, or by the mean over combinations."""
+    seed: int = 0
+    """Seed of initial weights, batch order and dropout."""
+    cache_gib: float = 4.0
+    """Features are kept in memory when they fit in this many GiB, else read again."""
+    cache_dtype: Literal["float32", "float16"] = "float32"
+    """Precision in which features are kept and moved; the same whether kept or not."""
+    save_seconds: float = 60.0
+    """A checkpoint is written at the first epoch end after this many seconds."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run, naming every field."""
+        rules = {
+            "epochs": self.epochs >= 1,
+            "batch_size": self.batch_size >= 1,
+            "slices": self.slices >= 1,
+            "learning_rate": self.learning_rate > 0,
+            "weight_decay": self.weight_decay >= 0,
+            "clip_norm": self.clip_norm is None or self.clip_norm > 0,
+            "warmup_epochs": self.schedule == "none"
+            or 0 <= self.warmup_epochs < self.epochs,
+            "label_smoothing": 0 <= self.label_smoothing < 1,
+            "focal_gamma": self.focal_gamma >= 0,
+            "pairwise_weight": self.pairwise_weight >= 0,
+            "cache_gib": self.cache_gib >= 0,
+        }
+        wrong = [f"{name}={getattr(self, name)}" for name, ok in rules.items() if not ok]
+        if wrong:
+            raise InputError(
+                f"training recipe out of range: {', '.join(wrong)} (warmup_epochs must "
+                "be below epochs)"
+            )
+        if self.pairwise_weight and self.slices > 1:
+            raise InputError(
+                f"pairwise_weight={self.pairwise_weight} compares all rows of a batch, "
+                f"which slices={self.slices} keeps apart; set one of them to its default"
+            )
+
+
+def learning_rate(
+    config: TrainConfig, steps_per_epoch: int
+) -> Callable[[jax.typing.ArrayLike], Array]:
+    """The rate of update `s` = 0, 1, ...; update 0 has rate 0 when warming up.
+
+    With `W` warm-up updates of `S` in all: `s / W` below W, then
+    `max(1e-6 / rate, (1 + cos(pi (s - W) / (S - W))) / 2)`, or a straight line to 0
+    with the same floor.
+
+    Source: specification of LT-MIA's attack training (arXiv 2604.03199).
+    """
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    total = config.epochs * steps_per_epoch
+    floor = min(1.0, 1e-6 / config.learning_rate)
+
+    def rate(step: jax.typing.ArrayLike) -> Array:
+        step = jnp.asarray(step, jnp.float32)
+        progress = jnp.clip((step - warmup) / max(1, total - warmup), 0.0, 1.0)
+        match config.schedule:
+            case "none":
+                return jnp.full_like(step, config.learning_rate)
+            case "cosine":
+                factor = jnp.maximum(floor, 0.5 * (1 + jnp.cos(math.pi * progress)))
+            case "linear":
+                factor = jnp.maximum(floor, 1 - progress)
+        rising = step / max(1, warmup)
+        return config.learning_rate * jnp.where(step < warmup, rising, factor)
+
+    return rate
+
+
+def make_optimizer(
+    config: TrainConfig, steps_per_epoch: int
+) -> optax.GradientTransformation:
+    """AdamW with decay on all parameters, after clipping the gradient's global norm."""
+    adamw = optax.adamw(
+        learning_rate(config, steps_per_epoch), weight_decay=config.weight_decay
+    )
+    if config.clip_norm is None:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)

@@ -1,0 +1,213 @@
+"""Rows of several feature stores as one table, kept in memory when they fit."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+from lt_mia_jax.errors import InputError
+
+_BLOCK = 1024  # rows read at a time; 80 MB at the paper's sizes
+
+
+class FeatureSource(Protocol):
+    """What training needs of a feature store: one combination, row by row."""
+
+    @property
+    def name(self) -> str:
+        """Name of the combination."""
+        ...
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """JSON values that say where the features come from."""
+        ...
+
+    @property
+    def n(self) -> int:
+        """Number of texts."""
+        ...
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Text ids."""
+        ...
+
+    @property
+    def labels(self) -> Sequence[int] | Shaped[np.ndarray, " N"]:
+        """1 member, 0 non-member."""
+        ...
+
+    @property
+    def split(self) -> Sequence[str] | Shaped[np.ndarray, " N"]:
+        """`train`, `validation` or `test` per text."""
+        ...
+
+    def features(
+        self, rows: Int[np.ndarray, " B"]
+    ) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
+        """Features and mask of some texts."""
+        ...
+
+
+class Block(NamedTuple):
+    """Features of some rows, ready for the device."""
+
+    features: Float[np.ndarray, "B T C"]
+    mask: Bool[np.ndarray, "B T"]
+
+
+class Rows:
+    """The rows of one role (`train`, `validation`) over all stores, numbered from 0."""
+
+    def __init__(
+        self,
+        stores: Sequence[FeatureSource],
+        role: str,
+        *,
+        cache_bytes: float = 0.0,
+        dtype: Literal["float32", "float16"] = "float32",
+    ) -> None:
+        """Collect the rows whose split is `role`.
+
+        Raises:
+          InputError: no such rows, labels other than 0 and 1, or stores of different
+            shapes.
+        """
+        self.stores = tuple(stores)
+        self.role = role
+        self._dtype = np.dtype(dtype)
+        chosen = [np.flatnonzero(np.asarray(s.split) == role) for s in self.stores]
+        self.store = np.repeat(np.arange(len(chosen)), [len(c) for c in chosen])
+        self.row = np.concatenate([*chosen, np.zeros(0, np.int64)]).astype(np.int64)
+        if not len(self.row):
+            raise InputError(
+                f"no row with split {role!r} in the {len(self.stores)} feature stores "
+                f"({', '.join(s.name for s in self.stores)}); extract with more texts"
+            )
+        self.labels = np.concatenate(
+            [_labels(s, c) for s, c in zip(self.stores, chosen, strict=True)]
+        )
+        self.ids = [self.stores[s].ids[r] for s, r in self._pairs()]
+        shapes = {
+            s.name: s.features(c[:1])[0].shape[1:]
+            for s, c in zip(self.stores, chosen, strict=True)
+            if len(c)
+        }
+        if len(set(shapes.values())) > 1:
+            raise InputError(
+                f"feature stores differ in (steps, columns): {shapes}; extract them "
+                "with one length and one k"
+            )
+        self.length, self.columns = next(iter(shapes.values()))
+        row_bytes = self.length * (self.columns * self._dtype.itemsize + 1)
+        self._cache: Block | None = None
+        if len(self) * row_bytes <= cache_bytes:
+            self._cache = self._load()
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def _pairs(self) -> Iterator[tuple[int, int]]:
+        return zip(self.store.tolist(), self.row.tolist(), strict=True)
+
+    @property
+    def cached(self) -> bool:
+        """Whether the features are held in memory."""
+        return self._cache is not None
+
+    def members_of(self, store: int) -> Int[np.ndarray, " B"]:
+        """Numbers of the rows that come from one store."""
+        return np.flatnonzero(self.store == store)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over ids, labels and origin of the rows, in order."""
+        digest = hashlib.sha256(self.role.encode())
+        for (store, row), label in zip(self._pairs(), self.labels, strict=True):
+            source = self.stores[store]
+            line = f"\n{source.name}\x1f{row}\x1f{source.ids[row]}\x1f{label:g}"
+            digest.update(line.encode())
+        return digest.hexdigest()
+
+    def read(self, numbers: Int[np.ndarray, " B"]) -> Block:
+        """Features of some rows, in the given order."""
+        if self._cache is not None:
+            return Block(self._cache.features[numbers], self._cache.mask[numbers])
+        return self._read(numbers)
+
+    def _read(self, numbers: Int[np.ndarray, " B"]) -> Block:
+        features = np.empty((len(numbers), self.length, self.columns), self._dtype)
+        mask = np.empty((len(numbers), self.length), bool)
+        for store in np.unique(self.store[numbers]):
+            here = np.flatnonzero(self.store[numbers] == store)
+            # Ascending rows turn scattered reads into one pass over the file.
+            here = here[np.argsort(self.row[numbers[here]], kind="stable")]
+            found = self.stores[store].features(self.row[numbers[here]])
+            with np.errstate(over="ignore"):  # found by the check below
+                features[here], mask[here] = found[0].astype(self._dtype), found[1]
+        self._check_finite(numbers, features, mask)
+        return Block(features, mask)
+
+    def _check_finite(
+        self, numbers: np.ndarray, features: np.ndarray, mask: np.ndarray
+    ) -> None:
+        # Summing is much cheaper than testing every value, and rarely alarms.
+        if np.isfinite(features.sum(dtype=np.float64)):
+            return
+        wrong = ~(np.isfinite(features).all(axis=2) | ~mask).all(axis=1)
+        if not wrong.any():
+            return
+        first = numbers[wrong][0]
+        store = self.stores[self.store[first]]
+        raise InputError(
+            f"{store.name}: {int(wrong.sum())} texts have features that are not finite "
+            f"in {self._dtype} (first: id {self.ids[first]}); extract them again, or "
+            "use cache_dtype float32"
+        )
+
+    def _load(self) -> Block:
+        features = np.empty((len(self), self.length, self.columns), self._dtype)
+        mask = np.empty((len(self), self.length), bool)
+        for numbers in self.blocks():
+            features[numbers], mask[numbers] = self._read(numbers)
+        return Block(features, mask)
+
+    def blocks(self) -> Iterator[Int[np.ndarray, " B"]]:
+        """All row numbers in order, some at a time."""
+        for start in range(0, len(self), _BLOCK):
+            yield np.arange(start, min(start + _BLOCK, len(self)))
+
+    def moments(self) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
+        """Mean and standard deviation of each column over valid steps, float64.
+
+        A column that does not vary gets the deviation 1.
+        """
+        count, mean, squares = 0, np.zeros(self.columns), np.zeros(self.columns)
+        for numbers in self.blocks():
+            features, mask = self.read(numbers)
+            steps = features[mask].astype(np.float64)
+            if not len(steps):
+                continue
+            # Merging block means keeps precision where a column's mean is large.
+            here, both = steps.mean(axis=0), count + len(steps)
+            shift = here - mean
+            squares += np.square(steps - here).sum(axis=0)
+            squares += np.square(shift) * count * len(steps) / both
+            mean += shift * len(steps) / both
+            count = both
+        deviation = np.sqrt(squares / max(1, count))
+        return mean, np.where(deviation > 1e-6, deviation, 1.0)
+
+
+def _labels(store: FeatureSource, rows: np.ndarray) -> np.ndarray:
+    # None (label unknown) becomes NaN, which no label equals.
+    labels = np.asarray(store.labels, dtype=np.float64)[rows]
+    bad = ~np.isin(labels, (0.0, 1.0))
+    if bad.any():
+        raise InputError(
+            f"{store.name}: {int(bad.sum())} rows have no label 0 or 1 (first: row "
+            f"{int(rows[bad][0])}); extract with members and non-members"
+        )
+    return labels.astype(np.float32)

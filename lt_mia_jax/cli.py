@@ -1,0 +1,97 @@
+"""The command line: parse, run one command, explain a mistake in one line."""
+
+import logging
+import os
+import sys
+from typing import Annotated, Any
+
+import tyro
+
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.version import __version__
+
+DESCRIPTION = f"""lt-mia {__version__}: was this text in the fine-tuning data?
+
+Try it first without any model of your own: lt-mia demo --out runs/demo"""
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+def _commands() -> dict[Any, Any]:
+    """Configuration class of each command, with the function that runs it."""
+    # Imported here so that environment variables set by `main` come first.
+    from lt_mia_jax.commands import (
+        audit,
+        demo,
+        evaluate,
+        extract,
+        finetune,
+        report,
+        train,
+    )
+
+    return {
+        demo.Demo: demo.run,
+        audit.Audit: audit.run,
+        finetune.Finetune: finetune.run,
+        extract.Extract: extract.run,
+        train.Train: train.run,
+        evaluate.Evaluate: evaluate.run,
+        report.Report: report.run,
+    }
+
+
+def parse(arguments: list[str], commands: dict[Any, Any]) -> Any:
+    """The configuration that the arguments describe; exits 2 on a misspelt flag."""
+    subcommands = [
+        Annotated[cls, tyro.conf.subcommand(cls.__name__.lower(), prefix_name=False)]
+        for cls in commands
+    ]
+    choice = subcommands[0]
+    for option in subcommands[1:]:
+        choice = choice | option
+    return tyro.cli(
+        choice,  # pyright: ignore[reportArgumentType]
+        args=arguments,
+        prog="lt-mia",
+        description=DESCRIPTION,
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+      0 on success, 2 on bad input (one line on stderr), 130 when interrupted.
+    """
+    # Parallel tokenizer threads deadlock in forked workers and help little here.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("MPLBACKEND", "agg")
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True
+    )
+    logging.getLogger("lt_mia_jax").setLevel(logging.INFO)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
+        sys.stdout.write(f"lt-mia {__version__}\n")
+        return 0
+    commands = _commands()
+    config = parse(arguments, commands)
+    try:
+        commands[type(config)](config)
+    except InputError as error:
+        sys.stderr.write(f"lt-mia: error: {error}\n")
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            "lt-mia: stopped; the same command continues where it was interrupted\n"
+        )
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""One file a command: a frozen configuration that documents itself, and its run."""

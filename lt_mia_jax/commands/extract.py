@@ -1,0 +1,124 @@
+"""`lt-mia extract`: texts with known membership into a feature store."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from lt_mia_jax.commands.scoring import flag_texts, load_pair
+from lt_mia_jax.data.splits import attack_split
+from lt_mia_jax.data.texts import Text, fingerprint, read_texts
+from lt_mia_jax.data.tokenize import encode
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.features.extract import ExtractConfig, extract
+from lt_mia_jax.models import LanguageModel
+from lt_mia_jax.provenance import write_run_record
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Extract:
+    """Turn texts of known membership into a feature store, for train and evaluate.
+
+    One forward pass of each model per text; nothing of vocabulary size is kept. The
+    run continues where it was interrupted.
+    """
+
+    reference: str
+    """The model before fine-tuning: a Hugging Face directory or hub id."""
+
+    target: str
+    """The fine-tuned model: a Hugging Face directory or hub id."""
+
+    members: Path
+    """JSONL of texts that the target was fine-tuned on."""
+
+    nonmembers: Path
+    """JSONL of texts drawn like the members that it never saw."""
+
+    out: Path
+    """Folder of the store."""
+
+    name: str = ""
+    """Name of the combination in tables; empty takes the folder's name."""
+
+    corpus: str = ""
+    """Name of the corpus in tables; empty takes the members file's name."""
+
+    k: int = 20
+    """Head and tail tokens per step; 7k + 14 feature columns."""
+
+    length: int = 128
+    """Tokens a text is cut to, the final end-of-text token included."""
+
+    side: Literal["right", "left"] = "right"
+    """Which end of a long text is cut off; left for code."""
+
+    batch_size: int = 16
+    """Texts in one forward pass."""
+
+    seed: int = 0
+    """Decides which texts train, select and test a learned attack."""
+
+
+def run(config: Extract) -> None:
+    """Extract both lists into one store.
+
+    Raises:
+      InputError: a file or model cannot be used, or a text stands in both lists.
+    """
+    members, nonmembers = read_texts(config.members), read_texts(config.nonmembers)
+    both = {text.text for text in members} & {text.text for text in nonmembers}
+    if both:
+        line = next(text.line for text in nonmembers if text.text in both)
+        raise InputError(
+            f"{config.nonmembers}: {len(both)} texts also stand in {config.members} "
+            f"(first on line {line}); a text is a member or not, remove them from one"
+        )
+    texts = [*members, *nonmembers]
+    labels = np.repeat([1, 0], [len(members), len(nonmembers)])
+    pair = load_pair(config.reference, config.target)
+    write_run_record(config.out, "extract", config)
+    encoded = encode(
+        [text.text for text in texts],
+        pair.reference.tokenizer,
+        length=config.length,
+        side=config.side,
+    )
+    lower = encode(
+        [text.text.lower() for text in texts],
+        pair.reference.tokenizer,
+        length=config.length,
+        side=config.side,
+    )
+    store = extract(
+        LanguageModel(pair.target.config),
+        pair.target.params,
+        LanguageModel(pair.reference.config),
+        pair.reference.params,
+        encoded,
+        ids=_row_ids(texts),
+        labels=labels,
+        splits=[attack_split(config.seed, text.id) for text in texts],
+        texts=[text.text for text in texts],
+        flags=flag_texts(encoded),
+        lower=lower,
+        out_dir=config.out,
+        config=ExtractConfig(k=config.k, batch_size=config.batch_size),
+        meta={
+            "name": config.name or config.out.name,
+            "target": config.target,
+            "reference": config.reference,
+            "corpus": config.corpus or config.members.stem,
+            "fingerprint": fingerprint([text.id for text in texts]),
+            "side": config.side,
+        },
+    )
+    log.info("wrote %d texts to %s", store.n, config.out)
+
+
+def _row_ids(texts: list[Text]) -> list[str]:
+    return [text.id for text in texts]

@@ -1,0 +1,157 @@
+"""`lt-mia finetune`: a target model from a base model and texts."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Literal
+
+from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
+from lt_mia_jax.data.splits import hash_unit
+from lt_mia_jax.data.texts import Text, read_texts, write_texts
+from lt_mia_jax.data.tokenize import check_vocabulary, encode
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.finetune import FinetuneConfig, LoraConfig, finetune
+from lt_mia_jax.models import LanguageModel
+from lt_mia_jax.provenance import write_run_record
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank adapters, merged into the weights at the end."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 trains all parameters."""
+
+    alpha: float = 32.0
+    """Adapters are scaled by alpha / rank."""
+
+    dropout: float = 0.05
+    """Dropout on the adapters' input."""
+
+    targets: tuple[str, ...] = ()
+    """Globs of kernels to adapt; empty takes every kernel of every layer."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """Fine-tune a model on texts and write a Hugging Face directory.
+
+    AdamW at a constant rate; the epoch with the lowest validation loss is kept. The
+    run continues where it was interrupted, with the same result.
+    """
+
+    model: str
+    """The base model: a Hugging Face directory or hub id."""
+
+    texts: Path
+    """JSONL with `text`: the fine-tuning data."""
+
+    out: Path
+    """Folder of the fine-tuned model; training state goes to its `training` folder."""
+
+    validation: Path | None = None
+    """JSONL of validation texts; without it, part of --texts is held out."""
+
+    validation_fraction: float = 0.05
+    """Share of --texts held out when no --validation is given."""
+
+    epochs: int = 3
+    """Passes over the texts."""
+
+    batch_size: int = 16
+    """Texts in one step."""
+
+    learning_rate: float = 5e-5
+    """Constant rate of AdamW."""
+
+    weight_decay: float = 0.01
+    """Decoupled weight decay, on all parameters."""
+
+    length: int = 128
+    """Tokens a text is cut to, the final end-of-text token included."""
+
+    side: Literal["right", "left"] = "right"
+    """Which end of a long text is cut off; left for code."""
+
+    lora: Lora = Lora()
+    """Adapters instead of full fine-tuning."""
+
+    seed: int = 0
+    """Seed of order, dropout, adapters and of the held-out share."""
+
+
+def run(config: Finetune) -> None:
+    """Fine-tune and save.
+
+    Raises:
+      InputError: files or the model cannot be used, or nothing is left to train on.
+    """
+    train, validation = _split(config)
+    config_, params, tokenizer = load_pretrained(config.model)
+    check_vocabulary(tokenizer, config_.vocab_size)
+    write_run_record(config.out / "training", "finetune", config)
+    state = config.out / "training"
+    write_texts(state / "members.jsonl", train)
+    write_texts(state / "validation.jsonl", validation)
+    log.info("%d texts to train on, %d to validate", len(train), len(validation))
+    encoded = [
+        encode(
+            [text.text for text in texts],
+            tokenizer,
+            length=config.length,
+            side=config.side,
+        )
+        for texts in (train, validation)
+    ]
+    lora = None
+    if config.lora.rank:
+        chosen = {"targets": config.lora.targets} if config.lora.targets else {}
+        lora = LoraConfig(
+            rank=config.lora.rank,
+            alpha=config.lora.alpha,
+            dropout=config.lora.dropout,
+            **chosen,
+        )
+    result = finetune(
+        LanguageModel(config_),
+        params,
+        encoded[0],
+        encoded[1],
+        FinetuneConfig(
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            lora=lora,
+            seed=config.seed,
+        ),
+        directory=state,
+    )
+    save_pretrained(config.out, config_, result.params, tokenizer)
+    log.info("wrote %s (best epoch %d)", config.out, result.best_epoch)
+
+
+def _split(config: Finetune) -> tuple[list[Text], list[Text]]:
+    texts = [text for text in read_texts(config.texts) if text.text.strip()]
+    if config.validation is not None:
+        validation = read_texts(config.validation)
+        if not texts:
+            raise InputError(f"{config.texts}: every text is empty")
+        return texts, validation
+    order = sorted(
+        range(len(texts)),
+        key=lambda i: hash_unit(config.seed, "validation", texts[i].id),
+    )
+    n_validation = max(1, round(config.validation_fraction * len(texts)))
+    if len(texts) <= n_validation:
+        raise InputError(
+            f"{config.texts}: {len(texts)} non-empty texts, at least 2 are needed "
+            "(one is held out for validation); add texts or pass --validation"
+        )
+    held = set(order[:n_validation])
+    return (
+        [text for i, text in enumerate(texts) if i not in held],
+        [texts[i] for i in sorted(held)],
+    )

@@ -1,0 +1,281 @@
+"""What a scored run says: rows, tables and the verdict in words.
+
+`audit`, `evaluate` and `demo` all end here, so their files have one layout:
+`scores.jsonl` (a row a text) and `summary.json` (what the report page shows).
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from lt_mia_jax.attacks import calibration, controls, metrics
+from lt_mia_jax.files import write_atomic, write_json
+from lt_mia_jax.provenance import versions
+
+log = logging.getLogger(__name__)
+
+LEARNED = "lt_mia"
+TRAINING_FREE_PRIMARY = "ez"
+SHIFTED = 0.6
+"""A text-only baseline above this AUC says that the split itself is separable."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoredTexts:
+    """Scores of the texts of one combination; all sequences have one length N."""
+
+    name: str
+    target: str
+    reference: str
+    corpus: str
+    ids: Sequence[str]
+    n_tokens: Int[np.ndarray, " N"]
+    scores: Mapping[str, Float[np.ndarray, " N"]]
+    """By attack name, higher = more likely a member; NaN = no score."""
+    flags: Sequence[Sequence[str]]
+    labels: Int[np.ndarray, " N"] | None = None
+    """1 member, 0 non-member; None when unknown."""
+    words: Sequence[str] | None = None
+    """What the text-only baseline may see; None leaves that control out."""
+    unseen: bool | None = None
+    """Whether the learned attack saw neither this model variant nor this corpus."""
+
+
+def primary_score(scores: Mapping[str, Any]) -> str:
+    """The score a verdict rests on, fixed in advance: learned attack, else EZ-MIA."""
+    return LEARNED if LEARNED in scores else TRAINING_FREE_PRIMARY
+
+
+def combination_summary(
+    scored: ScoredTexts, *, seed: int, bootstraps: int
+) -> dict[str, Any]:
+    """One entry of `combinations` in `summary.json`, with controls when labelled."""
+    labels = scored.labels
+    entry: dict[str, Any] = {
+        "name": scored.name,
+        "target": scored.target,
+        "reference": scored.reference,
+        "corpus": scored.corpus,
+        "unseen": scored.unseen,
+        "counts": {
+            "texts": len(scored.ids),
+            "members": None if labels is None else int(np.sum(labels == 1)),
+            "nonmembers": None if labels is None else int(np.sum(labels == 0)),
+            "flagged": sum(bool(flags) for flags in scored.flags),
+        },
+        "loss_gap_nats": None,
+        "attacks": {},
+        "controls": {},
+    }
+    if labels is None:
+        return entry
+    if min(entry["counts"]["members"], entry["counts"]["nonmembers"]) < 2:
+        log.warning(
+            "%s: %d members and %d non-members; at least 2 of each are needed for an "
+            "AUC, so no table is made",
+            scored.name,
+            entry["counts"]["members"],
+            entry["counts"]["nonmembers"],
+        )
+        return entry
+
+    def summarize(scores: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+        return metrics.summarize(truth, scores, seed=seed, n_boot=bootstraps)
+
+    entry["attacks"] = {k: summarize(v, labels) for k, v in scored.scores.items()}
+    entry["loss_gap_nats"] = metrics.loss_gap(labels, -scored.scores["loss"])
+    primary = scored.scores[primary_score(scored.scores)]
+    shuffled = controls.permuted_labels(labels, seed=seed)
+    entry["controls"]["permutation"] = summarize(primary, shuffled)
+    smallest = min(entry["counts"]["members"], entry["counts"]["nonmembers"])
+    if scored.words is not None and smallest >= 10:
+        blind = controls.blind_baseline(scored.words, labels, seed=seed)
+        entry["controls"]["blind"] = summarize(blind, labels)
+    return entry
+
+
+def calibration_summary(
+    primary: str,
+    suspects: Float[np.ndarray, " N"],
+    nonmembers: Float[np.ndarray, " M"],
+    *,
+    seed: int,
+) -> dict[str, Any] | None:
+    """Conformal p-values of the suspects and a check on half of the non-members.
+
+    The check scores a random half of the non-members against the other half: those
+    p-values must be uniform, which the Kolmogorov-Smirnov test examines.
+    """
+    usable = nonmembers[~np.isnan(nonmembers)]
+    if len(usable) < 2:
+        return None
+    order = np.random.default_rng(seed).permutation(len(usable))
+    held, rest = np.split(usable[order], [len(usable) // 2])
+    checked = calibration.conformal_p_values(held, rest)
+    return {
+        "primary": primary,
+        "n_calibration": len(usable),
+        "p_values": _numbers(calibration.conformal_p_values(suspects, usable)),
+        "nonmember_p_values": _numbers(checked),
+        "ks_p": calibration.uniformity_p_value(checked),
+    }
+
+
+def write_scores(
+    path: Path, scored: Sequence[ScoredTexts], extras: Mapping[str, Sequence[Any]]
+) -> None:
+    """Write `scores.jsonl`.
+
+    Args:
+      path: the file.
+      scored: combinations, in order.
+      extras: further columns (for example `p_value`), one value a row over all
+        combinations in order.
+    """
+    lines = []
+    row_number = 0
+    for group in scored:
+        logits = group.scores.get(LEARNED)
+        for i, text_id in enumerate(group.ids):
+            row: dict[str, Any] = {
+                "id": text_id,
+                "combination": group.name,
+                "n_tokens": int(group.n_tokens[i]),
+            }
+            if group.labels is not None:
+                row["label"] = int(group.labels[i])
+            row["scores"] = {k: _number(v[i]) for k, v in group.scores.items()}
+            row["probability"] = None if logits is None else _sigmoid(logits[i])
+            for column, values in extras.items():
+                row[column] = _number(values[row_number])
+            row["flags"] = list(group.flags[i])
+            lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False))
+            row_number += 1
+    write_atomic(path, "\n".join(lines) + "\n")
+
+
+def write_summary(
+    path: Path,
+    *,
+    kind: str,
+    title: str,
+    verdict: Sequence[str],
+    primary: str,
+    combinations: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any],
+    fingerprints: Mapping[str, str],
+    dataset: Mapping[str, Any] | None = None,
+    calibrated: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Write `summary.json`, from which the report page is made."""
+    summary = {
+        "kind": kind,
+        "title": title,
+        "verdict": list(verdict),
+        "primary": primary,
+        "combinations": list(combinations),
+        "dataset": dataset,
+        "calibration": calibrated,
+        "fingerprints": dict(fingerprints),
+        "versions": versions(),
+        "config": dict(config),
+        "command": command_line(),
+        "notes": list(notes),
+    }
+    write_json(path, summary)
+
+
+def command_line() -> str:
+    """The command as typed, quoted for a shell."""
+    return shlex.join(["lt-mia", *sys.argv[1:]])
+
+
+def describe_combination(entry: Mapping[str, Any], primary: str) -> list[str]:
+    """Sentences on one labelled combination: result, rivals, controls."""
+    attacks, found = entry["attacks"], entry["controls"]
+    if not attacks:
+        return []
+    counts, gap = entry["counts"], entry["loss_gap_nats"]
+    best = attacks[primary]["auc"]
+    sentences = [
+        f"{entry['name']}: over {counts['members']} members and "
+        f"{counts['nonmembers']} non-members, {_title(primary)} ranks a member above a "
+        f"non-member with probability (AUC) {_interval(best)}; the member/non-member "
+        f"loss gap is {_interval(gap)} nats."
+    ]
+    rivals = {k: v["auc"]["value"] for k, v in attacks.items() if k != primary}
+    rivals = {k: v for k, v in rivals.items() if v is not None}
+    if rivals:
+        rival = max(rivals, key=lambda name: rivals[name])
+        sentences.append(
+            f"The best other score, {_title(rival)}, reaches "
+            f"{_interval(attacks[rival]['auc'])}."
+        )
+    if found.get("blind"):
+        blind = found["blind"]["auc"]
+        tail = (
+            "above .6: the split can be told apart without any model, so read every "
+            "figure against it"
+            if (blind["value"] or 0) > SHIFTED
+            else "so the texts alone do not give membership away"
+        )
+        sentences.append(f"A text-only baseline reaches {_interval(blind)}, {tail}.")
+    control = found["permutation"]["auc"]
+    inside = control["low"] is not None and control["low"] <= 0.5 <= control["high"]
+    sentences.append(
+        f"With permuted labels the AUC is {_interval(control)}"
+        + (", as it must be." if inside else ", which should contain 0.5: suspicious.")
+    )
+    return sentences
+
+
+def _interval(estimate: Mapping[str, float | None] | None) -> str:
+    if estimate is None or estimate["value"] is None:
+        return "not available"
+    text = f"{estimate['value']:.3f}"
+    if estimate["low"] is not None and estimate["high"] is not None:
+        text += f" [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+    return text
+
+
+TITLES = {
+    "lt_mia": "the learned attack",
+    "ez": "EZ-MIA",
+    "wbc": "WBC",
+    "min_k": "Min-K%",
+    "max_k": "Max-K%",
+    "min_k_plus_plus": "Min-K%++",
+    "lrr": "LRR",
+    "fast_detectgpt": "Fast-DetectGPT",
+}
+
+
+def _title(name: str) -> str:
+    return TITLES.get(name, name.replace("_", " ").capitalize())
+
+
+def _number(value: Any) -> float | None:
+    """A JSON number, or null where there is none."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _numbers(values: np.ndarray) -> list[float]:
+    return [float(v) for v in values if math.isfinite(v)]
+
+
+def _sigmoid(logit: float) -> float | None:
+    if not math.isfinite(logit):
+        return None
+    if logit >= 0:
+        return 1 / (1 + math.exp(-logit))
+    return math.exp(logit) / (1 + math.exp(logit))

@@ -1,0 +1,58 @@
+"""`lt-mia train`: the learned attack from feature stores."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+from lt_mia_jax.attacks import ClassifierConfig, TrainConfig, train_attack
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.features.store import FeatureStore
+from lt_mia_jax.provenance import write_run_record
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train the learned attack on feature stores made by `lt-mia extract`.
+
+    The more different models and corpora, the better it transfers. Rows marked train
+    are fitted, rows marked validation choose the epoch, rows marked test are left for
+    `lt-mia evaluate`. The run continues where it was interrupted.
+    """
+
+    features: tuple[Path, ...]
+    """Feature stores, one a combination of model and corpus."""
+
+    out: Path
+    """Folder of the attack: weights, configuration, card."""
+
+    classifier: ClassifierConfig = ClassifierConfig()
+    """Architecture of the attack."""
+
+    recipe: TrainConfig = TrainConfig()
+    """How it is trained."""
+
+
+def run(config: Train) -> None:
+    """Train and save the attack.
+
+    Raises:
+      InputError: a store is broken, or stores do not fit each other.
+    """
+    stores = [FeatureStore.open(path) for path in config.features]
+    for path, store in zip(config.features, stores, strict=True):
+        if (store.k, store.length) != (stores[0].k, stores[0].length):
+            raise InputError(
+                f"{path} has k = {store.k} and length {store.length}, "
+                f"{config.features[0]} has k = {stores[0].k} and length "
+                f"{stores[0].length}; extract them alike"
+            )
+    write_run_record(config.out, "train", config)
+    result = train_attack(stores, config.classifier, config.recipe, config.out)
+    log.info(
+        "wrote %s (best epoch %d, validation AUC %.3f)",
+        config.out,
+        result.best_epoch,
+        result.best_auc,
+    )

@@ -1,0 +1,170 @@
+"""Texts to token ids and masks, the way the learned attack expects them."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from lt_mia_jax.arrays import Bool, Int
+from lt_mia_jax.data.texts import well_formed
+from lt_mia_jax.errors import InputError
+
+log = logging.getLogger(__name__)
+
+END_OF_TEXT = "<|endoftext|>"
+_CHUNK = 1024
+_BYTES = 256
+
+
+class Encoded(NamedTuple):
+    """Token ids of `N` texts, padded on the right to `T` tokens."""
+
+    input_ids: Int[np.ndarray, "N T"]
+    """int32; padding holds the pad id (or end-of-text)."""
+    attention_mask: Int[np.ndarray, "N T"]
+    """uint8; 1 on real tokens, the appended end-of-text among them."""
+    truncated: Bool[np.ndarray, " N"]
+    """The text had more tokens than fit."""
+    empty: Bool[np.ndarray, " N"]
+    """Fewer than two tokens, so no step can be scored."""
+
+    def take(self, rows: Int[np.ndarray, " M"]) -> "Encoded":
+        """The texts of the given rows, in that order."""
+        return Encoded(*(field[rows] for field in self))
+
+
+def encode(
+    texts: Sequence[str],
+    tokenizer: Any,
+    *,
+    length: int = 128,
+    side: Literal["right", "left"] = "right",
+) -> Encoded:
+    """Tokenise without special tokens, cut, end with end-of-text, pad.
+
+    With an end-of-text id, `length - 1` tokens are kept and the id is appended, to
+    truncated texts too; without one, `length` tokens are kept. No beginning-of-text
+    id is ever added. A text without tokens keeps its row and is flagged `empty`.
+
+    The whole text is tokenised before it is cut: no prefix of characters gives the
+    same ids for every tokenizer.
+
+    Args:
+      texts: any strings; a lone surrogate counts as U+FFFD.
+      tokenizer: a tokenizer of the `transformers` library.
+      length: tokens per row, end-of-text included.
+      side: the end at which a long text is cut; "left" (keep the last tokens) is for
+        corpora of source code.
+
+    Raises:
+      InputError: `length` below 1.
+
+    Source: Learning the Signature of Memorization in Autoregressive Language Models,
+    arXiv 2604.03199 (tokenisation of the reference implementation); an empty row is
+    kept here and dropped there.
+    """
+    if length < 1:
+        raise InputError(f"length {length}: at least one token a text is needed")
+    eos = tokenizer.eos_token_id
+    pad = tokenizer.pad_token_id
+    if pad is None:
+        pad = 0 if eos is None else eos
+    keep = length if eos is None else max(1, length - 1)
+
+    ids = np.full((len(texts), length), pad, np.int32)
+    mask = np.zeros((len(texts), length), np.uint8)
+    truncated = np.zeros(len(texts), bool)
+    for start in range(0, len(texts), _CHUNK):
+        chunk = [well_formed(text) for text in texts[start : start + _CHUNK]]
+        encoded = tokenizer(
+            chunk,
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+        for row, full in enumerate(encoded, start):
+            kept = list(full[:keep] if side == "right" else full[-keep:])
+            truncated[row] = len(full) > keep
+            if eos is not None and len(kept) < length:
+                kept.append(eos)
+            ids[row, : len(kept)] = kept
+            mask[row, : len(kept)] = 1
+    return Encoded(ids, mask, truncated, mask.sum(1) < 2)
+
+
+def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
+    """Refuse a tokenizer that can produce ids which the model does not embed.
+
+    Args:
+      tokenizer: a tokenizer of the `transformers` library.
+      vocab_size: rows of the model's embedding.
+
+    Raises:
+      InputError: naming the highest token.
+    """
+    token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if highest >= vocab_size:
+        raise InputError(
+            f"the tokenizer has token {token!r} with id {highest} but the model "
+            f"embeds only {vocab_size} ids (0 to {vocab_size - 1}); use the tokenizer "
+            "that the model was saved with"
+        )
+
+
+def train_bpe(
+    texts: Iterable[str], *, vocab_size: int, out_dir: Path | str | None = None
+) -> Any:
+    """Train a byte-level BPE tokenizer with an end-of-text token.
+
+    Deterministic in the texts and their number. The result can spell any string.
+
+    Args:
+      texts: training texts; whatever trains a tokenizer should not be audited with
+        it, so give texts of the pretrain role.
+      vocab_size: ids in all: 256 bytes, end-of-text (id 0) and merges.
+      out_dir: where to `save_pretrained`, so that `AutoTokenizer` opens it.
+
+    Returns:
+      A `transformers.PreTrainedTokenizerFast`. When the texts are too few for the
+      merges wanted it has fewer ids, with a logged warning.
+
+    Raises:
+      InputError: `vocab_size` leaves no room for the bytes.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if vocab_size < _BYTES + 1:
+        raise InputError(
+            f"vocab_size {vocab_size}: at least {_BYTES + 1} are needed (the bytes and "
+            f"{END_OF_TEXT})"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(map(well_formed, texts), trainer)
+    if tokenizer.get_vocab_size() < vocab_size:
+        log.warning(
+            "the texts support only %d of %d BPE tokens",
+            tokenizer.get_vocab_size(),
+            vocab_size,
+        )
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
+    )
+    if out_dir is not None:
+        wrapped.save_pretrained(str(out_dir))
+    return wrapped

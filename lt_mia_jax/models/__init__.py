@@ -1,0 +1,8 @@
+"""Language models: what they are (config), how they run, and the one door."""
+
+from lt_mia_jax.models.config import ModelConfig as ModelConfig
+from lt_mia_jax.models.execution import ExecutionConfig as ExecutionConfig
+from lt_mia_jax.models.language_model import LanguageModel as LanguageModel
+from lt_mia_jax.models.presets import gpt2_like as gpt2_like
+from lt_mia_jax.models.presets import llama_like as llama_like
+from lt_mia_jax.models.presets import neox_like as neox_like

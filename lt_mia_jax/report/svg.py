@@ -1,0 +1,166 @@
+"""Small inline SVG: scales, ticks, thin paths. Colours come from the page's CSS.
+
+Written by hand because a chart here is a dozen marks: the result is a few kilobytes,
+follows the light and dark palette through CSS classes, keeps its text as text, and is
+the same bytes each time.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from markupsafe import Markup, escape
+
+from lt_mia_jax.arrays import Bool, Float
+
+
+class Scale(NamedTuple):
+    """A map from data to pixels, linear or logarithmic, clipped to its range."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+    log: bool = False
+
+    def __call__(self, values: object) -> Float[np.ndarray, "..."]:
+        """Pixels of `values`; what lies outside the range lands on its edge."""
+        inside = np.clip(np.asarray(values, float), self.low, self.high)
+        low, high = self.low, self.high
+        if self.log:
+            inside, low, high = np.log10(inside), math.log10(low), math.log10(high)
+        return self.start + (inside - low) / (high - low) * (self.stop - self.start)
+
+
+def decade_ticks(low: float, high: float) -> list[float]:
+    """The powers of ten from `low` to `high`."""
+    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+    return [10.0**exponent for exponent in range(first, last + 1)]
+
+
+def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten) between `low` and `high`."""
+    rough = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = min((1, 2, 5, 10), key=lambda unit: abs(unit * power - rough)) * power
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [index * step for index in range(first, last + 1)]
+
+
+def label_number(value: float) -> str:
+    """A tick label: plain up to five digits, otherwise a power of ten."""
+    if value == 0:
+        return "0"
+    if 1e-4 <= abs(value) < 1e5:
+        return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace(
+        "-", "\N{MINUS SIGN}"
+    )
+
+
+def pixel(value: float) -> str:
+    """A coordinate with one decimal, without trailing zeros."""
+    return f"{round(float(value), 1):g}"
+
+
+def line(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> str:
+    """Path data of a polyline through pixel coordinates, simplified to .3 pixels."""
+    keep = _simplify(np.column_stack([x, y]), tolerance=0.3)
+    points = [
+        f"{pixel(a)} {pixel(b)}" for a, b in zip(x[keep], y[keep], strict=True)
+    ]
+    return "M" + "L".join(points)
+
+
+def staircase(
+    x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], *, begin: str = "M"
+) -> str:
+    """Path data of right-continuous steps: across at the old height, then up."""
+    data = [f"{begin}{pixel(x[0])} {pixel(y[0])}"]
+    height, column = pixel(y[0]), pixel(x[0])
+    for a, b in zip(x[1:], y[1:], strict=True):
+        if pixel(b) != height:
+            column, height = pixel(a), pixel(b)
+            data.append(f"H{column}V{height}")
+    if pixel(x[-1]) != column:
+        data.append(f"H{pixel(x[-1])}")
+    return "".join(data)
+
+
+def band(
+    x: Float[np.ndarray, " n"],
+    low: Float[np.ndarray, " n"],
+    high: Float[np.ndarray, " n"],
+) -> str:
+    """Path data of the area between two staircases over the same columns."""
+    # The way back mirrors the steps: at each column the height changes first.
+    back = [f"L{pixel(x[-1])} {pixel(low[-1])}"]
+    height = pixel(low[-1])
+    for index in range(len(x) - 1, 0, -1):
+        if pixel(low[index - 1]) != height:
+            height = pixel(low[index - 1])
+            back.append(f"H{pixel(x[index])}V{height}")
+    back.append(f"H{pixel(x[0])}")
+    return staircase(x, high) + "".join(back) + "Z"
+
+
+def mark(data: str, css: str) -> Markup:
+    """One path with a CSS class."""
+    return Markup('<path class="{}" d="{}"/>').format(css, data)
+
+
+def rule(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
+    """One straight line with a CSS class."""
+    data = f"M{pixel(x1)} {pixel(y1)}L{pixel(x2)} {pixel(y2)}"
+    return mark(data, css)
+
+
+def text(
+    x: float, y: float, content: str, css: str = "", *, anchor: str = "start"
+) -> Markup:
+    """One escaped text, anchored at start, middle or end."""
+    return Markup('<text x="{}" y="{}" text-anchor="{}" class="{}">{}</text>').format(
+        pixel(x), pixel(y), anchor, css, content
+    )
+
+
+def upright(x: float, y: float, content: str, css: str = "title") -> Markup:
+    """A text turned by 90 degrees, centred at (x, y), for the vertical axis."""
+    return Markup(
+        '<text transform="translate({} {}) rotate(-90)" text-anchor="middle" '
+        'class="{}">{}</text>'
+    ).format(pixel(x), pixel(y), css, content)
+
+
+def figure(width: int, height: int, marks: list[Markup], label: str) -> Markup:
+    """An `<svg>` element that scales with its container and has a spoken label."""
+    return Markup(
+        '<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'
+    ).format(width, height, escape(label), Markup("").join(marks))
+
+
+def _simplify(
+    points: Float[np.ndarray, "n 2"], tolerance: float
+) -> Bool[np.ndarray, " n"]:
+    """Points that keep a polyline within `tolerance` (Ramer, Douglas, Peucker)."""
+    keep = np.zeros(len(points), bool)
+    keep[[0, -1]] = True
+    pending = [(0, len(points) - 1)]
+    while pending:
+        first, last = pending.pop()
+        if last - first < 2:
+            continue
+        chord = points[last] - points[first]
+        inner = points[first + 1 : last] - points[first]
+        length = math.hypot(*chord)
+        if length > 0:
+            away = np.abs(chord[0] * inner[:, 1] - chord[1] * inner[:, 0]) / length
+        else:
+            away = np.hypot(inner[:, 0], inner[:, 1])
+        farthest = int(away.argmax())
+        if away[farthest] > tolerance:
+            middle = first + 1 + farthest
+            keep[middle] = True
+            pending += [(first, middle), (middle, last)]
+    return keep

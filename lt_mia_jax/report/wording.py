@@ -1,0 +1,113 @@
+"""Numbers and names as readers see them."""
+
+import math
+from typing import Any
+
+NBSP = "\N{NO-BREAK SPACE}"
+MINUS = "\N{MINUS SIGN}"
+DASH = "\N{EN DASH}"
+LEARNED = "lt_mia"
+"""The score of the learned attack in every file."""
+
+ATTACKS = {
+    "lt_mia": ("LT-MIA", "learned classifier over per-token statistics"),
+    "loss": ("Loss", "mean log-likelihood"),
+    "zlib": ("Zlib", "log-likelihood per compressed byte"),
+    "min_k": ("Min-K %", "mean of the least likely 20 % of tokens"),
+    "max_k": ("Max-K %", "mean of the most likely 20 % of tokens"),
+    "min_k_plus_plus": ("Min-K %++", "Min-K % on standardised log-probabilities"),
+    "rank": ("Rank", "mean rank of the true token, negated"),
+    "log_rank": ("Log-rank", "mean logarithm of the rank, negated"),
+    "entropy": ("Entropy", "mean entropy of the prediction, negated"),
+    "lrr": ("LRR", "log-likelihood over log-rank"),
+    "reference": ("Reference", "log-likelihood minus that of the reference model"),
+    "ratio": ("Ratio", "loss over the loss of the reference model, negated"),
+    "ez": ("EZ-MIA", "gains over losses where the target errs"),
+    "wbc": ("WBC", "share of windows in which the target beats the reference"),
+    "binoculars": ("Binoculars", "loss over cross-entropy between the models"),
+    "fast_detectgpt": ("Fast-DetectGPT", "standardised log-likelihood"),
+    "lowercase": ("Lowercase", "loss over the loss of the lower-cased text"),
+    "recall": ("ReCaLL", "log-likelihood after a non-member prefix"),
+    "con_recall": ("CON-ReCall", "contrast of member and non-member prefixes"),
+    "icp": ("ICP-MIA", "what context still gains"),
+    "neighbourhood": ("Neighbourhood", "log-likelihood against that of neighbours"),
+}
+"""Label and one-line definition of the scores we know; others show as they are."""
+
+CONTROLS = {
+    "blind": ("Blind baseline", "bag of words and forest; never sees a model"),
+    "permutation": ("Label permutation", "learned attack against shuffled labels"),
+}
+
+FLAGS = {
+    "empty": "the text has no content",
+    "truncated": "longer than the audited length; only a part was scored",
+    "short": "few tokens, so the score is noisy",
+    "no_valid_step": "no token could be scored",
+    "duplicate": "the same text occurs more than once",
+    "near_duplicate": "a close copy occurs elsewhere in the input",
+}
+
+DECISIONS = {"member": "member", "no evidence": "no evidence of membership"}
+
+
+def attack_name(name: str) -> tuple[str, str]:
+    """Label and definition of an attack or control."""
+    return ATTACKS.get(name) or CONTROLS.get(name) or (name, "")
+
+
+def signed(text: str) -> str:
+    """The text with typographic minus signs."""
+    return text.replace("-", MINUS)
+
+
+def unit(value: float | None, digits: int = 3) -> str:
+    """A number such as an AUC with fixed decimals; a dash when there is none."""
+    return "\N{EM DASH}" if value is None else signed(f"{value:.{digits}f}")
+
+
+def percentage(value: float | None) -> str:
+    """A rate in per cent with one decimal; a dash when there is none."""
+    return "\N{EM DASH}" if value is None else signed(f"{100 * value:.1f}") + f"{NBSP}%"
+
+
+def bounds(interval: dict[str, Any] | None, *, rate: bool = False) -> str:
+    """An interval such as [0.91, 0.95] or [12.1, 15.0]; empty when there is none."""
+    if not interval or interval["low"] is None or interval["high"] is None:
+        return ""
+    low, high = interval["low"], interval["high"]
+    if rate:
+        return signed(f"[{100 * low:.1f}, {100 * high:.1f}]")
+    return signed(f"[{low:.3f}, {high:.3f}]")
+
+
+def general(value: float | None, digits: int = 4) -> str:
+    """A number with so many significant digits, in scientific form when extreme."""
+    if value is None or math.isnan(value):
+        return "\N{EM DASH}"
+    if value == 0 or 1e-3 <= abs(value) < 1e6:
+        return signed(f"{value:.{digits}g}" if abs(value) < 1e4 else f"{value:,.0f}")
+    mantissa, exponent = f"{value:.{max(0, digits - 2)}e}".split("e")
+    raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{signed(mantissa)}{NBSP}×{NBSP}10{raised}"
+
+
+def p_text(value: float | None) -> str:
+    """A p-value with two significant digits."""
+    return general(value, 2)
+
+
+def count(value: int | None) -> str:
+    """An integer with thousands separators; a dash when there is none."""
+    return "\N{EM DASH}" if value is None else f"{value:,}"
+
+
+def plural(number: int, noun: str) -> str:
+    """Number and noun, such as `1 text` or `1,200 texts`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def listed(names: list[str], most: int = 4) -> str:
+    """Names with commas, shortened to the first few."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

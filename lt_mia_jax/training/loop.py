@@ -1,0 +1,288 @@
+"""`fit`: run a step many times; resumable, deterministic, never waiting for metrics.
+
+A step is a pure function `step(state, batch, key) -> (state, metrics)` with scalar
+metrics. A step that needs large arrays which it does not change (a frozen model) is
+a `jax.tree_util.Partial` that holds them, so that they are arguments of the compiled
+program and not constants in it. Programs are cached by the function: a frozen
+dataclass with `__call__` shares one program among all equal configurations.
+"""
+
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.sharding import batch_sharding, parameter_shardings, replicated
+from lt_mia_jax.training.checkpoint import Checkpointer
+from lt_mia_jax.training.metrics import MetricsWriter
+from lt_mia_jax.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+Metrics = dict[str, Any]
+Step = Callable[[TrainState, Any, jax.Array], tuple[TrainState, Metrics]]
+
+
+class FitResult(NamedTuple):
+    """What training leaves behind."""
+
+    state: TrainState
+    """After the last step."""
+    best: Any
+    """Parameters of the best evaluation; those of `state` without evaluations."""
+    best_step: int
+    """Updates done when `best` was taken."""
+    history: tuple[dict[str, Any], ...]
+    """One row an evaluation: `step` and the numbers of `evaluate`."""
+    resumed_from: int
+    """Updates that an earlier process had already done; 0 for a fresh run."""
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+    """A copy of `tree` on the mesh, large leaves split over its `fsdp` axis.
+
+    A copy, because `fit` donates its state: the caller's arrays stay valid.
+    """
+    return _copy(jax.device_put(tree, parameter_shardings(tree, mesh)), mesh=mesh)
+
+
+def place_batch(batch: Any, mesh: Mesh) -> Any:
+    """Host arrays, the same on every process, split along their leading axis."""
+    sharding = batch_sharding(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(
+            x.shape, sharding, functools.partial(np.ndarray.__getitem__, x)
+        ),
+        batch,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _copy(tree: Any, *, mesh: Mesh) -> Any:
+    # `device_put` may share buffers with its argument, whatever `may_alias` says.
+    copied = jax.tree.map(jnp.copy, tree)
+    return jax.lax.with_sharding_constraint(copied, parameter_shardings(tree, mesh))
+
+
+@functools.partial(jax.jit, static_argnames="mesh", donate_argnames="state")
+def _advance(
+    step: Any, state: TrainState, batch: Any, key: jax.Array, *, mesh: Mesh
+) -> tuple[TrainState, Metrics]:
+    """One step; the state keeps its layout, so the next call fits the program."""
+    shardings = parameter_shardings(state, mesh)
+    new_state, metrics = step(state, batch, jax.random.fold_in(key, state.step))
+    return jax.lax.with_sharding_constraint(new_state, shardings), metrics
+
+
+def fit(
+    step_fn: Step,
+    state: TrainState,
+    *,
+    total_steps: int,
+    batch_at: Callable[[int], Any],
+    key: jax.Array,
+    mesh: Mesh,
+    label: str = "training",
+    evaluate: Callable[[Any], dict[str, float]] | None = None,
+    evaluate_every: int | None = None,
+    monitor: str = "validation_loss",
+    mode: Literal["min", "max"] = "min",
+    checkpointer: Checkpointer | None = None,
+    save_every_seconds: float = 60.0,
+    metrics: MetricsWriter | None = None,
+) -> FitResult:
+    """Run `step_fn` until `total_steps` updates are done.
+
+    Step `s` gets `batch_at(s)` and the key `fold_in(key, s)`, so a resumed run
+    repeats an uninterrupted one exactly. Step `s + 1` is started before the metrics
+    of step `s` are read. With `evaluate` the parameters of the best evaluation are
+    kept; of equal ones the earliest.
+
+    Args:
+      step_fn: see the module; its metrics must hold `loss`. Give it a metric that is
+        not finite when its gradients are not (such as their norm).
+      state: the start; its arrays are copied, not donated.
+      total_steps: updates in the whole run.
+      batch_at: host arrays of a step, with the same shapes at every step and a
+        leading axis that the mesh divides. Called once a step, in order.
+      key: seed of all randomness inside steps.
+      mesh: the devices.
+      label: shown beside the progress bar.
+      evaluate: numbers of the given parameters, on the host.
+      evaluate_every: updates between evaluations; the last update is always
+        followed by one.
+      monitor: which number of `evaluate` decides what is best.
+      mode: whether less or more of it is better.
+      checkpointer: saves here and resumes from here.
+      save_every_seconds: least time between saves, which is stretched when saving
+        is slow (at most 5 % of the time); 0 saves after every step. The last step is
+        always saved.
+      metrics: gets one row a step and one an evaluation.
+
+    Raises:
+      InputError: a loss, gradient norm or evaluation is not finite (the message names
+        the step); or the checkpoint does not fit.
+    """
+    sharded = place(state, mesh)
+    key = jax.device_put(key, replicated(mesh))
+    step = jax.tree_util.Partial(step_fn)
+    tracker = _Tracker(monitor, mode) if evaluate is not None else None
+    best = _copy(sharded.params, mesh=mesh) if evaluate is not None else None
+
+    def saved_tree() -> Any:
+        return {"state": sharded} | ({} if tracker is None else {"best": best})
+
+    start = 0
+    if checkpointer is not None:
+        restored = checkpointer.restore(saved_tree())
+        if restored is not None:
+            start = restored.step
+            sharded = restored.tree["state"]
+            best = restored.tree.get("best")
+            if tracker is not None:
+                tracker.load(restored.meta["tracker"])
+            logger.info("%s: resumed from step %d of %d", label, start, total_steps)
+    if metrics is not None:
+        metrics.rewind(start)
+
+    clock = _SaveClock(save_every_seconds)
+    pending: tuple[int, Metrics] | None = None
+    bar = tqdm(total=total_steps, initial=start, desc=label, disable=None)
+
+    def settle() -> None:
+        """Read the metrics of the last step that was started."""
+        nonlocal pending
+        if pending is None:
+            return
+        (done, device_values), pending = pending, None
+        values = {name: float(x) for name, x in jax.device_get(device_values).items()}
+        _check_finite(values, done, label, checkpointer)
+        if metrics is not None:
+            metrics.write({"step": done, **values})
+        bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+        bar.update()
+
+    try:
+        for index in range(start, total_steps):
+            batch = place_batch(batch_at(index), mesh)
+            sharded, device_values = _advance(step, sharded, batch, key, mesh=mesh)
+            settle()
+            done = index + 1
+            pending = (done, device_values)
+            last = done == total_steps
+            on_time = evaluate_every is not None and done % evaluate_every == 0
+            if evaluate is not None and tracker is not None and (on_time or last):
+                settle()
+                row = {"step": done, **evaluate(sharded.params)}
+                _check_finite(row, done, label, checkpointer)
+                if metrics is not None:
+                    metrics.write(row)
+                if tracker.better(row):
+                    best = _copy(sharded.params, mesh=mesh)
+            if checkpointer is not None and (last or clock.due(done)):
+                settle()
+                if metrics is not None:
+                    metrics.flush()
+                with clock:
+                    meta = {} if tracker is None else {"tracker": tracker.dump()}
+                    checkpointer.save(done, saved_tree(), meta)
+        settle()
+    finally:
+        bar.close()
+        if metrics is not None:
+            metrics.close()
+        if checkpointer is not None:
+            checkpointer.close()
+    return FitResult(
+        state=sharded,
+        best=sharded.params if tracker is None else best,
+        best_step=total_steps if tracker is None else tracker.step,
+        history=() if tracker is None else tuple(tracker.rows),
+        resumed_from=start,
+    )
+
+
+class _Tracker:
+    """The evaluations so far and which was best."""
+
+    def __init__(self, monitor: str, mode: Literal["min", "max"]):
+        self.monitor, self.sign = monitor, 1.0 if mode == "min" else -1.0
+        self.step = 0
+        self.rows: list[dict[str, Any]] = []
+        self.lowest = math.inf
+
+    def better(self, row: dict[str, Any]) -> bool:
+        self.rows.append(row)
+        value = self.sign * row[self.monitor]
+        if value >= self.lowest:
+            return False
+        self.step, self.lowest = row["step"], value
+        return True
+
+    def dump(self) -> dict[str, Any]:
+        # Infinity is not JSON; it is the state before the first evaluation.
+        lowest = self.lowest if math.isfinite(self.lowest) else None
+        return {"rows": self.rows, "step": self.step, "lowest": lowest}
+
+    def load(self, saved: dict[str, Any]) -> None:
+        self.rows, self.step = list(saved["rows"]), saved["step"]
+        self.lowest = math.inf if saved["lowest"] is None else saved["lowest"]
+
+
+class _SaveClock:
+    """Decides when to save; processes follow the first one's clock."""
+
+    CHECK_EVERY = 16
+    """Steps between questions to the first process, when there are several."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.cost = 0.0
+        self.saved_at = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        if self.seconds == 0:
+            return True
+        waited = time.monotonic() - self.saved_at
+        due = waited >= max(self.seconds, 19 * self.cost)
+        if jax.process_count() == 1:
+            return due
+        if step % self.CHECK_EVERY:
+            return False
+        return bool(multihost_utils.broadcast_one_to_all(np.asarray(due)))
+
+    def __enter__(self) -> None:
+        self.began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.saved_at = time.monotonic()
+        self.cost = self.saved_at - self.began
+
+
+def _check_finite(
+    values: dict[str, Any],
+    step: int,
+    label: str,
+    checkpointer: Checkpointer | None,
+) -> None:
+    wrong = [f"{name} = {x}" for name, x in values.items() if not math.isfinite(x)]
+    if not wrong:
+        return
+    steps = checkpointer.steps() if checkpointer is not None else ()
+    kept = f" The checkpoint of step {steps[-1]} is kept." if steps else ""
+    raise InputError(
+        f"{label} diverged at step {step}: {', '.join(wrong)}, expected finite "
+        f"numbers. Lower the learning rate or clip gradients.{kept}"
+    )
