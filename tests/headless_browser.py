@@ -125,7 +125,9 @@ class Page:
         )
         self.events.clear()
         self.call("Page.navigate", url=path.resolve().as_uri())
-        while not any(each.get("method") == "Page.loadEventFired" for each in self.events):
+        while not any(
+            each.get("method") == "Page.loadEventFired" for each in self.events
+        ):
             self.events.append(self._receive())
 
     def evaluate(self, expression: str) -> Any:
@@ -146,7 +148,11 @@ class Page:
 
     def complaints(self) -> list[str]:
         """Console errors, exceptions and log entries since `open`."""
-        wanted = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
+        wanted = (
+            "Runtime.exceptionThrown",
+            "Runtime.consoleAPICalled",
+            "Log.entryAdded",
+        )
         return [
             json.dumps(each["params"])
             for each in self.events

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -45,6 +45,7 @@ class Attack(NamedTuple):
         return frozenset(self.card.get("text_ids", ()))
 
 
+@runtime_checkable
 class ReadableStore(Protocol):
     """What scoring needs of a feature store."""
 

@@ -21,7 +21,8 @@ def binary_cross_entropy(
       smoothing: e in [0, 1).
     """
     targets = labels * (1 - smoothing) + smoothing / 2
-    return jax.nn.softplus(logits) - targets * logits
+    away = (1 - targets) * jax.nn.softplus(logits)
+    return targets * jax.nn.softplus(-logits) + away
 
 
 def focal(

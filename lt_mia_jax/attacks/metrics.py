@@ -24,9 +24,7 @@ FEWEST_FALSE_POSITIVES = 10
 
 _BLOCK_CELLS = 2**21  # resamples x distinct scores held at a time: 16 MiB an array
 
-Labels = (
-    Integer[np.ndarray, " N"] | Bool[np.ndarray, " N"] | Float[np.ndarray, " N"]
-)
+Labels = Integer[np.ndarray, " N"] | Bool[np.ndarray, " N"] | Float[np.ndarray, " N"]
 Scores = Float[np.ndarray, " N"]
 Estimate = dict[str, float | None]
 
@@ -67,13 +65,7 @@ def roc(labels: Labels, scores: Scores) -> Roc:
     Raises:
       InputError: one of the classes has no score.
     """
-    truth, values = _usable(labels, scores)
-    if not 0 < truth.sum() < truth.size:
-        raise InputError(
-            f"found {int(truth.sum())} scored members and "
-            f"{int(truth.size - truth.sum())} scored non-members; a ROC curve needs "
-            "at least one of each"
-        )
+    truth, values = _both_classes(labels, scores)
     fpr, tpr, thresholds = roc_curve(truth, _finite_order(values))
     return Roc(fpr, tpr, thresholds)
 
@@ -88,16 +80,17 @@ def tpr_at_fpr(labels: Labels, scores: Scores, f: float) -> TprAtFpr:
     2604.03199): index i = searchsorted(fpr, f, side=right) on the ROC, linear between
     the points i - 1 and i, the last TPR past the end.
     """
-    curve = roc(labels, scores)
-    nonmembers = int((_usable(labels, scores)[0] == 0).sum())
-    i = int(np.searchsorted(curve.fpr, f, side="right"))
-    before = float(curve.tpr[i - 1])
-    interpolated = before
-    if i < len(curve.fpr):
-        run = curve.fpr[i] - curve.fpr[i - 1]
-        rise = curve.tpr[i] - curve.tpr[i - 1]
-        interpolated += float(rise * (f - curve.fpr[i - 1]) / run)
-    return TprAtFpr(before, interpolated, refuses(f, nonmembers))
+    truth, values = _both_classes(labels, scores)
+    # Every threshold, since the conservative reading may stop at a collinear one;
+    # dropping those leaves the lines between points as they are.
+    fpr, tpr, _ = roc_curve(truth, _finite_order(values), drop_intermediate=False)
+    i = int(np.searchsorted(fpr, f, side="right"))
+    conservative = interpolated = float(tpr[i - 1])
+    if i < len(fpr):
+        slope = (tpr[i] - tpr[i - 1]) / (fpr[i] - fpr[i - 1])
+        interpolated += float(slope * (f - fpr[i - 1]))
+    refused = refuses(f, int((truth == 0).sum()))
+    return TprAtFpr(conservative, interpolated, refused)
 
 
 def refuses(f: float, nonmembers: int) -> bool:
@@ -209,6 +202,17 @@ def _usable(labels: Labels, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
         )
     keep = ~np.isnan(values)
     return truth[keep].astype(np.int64), values[keep]
+
+
+def _both_classes(labels: Labels, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+    truth, values = _usable(labels, scores)
+    if not 0 < truth.sum() < truth.size:
+        raise InputError(
+            f"found {int(truth.sum())} scored members and "
+            f"{int(truth.size - truth.sum())} scored non-members; a ROC curve needs "
+            "at least one of each"
+        )
+    return truth, values
 
 
 def _finite_order(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:

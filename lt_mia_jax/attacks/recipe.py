@@ -53,7 +53,7 @@ class TrainConfig:
     cache_dtype: Literal["float32", "float16"] = "float32"
     """Precision in which features are kept and moved; the same whether kept or not."""
     save_seconds: float = 60.0
-    """A checkpoint is written at the first epoch end after this many seconds."""
+    """Least seconds between checkpoints; 0 saves after every update."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run, naming every field."""
@@ -71,7 +71,9 @@ class TrainConfig:
             "pairwise_weight": self.pairwise_weight >= 0,
             "cache_gib": self.cache_gib >= 0,
         }
-        wrong = [f"{name}={getattr(self, name)}" for name, ok in rules.items() if not ok]
+        wrong = [
+            f"{name}={getattr(self, name)}" for name, ok in rules.items() if not ok
+        ]
         if wrong:
             raise InputError(
                 f"training recipe out of range: {', '.join(wrong)} (warmup_epochs must "
@@ -80,7 +82,7 @@ class TrainConfig:
         if self.pairwise_weight and self.slices > 1:
             raise InputError(
                 f"pairwise_weight={self.pairwise_weight} compares all rows of a batch, "
-                f"which slices={self.slices} keeps apart; set one of them to its default"
+                f"which slices={self.slices} keeps apart; leave one at its default"
             )
 
 

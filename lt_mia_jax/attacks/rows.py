@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -12,6 +12,7 @@ from lt_mia_jax.errors import InputError
 _BLOCK = 1024  # rows read at a time; 80 MB at the paper's sizes
 
 
+@runtime_checkable
 class FeatureSource(Protocol):
     """What training needs of a feature store: one combination, row by row."""
 

@@ -74,9 +74,7 @@ class TrainStep:
         optimizer = make_optimizer(self.recipe, self.steps_per_epoch)
         gradient = jax.value_and_grad(self._loss)
 
-        def accumulate(
-            total: Any, part: tuple[StepBatch, Array]
-        ) -> tuple[Any, None]:
+        def accumulate(total: Any, part: tuple[StepBatch, Array]) -> tuple[Any, None]:
             rows, index = part
             found = gradient(
                 state.params, constants, rows, jax.random.fold_in(key, index)
@@ -327,8 +325,7 @@ def _evaluate(
 def _signature(
     config: ClassifierConfig, recipe: TrainConfig, train: Rows, held: Rows
 ) -> str:
-    """Names what is computed; where features are kept and how often it is saved is not.
-    """
+    """Names what is computed; caching and the time between saves do not change it."""
     neutral = TrainConfig()
     same = dataclasses.replace(
         recipe, cache_gib=neutral.cache_gib, save_seconds=neutral.save_seconds

@@ -191,9 +191,7 @@ def _without_overlap(
     return kept
 
 
-def _labels(
-    texts: Sequence[Text], path: Path, notes: list[str]
-) -> np.ndarray | None:
+def _labels(texts: Sequence[Text], path: Path, notes: list[str]) -> np.ndarray | None:
     given = [text.label for text in texts]
     known = sum(label is not None for label in given)
     if known == 0:

@@ -91,9 +91,7 @@ def score_texts(
     with tqdm(total=len(texts), desc=label, unit="text", disable=None) as bar:
         for start in range(0, len(texts), BLOCK):
             block = texts[start : start + BLOCK]
-            encoded = encode(
-                block, pair.reference.tokenizer, length=length, side=side
-            )
+            encoded = encode(block, pair.reference.tokenizer, length=length, side=side)
             found = _score_block(block, encoded, scorer, pair, attack, side)
             for name, values in found.items():
                 columns.setdefault(name, []).append(values)

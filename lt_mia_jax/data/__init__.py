@@ -3,6 +3,14 @@
 from lt_mia_jax.data.batches import Batch as Batch
 from lt_mia_jax.data.batches import Batches as Batches
 from lt_mia_jax.data.batches import batch_indices as batch_indices
+from lt_mia_jax.data.corpora import Corpus as Corpus
+from lt_mia_jax.data.corpora import deduplicate as deduplicate
+from lt_mia_jax.data.corpora import load_corpus as load_corpus
+from lt_mia_jax.data.corpora import need as need
+from lt_mia_jax.data.domains import DOMAINS as DOMAINS
+from lt_mia_jax.data.domains import Domain as Domain
+from lt_mia_jax.data.hub import HUB_DATASETS as HUB_DATASETS
+from lt_mia_jax.data.hub import HubDataset as HubDataset
 from lt_mia_jax.data.splits import Split as Split
 from lt_mia_jax.data.splits import attack_split as attack_split
 from lt_mia_jax.data.splits import hash_unit as hash_unit

@@ -6,8 +6,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from lt_mia_jax.report.curves import benjamini_hochberg
-from lt_mia_jax.report.data import Run
+from lt_mia_jax.report.data import UNKNOWN, Run
 from lt_mia_jax.report.wording import (
+    NBSP,
     attack_name,
     bounds,
     listed,
@@ -17,6 +18,7 @@ from lt_mia_jax.report.wording import (
     unit,
 )
 
+NBSP_PERCENT = f"{NBSP}%"
 SHIFTED = 0.6
 """A blind baseline above this AUC marks the split as shifted."""
 SMALL = 300
@@ -38,7 +40,12 @@ def checks(run: Run) -> list[Check]:
     found += _p_values(run)
     found += _coverage(run)
     # Phrases may begin with a place or, for a single combination, without one.
-    found = [each._replace(text=each.text[0].upper() + each.text[1:]) for each in found]
+    found = [
+        each._replace(
+            text=(each.text[0].upper() + each.text[1:]).replace(" %", NBSP_PERCENT)
+        )
+        for each in found
+    ]
     order = {"caution": 0, "note": 1, "pass": 2}
     return sorted(found, key=lambda check: order[check.level])
 
@@ -50,6 +57,14 @@ def auc_of(summary: Mapping[str, Any] | None) -> float | None:
 
 
 def _unlabelled(run: Run) -> Iterator[Check]:
+    if (run.texts.labels != UNKNOWN).any():
+        yield Check(
+            "caution",
+            "Too few labels",
+            "Too few members or non-members carry a label to compute how often the "
+            "attack is right.",
+        )
+        return
     yield Check(
         "note",
         "No labels",
@@ -116,8 +131,9 @@ def _blind(run: Run, combinations: list[Mapping[str, Any]]) -> Iterator[Check]:
         yield Check(
             "pass",
             "The split is not shifted",
-            "Without a model, a bag-of-words classifier reaches an AUC of at most "
-            f"{unit(max(values.values()))} (.5 is guessing, above {SHIFTED} would be "
+            "Without a model, a bag-of-words classifier reaches an AUC of "
+            f"{'at most ' if len(values) > 1 else ''}{unit(max(values.values()))} (0.5 "
+            f"is guessing, above {SHIFTED} would be "
             f"suspicious).{margin + '.' if margin else ''}",
         )
 
@@ -144,20 +160,20 @@ def _permutation(combinations: list[Mapping[str, Any]]) -> Iterator[Check]:
             "caution",
             "Shuffled labels are not at chance",
             _where(off, combinations) + "with shuffled labels the AUC is "
-            f"{unit(interval['value'])} {bounds(interval)} instead of .5. One interval "
-            "in twenty misses by chance; otherwise the evaluation leaks.",
+            f"{unit(interval['value'])} {bounds(interval)} instead of 0.5. One "
+            "interval in twenty misses by chance; otherwise the evaluation leaks.",
         )
     else:
         detail = (
             f"the AUC is {unit(first['value'])} {bounds(first)}"
             if len(control) == 1
-            else f"the interval covers .5 in {len(control) - len(off)} of "
-            f"{len(control)} combinations"
+            else f"the interval of the AUC covers 0.5 in {len(control) - len(off)} of "
+            f"{len(control)} combinations (about one in twenty misses by chance)"
         )
         yield Check(
             "pass",
             "Shuffled labels give chance",
-            f"With permuted labels {detail}, as it must be.",
+            f"With permuted labels {detail}.",
         )
 
 
@@ -194,7 +210,8 @@ def _size(combinations: list[Mapping[str, Any]]) -> Iterator[Check]:
     if rates:
         names = list(dict.fromkeys(name for rate in rates for name in refused[rate]))
         needed = " and ".join(
-            f"{10 / rate:,.0f} for {100 * rate:g} %" for rate in reversed(rates)
+            f"{10 / rate:,.0f} non-members for {100 * rate:g} %"
+            for rate in reversed(rates)
         )
         yield Check(
             "caution",
@@ -203,13 +220,11 @@ def _size(combinations: list[Mapping[str, Any]]) -> Iterator[Check]:
             + "TPR at "
             + " and ".join(f"{100 * rate:g} %" for rate in reversed(rates))
             + f" FPR is refused: fewer than ten false positives would decide it. It "
-            f"needs at least {needed} non-members; there are {fewest:,}.",
+            f"takes at least {needed}; there are {fewest:,}.",
         )
 
 
-def _against_chance(
-    run: Run, combinations: list[Mapping[str, Any]]
-) -> Iterator[Check]:
+def _against_chance(run: Run, combinations: list[Mapping[str, Any]]) -> Iterator[Check]:
     primary = run.summary["primary"]
     label = attack_name(primary)[0]
     weak, beaten = [], {}
@@ -238,7 +253,7 @@ def _against_chance(
             "caution",
             "Not distinguishable from chance",
             _where(weak, combinations)
-            + f"the 95 % interval of the AUC of {label} includes .5.",
+            + f"the 95 % interval of the AUC of {label} includes 0.5.",
         )
     if beaten:
         yield Check(
@@ -283,7 +298,7 @@ def _p_values(run: Run) -> Iterator[Check]:
     elif ks_p is not None:
         yield Check(
             "pass",
-            "P-values of non-members are uniform",
+            "P-values of non-members look uniform",
             f"Kolmogorov-Smirnov p = {p_text(ks_p)} on held-out non-members.",
         )
     values = np.asarray(calibration["p_values"], float)
@@ -293,8 +308,8 @@ def _p_values(run: Run) -> Iterator[Check]:
         yield Check(
             "note",
             "Many texts, many p-values",
-            f"{below:,} of {len(values):,} texts have p \N{LESS-THAN OR EQUAL TO} .05; "
-            f"about {0.05 * len(values):,.0f} would by chance if none were a member. "
+            f"{below:,} of {len(values):,} texts have p \N{LESS-THAN OR EQUAL TO} 0.05;"
+            f" about {0.05 * len(values):,.0f} would by chance if none were a member. "
             f"{survive:,} remain at a false discovery rate of 5 % "
             "(Benjamini-Hochberg). With "
             f"{n:,} calibration texts no p-value can be below {p_text(1 / (n + 1))}.",

@@ -115,9 +115,7 @@ class Distribution(NamedTuple):
     y: Float[np.ndarray, " points"]
 
 
-def distribution(
-    values: Float[np.ndarray, " n"], points: int = 250
-) -> Distribution:
+def distribution(values: Float[np.ndarray, " n"], points: int = 250) -> Distribution:
     """Empirical distribution function, thinned to at most `points` steps."""
     x, counts = np.unique(values, return_counts=True)
     y = np.cumsum(counts) / len(values)

@@ -116,6 +116,7 @@ ROW: Schema = Fields(
         "combination": Maybe("text"),
         "probability": Maybe("number"),
         "p_value": Maybe("number"),
+        "q_value": Maybe("number"),
     },
 )
 
@@ -133,6 +134,7 @@ class Texts:
     scores: Mapping[str, Float[np.ndarray, " n"]]
     probability: Float[np.ndarray, " n"]
     p_value: Float[np.ndarray, " n"]
+    q_value: Float[np.ndarray, " n"]
     flags: tuple[tuple[str, ...], ...]
 
 
@@ -208,6 +210,7 @@ def _read_texts(path: Path, summary: Mapping[str, Any]) -> Texts:
         },
         probability=_column(row.get("probability") for row in rows),
         p_value=_column(row.get("p_value") for row in rows),
+        q_value=_column(row.get("q_value") for row in rows),
         flags=tuple(tuple(row["flags"]) for row in rows),
     )
 
@@ -240,5 +243,6 @@ def _raise_if(where: Path | str, found: Iterator[str]) -> None:
     if shown:
         more = "; and more" if len(shown) == 7 else ""
         raise InputError(
-            f"{where}: {'; '.join(shown[:6])}{more}. Run the command that wrote it again"
+            f"{where}: {'; '.join(shown[:6])}{more}. Run the command again that wrote "
+            "it"
         )

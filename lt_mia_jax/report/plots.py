@@ -1,6 +1,5 @@
 """The figures of the report: ROC, score histograms, calibration, tiny intervals."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -35,9 +34,9 @@ def roc_figure(curves: Mapping[str, RocBand], n_nonmembers: int) -> Markup:
     that a rate read off there is not quoted in the table.
     """
     width, height = 460, 430
-    low = 10.0 ** max(-5, math.floor(math.log10(1 / n_nonmembers) + 1e-9))
-    low = min(low, 0.1)
-    x = svg.Scale(low, 1, 62, width - 14, log=True)
+    # A little left of one false positive; zero of them is drawn at the edge.
+    low = min(0.1, 0.6 / n_nonmembers)
+    x = svg.Scale(low, 1, 62, width - 24, log=True)
     y = svg.Scale(low, 1, height - 50, 12, log=True)
     marks = []
     unsure = min(1.0, 10 / n_nonmembers)
@@ -47,9 +46,7 @@ def roc_figure(curves: Mapping[str, RocBand], n_nonmembers: int) -> Markup:
         corners = f"M{left:g} {top:g}H{right:.1f}V{bottom:g}H{left:g}Z"
         marks.append(svg.mark(corners, "unsure"))
         if right - left > 90:
-            marks.append(
-                svg.text(left + 6, top + 15, "< 10 false positives", "remark")
-            )
+            marks.append(svg.text(left + 6, top + 15, "< 10 false positives", "remark"))
     for tick in svg.decade_ticks(low, 1):
         a, b = float(x(tick)), float(y(tick))
         marks += [
@@ -61,16 +58,28 @@ def roc_figure(curves: Mapping[str, RocBand], n_nonmembers: int) -> Markup:
     marks.append(svg.rule(x.start, y.start, x.stop, y.stop, "chance"))
     styled = list(zip(CURVES, curves.values(), strict=False))
     for css, curve in reversed(styled):
-        marks.append(svg.mark(svg.band(x(curve.fpr), y(curve.low), y(curve.high)), f"band {css}"))
+        marks.append(
+            svg.mark(svg.band(x(curve.fpr), y(curve.low), y(curve.high)), f"band {css}")
+        )
     for css, curve in reversed(styled):
-        marks.append(svg.mark(svg.staircase(x(curve.fpr), y(curve.tpr)), f"curve {css}"))
+        marks.append(
+            svg.mark(svg.staircase(x(curve.fpr), y(curve.tpr)), f"curve {css}")
+        )
     marks += [
-        svg.text((x.start + x.stop) / 2, height - 8, "false-positive rate", "title", anchor="middle"),
+        svg.text(
+            (x.start + x.stop) / 2,
+            height - 8,
+            "false-positive rate",
+            "title",
+            anchor="middle",
+        ),
         svg.upright(14, (y.start + y.stop) / 2, "true-positive rate"),
     ]
     spoken = ", ".join(curves)
     return svg.figure(
-        width, height, marks,
+        width,
+        height,
+        marks,
         f"ROC curves on logarithmic axes with 95 % bootstrap bands: {spoken}; the "
         "diagonal is chance. The attack table has the same results as numbers.",
     )
@@ -92,7 +101,7 @@ def histogram_figure(
     width, height = 460, 205
     data = histogram(tuple(group.values for group in groups))
     highest = max(float(shares.max()) for shares in data.shares)
-    x = svg.Scale(float(data.edges[0]), float(data.edges[-1]), 46, width - 14)
+    x = svg.Scale(float(data.edges[0]), float(data.edges[-1]), 46, width - 24)
     y = svg.Scale(0, highest * 1.08, height - 46, 12)
     marks = []
     for tick in svg.nice_ticks(0, highest, about=3):
@@ -139,7 +148,7 @@ def calibration_figure(
     Either group may be empty.
     """
     width, height = 460, 430
-    x = svg.Scale(0, 1, 56, width - 14)
+    x = svg.Scale(0, 1, 56, width - 24)
     y = svg.Scale(0, 1, height - 50, 12)
     marks = []
     for tick in (0, 0.2, 0.4, 0.6, 0.8, 1):
@@ -167,11 +176,13 @@ def calibration_figure(
                 svg.mark(svg.staircase(x(columns), y(heights)), f"curve {css}")
             )
     marks += [
-        svg.text((x.start + x.stop) / 2, height - 8, "p-value", "title", anchor="middle"),
+        svg.text(
+            (x.start + x.stop) / 2, height - 8, "p-value", "title", anchor="middle"
+        ),
         svg.upright(14, (y.start + y.stop) / 2, "share of texts at or below"),
     ]
     below = ", ".join(
-        f"{np.mean(values <= 0.05):.1%} of {len(values)} {name} at or below .05"
+        f"{np.mean(values <= 0.05):.1%} of {len(values)} {name} at or below 0.05"
         for name, values in (
             ("held-out non-members", nonmembers),
             ("suspect texts", suspects),
@@ -179,7 +190,9 @@ def calibration_figure(
         if len(values)
     )
     return svg.figure(
-        width, height, marks,
+        width,
+        height,
+        marks,
         f"Empirical distribution of p-values against the diagonal: {below}.",
     )
 
@@ -199,11 +212,14 @@ def interval_figure(
     if value is None:
         return Markup("")
     x = svg.Scale(*span, 4, 92)
-    marks = [svg.rule(float(x(origin)), 1, float(x(origin)), 15, "origin")]
+    marks = [
+        svg.rule(x.start, 8, x.stop, 8, "track"),
+        svg.rule(float(x(origin)), 1, float(x(origin)), 15, "origin"),
+    ]
     if low is not None and high is not None:
         marks.append(svg.rule(float(x(low)), 8, float(x(high)), 8, "whisker"))
     marks.append(
-        Markup('<circle class="dot" cx="{}" cy="8" r="3"/>').format(
+        Markup('<circle class="dot" cx="{}" cy="8" r="2.6"/>').format(
             svg.pixel(float(x(value)))
         )
     )

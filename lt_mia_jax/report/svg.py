@@ -67,9 +67,7 @@ def pixel(value: float) -> str:
 def line(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> str:
     """Path data of a polyline through pixel coordinates, simplified to .3 pixels."""
     keep = _simplify(np.column_stack([x, y]), tolerance=0.3)
-    points = [
-        f"{pixel(a)} {pixel(b)}" for a, b in zip(x[keep], y[keep], strict=True)
-    ]
+    points = [f"{pixel(a)} {pixel(b)}" for a, b in zip(x[keep], y[keep], strict=True)]
     return "M" + "L".join(points)
 
 

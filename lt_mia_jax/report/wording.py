@@ -36,17 +36,17 @@ ATTACKS = {
 
 CONTROLS = {
     "blind": ("Blind baseline", "bag of words and forest; never sees a model"),
-    "permutation": ("Label permutation", "learned attack against shuffled labels"),
+    "permutation": ("Label permutation", "the verdict's attack, labels shuffled"),
 }
 
 FLAGS = {
-    "empty": "the text has no content",
+    "empty": "the text has no content and no score",
+    "too short": "no token could be scored",
+    "short": "few scored tokens, so the score is noisy",
     "truncated": "longer than the audited length; only a part was scored",
-    "short": "few tokens, so the score is noisy",
-    "no_valid_step": "no token could be scored",
     "duplicate": "the same text occurs more than once",
-    "near_duplicate": "a close copy occurs elsewhere in the input",
 }
+"""Meaning of the flags we know; a flag may add a detail after a colon."""
 
 DECISIONS = {"member": "member", "no evidence": "no evidence of membership"}
 
@@ -81,12 +81,20 @@ def bounds(interval: dict[str, Any] | None, *, rate: bool = False) -> str:
     return signed(f"[{low:.3f}, {high:.3f}]")
 
 
-def general(value: float | None, digits: int = 4) -> str:
-    """A number with so many significant digits, in scientific form when extreme."""
+def general(value: float | None, digits: int = 4, *, zeros: bool = False) -> str:
+    """A number with so many significant digits, in scientific form when extreme.
+
+    Args:
+      value: None and NaN become a dash.
+      digits: how many are significant.
+      zeros: keep trailing zeros, so that a column lines up.
+    """
     if value is None or math.isnan(value):
         return "\N{EM DASH}"
     if value == 0 or 1e-3 <= abs(value) < 1e6:
-        return signed(f"{value:.{digits}g}" if abs(value) < 1e4 else f"{value:,.0f}")
+        if abs(value) >= 1e4:
+            return signed(f"{value:,.0f}")
+        return signed(f"{value:#.{digits}g}" if zeros else f"{value:.{digits}g}")
     mantissa, exponent = f"{value:.{max(0, digits - 2)}e}".split("e")
     raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"{signed(mantissa)}{NBSP}×{NBSP}10{raised}"

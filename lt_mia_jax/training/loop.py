@@ -137,7 +137,9 @@ def fit(
     """
     sharded = place(state, mesh)
     key = jax.device_put(key, replicated(mesh))
-    step = jax.tree_util.Partial(step_fn)
+    # A Partial of a Partial would be hashed by identity and never share a program.
+    partial = isinstance(step_fn, jax.tree_util.Partial)
+    step = step_fn if partial else jax.tree_util.Partial(step_fn)
     tracker = _Tracker(monitor, mode) if evaluate is not None else None
     best = _copy(sharded.params, mesh=mesh) if evaluate is not None else None
 

@@ -1,0 +1,243 @@
+"""From scores to error rates: conformal p-values and dataset inference."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import kstest, kstwo, ttest_ind
+from sklearn.linear_model import Ridge
+
+from lt_mia_jax.errors import InputError
+
+Scores = Float[np.ndarray, " N"]
+
+ALPHA = 0.01
+"""Default level of the verdict on a set. The method's authors use 0.1; a verdict
+accuses somebody, and one false accusation in ten audits of clean sets is too many.
+Power is not the bottleneck: a set of a few hundred members gives far smaller p."""
+
+FEWEST = 20
+"""Texts of each kind that dataset inference needs: ten to fit on, ten to test on."""
+
+
+def conformal_p_values(
+    scores: Scores, calibration: Float[np.ndarray, " M"]
+) -> Float[np.ndarray, " N"]:
+    """Probability that a non-member scores at least as high, per text.
+
+    `(1 + #{calibration >= s}) / (M + 1)`: under exchangeability of a non-member with
+    the calibration texts, P(p <= a) <= a for every a, in any sample size. The smallest
+    possible value is 1 / (M + 1). A NaN score gives NaN.
+
+    Args:
+      scores: suspects, higher = more likely a member.
+      calibration: known non-members; NaN is left out.
+
+    Raises:
+      InputError: no usable calibration score.
+
+    Source: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, ch. 2.
+    """
+    usable = np.sort(calibration[~np.isnan(calibration)])
+    if not len(usable):
+        raise InputError("found no non-member with a score; p-values need at least one")
+    reached = len(usable) - np.searchsorted(usable, scores, side="left")
+    return np.where(np.isnan(scores), np.nan, (1 + reached) / (len(usable) + 1))
+
+
+def uniformity_p_value(p_values: Scores, n_calibration: int | None = None) -> float:
+    """Kolmogorov-Smirnov p-value that `p_values` are uniform on [0, 1].
+
+    For conformal p-values of held-out non-members: a small result says that they are
+    not exchangeable with the calibration texts. NaN is left out; NaN when nothing is
+    left.
+
+    Args:
+      p_values: of N texts.
+      n_calibration: M, the calibration texts that all N p-values share. Sharing makes
+        them fluctuate together, exactly as two samples of N and M differ, so the test
+        uses the size N M / (N + M). Without it the test takes them as independent and
+        rejects too often (at M = N, about 14 % of the time at a nominal 1 %).
+    """
+    usable = p_values[~np.isnan(p_values)]
+    n = len(usable)
+    if n == 0:
+        return float("nan")
+    test = kstest(usable, "uniform")
+    if n_calibration is None:
+        return float(test.pvalue)
+    effective = max(1, round(n * n_calibration / (n + n_calibration)))
+    return float(kstwo.sf(test.statistic, effective))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetVerdict:
+    """Whether a set of texts as a whole was trained on."""
+
+    p_value: float
+    """For "suspects do not score higher than non-members", all seeds combined."""
+    decision: Literal["member", "no evidence"]
+    alpha: float
+    n_suspect: int
+    """Suspects with a value in every score used."""
+    n_nonmembers: int
+    method: str
+    effect: dict[str, float]
+    """`value`, `low`, `high`: Cohen's d of held-out suspects against held-out
+    non-members along the fitted direction (positive = towards membership), median over
+    seeds, with a 95 % interval."""
+    seed_p_values: tuple[float, ...]
+    """One a seed, before combination."""
+    scores_used: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        values = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+class _Held(NamedTuple):
+    """Held-out projections of one seed."""
+
+    suspects: np.ndarray
+    nonmembers: np.ndarray
+
+
+def dataset_inference(
+    suspect_scores: Mapping[str, Scores],
+    nonmember_scores: Mapping[str, Float[np.ndarray, " M"]],
+    *,
+    alpha: float = ALPHA,
+    seed: int = 0,
+    splits: int = 21,
+) -> DatasetVerdict:
+    """One verdict on a set, from many weak scores per text.
+
+    For each of `splits` random halvings: clip, standardise and fit a ridge regression
+    (suspect 1, non-member 0) on the fitting halves; compare the other halves by a
+    one-sided Welch test. The p-values of the splits are combined by twice their
+    median, which is valid however they depend on each other.
+
+    Non-members must be drawn like the suspects: any difference between the two sets
+    counts as evidence, membership or not.
+
+    Args:
+      suspect_scores: N values by score name; higher = more likely a member.
+      nonmember_scores: M values by score name.
+      alpha: level of the decision.
+      seed: of the halvings.
+      splits: number of halvings.
+
+    Raises:
+      InputError: fewer than 20 usable texts on a side, or no score in common.
+
+    Source: LLM Dataset Inference, arXiv 2406.06443, section 5, with these deviations:
+    clip and scale are fitted on the fitting halves only, several splits instead of
+    one, Welch's test, attack scores as features, a closed-form linear model.
+    """
+    names = tuple(
+        name
+        for name in suspect_scores
+        if name in nonmember_scores
+        # A score that is missing for most texts would cost those texts.
+        and _present(suspect_scores[name])
+        and _present(nonmember_scores[name])
+    )
+    if not names:
+        raise InputError(
+            f"suspects have the scores {sorted(suspect_scores)}, non-members "
+            f"{sorted(nonmember_scores)}; none is there for most texts of both"
+        )
+    suspects = _matrix(suspect_scores, names)
+    nonmembers = _matrix(nonmember_scores, names)
+    if min(len(suspects), len(nonmembers)) < FEWEST:
+        raise InputError(
+            f"{len(suspects)} suspects and {len(nonmembers)} non-members have all "
+            f"scores; dataset inference needs at least {FEWEST} of each"
+        )
+    if splits < 1 or not 0 < alpha < 1:
+        raise InputError(f"splits={splits} must be >= 1 and alpha={alpha} in (0, 1)")
+    held = [
+        _project(suspects, nonmembers, np.random.default_rng([seed, i]))
+        for i in range(splits)
+    ]
+    p_values = [_welch(h) for h in held]
+    combined = min(1.0, 2 * float(np.median(p_values)))
+    return DatasetVerdict(
+        p_value=combined,
+        decision="member" if combined <= alpha else "no evidence",
+        alpha=alpha,
+        n_suspect=len(suspects),
+        n_nonmembers=len(nonmembers),
+        method=f"dataset inference: ridge regression on {len(names)} scores, {splits} "
+        "half splits, one-sided Welch test, twice the median p-value",
+        effect=_effect(held),
+        seed_p_values=tuple(p_values),
+        scores_used=names,
+    )
+
+
+def _present(scores: np.ndarray) -> bool:
+    return len(scores) > 0 and bool(np.isfinite(scores).mean() >= 0.5)
+
+
+def _matrix(scores: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+    columns = np.stack([np.asarray(scores[name], np.float64) for name in names], axis=1)
+    return columns[np.isfinite(columns).all(axis=1)]
+
+
+def _halves(
+    values: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    order = rng.permutation(len(values))
+    return values[order[: len(values) // 2]], values[order[len(values) // 2 :]]
+
+
+def _project(
+    suspects: np.ndarray, nonmembers: np.ndarray, rng: np.random.Generator
+) -> _Held:
+    fit_suspects, held_suspects = _halves(suspects, rng)
+    fit_nonmembers, held_nonmembers = _halves(nonmembers, rng)
+    fitting = np.concatenate([fit_suspects, fit_nonmembers])
+    low, high = np.quantile(fitting, [0.025, 0.975], axis=0)
+    clipped = np.clip(fitting, low, high)
+    mean, deviation = clipped.mean(axis=0), clipped.std(axis=0)
+    # A column that is constant up to rounding carries nothing but noise.
+    varies = deviation > 1e-9 * np.maximum(1.0, np.abs(mean))
+    scale = np.where(varies, deviation, np.inf)
+
+    def prepare(values: np.ndarray) -> np.ndarray:
+        return (np.clip(values, low, high) - mean) / scale
+
+    truth = np.repeat([1.0, 0.0], [len(fit_suspects), len(fit_nonmembers)])
+    model = Ridge(alpha=1.0).fit(prepare(fitting), truth)
+    return _Held(
+        model.predict(prepare(held_suspects)), model.predict(prepare(held_nonmembers))
+    )
+
+
+def _welch(held: _Held) -> float:
+    if np.ptp(np.concatenate(held)) < 1e-12:
+        return 1.0  # nothing varies, so nothing speaks for membership
+    test = ttest_ind(
+        held.suspects, held.nonmembers, equal_var=False, alternative="greater"
+    )
+    return float(test.pvalue)
+
+
+def _effect(held: Sequence[_Held]) -> dict[str, float]:
+    """Cohen's d, median over splits.
+
+    Each split gives a 97.5 % normal interval; medians of their ends then cover with
+    95 % whatever the dependence, by the argument of the doubled median.
+    """
+    ends = []
+    for a, b in held:
+        pooled = np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
+        d = float((a.mean() - b.mean()) / pooled) if pooled > 1e-12 else 0.0
+        error = np.sqrt(1 / len(a) + 1 / len(b) + d * d / (2 * (len(a) + len(b))))
+        ends.append((d, d - 2.2414 * error, d + 2.2414 * error))
+    value, low, high = np.median(np.array(ends), axis=0)
+    return {"value": float(value), "low": float(low), "high": float(high)}

@@ -1,0 +1,255 @@
+"""The stages of an offline study: tokenizer, bases, targets, stores; each resumable.
+
+A finished stage is a folder with a manifest that also names the settings it was made
+with. A rerun takes finished stages as they are, continues an interrupted one from its
+own checkpoints, and refuses a folder that other settings made.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from lt_mia_jax.checkpoints import Pretrained, load_pretrained, save_pretrained
+from lt_mia_jax.commands.scoring import flag_texts
+from lt_mia_jax.configs import to_dict
+from lt_mia_jax.data.corpora import Corpus
+from lt_mia_jax.data.splits import Split, attack_split, rows_by_role, split_corpus
+from lt_mia_jax.data.texts import fingerprint
+from lt_mia_jax.data.tokenize import encode, train_bpe
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.features.extract import ExtractConfig, extract
+from lt_mia_jax.features.store import FeatureStore
+from lt_mia_jax.files import MANIFEST, read_json, write_manifest
+from lt_mia_jax.finetune import FinetuneConfig, PretrainConfig, finetune, pretrain
+from lt_mia_jax.models import LanguageModel, ModelConfig
+
+log = logging.getLogger(__name__)
+
+LENGTH = 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Combination:
+    """One base fine-tuned on one corpus: the unit of attack training and judgement."""
+
+    base: str
+    """Name of the base model."""
+
+    corpus: str
+    """Name of the corpus."""
+
+    members: int = 480
+    """Texts to fine-tune on."""
+
+    nonmembers: int = 480
+    """Texts of the same corpus that stay unseen."""
+
+    validation: int = 100
+    """Texts that choose the epoch."""
+
+    epochs: int = 6
+    """Most passes over the members."""
+
+    learning_rate: float = 5e-4
+    """Constant rate of AdamW."""
+
+    @property
+    def name(self) -> str:
+        """Base and corpus, as tables show it."""
+        return f"{self.base}-{self.corpus}"
+
+
+def stage(
+    directory: Path, settings: Mapping[str, Any], make: Callable[[], Sequence[str]]
+) -> None:
+    """Run `make` unless the folder is finished, then vouch for the files it names.
+
+    Raises:
+      InputError: the folder was made with other settings.
+    """
+    digest = hashlib.sha256(
+        json.dumps(settings, sort_keys=True, default=str).encode()
+    ).hexdigest()
+    if (directory / MANIFEST).exists():
+        found = read_json(directory / MANIFEST).get("settings")
+        if found != digest:
+            raise InputError(
+                f"{directory} was made with other settings or texts; choose another "
+                "--out, or delete that folder to make it again"
+            )
+        log.info("  %s is finished, using it", directory.name)
+        return
+    names = make()
+    write_manifest(directory, names, settings=digest)
+
+
+def make_tokenizer(directory: Path, texts: Sequence[str], *, vocab_size: int) -> Any:
+    """A byte-level BPE trained on pretraining texts."""
+    from transformers import AutoTokenizer
+
+    def make() -> list[str]:
+        train_bpe(texts, vocab_size=vocab_size, out_dir=directory)
+        return sorted(path.name for path in directory.iterdir() if path.is_file())
+
+    stage(directory, {"vocab_size": vocab_size, "texts": _digest(texts)}, make)
+    return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
+
+
+def make_base(
+    directory: Path,
+    model: ModelConfig,
+    texts: Sequence[str],
+    tokenizer: Any,
+    config: PretrainConfig,
+) -> Pretrained:
+    """A base model pretrained on texts, as a Hugging Face directory."""
+
+    def make() -> list[str]:
+        encoded = encode(texts, tokenizer, length=LENGTH)
+        result = pretrain(
+            LanguageModel(model),
+            jax.random.key(config.seed),
+            encoded,
+            config,
+            directory=directory / "training",
+        )
+        save_pretrained(directory, model, result.params, tokenizer)
+        log.info("  %s: final training loss %.2f nats", directory.name, result.loss)
+        return ["config.json", "model.safetensors"]
+
+    settings = {
+        "model": to_dict(model),
+        "recipe": to_dict(config),
+        "texts": _digest(texts),
+    }
+    stage(directory, settings, make)
+    return load_pretrained(directory)
+
+
+def split(corpus: Corpus, combination: Combination, *, seed: int) -> Split:
+    """Members, non-members and validation rows, by hash; pretraining texts left out."""
+    return split_corpus(
+        corpus.ids,
+        seed=seed,
+        model=combination.base,
+        corpus=corpus.name,
+        n_members=combination.members,
+        n_nonmembers=combination.nonmembers,
+        n_validation=combination.validation,
+    )
+
+
+def make_target(
+    directory: Path,
+    base: Pretrained,
+    corpus: Corpus,
+    rows: Split,
+    combination: Combination,
+    *,
+    seed: int,
+) -> Pretrained:
+    """The base fine-tuned on the members, best epoch by validation loss."""
+    members, validation = (
+        [corpus.texts[row] for row in part] for part in (rows.members, rows.validation)
+    )
+
+    def make() -> list[str]:
+        encoded = [
+            encode(texts, base.tokenizer, length=LENGTH, side=side_of(corpus))
+            for texts in (members, validation)
+        ]
+        result = finetune(
+            LanguageModel(base.config),
+            base.params,
+            encoded[0],
+            encoded[1],
+            FinetuneConfig(
+                epochs=combination.epochs,
+                learning_rate=combination.learning_rate,
+                seed=seed,
+            ),
+            directory=directory / "training",
+        )
+        save_pretrained(directory, base.config, result.params, base.tokenizer)
+        log.info("  %s: best epoch %d", directory.name, result.best_epoch)
+        return ["config.json", "model.safetensors"]
+
+    settings = {
+        "combination": to_dict(combination),
+        "seed": seed,
+        "members": _digest(members),
+        "validation": _digest(validation),
+    }
+    stage(directory, settings, make)
+    return load_pretrained(directory)
+
+
+def make_store(
+    directory: Path,
+    base: Pretrained,
+    target: Pretrained,
+    corpus: Corpus,
+    rows: Split,
+    combination: Combination,
+    *,
+    names: tuple[str, str],
+    seed: int,
+) -> FeatureStore:
+    """Features of members and non-members; `names` are reference and target."""
+    if (directory / MANIFEST).exists():
+        log.info("  %s is finished, using it", directory.name)
+        return FeatureStore.open(directory)
+    both = np.concatenate([rows.members, rows.nonmembers])
+    ids = [corpus.ids[row] for row in both]
+    texts = [corpus.texts[row] for row in both]
+    encoded, lower = (
+        encode(version, base.tokenizer, length=LENGTH, side=side_of(corpus))
+        for version in (texts, [text.lower() for text in texts])
+    )
+    return extract(
+        LanguageModel(target.config),
+        target.params,
+        LanguageModel(base.config),
+        base.params,
+        encoded,
+        ids=ids,
+        labels=np.repeat([1, 0], [len(rows.members), len(rows.nonmembers)]),
+        splits=[attack_split(seed, text_id) for text_id in ids],
+        texts=texts,
+        flags=flag_texts(encoded),
+        lower=lower,
+        out_dir=directory,
+        config=ExtractConfig(),
+        meta={
+            "name": combination.name,
+            "reference": names[0],
+            "target": names[1],
+            "corpus": corpus.name,
+            "fingerprint": fingerprint(ids),
+        },
+    )
+
+
+def side_of(corpus: Corpus) -> Literal["right", "left"]:
+    """Code is cut on the left, everything else on the right."""
+    return "left" if corpus.code else "right"
+
+
+def pretraining_texts(corpora: Sequence[Corpus], *, seed: int, most: int) -> list[str]:
+    """Up to `most` texts of each corpus whose role is pretraining, in corpus order."""
+    return [
+        corpus.texts[row]
+        for corpus in corpora
+        for row in rows_by_role(corpus.ids, seed=seed)["pretrain"][:most]
+    ]
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()

@@ -1,0 +1,209 @@
+"""Any corpus by name or file: distinct documents with ids that outlive versions."""
+
+import hashlib
+import logging
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from lt_mia_jax.data.domains import DOMAINS
+from lt_mia_jax.data.duplicates import NearDuplicates
+from lt_mia_jax.data.hub import HUB_DATASETS, normalised
+from lt_mia_jax.data.splits import hash_unit
+from lt_mia_jax.data.texts import (
+    Text,
+    fingerprint,
+    read_texts,
+    text_id,
+    well_formed,
+    write_texts,
+)
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.files import sha256_file
+
+log = logging.getLogger(__name__)
+
+FEW_DOCUMENTS = 2_000
+"""Below this many documents a corpus is loaded with a warning."""
+
+# Documents are compared by the stretch that is tokenised, which is shorter still.
+_COMPARED_CHARACTERS = 1_200
+_LARGE = 50_000
+_LARGE_SAMPLE = 4
+_CACHE_FORMAT = "1"
+
+
+class Corpus(NamedTuple):
+    """Distinct documents, near-copies removed, in a fixed order."""
+
+    name: str
+    ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    code: bool
+    """Long texts are cut on the left (`side="left"` of `encode`)."""
+    versions: dict[str, str]
+    """What decided the texts: package versions, or the hash of a file."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the sorted ids; compare numbers only where it is equal."""
+        return fingerprint(self.ids)
+
+    def take(self, rows: Iterable[int]) -> "Corpus":
+        """The corpus reduced to some rows, in the order given."""
+        kept = [int(row) for row in rows]
+        return self._replace(
+            ids=tuple(self.ids[row] for row in kept),
+            texts=tuple(self.texts[row] for row in kept),
+        )
+
+
+def load_corpus(
+    name: str,
+    *,
+    local: Path | str | None = None,
+    limit: int | None = None,
+    cache: Path | str | None = None,
+) -> Corpus:
+    """Load a corpus without copies and near-copies.
+
+    Args:
+      name: an offline domain (`DOMAINS`), a data set of the hub (`HUB_DATASETS`) or
+        the path of a JSON-lines file.
+      local: for a data set of the hub, a folder with its Parquet or JSON-lines files.
+      limit: keep at most so many documents, those whose ids hash lowest.
+      cache: for an offline domain, a folder that keeps the documents for next time.
+
+    Raises:
+      InputError: an unknown name, a missing package or file, no documents.
+    """
+    if name in DOMAINS:
+        corpus = _offline(name, None if cache is None else Path(cache))
+    elif normalised(name) in HUB_DATASETS:
+        corpus = _from_hub(name, None if local is None else Path(local))
+    elif name.endswith(".jsonl"):
+        corpus = _from_file(Path(name))
+    else:
+        known = ", ".join([*DOMAINS, *HUB_DATASETS])
+        raise InputError(
+            f"no corpus named {name!r}; expected a .jsonl file or one of {known}"
+        )
+    if local is not None and normalised(name) not in HUB_DATASETS:
+        raise InputError(
+            f"corpus {name!r} is not a data set of the hub, so it has no local folder"
+        )
+    if limit is not None and limit < len(corpus.ids):
+        corpus = corpus.take(_lowest(corpus.ids, limit))
+    if not corpus.ids:
+        raise InputError(f"corpus {name}: no documents in it")
+    if len(corpus.ids) < FEW_DOCUMENTS:
+        log.warning(
+            "corpus %s has %d documents, fewer than %d: intervals will be wide",
+            name,
+            len(corpus.ids),
+            FEW_DOCUMENTS,
+        )
+    return corpus
+
+
+def need(corpus: Corpus, count: int) -> None:
+    """Refuse a corpus with fewer than `count` documents.
+
+    Raises:
+      InputError: with the counts found and needed.
+    """
+    if len(corpus.ids) < count:
+        raise InputError(
+            f"corpus {corpus.name}: {len(corpus.ids)} documents found, {count} needed; "
+            "use a larger corpus or ask for fewer texts"
+        )
+
+
+def deduplicate(corpora: Sequence[Corpus]) -> list[Corpus]:
+    """Remove from each corpus what repeats an earlier one of the list.
+
+    Use it before splitting when one run reads several corpora, so that no text stands
+    on both sides of a boundary. The first corpus stays as it is unless it repeats
+    itself.
+    """
+    large = sum(len(corpus.ids) for corpus in corpora) > _LARGE
+    seen = NearDuplicates(sample=_LARGE_SAMPLE if large else 1)
+    return [
+        corpus.take(
+            row
+            for row, text in enumerate(corpus.texts)
+            if seen.accept(_compared(text, corpus.code))
+        )
+        for corpus in corpora
+    ]
+
+
+def _offline(name: str, cache: Path | None) -> Corpus:
+    domain = DOMAINS[name]
+    versions = domain.versions()
+    if cache is None:
+        texts = domain.documents()
+    else:
+        key = repr((_CACHE_FORMAT, name, sorted(versions.items()))).encode()
+        path = cache / f"{name}-{hashlib.sha256(key).hexdigest()[:16]}.jsonl"
+        if path.exists():
+            texts = [row.text for row in read_texts(path)]
+        else:
+            texts = domain.documents()
+            write_texts(path, ({"text": text} for text in texts))
+    rows = [Text(text_id(text), text) for text in map(well_formed, texts)]
+    return _distinct_ids(name, rows, code=False, versions=versions)
+
+
+def _from_hub(name: str, local: Path | None) -> Corpus:
+    dataset = HUB_DATASETS[normalised(name)]
+    texts = [well_formed(text) for text in dataset.texts(local)]
+    versions = {
+        "datasets": metadata.version("datasets"),
+        dataset.path: dataset.revision or "main" if local is None else "local files",
+    }
+    rows = [Text(text_id(text), text) for text in texts]
+    return _without_copies(dataset.name, rows, code=dataset.code, versions=versions)
+
+
+def _from_file(path: Path) -> Corpus:
+    rows = [row for row in read_texts(path) if row.text.strip()]
+    versions = {path.name: f"sha256:{sha256_file(path)}"}
+    return _without_copies(path.stem, rows, code=False, versions=versions)
+
+
+def _without_copies(
+    name: str, rows: list[Text], *, code: bool, versions: dict[str, str]
+) -> Corpus:
+    seen = NearDuplicates(sample=_LARGE_SAMPLE if len(rows) > _LARGE else 1)
+    kept = [row for row in rows if seen.accept(_compared(row.text, code))]
+    if len(kept) < len(rows):
+        log.info(
+            "corpus %s: %d of %d documents dropped as copies or near-copies",
+            name,
+            len(rows) - len(kept),
+            len(rows),
+        )
+    return _distinct_ids(name, kept, code=code, versions=versions)
+
+
+def _distinct_ids(
+    name: str, rows: Iterable[Text], *, code: bool, versions: dict[str, str]
+) -> Corpus:
+    by_id = {}
+    for row in rows:
+        by_id.setdefault(row.id, row.text)
+    return Corpus(name, tuple(by_id), tuple(by_id.values()), code, versions)
+
+
+def _compared(text: str, code: bool) -> str:
+    if len(text) <= _COMPARED_CHARACTERS:
+        return text
+    return text[-_COMPARED_CHARACTERS:] if code else text[:_COMPARED_CHARACTERS]
+
+
+def _lowest(ids: Sequence[str], count: int) -> list[int]:
+    order = sorted(range(len(ids)), key=lambda row: hash_unit("limit", ids[row]))
+    return sorted(islice(order, count))

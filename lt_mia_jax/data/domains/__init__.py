@@ -1,0 +1,5 @@
+"""Corpora that come with Python and with installed packages."""
+
+from lt_mia_jax.data.domains.catalog import DOMAINS as DOMAINS
+from lt_mia_jax.data.domains.catalog import Domain as Domain
+from lt_mia_jax.data.domains.catalog import DomainRole as DomainRole

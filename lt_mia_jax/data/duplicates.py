@@ -1,0 +1,96 @@
+"""Removing documents that mostly repeat earlier ones."""
+
+import hashlib
+import re
+from collections.abc import Iterable
+
+import numpy as np
+
+from lt_mia_jax.arrays import UInt
+
+NGRAM = 13
+REPEATED_FRACTION = 0.3
+
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so multiplying by it loses nothing
+
+
+class NearDuplicates:
+    """Remembers the n-grams of the documents it accepted.
+
+    Words are compared without case. A document shorter than `ngram` words is one
+    n-gram as a whole; one without words is never accepted. 64-bit hashes stand for
+    n-grams; a collision is possible and harmless.
+
+    With `sample` above 1 only n-grams whose hash is a multiple of it count, which
+    saves that much memory; the fraction is then an estimate, from the same n-grams in
+    every document.
+    """
+
+    def __init__(
+        self,
+        *,
+        ngram: int = NGRAM,
+        repeated_fraction: float = REPEATED_FRACTION,
+        sample: int = 1,
+    ):
+        self._ngram = ngram
+        self._fraction = repeated_fraction
+        self._sample = np.uint64(sample)
+        self._seen: set[int] = set()
+        self._hash_of: dict[str, int] = {}
+
+    def accept(self, text: str) -> bool:
+        """Whether a document is new; if so, later ones are compared with it too."""
+        all_grams = self._grams(text)
+        if not all_grams.size:
+            return False
+        sampled = all_grams[_mixed(all_grams) % self._sample == 0]
+        # A document without a sampled n-gram is known by its smallest one.
+        grams = set(sampled.tolist() or [int(all_grams.min())])
+        repeated = len(grams & self._seen)
+        if repeated > self._fraction * len(grams):
+            return False
+        self._seen |= grams
+        return True
+
+    def _grams(self, text: str) -> UInt[np.ndarray, " G"]:
+        hash_of = self._hash_of
+        words = []
+        for word in _TOKEN.findall(text.casefold()):
+            known = hash_of.get(word)
+            if known is None:
+                digest = hashlib.blake2b(
+                    word.encode("utf-8", "surrogatepass"), digest_size=8
+                ).digest()
+                known = hash_of[word] = int.from_bytes(digest, "little")
+            words.append(known)
+        hashes = np.array(words, np.uint64)
+        width = min(self._ngram, len(hashes))
+        grams = np.zeros(len(hashes) - width + 1 if width else 0, np.uint64)
+        for offset in range(width):  # Horner's rule modulo 2**64
+            grams = grams * _BASE + hashes[offset : offset + len(grams)]
+        return grams
+
+
+def distinct(
+    texts: Iterable[str],
+    *,
+    ngram: int = NGRAM,
+    repeated_fraction: float = REPEATED_FRACTION,
+) -> list[str]:
+    """The texts that do not mostly repeat an earlier one of the list, in order.
+
+    A text goes when more than `repeated_fraction` of its distinct n-grams occurred in
+    texts that stayed. Exact copies always go, texts without words too.
+
+    Source: the 13-gram rule of Language Models are Few-Shot Learners (arXiv
+    2005.14165, appendix C), with a fraction in place of a single match.
+    """
+    filtered = NearDuplicates(ngram=ngram, repeated_fraction=repeated_fraction)
+    return [text for text in texts if filtered.accept(text)]
+
+
+def _mixed(grams: UInt[np.ndarray, " G"]) -> UInt[np.ndarray, " G"]:
+    # The low bits of a polynomial depend on few words' low bits; fold in the high.
+    return grams ^ (grams >> np.uint64(32))

@@ -1,0 +1,214 @@
+"""The data sets of the paper, from the Hugging Face hub or a folder of their files."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from lt_mia_jax.errors import InputError
+
+ROW_CAP = 200_000
+"""Rows read of a data set that is streamed."""
+FEWEST_CHARACTERS = 50
+"""Texts must be longer than this, white space at the ends not counted."""
+
+# The hub's own conversion of data sets that were published as a script.
+_PARQUET_BRANCH = "refs/convert/parquet"
+_ENDINGS = {
+    "parquet": (".parquet",),
+    "json": (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubDataset:
+    """Where a data set is and which fields make its texts. Always the train split."""
+
+    name: str
+    """Normalised: lower case, underscores."""
+    path: str
+    """Repository on the hub."""
+    config: str | None = None
+    """Configuration (subset); None is the default one."""
+    revision: str | None = None
+    """Branch to read; None is the main one."""
+    folder: str | None = None
+    """Folder inside the branch."""
+    fields: tuple[str, ...] = ("text",)
+    """Fields that hold the text."""
+    rule: Literal["join", "first"] = "join"
+    """Join the fields by a space, or take the first that is not blank and, failing
+    all, every string field joined by newlines."""
+    streamed: bool = False
+    """Read rows over the network as needed instead of downloading all files."""
+    row_cap: int | None = None
+    """Rows to read, before the filter; None reads all."""
+    code: bool = False
+    """Source code: long texts keep their last tokens."""
+
+    def text(self, row: Mapping[str, Any]) -> str:
+        """The text of one row; empty when its fields are.
+
+        Raises:
+          InputError: no such field.
+        """
+        if self.rule == "first":
+            for field in self.fields:
+                if isinstance(row.get(field), str) and row[field].strip():
+                    return row[field]
+            return "\n".join(value for value in row.values() if isinstance(value, str))
+        missing = [field for field in self.fields if field not in row]
+        if missing:
+            raise InputError(
+                f"data set {self.name}: no field {', '.join(missing)}; the fields are "
+                f"{', '.join(map(str, row)) or 'none'}"
+            )
+        return " ".join(row[field] or "" for field in self.fields)
+
+    def texts(self, local: Path | None = None) -> Iterator[str]:
+        """Texts longer than 50 characters, in the order of the data set.
+
+        Args:
+          local: a folder with the Parquet or JSON-lines files; None asks the hub.
+
+        Raises:
+          InputError: the data set cannot be opened, or lacks its fields.
+        """
+        rows = self._from_hub() if local is None else self._from_folder(local)
+        for row in islice(rows, self.row_cap):
+            text = self.text(row)
+            if len(text.strip()) > FEWEST_CHARACTERS:
+                yield text
+
+    def _from_hub(self) -> Iterable[Mapping[str, Any]]:
+        from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
+
+        try:
+            return load_dataset(
+                self.path,
+                self.config,
+                split="train",
+                revision=self.revision,
+                data_dir=self.folder,
+                streaming=self.streamed,
+            )
+        except (DatasetsError, OSError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"data set {self.path} cannot be loaded from the hub "
+                f"({type(error).__name__}: {error}); download its train files and pass "
+                "their folder instead"
+            ) from error
+
+    def _from_folder(self, folder: Path) -> Iterator[Mapping[str, Any]]:
+        from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
+
+        kind, files = data_files(folder, self.config)
+        names = [str(path) for path in files]
+        try:
+            # Streaming reads the files where they are instead of copying them.
+            yield from load_dataset(
+                kind, data_files=names, split="train", streaming=True
+            )
+        except (DatasetsError, OSError, RuntimeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{folder}: {kind} files cannot be read ({type(error).__name__}: "
+                f"{error}); download them again"
+            ) from error
+
+
+def data_files(
+    folder: Path, config: str | None
+) -> tuple[Literal["parquet", "json"], list[Path]]:
+    """Kind and sorted paths of the train files in a folder.
+
+    A sub-folder named like the configuration is preferred, and so are files with
+    "train" in their path; other splits are left out.
+
+    Raises:
+      InputError: no such folder, or no data files in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of Parquet or JSON-lines files")
+    if config is not None and (folder / config).is_dir():
+        folder = folder / config
+    for kind, endings in _ENDINGS.items():
+        found = sorted(
+            path
+            for path in folder.rglob("*")
+            if path.name.endswith(endings) and path.is_file()
+        )
+        train = [
+            path for path in found if "train" in str(path.relative_to(folder)).lower()
+        ]
+        if found:
+            return ("parquet" if kind == "parquet" else "json"), train or found
+    raise InputError(
+        f"{folder}: no Parquet or JSON-lines files; expected *.parquet or *.jsonl"
+    )
+
+
+def normalised(name: str) -> str:
+    """A data set's name in lower case with underscores."""
+    return name.strip().lower().replace("-", "_").replace(" ", "_")
+
+
+HUB_DATASETS = {
+    dataset.name: dataset
+    for dataset in (
+        HubDataset(name="ag_news", path="fancyzhx/ag_news"),
+        HubDataset(
+            name="xsum",
+            path="EdinburghNLP/xsum",
+            revision=_PARQUET_BRANCH,
+            fields=("document",),
+        ),
+        HubDataset(
+            name="wikitext103",
+            path="Salesforce/wikitext",
+            config="wikitext-103-raw-v1",
+            row_cap=ROW_CAP,
+        ),
+        HubDataset(
+            name="wikipedia",
+            path="wikimedia/wikipedia",
+            config="20231101.en",
+            streamed=True,
+            row_cap=ROW_CAP,
+        ),
+        HubDataset(
+            name="news_category_dataset",
+            path="heegyu/news-category-dataset",
+            fields=("headline", "short_description"),
+        ),
+        HubDataset(
+            name="cnndm",
+            path="abisee/cnn_dailymail",
+            config="3.0.0",
+            fields=("article",),
+        ),
+        HubDataset(
+            name="arxiv",
+            path="ccdv/arxiv-summarization",
+            revision=_PARQUET_BRANCH,
+            folder="document",
+            fields=("abstract",),
+            streamed=True,
+            row_cap=ROW_CAP,
+        ),
+        HubDataset(
+            name="swallow_code",
+            path="tokyotech-llm/swallow-code",
+            config="swallow-code",
+            fields=("text", "content", "code", "body", "document"),
+            rule="first",
+            streamed=True,
+            row_cap=ROW_CAP,
+            code=True,
+        ),
+    )
+}

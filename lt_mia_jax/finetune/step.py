@@ -1,0 +1,191 @@
+"""The training step and the validation loss that both kinds of run share."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from lt_mia_jax.arrays import Array, Float, Int, Key, Params
+from lt_mia_jax.configs import to_dict
+from lt_mia_jax.data.batches import Batches, batch_indices
+from lt_mia_jax.data.tokenize import Encoded
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.finetune import lora
+from lt_mia_jax.finetune.lora import LoraConfig
+from lt_mia_jax.finetune.loss import next_token_loss
+from lt_mia_jax.sharding import round_up
+from lt_mia_jax.training.loop import place_batch
+from lt_mia_jax.training.optimizer import OptimizerConfig, make_optimizer
+from lt_mia_jax.training.state import TrainState
+
+
+class TokenBatch(NamedTuple):
+    """Texts of one step; NumPy arrays until `place_batch` puts them on devices."""
+
+    input_ids: Int[Array, "B T"]
+    attention_mask: Int[Array, "B T"]
+    weight: Float[Array, "B"]
+
+
+@dataclass(frozen=True)
+class TokenStep:
+    """One update on a batch of texts; equal values share one compiled program."""
+
+    model: Any
+    """A `LanguageModel`: hashable, with a pure `apply`."""
+    optimizer: OptimizerConfig
+    total_steps: int
+    """Length of the run, or 0 when the learning rate does not depend on it."""
+    lora: LoraConfig | None = None
+    """With it, the state holds adapters and the step gets frozen parameters."""
+
+    def __call__(
+        self, frozen: Params | None, state: TrainState, batch: TokenBatch, key: Key
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """The next state, and `loss` (nats a token) and `grad_norm` of this one."""
+        model_key, lora_key = jax.random.split(key)
+
+        def loss(trained: Any) -> Array:
+            params = trained
+            if self.lora is not None and frozen is not None:
+                adapters = lora.drop(trained, self.lora.dropout, lora_key)
+                params = lora.merge(frozen, adapters, self.lora.scale)
+            logits = self.model.apply(params, batch.input_ids, dropout_key=model_key)
+            mean, _ = next_token_loss(
+                logits, batch.input_ids, batch.attention_mask, batch.weight
+            )
+            return mean
+
+        value, gradient = jax.value_and_grad(loss)(state.params)
+        optimizer = make_optimizer(self.optimizer, self.total_steps)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient)}
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+
+@partial(jax.jit, static_argnames=("model", "scale"))
+def _validate(
+    model: Any, params: Params, adapters: Any, batch: TokenBatch, scale: float
+) -> tuple[Array, Array]:
+    if adapters is not None:
+        params = lora.merge(params, adapters, scale)
+    logits = model.apply(params, batch.input_ids)
+    return next_token_loss(logits, batch.input_ids, batch.attention_mask, batch.weight)
+
+
+def validation_loss(
+    model: Any,
+    frozen: Params | None,
+    encoded: Encoded,
+    *,
+    batch_size: int,
+    mesh: Mesh,
+    scale: float = 0.0,
+) -> Callable[[Any], dict[str, float]]:
+    """A function from trained parameters to their mean loss in nats a token.
+
+    Every token counts the same, over all texts; dropout is off.
+
+    Deviation: the reference averages the means of batches, which gives a short last
+    batch and short texts more weight.
+
+    Args:
+      model: a `LanguageModel`.
+      frozen: parameters under the adapters; None when all parameters are trained.
+      encoded: the validation texts.
+      batch_size: texts in one forward pass.
+      mesh: the devices.
+      scale: of the adapters.
+    """
+    order, batch_at = batches(
+        encoded, batch_size, seed=0, epochs=1, mesh=mesh, shuffle=False
+    )
+
+    def evaluate(trained: Any) -> dict[str, float]:
+        params, adapters = (trained, None) if frozen is None else (frozen, trained)
+        results = []
+        for step in range(len(order)):
+            batch = place_batch(batch_at(step), mesh)
+            results.append(_validate(model, params, adapters, batch, scale))
+        means, counts = np.array(jax.device_get(results), np.float64).T
+        return {"validation_loss": float((means * counts).sum() / counts.sum())}
+
+    return evaluate
+
+
+def batches(
+    encoded: Encoded,
+    batch_size: int,
+    *,
+    seed: int,
+    epochs: int,
+    mesh: Mesh,
+    shuffle: bool = True,
+) -> tuple[Batches, Callable[[int], TokenBatch]]:
+    """The order of batches, and the host arrays of each.
+
+    Rows of weight 0 fill up the last batch of an epoch, and every batch when the
+    number of devices does not divide its size.
+    """
+    order = batch_indices(
+        len(encoded.input_ids), batch_size, seed=seed, epochs=epochs, shuffle=shuffle
+    )
+    extra = round_up(batch_size, mesh) - batch_size
+
+    def batch_at(step: int) -> TokenBatch:
+        rows, weight = order[step]
+        if extra:
+            rows = np.concatenate([rows, np.zeros(extra, rows.dtype)])
+            weight = np.concatenate([weight, np.zeros(extra, weight.dtype)])
+        host: Any = (encoded.input_ids[rows], encoded.attention_mask[rows], weight)
+        return TokenBatch(*host)
+
+    return order, batch_at
+
+
+def float32(params: Params) -> Params:
+    """Parameters as float32, whatever the checkpoint holds."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+
+
+def check_targets(encoded: Encoded, what: str) -> None:
+    """Refuse data without a single token to predict.
+
+    Raises:
+      InputError: naming the data by `what`.
+    """
+    if int(np.sum(encoded.attention_mask[:, 1:])) == 0:
+        raise InputError(
+            f"{what}: {len(encoded.input_ids)} texts, none with two tokens or more; "
+            "expected text to learn from"
+        )
+
+
+def signature(config: Any, model: Any, params: Any, **data: Encoded | None) -> str:
+    """A hash of everything that decides the result of a run.
+
+    Of the starting parameters it holds a sample, which tells models apart and costs
+    nothing for large ones.
+    """
+    digest = hashlib.sha256()
+    described = {"config": to_dict(config), "model": to_dict(model)}
+    digest.update(json.dumps(described, sort_keys=True).encode())
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        sample = jnp.ravel(leaf)[:1024] if leaf.size > 1024 else leaf
+        digest.update(f"{jax.tree_util.keystr(path)}{leaf.shape}".encode())
+        digest.update(np.asarray(jax.device_get(sample), np.float32).tobytes())
+    for name, encoded in data.items():
+        digest.update(name.encode())
+        if encoded is not None:
+            digest.update(np.ascontiguousarray(encoded.input_ids).tobytes())
+            digest.update(np.ascontiguousarray(encoded.attention_mask).tobytes())
+    return digest.hexdigest()

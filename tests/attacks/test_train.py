@@ -1,0 +1,230 @@
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import attack_stores
+import jax
+import numpy as np
+import pytest
+from attack_stores import SMALL, MemoryStore, recipe, stores
+
+from lt_mia_jax.attacks import classifier
+from lt_mia_jax.attacks.attack import score_features, score_store
+from lt_mia_jax.attacks.metrics import auc
+from lt_mia_jax.attacks.recipe import make_optimizer
+from lt_mia_jax.attacks.rows import Rows
+from lt_mia_jax.attacks.storage import load_attack
+from lt_mia_jax.attacks.train import TrainStep, _batches, _read, train_attack
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.training.state import init_state
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("attack")
+    return directory, train_attack(
+        stores(), SMALL, recipe(save_seconds=60.0), directory
+    )
+
+
+def test_it_learns_and_keeps_the_best_epoch(finished):
+    directory, result = finished
+    history = [row["validation_auc"] for row in result.history]
+    assert len(history) == 6
+    assert result.best_auc == max(history)
+    assert result.best_epoch == 1 + int(np.argmax(history))
+    attack = load_attack(directory)
+    labels, logits = [], []
+    for store in stores():
+        rows = np.flatnonzero(np.array(store.split) == "validation")
+        labels.append(np.array(store.labels)[rows])
+        logits.append(score_store(attack, store, rows))
+    labels, logits = np.concatenate(labels), np.concatenate(logits)
+    np.testing.assert_allclose(auc(labels, logits), result.best_auc, atol=1e-12)
+    fresh = MemoryStore("new", 200, seed=9)
+    assert auc(np.array(fresh.labels), score_store(attack, fresh)) > 0.8
+
+
+def test_card_says_what_was_used(finished):
+    directory, result = finished
+    card = load_attack(directory).card
+    assert card == json.loads(json.dumps(result.attack.card))
+    used = {
+        i
+        for store in stores()
+        for i, role in zip(store.ids, store.split, strict=True)
+        if role != "test"
+    }
+    assert load_attack(directory).text_ids == used
+    assert [c["name"] for c in card["combinations"]] == ["a", "b"]
+    assert card["combinations"][1]["target"] == "b-target"
+
+
+def test_scores_do_not_depend_on_the_batch(finished):
+    attack = finished[1].attack
+    store = stores()[0]
+    store.mask[5] = False
+    one = score_store(attack, store, batch_size=7)
+    np.testing.assert_allclose(one, score_store(attack, store), atol=1e-6)
+    assert np.isnan(one[5])
+    assert np.isfinite(np.delete(one, 5)).all()
+    direct = classifier.apply(attack.config, attack.params, store.values, store.mask)
+    np.testing.assert_allclose(one, direct, atol=1e-6)
+    assert one.dtype == np.float64
+    np.testing.assert_array_equal(
+        score_features(attack, store.values[:0], store.mask[:0]), np.zeros(0)
+    )
+
+
+def test_killed_run_ends_like_an_uninterrupted_one(finished, tmp_path, caplog):
+    program = [sys.executable, attack_stores.__file__, str(tmp_path)]
+    with open(tmp_path / "log", "w") as output:
+        process = subprocess.Popen(program, stdout=output, stderr=output)
+        steps = tmp_path / "state"
+        end = time.monotonic() + 120
+        while not any((steps / str(n) / "manifest.json").exists() for n in range(7, 20)):
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < end, "no checkpoint in two minutes"
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "classifier.safetensors").exists()
+    with caplog.at_level(logging.INFO):
+        resumed = train_attack(stores(), SMALL, recipe(save_seconds=60.0), tmp_path)
+    assert resumed.resumed_from >= 7
+    assert f"resumed from step {resumed.resumed_from}" in caplog.text
+    expected = finished[1]
+    assert resumed.history == expected.history
+    assert resumed.best_epoch == expected.best_epoch
+    jax.tree.map(
+        np.testing.assert_array_equal, resumed.attack.params, expected.attack.params
+    )
+    rows = [json.loads(x) for x in Path(tmp_path / "metrics.jsonl").open()]
+    losses = [row["step"] for row in rows if "loss" in row]
+    assert losses == list(range(1, losses[-1] + 1))
+
+
+def test_another_recipe_does_not_continue_it(finished, tmp_path):
+    directory, _ = finished
+    with pytest.raises(InputError, match="another configuration"):
+        train_attack(stores(), SMALL, recipe(seed=5), directory)
+
+
+def _gradient_step(rows, **changes):
+    """Parameters after one update from the same start and batch, without dropout."""
+    settings = recipe(schedule="none", **changes)
+    config = classifier.ClassifierConfig(
+        **{**vars(SMALL), "dropout": 0.0, "standardise": False}
+    )
+    params = classifier.init(config, jax.random.key(3))
+    step = TrainStep(config=config, recipe=settings, steps_per_epoch=4)
+    batch = _read(rows, _batches(rows, 16, settings)(0))
+    state = init_state(params, make_optimizer(settings, 4))
+    return jax.jit(step)({}, state, batch, jax.random.key(0))
+
+
+@pytest.mark.parametrize("loss", ["bce", "focal"])
+def test_slices_give_the_same_update(loss):
+    rows = Rows(stores(), "train")
+    whole, metrics = _gradient_step(rows, loss=loss)
+    sliced, again = _gradient_step(rows, loss=loss, slices=4)
+    np.testing.assert_allclose(metrics["loss"], again["loss"], rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics["gradient_norm"], again["gradient_norm"], rtol=1e-4
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+        whole.params,
+        sliced.params,
+    )
+
+
+def test_loss_is_the_mean_over_texts_with_steps():
+    store = MemoryStore("c", 64)
+    store.mask[:9] = False
+    rows = Rows([store], "train")
+    numbers = np.arange(len(rows))
+    config = classifier.ClassifierConfig(**{**vars(SMALL), "dropout": 0.0})
+    params = classifier.init(config, jax.random.key(0))
+    settings = recipe(balance="plain", pairwise_weight=0.1)
+    step = TrainStep(config=config, recipe=settings, steps_per_epoch=1)
+    batch = _read(rows, _batches(rows, 64, settings)(0))
+    state = init_state(params, make_optimizer(settings, 1))
+    found = jax.jit(step)({}, state, batch, jax.random.key(0))[1]
+    assert np.isfinite(found["gradient_norm"])
+    logits = np.asarray(classifier.apply(config, params, *rows.read(numbers)))
+    scored = np.isfinite(logits)
+    assert 0 < scored.sum() < len(rows)
+    z, y = logits[scored].astype(np.float64), rows.labels[scored]
+    targets = 0.98 * y + 0.01
+    entropy = np.mean(np.log1p(np.exp(z)) - targets * z)
+    gaps = np.maximum(0, 1 - (z[y == 1][:, None] - z[y == 0][None]))
+    np.testing.assert_allclose(found["loss"], entropy + 0.1 * gaps.mean(), rtol=1e-5)
+
+
+def test_plain_batches_visit_every_row_once_an_epoch():
+    rows = Rows(stores(), "train")
+    batch_at = _batches(rows, 20, recipe(balance="plain"))
+    per_epoch = -(-len(rows) // 20)
+    for epoch in range(2):
+        batches = [batch_at(epoch * per_epoch + i) for i in range(per_epoch)]
+        seen = np.concatenate([b.rows[b.weight > 0] for b in batches])
+        np.testing.assert_array_equal(np.sort(seen), np.arange(len(rows)))
+
+
+def test_uniform_batches_draw_combinations_equally():
+    rows = Rows(stores(), "train")
+    batch_at = _batches(rows, 20, recipe(epochs=300))
+    steps = 300 * -(-len(rows) // 20)
+    batches = [batch_at(i) for i in range(steps)]
+    drawn = np.concatenate([b.rows[b.weight > 0] for b in batches])
+    assert len(drawn) == 300 * len(rows)
+    share = (rows.store[drawn] == 0).mean()
+    assert abs(share - 0.5) < 5 * 0.5 / np.sqrt(len(drawn))
+    # Inside a combination every row is equally likely.
+    for store in range(2):
+        counts = np.bincount(drawn, minlength=len(rows))[rows.store == store]
+        mean = counts.mean()
+        assert (np.abs(counts - mean) < 5 * np.sqrt(mean)).all()
+    np.testing.assert_array_equal(batches[7].rows, batch_at(7).rows)
+
+
+def test_mean_selection_and_reading_from_disk(finished, tmp_path):
+    settings = recipe(selection="mean", epochs=2, save_seconds=60.0)
+    kept = train_attack(stores(), SMALL, settings, tmp_path / "kept")
+    settings = recipe(selection="mean", epochs=2, save_seconds=60.0, cache_gib=0.0)
+    read = train_attack(stores(), SMALL, settings, tmp_path / "read")
+    assert kept.history == read.history
+    for row in kept.history:
+        assert row["validation_auc"] == row["mean_auc"]
+
+
+def test_standardised_training_stores_measured_constants(tmp_path):
+    config = classifier.ClassifierConfig(**{**vars(SMALL), "standardise": True})
+    settings = recipe(epochs=2, save_seconds=60.0)
+    result = train_attack(stores(), config, settings, tmp_path)
+    mean, scale = Rows(stores(), "train").moments()
+    params = load_attack(tmp_path).params
+    np.testing.assert_allclose(params["input_mean"], mean, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(params["input_scale"], scale, rtol=1e-5)
+    assert result.attack.config.standardise
+
+
+def test_a_text_in_training_and_validation_is_refused(tmp_path):
+    other = MemoryStore("a", 96, seed=4)
+    other.name = "again"
+    other.split = tuple(reversed(other.split))
+    with pytest.raises(InputError, match="both in training and in validation"):
+        train_attack([stores()[0], other], SMALL, recipe(), tmp_path)
+
+
+def test_one_class_is_refused(tmp_path):
+    store = MemoryStore("c")
+    store.labels = (1,) * store.n
+    with pytest.raises(InputError, match="0 non-members"):
+        train_attack([store], SMALL, recipe(), tmp_path)

@@ -1,0 +1,123 @@
+"""Slow float64 definitions of the training-free scores, one text at a time.
+
+A text is a dict of plain lists over its scored steps.
+"""
+
+import math
+
+
+def mean(values):
+    return math.fsum(values) / len(values)
+
+
+def text_of(stats, row):
+    """The scored steps of one row as a dict of lists."""
+    steps = [t for t, ok in enumerate(stats.valid[row]) if ok]
+    names = [n for n in stats._fields if n not in ("input_ids", "valid", "columns")]
+    return {
+        name: [float(getattr(stats, name)[row][t]) for t in steps]
+        for name in names
+        if getattr(stats, name) is not None
+    }
+
+
+def loss(x):
+    return mean(x["lp_t"])
+
+
+def zlib(x, size):
+    return mean(x["lp_t"]) / size
+
+
+def lowercase(x, lower):
+    return -(-mean(x["lp_t"])) / -mean(lower["lp_t"])
+
+
+def share(values, fraction, largest=False):
+    count = max(1, int(fraction * len(values)))
+    return mean(sorted(values, reverse=largest)[:count])
+
+
+def min_k(x, fraction=0.2):
+    return share(x["lp_t"], fraction)
+
+
+def max_k(x, fraction=0.2):
+    return share(x["lp_t"], fraction, largest=True)
+
+
+def min_k_plus_plus(x, fraction=0.2):
+    standardised = []
+    for lp, mu, var in zip(x["lp_t"], x["mu_t"], x["var_t"], strict=True):
+        standardised.append((lp - mu) / math.sqrt(max(var, 1e-10)))
+    return share(standardised, fraction)
+
+
+def rank(x):
+    return -mean(x["rank_t"])
+
+
+def log_rank(x):
+    return -mean([math.log(r) for r in x["rank_t"]])
+
+
+def entropy(x):
+    return -mean([-mu for mu in x["mu_t"]])
+
+
+def lrr(x):
+    return -math.fsum(x["lp_t"]) / max(
+        math.fsum(math.log(r) for r in x["rank_t"]), 1e-8
+    )
+
+
+def reference(x):
+    return mean(x["lp_t"]) - mean(x["lp_r"])
+
+
+def ratio(x):
+    return -(-mean(x["lp_t"])) / max(-mean(x["lp_r"]), 1e-8)
+
+
+def ez(x, edge="code"):
+    zone = [t for t in range(1, len(x["lp_t"])) if not x["hit_t"][t]]
+    gains = losses = 0.0
+    for t in zone:
+        d = x["lp_t"][t] - x["lp_r"][t]
+        if d > 0:
+            gains += d
+        else:
+            losses += -d
+    if edge == "code":
+        if len(zone) < 2 or losses == 0:
+            return 0.0
+    elif not zone:
+        return 3.4028234663852886e38
+    return gains / (losses + 1e-12)
+
+
+def wbc(x, windows, repeat_clamped=True):
+    gains = [a - b for a, b in zip(x["lp_t"], x["lp_r"], strict=True)]
+    sizes = [min(w, len(gains)) for w in windows]
+    if not repeat_clamped:
+        longer = [w for w in windows if w >= len(gains)]
+        sizes = [w for w in windows if w < len(gains)]
+        sizes += [len(gains)] if longer else []
+    shares = []
+    for w in sizes:
+        starts = range(len(gains) - w + 1)
+        wins = 0
+        for start in starts:
+            if math.fsum(gains[start : start + w]) > 0:
+                wins += 1
+        shares.append(wins / len(starts))
+    return mean(shares)
+
+
+def binoculars(x):
+    return 1 - (-mean(x["lp_t"])) / (-mean(x["xmu"]))
+
+
+def fast_detectgpt(x, sampling="target"):
+    m, s2 = ("mu_t", "var_t") if sampling == "target" else ("xmu", "xvar")
+    return (math.fsum(x["lp_t"]) - math.fsum(x[m])) / math.sqrt(math.fsum(x[s2]))
