@@ -94,7 +94,9 @@ def _transformer_row(
         mixed = attention(state, f"{name}.self_attn", x, valid, heads)
         x = layer_norm(state, f"{name}.norm1", x + mixed)
         inner = relu(linear(state, f"{name}.linear1", x))
-        x = layer_norm(state, f"{name}.norm2", x + linear(state, f"{name}.linear2", inner))
+        x = layer_norm(
+            state, f"{name}.norm2", x + linear(state, f"{name}.linear2", inner)
+        )
     pooling = linear(state, "attn_pool.2", np.tanh(linear(state, "attn_pool.0", x)))
     weights = softmax(pooling[valid, 0])
     return head(state, weights @ x[valid])

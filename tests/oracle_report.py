@@ -30,8 +30,8 @@ def pairwise_auc(members: np.ndarray, nonmembers: np.ndarray) -> float:
 
 
 def conservative_tpr(members: np.ndarray, nonmembers: np.ndarray, f: float) -> float:
-    best = float((members > nonmembers.max()).mean())
-    for threshold in nonmembers:
+    best = 0.0
+    for threshold in np.concatenate([members, nonmembers]):
         if (nonmembers >= threshold).mean() <= f:
             best = max(best, float((members >= threshold).mean()))
     return best

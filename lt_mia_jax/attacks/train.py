@@ -67,6 +67,20 @@ class TrainStep:
     recipe: TrainConfig
     steps_per_epoch: int
 
+    @classmethod
+    def of(
+        cls, config: ClassifierConfig, recipe: TrainConfig, steps_per_epoch: int
+    ) -> "TrainStep":
+        """The step of a recipe; fields that do not enter an update are neutral."""
+        default = TrainConfig()
+        outside = "batch_size balance selection seed cache_gib cache_dtype save_seconds"
+        neutral = {name: getattr(default, name) for name in outside.split()}
+        return cls(
+            config=config,
+            recipe=dataclasses.replace(recipe, **neutral),
+            steps_per_epoch=steps_per_epoch,
+        )
+
     def __call__(
         self, constants: Params, state: TrainState, batch: StepBatch, key: Array
     ) -> tuple[TrainState, dict[str, Array]]:
@@ -100,7 +114,11 @@ class TrainStep:
         return x.reshape(-1, slices, *x.shape[1:]).swapaxes(0, 1)
 
     def _loss(
-        self, params: Params, constants: Params, batch: StepBatch, key: Array
+        self,
+        params: Params,
+        constants: Params,
+        batch: StepBatch,
+        key: Array | None,
     ) -> Array:
         """Weighted sum over rows; rows of weight 0 may have any logit, even NaN."""
         recipe = self.recipe
@@ -181,7 +199,7 @@ def train_attack(
     )
     key = jax.random.key(recipe.seed)
     params, constants = _initial(config, train, jax.random.fold_in(key, 0))
-    step = TrainStep(config=config, recipe=recipe, steps_per_epoch=steps_per_epoch)
+    step = TrainStep.of(config, recipe, steps_per_epoch)
     directory.mkdir(parents=True, exist_ok=True)
     result = fit(
         jax.tree_util.Partial(step, constants),

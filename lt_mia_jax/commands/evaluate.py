@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from lt_mia_jax.attacks import scores as formulas
 from lt_mia_jax.attacks import score_store
+from lt_mia_jax.attacks import scores as formulas
 from lt_mia_jax.attacks.storage import Attack, load_attack
 from lt_mia_jax.commands import results
 from lt_mia_jax.configs import to_dict

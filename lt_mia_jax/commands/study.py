@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from lt_mia_jax.checkpoints import Pretrained, load_pretrained, save_pretrained
@@ -27,7 +26,13 @@ from lt_mia_jax.errors import InputError
 from lt_mia_jax.features.extract import ExtractConfig, extract
 from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.files import MANIFEST, read_json, write_manifest
-from lt_mia_jax.finetune import FinetuneConfig, PretrainConfig, finetune, pretrain
+from lt_mia_jax.finetune import (
+    FinetuneConfig,
+    PretrainConfig,
+    finetune,
+    pack,
+    pretrain,
+)
 from lt_mia_jax.models import LanguageModel, ModelConfig
 
 log = logging.getLogger(__name__)
@@ -112,16 +117,14 @@ def make_base(
     """A base model pretrained on texts, as a Hugging Face directory."""
 
     def make() -> list[str]:
-        encoded = encode(texts, tokenizer, length=LENGTH)
         result = pretrain(
             LanguageModel(model),
-            jax.random.key(config.seed),
-            encoded,
+            None,
+            pack(encode(texts, tokenizer, length=LENGTH)),
             config,
             directory=directory / "training",
         )
         save_pretrained(directory, model, result.params, tokenizer)
-        log.info("  %s: final training loss %.2f nats", directory.name, result.loss)
         return ["config.json", "model.safetensors"]
 
     settings = {

@@ -27,10 +27,10 @@ class Train:
     out: Path
     """Folder of the attack: weights, configuration, card."""
 
-    classifier: ClassifierConfig = ClassifierConfig()
+    classifier: ClassifierConfig = dataclasses.field(default_factory=ClassifierConfig)
     """Architecture of the attack."""
 
-    recipe: TrainConfig = TrainConfig()
+    recipe: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     """How it is trained."""
 
 

@@ -51,18 +51,18 @@ class Batches:
     def __len__(self) -> int:
         return self._steps
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, index: int) -> Batch:
         """The batch of one step, from 0; this process's share of it.
 
         Raises:
           IndexError: no such step.
         """
-        if not 0 <= step < self._steps:
-            raise IndexError(f"step {step} of {self._steps}")
-        epoch, position = divmod(int(step), self.steps_per_epoch)
-        index, count = self._shard
-        share = self._batch_size // count
-        first = position * self._batch_size + index * share
+        if not 0 <= index < self._steps:
+            raise IndexError(f"step {index} of {self._steps}")
+        epoch, position = divmod(int(index), self.steps_per_epoch)
+        process, processes = self._shard
+        share = self._batch_size // processes
+        first = position * self._batch_size + process * share
         real = max(0, min(share, self._n - first))
         rows = np.zeros(share, np.int64)
         weight = np.zeros(share, np.float32)
@@ -111,16 +111,16 @@ def batch_indices(
     Raises:
       InputError: no rows, or sizes that do not fit.
     """
-    index, count = shard
+    process, processes = shard
     if n < 1:
         raise InputError("no rows to make batches of; the data is empty")
     if batch_size < 1 or epochs < 0:
         raise InputError(
             f"batch size {batch_size} and {epochs} epochs; expected at least 1 and 0"
         )
-    if not 0 <= index < count or batch_size % count:
+    if not 0 <= process < processes or batch_size % processes:
         raise InputError(
-            f"shard {index} of {count} with batch size {batch_size}; the batch size "
+            f"shard {process} of {processes} with batch size {batch_size}; the batch size "
             "must be a multiple of the number of processes"
         )
     return Batches(

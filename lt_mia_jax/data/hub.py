@@ -81,7 +81,7 @@ class HubDataset:
             if len(text.strip()) > FEWEST_CHARACTERS:
                 yield text
 
-    def _from_hub(self) -> Iterable[Mapping[str, Any]]:
+    def _from_hub(self) -> Iterable[Any]:
         from datasets import load_dataset
         from datasets.exceptions import DatasetsError
 

@@ -108,10 +108,12 @@ class StoreWriter:
           block_texts: texts per block (the last may have fewer).
 
         Raises:
-          InputError: the folder holds the store of another extraction.
+          InputError: no texts, or the folder holds the store of another extraction.
         """
         self.path = Path(directory)
         self.n = len(texts.ids)
+        if not self.n:
+            raise InputError(f"{directory}: no texts to store; give at least one")
         self.block_texts = block_texts
         self.n_blocks = -(-self.n // block_texts)
         self._layout = FeatureLayout(k)
@@ -374,24 +376,22 @@ class FeatureStore:
         found: dict[str, np.ndarray] = {"input_ids": np.zeros(shape, np.int32)}
         found["valid"] = np.zeros(shape, bool)
         home = numbers // self._block_texts
-        # Blocks also say which arrays there are, so an empty request opens one.
-        for block in np.unique(home) if len(numbers) else [0] * bool(self.n):
+        # An empty request still opens a block, which says what arrays there are.
+        for block in np.unique(home) if len(numbers) else [0]:
             here = np.flatnonzero(home == block)
-            source = self._block(int(block))
             inside = numbers[here] - block * self._block_texts
-            first, steps, arrays = source.take(inside, columns=columns)
-            if not found.keys() >= arrays.keys():
-                for name, x in arrays.items():
-                    dtype = np.float32 if x.dtype == np.float16 else x.dtype
-                    found.setdefault(name, np.zeros((*shape, *x.shape[1:]), dtype))
+            first, steps, arrays = self._block(int(block)).take(inside, columns=columns)
             mask = np.arange(self.length)[None, :] < steps[:, None]
             row, step = np.nonzero(mask)
+            row = here[row]
             found["valid"][here] = mask
             found["input_ids"][here, 0] = first
-            found["input_ids"][here[row], step + 1] = arrays["following"]
+            found["input_ids"][row, step + 1] = arrays.pop("following")
             for name, x in arrays.items():
-                found[name][here[row], step] = x
-        found.pop("following", None)
+                if name not in found:
+                    dtype = np.float32 if x.dtype == np.float16 else x.dtype
+                    found[name] = np.zeros((*shape, *x.shape[1:]), dtype)
+                found[name][row, step] = x
         return TokenStatistics(**found)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from lt_mia_jax.report.curves import benjamini_hochberg
 from lt_mia_jax.report.data import UNKNOWN, Run
+from lt_mia_jax.report.schema import Number
 from lt_mia_jax.report.wording import (
     NBSP,
     attack_name,
@@ -50,7 +51,7 @@ def checks(run: Run) -> list[Check]:
     return sorted(found, key=lambda check: order[check.level])
 
 
-def auc_of(summary: Mapping[str, Any] | None) -> float | None:
+def auc_of(summary: Mapping[str, Any] | None) -> Number | None:
     """The AUC of an attack, or None when it is missing or undefined."""
     interval = summary and summary["auc"]
     return interval["value"] if interval else None

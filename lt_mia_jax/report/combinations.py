@@ -11,6 +11,7 @@ from lt_mia_jax.report import plots
 from lt_mia_jax.report.checks import auc_of
 from lt_mia_jax.report.curves import roc_band
 from lt_mia_jax.report.data import UNKNOWN, Run
+from lt_mia_jax.report.schema import Number
 from lt_mia_jax.report.wording import CONTROLS, LEARNED, attack_name
 
 BASELINES = 3
@@ -38,7 +39,7 @@ class Curve(NamedTuple):
 
     label: str
     css: str
-    auc: float | None
+    auc: Number | None
 
 
 class CombinationView(NamedTuple):
@@ -64,8 +65,8 @@ class OverviewRow(NamedTuple):
     facts: Mapping[str, Any]
     auc: Mapping[str, Any]
     auc_glyph: Markup
-    best: tuple[str, float] | None
-    blind: float | None
+    best: tuple[str, Number] | None
+    blind: Number | None
     gap: Mapping[str, Any] | None
     gap_glyph: Markup
 
@@ -161,7 +162,7 @@ def compare(run: Run, views: list[CombinationView]) -> list[OverviewRow]:
 def _attack(
     name: str,
     summary: Mapping[str, Any],
-    span: tuple[float, float],
+    span: tuple[Number, Number],
     *,
     kind: str,
     primary: bool = False,
@@ -182,13 +183,14 @@ def _attack(
     )
 
 
-def _bare(interval: Mapping[str, Any] | None) -> dict[str, float | None]:
+def _bare(interval: Mapping[str, Any] | None) -> dict[str, Number | None]:
     return {name: (interval or EMPTY)[name] for name in EMPTY}
 
 
 def _span(
-    intervals: Iterator[Mapping[str, Any] | None], must: tuple[float, ...] = (0.45, 1.0)
-) -> tuple[float, float]:
+    intervals: Iterator[Mapping[str, Any] | None],
+    must: tuple[Number, ...] = (0.45, 1.0),
+) -> tuple[Number, Number]:
     """A common scale for the interval glyphs of one table."""
     seen = [
         interval[name]

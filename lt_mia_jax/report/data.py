@@ -70,7 +70,7 @@ RUN: Schema = Fields(
     {
         "kind": "text",
         "title": "text",
-        "verdict": ListOf("text", empty=False),
+        "verdict": ListOf("text"),
         "primary": "text",
         "combinations": ListOf(_COMBINATION, empty=False),
         "dataset": Maybe(

@@ -14,6 +14,7 @@ from lt_mia_jax.report.curves import (
     histogram,
     ks_half_width,
 )
+from lt_mia_jax.report.schema import Number
 
 CURVES = ("lead", "second", "third", "fourth")
 """CSS classes of the curves of one ROC figure, the learned attack first."""
@@ -41,14 +42,14 @@ def roc_figure(curves: Mapping[str, RocBand], n_nonmembers: int) -> Markup:
     marks = []
     unsure = min(1.0, 10 / n_nonmembers)
     if unsure > low:
-        left, right = float(x(low)), float(x(unsure))
+        left, right = x.at(low), x.at(unsure)
         top, bottom = y.stop, y.start
         corners = f"M{left:g} {top:g}H{right:.1f}V{bottom:g}H{left:g}Z"
         marks.append(svg.mark(corners, "unsure"))
         if right - left > 90:
             marks.append(svg.text(left + 6, top + 15, "< 10 false positives", "remark"))
     for tick in svg.decade_ticks(low, 1):
-        a, b = float(x(tick)), float(y(tick))
+        a, b = x.at(tick), y.at(tick)
         marks += [
             svg.rule(a, y.start, a, y.stop, "grid"),
             svg.rule(x.start, b, x.stop, b, "grid"),
@@ -105,13 +106,13 @@ def histogram_figure(
     y = svg.Scale(0, highest * 1.08, height - 46, 12)
     marks = []
     for tick in svg.nice_ticks(0, highest, about=3):
-        level = float(y(tick))
+        level = y.at(tick)
         marks += [
             svg.rule(x.start, level, x.stop, level, "grid"),
             svg.text(x.start - 8, level + 4, percent(tick), anchor="end"),
         ]
     for tick in svg.nice_ticks(x.low, x.high):
-        place = float(x(tick))
+        place = x.at(tick)
         marks.append(svg.rule(place, y.start, place, y.start + 4, "tick"))
         marks.append(
             svg.text(place, y.start + 18, svg.label_number(tick), anchor="middle")
@@ -126,7 +127,7 @@ def histogram_figure(
         marks.append(svg.mark(outline, f"outline {group.css}"))
     if means:
         for group in groups:
-            place = float(x(group.values.mean()))
+            place = x.at(group.values.mean())
             marks.append(svg.rule(place, y.start, place, y.stop, f"mean {group.css}"))
     marks.append(svg.rule(x.start, y.start, x.stop, y.start, "tick"))
     marks.append(
@@ -152,7 +153,7 @@ def calibration_figure(
     y = svg.Scale(0, 1, height - 50, 12)
     marks = []
     for tick in (0, 0.2, 0.4, 0.6, 0.8, 1):
-        a, b = float(x(tick)), float(y(tick))
+        a, b = x.at(tick), y.at(tick)
         marks += [
             svg.rule(a, y.start, a, y.stop, "grid"),
             svg.rule(x.start, b, x.stop, b, "grid"),
@@ -162,7 +163,7 @@ def calibration_figure(
     if len(nonmembers):
         half = ks_half_width(len(nonmembers), len(nonmembers))
         corners = [(0, 0), (0, half), (1 - half, 1), (1, 1), (1, 1 - half), (half, 0)]
-        points = [(svg.pixel(float(x(a))), svg.pixel(float(y(b)))) for a, b in corners]
+        points = [(svg.pixel(x.at(a)), svg.pixel(y.at(b))) for a, b in corners]
         marks.append(
             svg.mark("M" + "L".join(f"{a} {b}" for a, b in points) + "Z", "ks")
         )
@@ -198,12 +199,12 @@ def calibration_figure(
 
 
 def interval_figure(
-    value: float | None,
-    low: float | None,
-    high: float | None,
+    value: Number | None,
+    low: Number | None,
+    high: Number | None,
     *,
-    span: tuple[float, float],
-    origin: float,
+    span: tuple[Number, Number],
+    origin: Number,
 ) -> Markup:
     """A dot with its interval on a shared scale, as small as a word.
 
@@ -214,13 +215,13 @@ def interval_figure(
     x = svg.Scale(*span, 4, 92)
     marks = [
         svg.rule(x.start, 8, x.stop, 8, "track"),
-        svg.rule(float(x(origin)), 1, float(x(origin)), 15, "origin"),
+        svg.rule(x.at(origin), 1, x.at(origin), 15, "origin"),
     ]
     if low is not None and high is not None:
-        marks.append(svg.rule(float(x(low)), 8, float(x(high)), 8, "whisker"))
+        marks.append(svg.rule(x.at(low), 8, x.at(high), 8, "whisker"))
     marks.append(
         Markup('<circle class="dot" cx="{}" cy="8" r="2.6"/>').format(
-            svg.pixel(float(x(value)))
+            svg.pixel(x.at(value))
         )
     )
     return Markup(
@@ -228,6 +229,6 @@ def interval_figure(
     ).format(Markup("").join(marks))
 
 
-def percent(rate: float) -> str:
+def percent(rate: Number) -> str:
     """A tick label in per cent, such as 0.1 %."""
     return f"{100 * rate:.4g}\N{NO-BREAK SPACE}%"

@@ -51,6 +51,8 @@ class OneOf:
     values: tuple[Any, ...]
 
 
+Number = float | int
+"""A number as JSON gives it."""
 Plain = Literal["text", "number", "count", "truth", "anything"]
 Schema = Fields | ListOf | MapOf | Maybe | OneOf | Plain
 

@@ -12,33 +12,38 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from lt_mia_jax.arrays import Bool, Float
+from lt_mia_jax.report.schema import Number
 
 
 class Scale(NamedTuple):
     """A map from data to pixels, linear or logarithmic, clipped to its range."""
 
-    low: float
-    high: float
-    start: float
-    stop: float
+    low: Number
+    high: Number
+    start: Number
+    stop: Number
     log: bool = False
 
-    def __call__(self, values: object) -> Float[np.ndarray, "..."]:
+    def __call__(self, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         """Pixels of `values`; what lies outside the range lands on its edge."""
-        inside = np.clip(np.asarray(values, float), self.low, self.high)
+        inside = np.clip(values, self.low, self.high)
         low, high = self.low, self.high
         if self.log:
             inside, low, high = np.log10(inside), math.log10(low), math.log10(high)
         return self.start + (inside - low) / (high - low) * (self.stop - self.start)
 
+    def at(self, value: Number) -> float:
+        """The pixel of one value."""
+        return float(self(np.array([value], float))[0])
 
-def decade_ticks(low: float, high: float) -> list[float]:
+
+def decade_ticks(low: Number, high: Number) -> list[float]:
     """The powers of ten from `low` to `high`."""
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
     return [10.0**exponent for exponent in range(first, last + 1)]
 
 
-def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
+def nice_ticks(low: Number, high: Number, about: int = 5) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten) between `low` and `high`."""
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
@@ -47,7 +52,7 @@ def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [index * step for index in range(first, last + 1)]
 
 
-def label_number(value: float) -> str:
+def label_number(value: Number) -> str:
     """A tick label: plain up to five digits, otherwise a power of ten."""
     if value == 0:
         return "0"
@@ -59,7 +64,7 @@ def label_number(value: float) -> str:
     )
 
 
-def pixel(value: float) -> str:
+def pixel(value: Number) -> str:
     """A coordinate with one decimal, without trailing zeros."""
     return f"{round(float(value), 1):g}"
 
@@ -108,14 +113,14 @@ def mark(data: str, css: str) -> Markup:
     return Markup('<path class="{}" d="{}"/>').format(css, data)
 
 
-def rule(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
+def rule(x1: Number, y1: Number, x2: Number, y2: Number, css: str) -> Markup:
     """One straight line with a CSS class."""
     data = f"M{pixel(x1)} {pixel(y1)}L{pixel(x2)} {pixel(y2)}"
     return mark(data, css)
 
 
 def text(
-    x: float, y: float, content: str, css: str = "", *, anchor: str = "start"
+    x: Number, y: Number, content: str, css: str = "", *, anchor: str = "start"
 ) -> Markup:
     """One escaped text, anchored at start, middle or end."""
     return Markup('<text x="{}" y="{}" text-anchor="{}" class="{}">{}</text>').format(
@@ -123,7 +128,7 @@ def text(
     )
 
 
-def upright(x: float, y: float, content: str, css: str = "title") -> Markup:
+def upright(x: Number, y: Number, content: str, css: str = "title") -> Markup:
     """A text turned by 90 degrees, centred at (x, y), for the vertical axis."""
     return Markup(
         '<text transform="translate({} {}) rotate(-90)" text-anchor="middle" '

@@ -203,7 +203,11 @@ def _tile(
     if len(intervals) == 1:
         interval = intervals[0]
         detail = bounds(dict(interval), rate=rate)
-        return Tile(label, shown(interval["value"]), f"95\N{NO-BREAK SPACE}% interval {detail}" if detail else "")
+        return Tile(
+            label,
+            shown(interval["value"]),
+            f"95\N{NO-BREAK SPACE}% interval {detail}" if detail else "",
+        )
     values = [interval["value"] for interval in intervals]
     mean = sum(values) / len(values)
     return Tile(

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from lt_mia_jax.report.schema import Number
+
 NBSP = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
@@ -61,12 +63,12 @@ def signed(text: str) -> str:
     return text.replace("-", MINUS)
 
 
-def unit(value: float | None, digits: int = 3) -> str:
+def unit(value: Number | None, digits: int = 3) -> str:
     """A number such as an AUC with fixed decimals; a dash when there is none."""
     return "\N{EM DASH}" if value is None else signed(f"{value:.{digits}f}")
 
 
-def percentage(value: float | None) -> str:
+def percentage(value: Number | None) -> str:
     """A rate in per cent with one decimal; a dash when there is none."""
     return "\N{EM DASH}" if value is None else signed(f"{100 * value:.1f}") + f"{NBSP}%"
 
@@ -81,7 +83,7 @@ def bounds(interval: dict[str, Any] | None, *, rate: bool = False) -> str:
     return signed(f"[{low:.3f}, {high:.3f}]")
 
 
-def general(value: float | None, digits: int = 4, *, zeros: bool = False) -> str:
+def general(value: Number | None, digits: int = 4, *, zeros: bool = False) -> str:
     """A number with so many significant digits, in scientific form when extreme.
 
     Args:
@@ -100,7 +102,7 @@ def general(value: float | None, digits: int = 4, *, zeros: bool = False) -> str
     return f"{signed(mantissa)}{NBSP}×{NBSP}10{raised}"
 
 
-def p_text(value: float | None) -> str:
+def p_text(value: Number | None) -> str:
     """A p-value with two significant digits."""
     return general(value, 2)
 

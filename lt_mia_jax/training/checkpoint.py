@@ -9,9 +9,13 @@ and "damaged" otherwise.
 The directory must be on a file system that all processes share.
 """
 
+import contextlib
 import json
 import logging
+import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +25,7 @@ from jax.experimental import multihost_utils
 
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import (
+    MANIFEST,
     read_json,
     verify_manifest,
     write_json,
@@ -72,7 +77,10 @@ class Checkpointer:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _cannot_write(self.directory, error) from error
+            raise InputError(
+                f"cannot make the folder {self.directory}: {_system_error(error)}; "
+                "choose another --out"
+            ) from error
 
     def steps(self) -> tuple[int, ...]:
         """Steps present on disk, oldest first, whether good or not."""
@@ -156,25 +164,30 @@ class Checkpointer:
         json.dumps(record, allow_nan=False)  # fail before anything is written
         primary = jax.process_index() == 0
         try:
-            if primary:
-                write_json(self.directory / MARKER, {"step": step})
-            written = self._open().save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(record)
-                ),
-            )
-            assert written, f"step {step} is not after the steps {self.steps()}"
-            if primary:
-                self._vouch_for(step)
-                (self.directory / MARKER).unlink()
-        except InputError:
-            self._abandon()
-            raise
+            with _quiet():
+                if primary:
+                    write_json(self.directory / MARKER, {"step": step})
+                written = self._open().save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(leaves),
+                        meta=ocp.args.JsonSave(record),
+                    ),
+                )
+                assert written, f"step {step} is not after the steps {self.steps()}"
+                if primary:
+                    self._vouch_for(step)
+                    (self.directory / MARKER).unlink()
         except (OSError, ValueError, RuntimeError) as error:
-            # TensorStore reports a full disk as ValueError or RuntimeError.
-            self._abandon()
-            raise _cannot_write(self.directory, error) from error
+            reason = _system_error(error)
+            if reason is None and not isinstance(error, InputError):
+                raise
+            self._abandon(step)
+            raise InputError(
+                f"cannot save a checkpoint in {self.directory}: {reason or error}; "
+                "earlier checkpoints are kept. Free space or choose another --out, "
+                "then run again"
+            ) from error
         _barrier("checkpoint saved")
 
     def close(self) -> None:
@@ -207,11 +220,16 @@ class Checkpointer:
             )
         return self._manager
 
-    def _abandon(self) -> None:
-        """Forget the manager after a failed save; the next one clears its remains."""
+    def _abandon(self, step: int) -> None:
+        """Remove what a failed save left, which may be what fills the disk."""
         manager, self._manager = self._manager, None
         if manager is not None:
             manager.close()
+        if jax.process_index() == 0:
+            for folder in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(folder)
+            if not (self._folder(step) / MANIFEST).exists():
+                shutil.rmtree(self._folder(step), ignore_errors=True)
 
     def _vouch_for(self, step: int) -> None:
         folder = self._folder(step)
@@ -220,7 +238,7 @@ class Checkpointer:
 
     def _was_being_saved(self, step: int) -> bool:
         marker = self.directory / MARKER
-        if not marker.exists() or (self._folder(step) / "manifest.json").exists():
+        if not marker.exists() or (self._folder(step) / MANIFEST).exists():
             return False
         return read_json(marker) == {"step": step}
 
@@ -301,12 +319,25 @@ def _check_leaves(
         )
 
 
-def _cannot_write(directory: Path, error: Exception) -> InputError:
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-    return InputError(
-        f"cannot save a checkpoint in {directory}: {reason}; earlier checkpoints are "
-        "kept. Free space or choose another --out, then run again"
-    )
+def _system_error(error: Exception) -> str | None:
+    """What the operating system said, or None when it is not to blame."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    # TensorStore reports a full disk as a ValueError with the number in its text.
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(found[1])) if found else None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Orbax, which logs the traceback of every error that it also raises."""
+    absl = logging.getLogger("absl")
+    before = absl.level
+    absl.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        absl.setLevel(before)
 
 
 def _barrier(name: str) -> None:

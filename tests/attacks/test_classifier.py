@@ -165,9 +165,7 @@ def test_a_row_without_steps_is_nan_and_harms_no_gradient(architecture, key):
     without, expected = gradient(params, mask, weights)
     assert np.isnan(logits[2])
     np.testing.assert_array_equal(logits[others], expected[others])
-    for a, b in zip(
-        jax.tree.leaves(with_empty), jax.tree.leaves(without), strict=True
-    ):
+    for a, b in zip(jax.tree.leaves(with_empty), jax.tree.leaves(without), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
@@ -268,8 +266,8 @@ def test_vmap_and_jit_agree_with_a_plain_call(key):
     features, mask = _batch()
     plain = classifier.apply(config, params, features, mask)
     jitted = jax.jit(classifier.apply, static_argnums=0)(config, params, features, mask)
-    one = jax.vmap(
-        lambda f, m: classifier.apply(config, params, f[None], m[None])[0]
-    )(features, mask)
+    one = jax.vmap(lambda f, m: classifier.apply(config, params, f[None], m[None])[0])(
+        features, mask
+    )
     np.testing.assert_allclose(jitted, plain, atol=1e-6)
     np.testing.assert_allclose(one, plain, atol=1e-6)

@@ -30,9 +30,7 @@ def _brute_tpr(labels, scores, f):
     members, nonmembers = scores[labels == 1], scores[labels == 0]
     points = [(0.0, 0.0)]
     for threshold in sorted(set(scores), reverse=True):
-        points.append(
-            (np.mean(nonmembers >= threshold), np.mean(members >= threshold))
-        )
+        points.append((np.mean(nonmembers >= threshold), np.mean(members >= threshold)))
     before = max(p for p in points if p[0] <= f)
     after = [p for p in points if p[0] > f]
     if not after:

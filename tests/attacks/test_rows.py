@@ -50,9 +50,7 @@ def test_moments_equal_those_of_all_valid_steps(monkeypatch):
     ).astype(np.float64)
     np.testing.assert_allclose(mean, steps.mean(axis=0), rtol=1e-10)
     varied = np.arange(COLUMNS) != 5
-    np.testing.assert_allclose(
-        deviation[varied], steps.std(axis=0)[varied], rtol=1e-8
-    )
+    np.testing.assert_allclose(deviation[varied], steps.std(axis=0)[varied], rtol=1e-8)
     assert deviation[5] == 1
 
 

@@ -97,21 +97,26 @@ def oracle(name, stats, row, lower, sizes):
     return function(x)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_oracle(name, stats):
+@pytest.fixture(scope="module")
+def found(stats):
+    """All scores of the same texts: on the host, and compiled for a device."""
     lower = on_host(draw(9))
     sizes = np.array([100, 80, 30, 8, 9, 10, 90])
-    expected = [oracle(name, stats, row, lower, sizes) for row in range(7)]
-    found = scores.all_scores(stats, zlib_bytes=sizes, lower=lower)
-    assert set(found) == set(NAMES)
-    assert found[name].dtype == np.float64
-    np.testing.assert_allclose(found[name], expected, rtol=1e-9, atol=1e-12)
-    assert np.isnan(expected).tolist() == [r == 3 for r in range(7)]
+    host = scores.all_scores(stats, zlib_bytes=sizes, lower=lower)
+    compiled = jax.jit(lambda s, z, low: scores.all_scores(s, zlib_bytes=z, lower=low))
+    arrays = [jax.tree.map(jnp.asarray, x) for x in (stats, sizes, lower)]
+    return host, compiled(*arrays), lower, sizes
 
-    on_device = jax.jit(
-        lambda s, z, low: scores.all_scores(s, zlib_bytes=z, lower=low)
-    )(jax.tree.map(jnp.asarray, stats), sizes, jax.tree.map(jnp.asarray, lower))
-    np.testing.assert_allclose(on_device[name], expected, rtol=1e-5, atol=1e-5)
+
+@pytest.mark.parametrize("name", NAMES)
+def test_oracle(name, stats, found):
+    host, device, lower, sizes = found
+    expected = [oracle(name, stats, row, lower, sizes) for row in range(7)]
+    assert set(host) == set(device) == set(NAMES)
+    assert host[name].dtype == np.float64
+    np.testing.assert_allclose(host[name], expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(device[name], expected, rtol=1e-5, atol=1e-5)
+    assert np.isnan(expected).tolist() == [r == 3 for r in range(7)]
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.3, 0.6, 1.0])
@@ -214,13 +219,12 @@ def test_trailing_padding_and_order_of_texts(stats):
         np.testing.assert_allclose(values, expected, rtol=1e-12, err_msg=name)
 
 
-def test_vmap(stats):
-    stats = jax.tree.map(jnp.asarray, stats)
-    whole = scores.all_scores(stats)
-    split = jax.tree.map(lambda x: x[:, None], stats)
-    mapped = jax.vmap(scores.all_scores)(split)
-    for name, values in whole.items():
-        np.testing.assert_allclose(mapped[name][:, 0], values, rtol=1e-5, atol=1e-5)
+def test_vmap(stats, found):
+    split = jax.tree.map(lambda x: jnp.asarray(x)[:, None], stats)
+    mapped = jax.jit(jax.vmap(scores.all_scores))(split)
+    for name, values in mapped.items():
+        expected = found[1][name]
+        np.testing.assert_allclose(values[:, 0], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_single_model_leaves_comparisons_out(stats):

@@ -1,0 +1,246 @@
+"""Extraction with small real models: batches, devices, resuming, errors."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.features import lt_mia_features, token_statistics
+from lt_mia_jax.features.extract import ExtractConfig, TextScorer, extract
+from lt_mia_jax.features.store import FeatureStore
+
+N, LENGTH, VOCABULARY = 21, 9, 37
+CONFIG = ExtractConfig(k=3, batch_size=4, block_batches=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bigram:
+    """A causal model: the logits depend on the present token and the mean so far."""
+
+    vocabulary: int = VOCABULARY
+    width: int = 8
+
+    def init(self, seed):
+        rng = np.random.default_rng(seed)
+        shapes = {"embed": (self.vocabulary, self.width), "head": (self.width, 37)}
+        shapes["head"] = (self.width, self.vocabulary)
+        return {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+
+    def apply(self, params, input_ids):
+        x = params["embed"][input_ids]
+        count = jnp.arange(1, x.shape[1] + 1)[None, :, None]
+        return (x + jnp.cumsum(x, axis=1) / count) @ params["head"]
+
+
+class Encoded(NamedTuple):
+    input_ids: np.ndarray
+    attention_mask: np.ndarray
+
+
+def draw(seed=0, n=N):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, LENGTH + 1, n)
+    lengths[0], lengths[1] = LENGTH, 1
+    mask = (np.arange(LENGTH)[None, :] < lengths[:, None]).astype(np.uint8)
+    ids = rng.integers(0, VOCABULARY, (n, LENGTH)).astype(np.int32)
+    return Encoded(np.where(mask, ids, 0).astype(np.int32), mask)
+
+
+MODEL = Bigram()
+TARGET, REFERENCE = MODEL.init(0), MODEL.init(1)
+TEXTS = [f"text number {i} é" * 3 for i in range(N)]
+
+
+def run(out_dir, **changes):
+    options = {
+        "ids": [f"id{i}" for i in range(N)],
+        "labels": np.arange(N) % 2,
+        "splits": ["train"] * N,
+        "texts": TEXTS,
+        "flags": [["truncated"]] + [[]] * (N - 1),
+        "lower": draw(5),
+        "config": CONFIG,
+        "meta": {"name": "tiny", "corpus": "made up"},
+    } | changes
+    encoded = options.pop("encoded", draw())
+    target = options.pop("target", TARGET)
+    return extract(MODEL, target, MODEL, REFERENCE, encoded, out_dir=out_dir, **options)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("extract") / "store")
+
+
+def direct(encoded):
+    """Statistics and features without batching, devices or storage."""
+    logits = [MODEL.apply(p, encoded.input_ids) for p in (TARGET, REFERENCE)]
+    return (
+        token_statistics(*logits, *encoded, k=3),
+        lt_mia_features(*logits, *encoded, k=3),
+    )
+
+
+def test_scorer_equals_direct_computation():
+    encoded = draw()
+    found = TextScorer(MODEL, TARGET, MODEL, REFERENCE, CONFIG)(encoded)
+    stats, (features, mask) = direct(encoded)
+    for name, value in stats._asdict().items():
+        np.testing.assert_allclose(
+            getattr(found.statistics, name), value, atol=2e-5, err_msg=name
+        )
+        assert isinstance(getattr(found.statistics, name), np.ndarray)
+    np.testing.assert_allclose(found.features, features, atol=2e-5)
+    np.testing.assert_array_equal(found.mask, mask)
+
+
+def test_batch_size_and_sharding_do_not_matter():
+    encoded = draw()
+    whole = TextScorer(MODEL, TARGET, MODEL, REFERENCE, CONFIG)(encoded)
+    for changes in ({"batch_size": 9}, {"batch_size": 1, "fsdp": 2, "vocab_chunk": 5}):
+        config = dataclasses.replace(CONFIG, **changes)
+        other = TextScorer(MODEL, TARGET, MODEL, REFERENCE, config)(encoded)
+        np.testing.assert_allclose(whole.features, other.features, atol=2e-5)
+        np.testing.assert_array_equal(
+            whole.statistics.rank_t, other.statistics.rank_t
+        )
+
+
+def test_single_model_and_no_texts():
+    encoded = draw()
+    scorer = TextScorer(MODEL, TARGET, None, None, CONFIG)
+    found = scorer(encoded)
+    assert found.features is None
+    assert found.statistics.lp_r is None
+    both = TextScorer(MODEL, TARGET, MODEL, REFERENCE, CONFIG)
+    alone = both.target_only(encoded)
+    np.testing.assert_array_equal(found.statistics.lp_t, alone.lp_t)
+    none = both(Encoded(encoded.input_ids[:0], encoded.attention_mask[:0]))
+    assert none.features.shape == (0, LENGTH, 35)
+
+
+def test_store_holds_the_features(store):
+    encoded = draw()
+    stats, (features, mask) = direct(encoded)
+    found, found_mask = store.features()
+    np.testing.assert_array_equal(found_mask, mask)
+    bound = np.abs(np.asarray(features)) * 2.0**-11 + 3e-5
+    assert (np.abs(found - features) <= bound).all()
+    kept = store.statistics()
+    for name in ("lp_t", "lp_r", "mu_t", "var_t", "mu_r", "xmu", "xvar"):
+        np.testing.assert_allclose(
+            getattr(kept, name), getattr(stats, name), atol=2e-5, err_msg=name
+        )
+    for name in ("rank_t", "rank_r", "hit_t", "valid"):
+        np.testing.assert_array_equal(getattr(kept, name), getattr(stats, name))
+    real = encoded.attention_mask != 0
+    np.testing.assert_array_equal(kept.input_ids[real], encoded.input_ids[real])
+
+
+def test_store_describes_the_texts(store):
+    assert (store.name, store.n, store.split[3]) == ("tiny", N, "train")
+    assert store.n_bytes[3] == len(TEXTS[3].encode())
+    assert store.flags[:2] == [["truncated"], []]
+    lower = draw(5)
+    stats, _ = direct(lower)
+    counts = np.asarray(stats.valid).sum(1)
+    sums = -np.asarray(stats.lp_t, np.float64).sum(1)
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_allclose(store.lower_loss, sums / counts, rtol=1e-5)
+    assert np.isnan(store.lower_loss[1])
+
+
+def test_resume(tmp_path, store, monkeypatch):
+    # The first run dies in the third block.
+    from lt_mia_jax.features.store import StoreWriter
+
+    append = StoreWriter.append_block
+
+    def dying(self, block, *rest):
+        if block == 2:
+            raise KeyboardInterrupt
+        append(self, block, *rest)
+
+    monkeypatch.setattr(StoreWriter, "append_block", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="unfinished"):
+        FeatureStore.open(tmp_path)
+    run(tmp_path)
+    one = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    two = {p.name: p.read_bytes() for p in store.path.iterdir()}
+    assert one == two
+
+
+def test_finished_store_is_only_opened(store, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("models were run again")
+
+    monkeypatch.setattr("lt_mia_jax.features.extract.TextScorer", never)
+    assert run(store.path).n == N
+
+
+def test_other_inputs_are_refused(store):
+    with pytest.raises(InputError, match=r"different: meta\.models"):
+        run(store.path, target=MODEL.init(2))
+    with pytest.raises(InputError, match=r"different: meta\.inputs"):
+        run(store.path, encoded=draw(3))
+    with pytest.raises(InputError, match="content|labels"):
+        run(store.path, labels=np.zeros(N, int))
+    assert FeatureStore.open(store.path).n == N
+
+
+def test_vocabularies_must_agree():
+    small = Bigram(30)
+    with pytest.raises(InputError, match="37 tokens and the reference 30"):
+        TextScorer(MODEL, TARGET, small, small.init(0), CONFIG)
+
+
+def test_tokens_outside_the_vocabulary(tmp_path):
+    encoded = draw()
+    encoded.input_ids[0, 4] = VOCABULARY
+    with pytest.raises(InputError, match="text id0 has token 37"):
+        run(tmp_path, encoded=encoded)
+
+
+@pytest.mark.parametrize(("model", "word"), [(0, "the target"), (1, "the reference")])
+def test_broken_weights_are_reported(model, word):
+    encoded = draw()
+    params = [dict(TARGET), dict(REFERENCE)]
+    token = int(encoded.input_ids[0, 2])
+    params[model]["embed"] = params[model]["embed"].copy()
+    params[model]["embed"][token] = np.nan
+    scorer = TextScorer(MODEL, params[0], MODEL, params[1], CONFIG)
+    with pytest.raises(InputError, match=f"{word} gives logits.*first"):
+        scorer(encoded, ids=["first", *"x" * (N - 1)])
+
+
+def test_unequal_columns(tmp_path):
+    with pytest.raises(InputError, match="expected as many"):
+        run(tmp_path, ids=["a"])
+    with pytest.raises(InputError, match="differ in length"):
+        run(tmp_path, texts=TEXTS[:-1])
+    with pytest.raises(InputError, match="batch_size 0"):
+        ExtractConfig(batch_size=0)
+
+
+def test_compiles_once_per_shape():
+    from lt_mia_jax.features.extract import _batch_statistics
+
+    scorer = TextScorer(MODEL, TARGET, MODEL, REFERENCE, CONFIG)
+    scorer(draw())
+    before = _batch_statistics._cache_size()
+    scorer(draw(1, n=13))
+    TextScorer(MODEL, MODEL.init(4), MODEL, REFERENCE, CONFIG)(draw(2))
+    assert _batch_statistics._cache_size() == before
+
+
+def test_only_reductions_leave_the_device():
+    scorer = TextScorer(MODEL, TARGET, MODEL, REFERENCE, CONFIG)
+    found = jax.tree.leaves(scorer(draw()).statistics)
+    assert all(x.ndim == 2 or x.shape[2] == 18 for x in found)
