@@ -30,7 +30,8 @@ def zlib(x, size):
 
 
 def lowercase(x, lower):
-    return -(-mean(x["lp_t"])) / -mean(lower["lp_t"])
+    nll, nll_lower = -mean(x["lp_t"]), -mean(lower["lp_t"])
+    return -nll / nll_lower
 
 
 def share(values, fraction, largest=False):
@@ -76,7 +77,8 @@ def reference(x):
 
 
 def ratio(x):
-    return -(-mean(x["lp_t"])) / max(-mean(x["lp_r"]), 1e-8)
+    nll_t, nll_r = -mean(x["lp_t"]), -mean(x["lp_r"])
+    return -nll_t / max(nll_r, 1e-8)
 
 
 def ez(x, edge="code"):

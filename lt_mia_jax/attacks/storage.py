@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.util
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -127,13 +126,13 @@ def load_torch_attack(path: Path | str) -> Attack:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    if importlib.util.find_spec("torch") is None:
+    try:
+        import torch
+    except ImportError as error:
         raise InputError(
             f"{path}: reading a torch checkpoint needs torch; "
-            "pip install 'lt_mia_jax[parity]'"
-        )
-    import torch
-
+            "pip install 'lt-mia-jax[parity]'"
+        ) from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -159,7 +159,7 @@ def from_torch_state(
     sizes: dict[str, int | tuple[int, ...]] = {}
     match kind:
         case "transformer":
-            count = _count(state, r"encoder\.layers\.(\d+)\.")
+            count = max(1, _count(state, r"encoder\.layers\.(\d+)\."))
             params = _trunk(source)
             params["layers"] = _stack([_encoder_layer(source, i) for i in range(count)])
             params["pool"] = {
@@ -167,13 +167,13 @@ def from_torch_state(
                 "output": source.linear("attn_pool.2"),
             }
         case "pooled_transformer":
-            count = -(-_count(state, r"layers\.(\d+)\.") // 5)
+            count = max(1, -(-_count(state, r"layers\.(\d+)\.") // 5))
             params = _trunk(source)
             params["layers"] = _stack([_pooled_layer(source, i) for i in range(count)])
         case "lr":
             params = _perceptron(source, ["linear"])
         case "mlp" | "mean_mlp":
-            last = _count(state, r"mlp\.(\d+)\.")
+            last = max(1, _count(state, r"mlp\.(\d+)\."))
             params = _perceptron(source, [f"mlp.{i}" for i in range(0, last, 3)])
     source.finish()
     if kind in ("transformer", "pooled_transformer"):

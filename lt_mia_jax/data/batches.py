@@ -120,8 +120,8 @@ def batch_indices(
         )
     if not 0 <= process < processes or batch_size % processes:
         raise InputError(
-            f"shard {process} of {processes} with batch size {batch_size}; the batch size "
-            "must be a multiple of the number of processes"
+            f"shard {process} of {processes} with batch size {batch_size}; the batch "
+            "size must be a multiple of the number of processes"
         )
     return Batches(
         n, batch_size, seed=seed, epochs=epochs, shuffle=shuffle, shard=shard

@@ -80,6 +80,10 @@ def load_corpus(
     Raises:
       InputError: an unknown name, a missing package or file, no documents.
     """
+    if local is not None and normalised(name) not in HUB_DATASETS:
+        raise InputError(
+            f"corpus {name!r} is not a data set of the hub, so it has no local folder"
+        )
     if name in DOMAINS:
         corpus = _offline(name, None if cache is None else Path(cache))
     elif normalised(name) in HUB_DATASETS:
@@ -90,10 +94,6 @@ def load_corpus(
         known = ", ".join([*DOMAINS, *HUB_DATASETS])
         raise InputError(
             f"no corpus named {name!r}; expected a .jsonl file or one of {known}"
-        )
-    if local is not None and normalised(name) not in HUB_DATASETS:
-        raise InputError(
-            f"corpus {name!r} is not a data set of the hub, so it has no local folder"
         )
     if limit is not None and limit < len(corpus.ids):
         corpus = corpus.take(_lowest(corpus.ids, limit))

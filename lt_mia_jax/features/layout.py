@@ -159,5 +159,3 @@ def layout_of(packed_width: int) -> FeatureLayout:
             f"found {packed_width} packed columns, expected 5 k + 3 for some k >= 1"
         )
     return layout
-
-

@@ -22,7 +22,8 @@ def lt_mia_features(
     target_logits: Float[Array | np.ndarray, "B T V"],
     reference_logits: Float[Array | np.ndarray, "B T V"],
     input_ids: Integer[Array | np.ndarray, "B T"],
-    attention_mask: Integer[Array | np.ndarray, "B T"] | Bool[Array | np.ndarray, "B T"],
+    attention_mask: Integer[Array | np.ndarray, "B T"]
+    | Bool[Array | np.ndarray, "B T"],
     *,
     k: int = 20,
     log_probabilities: bool = False,

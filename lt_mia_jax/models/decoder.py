@@ -110,9 +110,8 @@ class Decoder(nn.Module):
         x = Normalise(model.final_norm, param_dtype, name="final_norm")(x)
         match model.head:
             case Tied():
-                pattern, kernel = "btd,vd->btv", table["tokens"]
+                kernel = table["tokens"].T
             case Untied():
-                pattern = "btd,dv->btv"
                 kernel, _ = Projection(
                     features=model.vocab_size,
                     bias=False,
@@ -122,9 +121,12 @@ class Decoder(nn.Module):
                 )(model.width)
             case _:
                 assert_never(model.head)
-        return jnp.einsum(
-            pattern, x, kernel.astype(dtype), preferred_element_type=jnp.float32
+        logits = jnp.matmul(
+            x.reshape(-1, model.width),
+            kernel.astype(dtype),
+            preferred_element_type=jnp.float32,
         )
+        return logits.reshape(*input_ids.shape, model.vocab_size)
 
     def _run_layers(
         self, x: Float[Array, "B T D"], positions: Int[Array, "T"]

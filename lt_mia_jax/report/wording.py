@@ -79,8 +79,8 @@ def bounds(interval: dict[str, Any] | None, *, rate: bool = False) -> str:
         return ""
     low, high = interval["low"], interval["high"]
     if rate:
-        return signed(f"[{100 * low:.1f}, {100 * high:.1f}]")
-    return signed(f"[{low:.3f}, {high:.3f}]")
+        return signed(f"[{100 * low:.1f},{NBSP}{100 * high:.1f}]")
+    return signed(f"[{low:.3f},{NBSP}{high:.3f}]")
 
 
 def general(value: Number | None, digits: int = 4, *, zeros: bool = False) -> str:

@@ -83,7 +83,7 @@ def test_missing_role_and_unequal_shapes_are_refused():
 def test_features_that_are_not_finite_name_the_text(value, dtype):
     store = MemoryStore("c")
     store.values[9, 0, 2] = value
-    with pytest.raises(InputError, match="c: 1 texts .* id c-9"):
+    with pytest.raises(InputError, match=r"c: 1 texts .* id c-9"):
         Rows([store], "train", cache_bytes=1e9, dtype=dtype)
 
 

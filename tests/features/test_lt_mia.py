@@ -6,8 +6,12 @@ import oracle_features
 import pytest
 
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.features import FeatureLayout, assemble, lt_mia_features
-from lt_mia_jax.features import token_statistics
+from lt_mia_jax.features import (
+    FeatureLayout,
+    assemble,
+    lt_mia_features,
+    token_statistics,
+)
 
 WORKED = [
     "-1 0 .61315 .38685 0 -1 .61315 .61315 -1 0 .38685 .38685 -1 0 .77371 0 0 .77371"

@@ -47,9 +47,7 @@ def assert_same(one: TokenStatistics, two: TokenStatistics, **tolerance):
 )
 def test_oracle(ties, vocab_chunk, row_block):
     inputs = draw(ties=ties)
-    stats = token_statistics(
-        *inputs, k=K, vocab_chunk=vocab_chunk, row_block=row_block
-    )
+    stats = token_statistics(*inputs, k=K, vocab_chunk=vocab_chunk, row_block=row_block)
     expected = oracle_features.token_statistics(*inputs)
     for name, values in expected.items():
         np.testing.assert_allclose(
@@ -77,7 +75,7 @@ def test_chunks_and_blocks_do_not_matter(ties):
 
 
 def test_compare_at_once_equals_compare_by_rows():
-    from lt_mia_jax.features.statistics import _count_at_once, _count_by_rows
+    from lt_mia_jax.features.reductions import _count_at_once, _count_by_rows
 
     rng = np.random.default_rng(0)
     values = jnp.asarray(np.round(3 * rng.standard_normal((5, 700))), jnp.float32)
@@ -106,9 +104,7 @@ def test_padding_does_not_change_a_text():
     short = token_statistics(
         target[1:2, :n], reference[1:2, :n], ids[1:2, :n], attention[1:2, :n], k=K
     )
-    assert_same(
-        jax.tree.map(lambda x: x[1:2, :n], whole), short, rtol=1e-6, atol=1e-6
-    )
+    assert_same(jax.tree.map(lambda x: x[1:2, :n], whole), short, rtol=1e-6, atol=1e-6)
 
 
 def test_permuting_the_batch_permutes_the_result():
@@ -152,7 +148,7 @@ def test_poison_on_a_valid_step_is_visible():
 
 
 def test_impossible_tokens_do_not_spoil_the_moments():
-    target, reference, ids, attention = draw()
+    target, _, ids, attention = draw()
     blocked = target.copy()
     blocked[..., -3:] = np.finfo(np.float32).min
     ids = np.minimum(ids, VOCABULARY - 4)
@@ -164,9 +160,7 @@ def test_impossible_tokens_do_not_spoil_the_moments():
 def test_vocab_size_drops_the_last_rows():
     target, reference, ids, attention = draw()
     ids = np.minimum(ids, 49)
-    cut = token_statistics(
-        target[..., :50], reference[..., :50], ids, attention, k=K
-    )
+    cut = token_statistics(target[..., :50], reference[..., :50], ids, attention, k=K)
     option = token_statistics(
         target, reference, ids, attention, k=K, vocab_size=50, vocab_chunk=16
     )
@@ -180,9 +174,7 @@ def test_small_variance_keeps_its_digits():
     ids = np.zeros((1, 3), np.int32)
     stats = token_statistics(target, None, ids, np.ones_like(ids), k=0)
     expected = oracle_features.token_statistics(target, target, ids, np.ones_like(ids))
-    np.testing.assert_allclose(
-        stats.var_t[0, :2], expected["var_t"][0, :2], rtol=2e-3
-    )
+    np.testing.assert_allclose(stats.var_t[0, :2], expected["var_t"][0, :2], rtol=2e-3)
 
 
 def test_vmap_and_half_precision():

@@ -1,5 +1,6 @@
 """Feature stores: round trip, size, interruption at any moment, damage."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ N, LENGTH, K, BLOCK = 23, 12, 3, 5
 def draw(rows, length=LENGTH, k=K, full=False):
     """Statistics of made-up texts; row 2 has no valid step."""
     rng = np.random.default_rng(0)
-    n = max(rows) + 1
+    n = 64
     steps = rng.integers(1, length, n)
     steps[0], steps[2] = length - 1, 0
     if full:
@@ -165,7 +166,12 @@ def test_values_beyond_sixteen_bits_are_clipped(tmp_path):
     stats = draw(range(1))
     stats.columns[0, 0, :2] = [1e6, -1e30]
     text = TextTable(
-        ids=["a"], labels=[None], split=["test"], n_bytes=[1], zlib_bytes=[9], flags=[[]]
+        ids=["a"],
+        labels=[None],
+        split=["test"],
+        n_bytes=[1],
+        zlib_bytes=[9],
+        flags=[[]],
     )
     writer = StoreWriter(tmp_path, {}, text, k=K, length=LENGTH, block_texts=1)
     writer.append_block(0, stats)
@@ -273,7 +279,7 @@ def test_all_damage_is_named(tmp_path, finished):
 
 def test_another_extraction_is_refused(finished):
     before = content(finished)
-    with pytest.raises(InputError, match="another extraction .*block_texts"):
+    with pytest.raises(InputError, match=r"another extraction .*block_texts"):
         open_writer(finished, block_texts=7)
     with pytest.raises(InputError, match=r"different: meta\.seed"):
         StoreWriter(
@@ -300,9 +306,9 @@ def test_writer_refuses_what_it_cannot_store(tmp_path):
     with pytest.raises(InputError, match=r"blocks \[0, 1, 2, 3, 4\]"):
         writer.finish()
     with pytest.raises(InputError, match="differ in length"):
-        TextTable(
-            ids=["a"], labels=[], split=["test"], n_bytes=[1], zlib_bytes=[1], flags=[[]]
-        )
+        dataclasses.replace(table(), labels=[1])
+    with pytest.raises(InputError, match="labels other than"):
+        dataclasses.replace(table(), labels=[2] * N)
 
 
 def test_sigkill(tmp_path, finished):

@@ -1,5 +1,7 @@
 """The page in a real browser: no request, no complaint, sorting, narrow screens."""
 
+import json
+
 import pytest
 from headless_browser import Page, find_chromium
 from oracle_report import synthesise_run
@@ -23,8 +25,25 @@ def report(tmp_path_factory):
         synthesise_run(base / "two", n=60, labelled=False, calibrated=True),
         synthesise_run(base / "three", n=60, combinations=("gpt2 on a", "rwkv on b")),
     ]
+    stretch(runs[1])
     write_report(runs, base / "report.html")
     return base / "report.html"
+
+
+def stretch(run):
+    """Names of one run become long words without a place to break."""
+    long = "w" * 300
+    summary = json.loads((run / "summary.json").read_text())
+    summary |= {"title": long, "verdict": [long] * 2, "command": long, "notes": [long]}
+    summary |= {"versions": {long: long}, "config": {long: long}}
+    summary["dataset"] |= {"method": long, "effect": {long: long}}
+    for key in ("target", "reference", "corpus"):
+        summary["combinations"][0][key] = long
+    (run / "summary.json").write_text(json.dumps(summary))
+    rows = [json.loads(line) for line in (run / "scores.jsonl").open()]
+    for number, row in enumerate(rows):
+        row |= {"id": f"{long}{number}", "flags": [long]}
+    (run / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture(scope="module")

@@ -54,6 +54,7 @@ def test_shuffled_labels_off_chance(tmp_path):
 def test_weak_beaten_and_small(tmp_path):
     run = synthesise_run(tmp_path / "run", n=100)
     rewrite(run, lambda s: set_auc(s, "attacks", "lt_mia", 0.51))
+    rewrite(run, lambda s: set_auc(s, "attacks", "reference", 0.98))
     found = findings(run)
     assert "LT-MIA includes 0.5" in found["Not distinguishable from chance"].text
     assert "Reference" in found["A simpler attack scores higher"].text

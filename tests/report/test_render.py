@@ -77,11 +77,13 @@ def test_attack_table_equals_the_summary(labelled):
     for row, result in zip(rows, expected, strict=True):
         auc = result["auc"]
         assert float(row[1][1]) == auc["value"]
-        assert f"{auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]" in row[1][0]
+        assert (
+            f"{auc['value']:.3f} [{auc['low']:.3f},\xa0{auc['high']:.3f}]" in row[1][0]
+        )
         five = result["tpr"]["0.05"]["conservative"]
         assert float(row[2][1]) == five["value"]
         assert f"{100 * five['value']:.1f}\xa0%" in row[2][0]
-        assert f"[{100 * five['low']:.1f}, {100 * five['high']:.1f}]" in row[2][0]
+        assert f"[{100 * five['low']:.1f},\xa0{100 * five['high']:.1f}]" in row[2][0]
         for refused in row[3:5]:
             assert refused[0].strip() == "too few"
             assert refused[1] == ""

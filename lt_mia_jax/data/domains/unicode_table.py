@@ -3,6 +3,7 @@
 import sys
 import unicodedata
 from collections.abc import Iterator
+from itertools import groupby
 
 _GROUP = 8
 
@@ -14,23 +15,24 @@ def character_tables() -> Iterator[str]:
     combining class, decomposition". Left out are characters without a name and those
     whose name says only the code point or follows from a rule (Han, Hangul).
     """
-    for first in range(0, sys.maxunicode + 1, _GROUP):
-        points = range(first, first + _GROUP)
-        rows = [row for row in map(_row, points) if row is not None]
-        if rows:
-            yield "\n".join(rows)
+    for _, points in groupby(_telling_points(), lambda point: point // _GROUP):
+        yield "\n".join(_row(point) for point in points)
 
 
-def _row(point: int) -> str | None:
+def _telling_points() -> Iterator[int]:
+    for point in range(sys.maxunicode + 1):
+        name = unicodedata.name(chr(point), None)
+        if name is None or name.startswith("HANGUL SYLLABLE"):
+            continue
+        if not name.endswith(f"-{point:04X}"):
+            yield point
+
+
+def _row(point: int) -> str:
     character = chr(point)
-    name = unicodedata.name(character, None)
-    if name is None or name.startswith("HANGUL SYLLABLE"):
-        return None
-    if name.endswith(f"-{point:04X}"):
-        return None
     cells = (
         f"{point:04X}",
-        name,
+        unicodedata.name(character),
         unicodedata.category(character),
         unicodedata.bidirectional(character),
         str(unicodedata.combining(character)),

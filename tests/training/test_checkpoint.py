@@ -1,0 +1,208 @@
+import json
+import logging
+import resource
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.sharding import make_mesh, parameter_shardings
+from lt_mia_jax.training import Checkpointer, init_state
+
+
+def make_tree(seed):
+    rng = np.random.default_rng(seed)
+    params = {
+        "kernel": jnp.asarray(rng.normal(size=(64, 512)), jnp.float32),
+        "half": jnp.asarray(rng.normal(size=7), jnp.bfloat16),
+    }
+    return {"state": init_state(params, optax.adam(1e-3)), "count": jnp.int32(seed)}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Steps 3 and 8, written once and copied by each test."""
+    directory = tmp_path_factory.mktemp("checkpoints") / "state"
+    with Checkpointer(directory, signature="run") as checkpointer:
+        for step in (3, 8):
+            checkpointer.save(step, make_tree(step), {"loss": step / 2})
+    return directory
+
+
+@pytest.fixture
+def directory(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "state")
+
+
+def restore(directory, template=None, signature="run"):
+    template = make_tree(0) if template is None else template
+    with Checkpointer(directory, signature=signature) as checkpointer:
+        return checkpointer.restore(template)
+
+
+def assert_same(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def payload(step_folder):
+    """The file that holds most of the arrays."""
+    files = [p for p in step_folder.rglob("*") if p.is_file()]
+    return max(files, key=lambda p: p.stat().st_size)
+
+
+def test_what_is_saved_is_restored(directory):
+    restored = restore(directory)
+    assert restored.step == 8
+    assert restored.meta == {"loss": 4.0}
+    assert_same(restored.tree, make_tree(8))
+
+
+def test_nothing_saved_yet(tmp_path):
+    assert restore(tmp_path / "new") is None
+
+
+def test_only_the_newest_are_kept(directory):
+    with Checkpointer(directory, signature="run") as checkpointer:
+        checkpointer.restore(make_tree(0))
+        for step in (9, 11, 14):
+            checkpointer.save(step, make_tree(step), {})
+        assert checkpointer.steps() == (11, 14)
+    assert_same(restore(directory).tree, make_tree(14))
+
+
+def test_a_flipped_bit_anywhere_falls_back(saved, tmp_path, caplog):
+    files = sorted(
+        p.relative_to(saved) for p in (saved / "8").rglob("*") if p.is_file()
+    )
+    files = [p for p in files if (saved / p).stat().st_size]
+    rng = np.random.default_rng(0)
+    # Every third file, and the payload at several places: Orbax alone would restore
+    # some of these silently.
+    places = [(path, 1) for path in files[::3]]
+    places += [(payload(saved / "8").relative_to(saved), 4)]
+    for number, (path, times) in enumerate(places):
+        for again in range(times):
+            broken = shutil.copytree(saved, tmp_path / f"{number}-{again}")
+            content = bytearray((broken / path).read_bytes())
+            content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+            (broken / path).write_bytes(content)
+            caplog.clear()
+            restored = restore(broken)
+            assert restored.step == 3
+            assert_same(restored.tree, make_tree(3))
+            assert "checkpoint 8 is not used" in caplog.text
+            assert (broken / "damaged-8").is_dir()
+
+
+def test_truncation_names_the_file(directory, caplog):
+    path = payload(directory / "8")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert restore(directory).step == 3
+    assert path.name in caplog.text
+    assert "bytes instead of" in caplog.text
+
+
+def test_a_missing_file_and_a_missing_manifest(directory, caplog):
+    (directory / "8" / "manifest.json").unlink()
+    assert restore(directory).step == 3
+    assert "manifest.json" in caplog.text
+
+
+def test_a_damaged_step_can_be_written_again(directory):
+    payload(directory / "8").write_bytes(b"")
+    with Checkpointer(directory, signature="run") as checkpointer:
+        assert checkpointer.restore(make_tree(0)).step == 3
+        checkpointer.save(8, make_tree(21), {})
+    assert_same(restore(directory).tree, make_tree(21))
+
+
+def test_all_damaged_is_an_error_and_nothing_is_touched(directory):
+    for step in ("3", "8"):
+        payload(directory / step).write_bytes(b"")
+    before = sorted(str(p) for p in directory.rglob("*"))
+    with pytest.raises(InputError, match=r"steps \[3, 8\] are damaged"):
+        restore(directory)
+    assert sorted(str(p) for p in directory.rglob("*")) == before
+
+
+def test_an_interrupted_save_is_not_damage(directory, caplog):
+    (directory / "8" / "manifest.json").unlink()
+    shutil.rmtree(directory / "3")
+    (directory / "saving.json").write_text(json.dumps({"step": 8}))
+    with caplog.at_level(logging.WARNING):
+        assert restore(directory) is None
+    assert not caplog.records
+    assert not (directory / "8").exists()
+
+
+def test_another_signature_is_refused(directory):
+    with pytest.raises(InputError, match="choose another --out"):
+        restore(directory, signature="other")
+    assert restore(directory).step == 8
+
+
+def test_every_mismatch_is_listed(directory):
+    tree = make_tree(0)
+    params = tree["state"].params
+    params = {"half": params["half"].astype(jnp.float32), "kernel": jnp.zeros((64, 9))}
+    template = {"state": tree["state"]._replace(params=params), "extra": jnp.ones(2)}
+    with pytest.raises(InputError) as error:
+        restore(directory, template)
+    for words in (
+        "state.params.half is bfloat16[7], expected float32[7]",
+        "state.params.kernel is float32[64,512], expected float32[64,9]",
+        "extra is missing",
+        "count is not expected",
+    ):
+        assert words in str(error.value)
+
+
+def test_saving_over_an_earlier_run_is_refused(directory):
+    with Checkpointer(directory, signature="run") as checkpointer:
+        with pytest.raises(InputError, match="earlier run"):
+            checkpointer.save(20, make_tree(0), {})
+        assert checkpointer.steps() == (3, 8)
+
+
+def test_the_layout_follows_the_template(directory):
+    mesh = make_mesh(data=1, fsdp=4)
+    template = jax.device_put(make_tree(0), parameter_shardings(make_tree(0), mesh))
+    restored = restore(directory, template)
+    kernel = restored.tree["state"].params["kernel"]
+    assert kernel.sharding == template["state"].params["kernel"].sharding
+    assert len({str(shard.index) for shard in kernel.addressable_shards}) == 4
+    assert_same(restored.tree, make_tree(8))
+
+
+# The threads of a failed Orbax save outlive their event loops.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_full_disk_keeps_the_earlier_steps(directory):
+    # A limit on the size of files fails in the same place as a disk without space.
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpointer(directory, signature="run") as checkpointer:
+        checkpointer.restore(make_tree(0))
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+            with pytest.raises(InputError, match=r"File too large.*are kept"):
+                checkpointer.save(9, make_tree(9), {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            signal.signal(signal.SIGXFSZ, ignored)
+        assert checkpointer.steps() == (3, 8)
+        assert not list(directory.glob("*tmp*"))
+        checkpointer.save(9, make_tree(9), {})
+    assert_same(restore(directory).tree, make_tree(9))
+
+
+def test_keep_must_leave_a_spare(tmp_path):
+    with pytest.raises(InputError, match="at least 2"):
+        Checkpointer(tmp_path, keep=1)
