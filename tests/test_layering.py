@@ -9,7 +9,7 @@ ROOT = Path(lt_mia_jax.__file__).parent
 
 LEVELS = {
     "cli": 7,
-    "__main__": 7,
+    "__main__": 8,
     "commands": 6,
     "report": 5,
     "attacks": 4,

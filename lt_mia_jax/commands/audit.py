@@ -111,7 +111,7 @@ def run(config: Audit) -> None:
     entry = results.combination_summary(
         scored, seed=config.seed, bootstraps=config.bootstraps
     )
-    verdict = results.describe_combination(entry, primary)
+    verdict = [] if labels is None else results.describe_combination(entry, primary)
     extras: dict[str, Sequence[Any]] = {}
     calibrated = dataset = None
     if nonmembers:
@@ -199,8 +199,8 @@ def _labels(texts: Sequence[Text], path: Path, notes: list[str]) -> np.ndarray |
     if known < len(given):
         line = next(text.line for text in texts if text.label is None)
         raise InputError(
-            f"{path}: {known} of {len(given)} texts have a label (none on line {line}); "
-            "label all of them or none"
+            f"{path}: {known} of {len(given)} texts have a label (line {line} has "
+            "none); label all of them or none"
         )
     if len(set(given)) == 1:
         notes.append(f"All labels are {given[0]}: no AUC can be computed.")

@@ -15,7 +15,7 @@ from lt_mia_jax.commands import study
 from lt_mia_jax.commands.evaluate import evaluate_stores
 from lt_mia_jax.commands.study import Combination
 from lt_mia_jax.configs import to_dict
-from lt_mia_jax.data.corpora import Corpus, load_corpus
+from lt_mia_jax.data.corpora import Corpus, deduplicate, load_corpus
 from lt_mia_jax.data.texts import write_texts
 from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.finetune import PretrainConfig
@@ -89,11 +89,11 @@ def run(config: Demo) -> None:
     write_run_record(out, "demo", config)
 
     with _stage("1/6 collecting real text from installed packages"):
-        seen = {c.corpus: _corpus(c.corpus, out) for c in TRAINING}
-        held = {c.corpus: _corpus(c.corpus, out) for c in JUDGED}
+        corpora = _corpora(out)
+        seen = [corpora[c.corpus] for c in TRAINING]
 
     with _stage("2/6 pretraining two tiny bases"):
-        texts = study.pretraining_texts(list(seen.values()), seed=seed, most=3000)
+        texts = study.pretraining_texts(seen, seed=seed, most=3000)
         tokenizer = study.make_tokenizer(
             out / "tokenizer", texts, vocab_size=VOCABULARY
         )
@@ -113,7 +113,7 @@ def run(config: Demo) -> None:
             combination: _combination(
                 combination,
                 models[combination.base],
-                (seen | held)[combination.corpus],
+                corpora[combination.corpus],
                 out,
                 seed,
             )
@@ -156,7 +156,7 @@ def run(config: Demo) -> None:
 
     with _stage("6/6 writing example files for `lt-mia audit`"):
         for combination in JUDGED:
-            _example(combination, held[combination.corpus], out, seed)
+            _example(combination, corpora[combination.corpus], out, seed)
     log.info(
         "done in %.1f minutes; open %s",
         (time.monotonic() - began) / 60,
@@ -164,10 +164,14 @@ def run(config: Demo) -> None:
     )
 
 
-def _corpus(name: str, out: Path) -> Corpus:
-    corpus = load_corpus(name, cache=out / "corpora")
-    log.info("  %-12s %6d documents", name, len(corpus.ids))
-    return corpus
+def _corpora(out: Path) -> dict[str, Corpus]:
+    """All corpora by name, without texts that nearly repeat one of another corpus."""
+    names = [combination.corpus for combination in (*TRAINING, *JUDGED)]
+    loaded = [load_corpus(name, cache=out / "corpora") for name in names]
+    kept = dict(zip(names, deduplicate(loaded), strict=True))
+    for name, corpus in kept.items():
+        log.info("  %-12s %6d documents", name, len(corpus.ids))
+    return kept
 
 
 def _combination(

@@ -94,7 +94,7 @@ def evaluate_stores(
         for group in scored
     ]
     primary = results.LEARNED
-    verdict = [
+    verdict = results.describe_together(entries, primary) + [
         sentence
         for entry in sorted(entries, key=lambda entry: not entry["unseen"])
         for sentence in results.describe_combination(entry, primary)

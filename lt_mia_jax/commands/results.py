@@ -126,7 +126,7 @@ def calibration_summary(
         "n_calibration": len(usable),
         "p_values": _numbers(calibration.conformal_p_values(suspects, usable)),
         "nonmember_p_values": _numbers(checked),
-        "ks_p": calibration.uniformity_p_value(checked),
+        "ks_p": _number(calibration.uniformity_p_value(checked, len(rest))),
     }
 
 
@@ -200,18 +200,40 @@ def command_line() -> str:
     return shlex.join(["lt-mia", *sys.argv[1:]])
 
 
+def describe_together(entries: Sequence[Mapping[str, Any]], primary: str) -> list[str]:
+    """One opening sentence over several labelled combinations."""
+    values = [
+        entry["attacks"][primary]["auc"]["value"]
+        for entry in entries
+        if primary in entry["attacks"]
+    ]
+    values = [value for value in values if value is not None]
+    if len(values) < 2:
+        return []
+    fresh = all(entry["unseen"] for entry in entries)
+    where = "whose model and corpus it never saw" if fresh else "judged here"
+    return [
+        f"Over the {len(values)} combinations {where}, {_title(primary)} has an AUC "
+        f"between {min(values):.3f} and {max(values):.3f}, mean "
+        f"{sum(values) / len(values):.3f}."
+    ]
+
+
 def describe_combination(entry: Mapping[str, Any], primary: str) -> list[str]:
     """Sentences on one labelled combination: result, rivals, controls."""
     attacks, found = entry["attacks"], entry["controls"]
-    if not attacks:
-        return []
     counts, gap = entry["counts"], entry["loss_gap_nats"]
+    if not attacks:
+        return [
+            f"{entry['name']}: {counts['members']} members and "
+            f"{counts['nonmembers']} non-members are too few for a table; at least 2 "
+            "of each are needed."
+        ]
     best = attacks[primary]["auc"]
     sentences = [
-        f"{entry['name']}: over {counts['members']} members and "
-        f"{counts['nonmembers']} non-members, {_title(primary)} ranks a member above a "
-        f"non-member with probability (AUC) {_interval(best)}; the member/non-member "
-        f"loss gap is {_interval(gap)} nats."
+        f"On {entry['name']} ({counts['members']} members, {counts['nonmembers']} "
+        f"non-members) {_title(primary)} has an AUC of {_interval(best)}; the "
+        f"member/non-member loss gap is {_interval(gap)} nats."
     ]
     rivals = {k: v["auc"]["value"] for k, v in attacks.items() if k != primary}
     rivals = {k: v for k, v in rivals.items() if v is not None}

@@ -24,6 +24,7 @@ from lt_mia_jax.data.texts import fingerprint as fingerprint
 from lt_mia_jax.data.texts import read_texts as read_texts
 from lt_mia_jax.data.texts import text_id as text_id
 from lt_mia_jax.data.texts import write_texts as write_texts
+from lt_mia_jax.data.texts import zlib_length as zlib_length
 from lt_mia_jax.data.tokenize import Encoded as Encoded
 from lt_mia_jax.data.tokenize import check_vocabulary as check_vocabulary
 from lt_mia_jax.data.tokenize import encode as encode

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +58,11 @@ def well_formed(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
+
+
+def zlib_length(text: str) -> int:
+    """Bytes of the text's UTF-8 form after zlib compression at the default level."""
+    return len(zlib.compress(well_formed(text).encode()))
 
 
 def read_texts(path: Path | str, *, require_label: bool = False) -> list[Text]:

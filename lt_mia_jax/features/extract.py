@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import logging
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from jaxtyping import Float, Integer
 from tqdm import tqdm
 
 from lt_mia_jax.arrays import Params
-from lt_mia_jax.data.texts import well_formed
+from lt_mia_jax.data.texts import well_formed, zlib_length
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.features.scorer import (
     Encoded,
@@ -85,9 +84,7 @@ def extract(
         labels=[None if label is None else int(label) for label in labels],
         split=["test"] * n if splits is None else list(splits),
         n_bytes=[len(well_formed(text).encode()) for text in texts],
-        zlib_bytes=[
-            len(zlib.compress(well_formed(text).encode(), 6)) for text in texts
-        ],
+        zlib_bytes=[zlib_length(text) for text in texts],
         flags=[[]] * n if flags is None else flags,
     )
     settings = dataclasses.asdict(config)

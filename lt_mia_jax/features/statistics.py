@@ -160,7 +160,7 @@ def _check(logits: list[Array], k: int, vocab_size: int | None) -> int:
 def _steps_per_block(batch: int, steps: int, row_block: int | None) -> int:
     """Steps per block so that a block has about `row_block` rows (batch x steps)."""
     # An accelerator needs large blocks to be busy, a CPU small ones to stay in cache.
-    row_block = row_block or (64 if jax.default_backend() == "cpu" else 1024)
+    row_block = row_block or (32 if jax.default_backend() == "cpu" else 1024)
     return min(steps, max(1, row_block // max(batch, 1)))
 
 

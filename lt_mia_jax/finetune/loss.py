@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from lt_mia_jax.arrays import Array, Float, Int
+from lt_mia_jax.arrays import Array, Bool, Float, Int, UInt
 
 
 def token_log_probs(
@@ -25,7 +25,7 @@ def token_log_probs(
 def next_token_loss(
     logits: Float[Array, "B T V"],
     input_ids: Int[Array, "B T"],
-    attention_mask: Int[Array, "B T"],
+    attention_mask: Int[Array, "B T"] | UInt[Array, "B T"] | Bool[Array, "B T"],
     row_weight: Float[Array, "B"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean loss over the real tokens after the first, in nats, and their number.

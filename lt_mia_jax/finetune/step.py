@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from lt_mia_jax.arrays import Array, Float, Int, Key, Params
+from lt_mia_jax.arrays import Array, Float, Int, Key, Params, UInt
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.data.batches import Batches, batch_indices
 from lt_mia_jax.data.tokenize import Encoded
@@ -31,7 +31,7 @@ class TokenBatch(NamedTuple):
     """Texts of one step; NumPy arrays until `place_batch` puts them on devices."""
 
     input_ids: Int[Array, "B T"]
-    attention_mask: Int[Array, "B T"]
+    attention_mask: UInt[Array, "B T"]
     weight: Float[Array, "B"]
 
 
@@ -48,7 +48,11 @@ class TokenStep:
     """With it, the state holds adapters and the step gets frozen parameters."""
 
     def __call__(
-        self, frozen: Params | None, state: TrainState, batch: TokenBatch, key: Key
+        self,
+        frozen: Params | None,
+        state: TrainState,
+        batch: TokenBatch,
+        key: Key[Array, ""],
     ) -> tuple[TrainState, dict[str, Array]]:
         """The next state, and `loss` (nats a token) and `grad_norm` of this one."""
         model_key, lora_key = jax.random.split(key)

@@ -20,7 +20,7 @@ class ExecutionConfig:
     softmax and logits are float32 always; float32 here also forbids reduced-precision
     multiplication (TF32, or bfloat16 passes on TPU)."""
     remat: bool = False
-    """Recompute each period in the backward pass: memory of one layer for ~30 % time."""
+    """Recompute each period in the backward pass: memory of one for ~30 % time."""
     unroll: int = 1
     """Periods per step of the layer scan; more compiles longer and may run faster."""
 

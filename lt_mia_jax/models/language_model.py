@@ -13,6 +13,9 @@ from lt_mia_jax.models.decoder import Decoder
 from lt_mia_jax.models.execution import ExecutionConfig
 
 
+DEFAULT_EXECUTION = ExecutionConfig()
+
+
 @dataclass(frozen=True)
 class LanguageModel:
     """A causal language model as a value: two pure functions and their settings.
@@ -23,7 +26,7 @@ class LanguageModel:
 
     config: ModelConfig
     """What the model is."""
-    execution: ExecutionConfig = ExecutionConfig()
+    execution: ExecutionConfig = DEFAULT_EXECUTION
     """How it is evaluated."""
 
     def init(self, key: Key[Array, ""]) -> Params:

@@ -57,7 +57,9 @@ class Normalise(nn.Module):
         scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
         match self.config.kind:
             case "layer":
-                bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
+                bias = self.param(
+                    "bias", nn.initializers.zeros, shape, self.param_dtype
+                )
                 return layer_norm(x, scale, bias, eps=self.config.eps)
             case "rms":
                 return rms_norm(x, scale, eps=self.config.eps)

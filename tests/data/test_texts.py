@@ -1,6 +1,7 @@
 import hashlib
 import json
 import random
+import zlib
 
 import pytest
 
@@ -11,6 +12,7 @@ from lt_mia_jax.data.texts import (
     text_id,
     well_formed,
     write_texts,
+    zlib_length,
 )
 from lt_mia_jax.errors import InputError
 
@@ -142,3 +144,10 @@ def test_fingerprint_ignores_order():
     ids = [text_id(str(n)) for n in range(20)]
     assert fingerprint(ids) == fingerprint(reversed(ids)) != fingerprint(ids[1:])
     assert fingerprint(["b", "a"]) == hashlib.sha256(b"a\nb").hexdigest()
+
+
+@pytest.mark.parametrize("text", ["", "é😀" * 50, "half \ud800 a pair"])
+def test_zlib_length_counts_a_whole_stream(text):
+    stream = zlib.compressobj(level=6)
+    sound = text.replace("\ud800", "\ufffd").encode()
+    assert zlib_length(text) == len(stream.compress(sound) + stream.flush())

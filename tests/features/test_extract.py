@@ -13,6 +13,8 @@ from lt_mia_jax.errors import InputError
 from lt_mia_jax.features import lt_mia_features, token_statistics
 from lt_mia_jax.features.extract import ExtractConfig, TextScorer, extract
 from lt_mia_jax.features.store import FeatureStore
+from lt_mia_jax.models import LanguageModel
+from lt_mia_jax.models.presets import gpt2_like
 
 N, LENGTH, VOCABULARY = 21, 9, 37
 CONFIG = ExtractConfig(k=3, batch_size=4, block_batches=2)
@@ -96,6 +98,16 @@ def test_scorer_equals_direct_computation():
         assert isinstance(getattr(found.statistics, name), np.ndarray)
     np.testing.assert_allclose(found.features, features, atol=2e-5)
     np.testing.assert_array_equal(found.mask, mask)
+
+
+def test_with_language_models():
+    model = LanguageModel(gpt2_like(VOCABULARY, 16, 2, 2, LENGTH))
+    params = [model.init(jax.random.key(seed)) for seed in range(2)]
+    encoded = draw()
+    found = TextScorer(model, params[0], model, params[1], CONFIG)(encoded)
+    logits = [model.apply(p, encoded.input_ids) for p in params]
+    features, mask = lt_mia_features(*logits, *encoded, k=3)
+    np.testing.assert_allclose(found.features[mask], features[mask], atol=1e-4)
 
 
 def test_batch_size_and_sharding_do_not_matter():

@@ -1,0 +1,9 @@
+"""Models on disk in Hugging Face layout, both ways, without PyTorch."""
+
+from lt_mia_jax.checkpoints.hf_config import read_config as read_config
+from lt_mia_jax.checkpoints.hf_config import write_config as write_config
+from lt_mia_jax.checkpoints.pretrained import Pretrained as Pretrained
+from lt_mia_jax.checkpoints.pretrained import load_model as load_model
+from lt_mia_jax.checkpoints.pretrained import load_pretrained as load_pretrained
+from lt_mia_jax.checkpoints.pretrained import save_pretrained as save_pretrained
+from lt_mia_jax.checkpoints.tokenizer import load_tokenizer as load_tokenizer

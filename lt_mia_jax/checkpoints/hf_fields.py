@@ -1,0 +1,263 @@
+"""Checked access to the raw fields of a Hugging Face config.json."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_args
+
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.models.config import (
+    Activation,
+    LinearScaling,
+    Llama3Scaling,
+    Rotary,
+)
+
+logger = logging.getLogger(__name__)
+
+NumberT = TypeVar("NumberT", int, float)
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+"""Names in transformers; the three tanh forms differ only in rounding."""
+
+ACTIVATION_NAMES: dict[Activation, str] = {
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_new",
+    "relu": "relu",
+    "silu": "silu",
+}
+"""The name that we write for each activation."""
+
+NEUTRAL = frozenset(
+    {
+        # bookkeeping
+        "_attn_implementation_autoset",
+        "_commit_hash",
+        "_name_or_path",
+        "architectures",
+        "dtype",
+        "initializer_range",
+        "model_type",
+        "name_or_path",
+        "torch_dtype",
+        "transformers_version",
+        # generation and tokens
+        "bos_token_id",
+        "eos_token_id",
+        "max_length",
+        "pad_token_id",
+        "prefix",
+        "task_specific_params",
+        "tokenizer_class",
+        "unk_token_id",
+        "use_cache",
+        # other heads and outputs
+        "chunk_size_feed_forward",
+        "classifier_dropout",
+        "gradient_checkpointing",
+        "id2label",
+        "is_decoder",
+        "is_encoder_decoder",
+        "keys_to_ignore_at_inference",
+        "label2id",
+        "n_ctx",
+        "num_labels",
+        "output_attentions",
+        "output_hidden_states",
+        "output_past",
+        "pretraining_tp",
+        "problem_type",
+        "return_dict",
+        "summary_activation",
+        "summary_first_dropout",
+        "summary_proj_to_labels",
+        "summary_type",
+        "summary_use_proj",
+    }
+)
+"""Fields that do not change the logits of a causal language model."""
+
+ROPE_FIELDS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+}
+"""Scaling types that we implement, and what each needs."""
+
+ROPE_COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+
+
+class Fields:
+    """Reads fields with their defaults and collects every problem it meets."""
+
+    def __init__(self, data: Mapping[str, Any]):
+        self._data = data
+        self._read: set[str] = set()
+        self.problems: list[str] = []
+
+    def raw(self, name: str, default: Any = None) -> Any:
+        """The value as it stands; null counts as absent."""
+        self._read.add(name)
+        value = self._data.get(name)
+        return default if value is None else value
+
+    def size(self, name: str, default: int) -> int:
+        """A positive integer."""
+        value = self.raw(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            self.problems.append(f"{name} = {value!r}, expected a positive integer")
+            return default
+        return value
+
+    def number(self, name: str, default: float) -> float:
+        """A finite number."""
+        return self._number(name, self.raw(name, default), default)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = self.raw(name, default)
+        if not isinstance(value, bool):
+            self.problems.append(f"{name} = {value!r}, expected true or false")
+            return default
+        return value
+
+    def require(self, name: str, only: Any, default: Any) -> None:
+        """Refuse every value but `only`: the others are not implemented."""
+        value = self.raw(name, default)
+        if value != only:
+            self.problems.append(f"{name} = {value!r}, only {only!r} is implemented")
+
+    def activation(self, name: str, default: str) -> Activation:
+        """An activation by its transformers name."""
+        value = self.raw(name, default)
+        if not isinstance(value, str) or value not in ACTIVATIONS:
+            self.problems.append(
+                f"{name} = {value!r}, implemented are {sorted(ACTIVATIONS)}"
+            )
+            return ACTIVATIONS[default]
+        return ACTIVATIONS[value]
+
+    def head_dim(self, width: int, heads: int, name: str | None = None) -> int:
+        """The field `name` if it is given, else width / heads."""
+        if name is not None and self.raw(name) is not None:
+            return self.size(name, 1)
+        if width % heads:
+            self.problems.append(
+                f"hidden size {width} is not divisible by {heads} heads"
+            )
+        return width // heads
+
+    def rotary(self, theta_name: str, *, fraction_name: str | None = None) -> Rotary:
+        """Rotary settings from `rope_parameters` or the older separate fields."""
+        # transformers lets rope_scaling win over rope_parameters.
+        rope = self.raw("rope_scaling", None) or self.raw("rope_parameters", {})
+        self._read.add("rope_parameters")
+        if not isinstance(rope, Mapping):
+            self.problems.append(f"rope parameters {rope!r}, expected an object")
+            rope = {}
+        theta = self._number(
+            "rope_theta", rope.get("rope_theta", self.raw(theta_name, 10000.0)), 10000.0
+        )
+        fraction = 1.0 if fraction_name is None else self.number(fraction_name, 0.25)
+        fraction = self._number(
+            "partial_rotary_factor",
+            rope.get("partial_rotary_factor", fraction),
+            fraction,
+        )
+        if fraction_name is None and fraction != 1.0:
+            self.problems.append(
+                f"partial_rotary_factor = {fraction}, only 1.0 is implemented"
+            )
+        return Rotary(theta=theta, fraction=fraction, scaling=self._scaling(rope))
+
+    def _scaling(self, rope: Mapping[str, Any]) -> LinearScaling | Llama3Scaling | None:
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind not in ROPE_FIELDS:
+            self.problems.append(
+                f"rope_type = {kind!r}, implemented are {sorted(ROPE_FIELDS)}"
+            )
+            return None
+        names = ROPE_FIELDS[kind]
+        unknown = sorted(set(rope) - ROPE_COMMON - set(names))
+        missing = [name for name in names if rope.get(name) is None]
+        if unknown or missing:
+            self.problems.append(
+                f"rope parameters of type {kind!r}: missing {missing}, "
+                f"not understood {unknown}"
+            )
+            return None
+        values = [self._number(name, rope[name], 1.0) for name in names]
+        match kind:
+            case "linear":
+                return LinearScaling(factor=values[0])
+            case "llama3":
+                return Llama3Scaling(
+                    factor=values[0],
+                    low_freq_factor=values[1],
+                    high_freq_factor=values[2],
+                    original_context=int(values[3]),
+                )
+            case _:
+                return None
+
+    def _number(self, name: str, value: Any, default: float) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.problems.append(f"{name} = {value!r}, expected a number")
+            return default
+        return float(value)
+
+    def finish(self, where: str) -> None:
+        """Raise all problems as one error; log fields that nothing reads.
+
+        Raises:
+          InputError: any field had a value that cannot be honoured.
+        """
+        self.require("quantization_config", None, None)
+        self.require("is_encoder_decoder", False, False)
+        if self.problems:
+            raise InputError(
+                f"{where}: {'; '.join(self.problems)}. Use a model that the list of "
+                "supported ones covers"
+            )
+        unused = {
+            name
+            for name, value in self._data.items()
+            if name not in self._read | NEUTRAL and value not in (None, False)
+        }
+        if unused:
+            logger.warning("%s: fields without a reader: %s", where, sorted(unused))
+
+
+def rope_fields(rotary: Rotary) -> dict[str, Any]:
+    """The value of `rope_parameters` for a rotary position."""
+    fields: dict[str, Any] = {"rope_theta": rotary.theta}
+    match rotary.scaling:
+        case None:
+            return {"rope_type": "default", **fields}
+        case LinearScaling(factor=factor):
+            return {"rope_type": "linear", "factor": factor, **fields}
+        case Llama3Scaling() as scaling:
+            return {
+                "rope_type": "llama3",
+                "factor": scaling.factor,
+                "low_freq_factor": scaling.low_freq_factor,
+                "high_freq_factor": scaling.high_freq_factor,
+                "original_max_position_embeddings": scaling.original_context,
+                **fields,
+            }
+
+
+assert set(ACTIVATION_NAMES) == set(get_args(Activation))

@@ -1,0 +1,50 @@
+"""Where a model argument points: a local directory, or a snapshot from the hub."""
+
+import re
+from pathlib import Path
+
+from lt_mia_jax.errors import InputError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+SNAPSHOT_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "*.model",
+)
+"""All that we read; pickled weights are never fetched."""
+
+
+def resolve(path_or_id: str | Path) -> Path:
+    """The local directory of a model, fetched from the hub when it is not a path.
+
+    Raises:
+      InputError: it is neither an existing directory nor a hub id that can be fetched.
+    """
+    path = Path(path_or_id)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputError(f"{path}: is a file, expected a directory with config.json")
+    name = str(path_or_id)
+    if isinstance(path_or_id, Path) or not HUB_ID.fullmatch(name):
+        raise InputError(
+            f"{name}: no such directory, and not a hub id such as 'openai/gpt2'"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(SNAPSHOT_FILES)))
+    # Which class is raised for no network, no such repository or no permission has
+    # changed with every major version; all mean that the model is not to be had.
+    except Exception as error:
+        raise InputError(
+            f"{name}: no such local directory, and the hub did not give it "
+            f"({type(error).__name__}: {error}); check the spelling, the network and "
+            "your access, or pass a directory"
+        ) from error

@@ -1,0 +1,166 @@
+"""Loading and saving models in Hugging Face layout."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from lt_mia_jax.arrays import Params
+from lt_mia_jax.checkpoints import rules
+from lt_mia_jax.checkpoints.hf_config import read_config, write_config
+from lt_mia_jax.checkpoints.hf_fields import NEUTRAL
+from lt_mia_jax.checkpoints.hub import resolve
+from lt_mia_jax.checkpoints.safetensors import (
+    TensorReader,
+    parse_dtype,
+    write_tensors,
+)
+from lt_mia_jax.checkpoints.tables import TABLES
+from lt_mia_jax.checkpoints.tokenizer import load_tokenizer
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.files import read_json, write_json
+from lt_mia_jax.models import LanguageModel, ModelConfig
+from lt_mia_jax.sharding import parameter_shardings
+from lt_mia_jax.trees import flatten, unflatten
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CONFIG = "config.json"
+
+
+class Pretrained(NamedTuple):
+    """A model from disk."""
+
+    config: ModelConfig
+    params: Params
+    tokenizer: "PreTrainedTokenizerBase"
+
+
+def load_pretrained(
+    path_or_id: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None
+) -> Pretrained:
+    """A model and its tokenizer from a directory in Hugging Face layout or the hub.
+
+    Args:
+      path_or_id: a local directory, else a hub id.
+      dtype: of the parameters, "float32" or "bfloat16", whatever is stored.
+      mesh: shards the parameters as they are read; None uses the default device.
+
+    Raises:
+      InputError: anything missing, broken, contradictory or not supported.
+    """
+    directory = resolve(path_or_id)
+    # First, because it is quick: a missing tokenizer should not cost a long load.
+    tokenizer = load_tokenizer(directory)
+    config, params = load_model(directory, dtype=dtype, mesh=mesh)
+    return Pretrained(config, params, tokenizer)
+
+
+def load_model(
+    path_or_id: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None
+) -> tuple[ModelConfig, Params]:
+    """Config and parameters alone; arguments and errors as `load_pretrained`."""
+    directory = resolve(path_or_id)
+    numpy_dtype = parse_dtype(dtype)
+    path = directory / CONFIG
+    if not path.is_file():
+        raise InputError(
+            f"{directory}: no {CONFIG}; a model directory holds {CONFIG}, "
+            "model.safetensors and the tokenizer"
+        )
+    data = read_json(path)
+    config = read_config(data, str(path))
+    table = TABLES[data["model_type"]](config)
+    shapes = LanguageModel(config).shapes()
+    shardings = None
+    if mesh is not None:
+        shardings = flatten(parameter_shardings(shapes, mesh))
+
+    def put(name: str, leaf: np.ndarray) -> jax.Array:
+        if shardings is None:
+            return jnp.asarray(leaf)
+        return jax.device_put(leaf, shardings[name])
+
+    with TensorReader(directory) as reader:
+        leaves = rules.load(
+            reader, table, config, flatten(shapes), dtype=numpy_dtype, put=put
+        )
+    return config, unflatten(leaves)
+
+
+def save_pretrained(
+    directory: str | Path,
+    config: ModelConfig,
+    params: Params,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    *,
+    like: str | Path | None = None,
+) -> None:
+    """Write a model that `load_pretrained` and transformers both open.
+
+    Each file appears whole or not at all, config.json last: without it the directory
+    is not a model yet. The dtype stored is that of the parameters.
+
+    Args:
+      directory: made if needed; may be overwritten by a model of the same layout.
+      config: what the model is.
+      params: its parameters, as `LanguageModel.init` shapes them.
+      tokenizer: written beside the weights; None leaves it out.
+      like: a directory whose config.json lends the fields that do not change the
+        logits, such as special token ids.
+
+    Raises:
+      InputError: no family can express the model, the parameters do not fit it or
+        have mixed dtypes, or the files cannot be written.
+    """
+    directory = Path(directory)
+    kind, data = write_config(config)
+    flat = flatten(params)
+    dtype = _check_params(flat, config)
+    data = {**_neutral_fields(like, tokenizer), **data, "dtype": dtype.name}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make {directory}: {error.strerror}") from error
+    tensors = list(rules.export(TABLES[kind](config), config, flat))
+    write_tensors(directory, tensors, dtype=dtype)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(directory))
+    write_json(directory / CONFIG, data)
+
+
+def _check_params(flat: Mapping[str, Any], config: ModelConfig) -> np.dtype:
+    expected = flatten(LanguageModel(config).shapes())
+    wrong = sorted(set(flat) ^ set(expected)) or [
+        f"{name} is {list(leaf.shape)} instead of {list(expected[name].shape)}"
+        for name, leaf in flat.items()
+        if leaf.shape != expected[name].shape
+    ]
+    if wrong:
+        raise InputError(
+            f"parameters do not fit the config: {'; '.join(wrong)}; pass the config "
+            "that they were made with"
+        )
+    dtypes = sorted({np.dtype(leaf.dtype) for leaf in flat.values()}, key=str)
+    if len(dtypes) != 1:
+        raise InputError(
+            f"parameters have mixed dtypes {[str(d) for d in dtypes]}; cast them to one"
+        )
+    return parse_dtype(dtypes[0].name)
+
+
+def _neutral_fields(
+    like: str | Path | None, tokenizer: "PreTrainedTokenizerBase | None"
+) -> dict[str, Any]:
+    if like is not None:
+        data = read_json(resolve(like) / CONFIG)
+        drop = {"architectures", "model_type", "torch_dtype", "transformers_version"}
+        return {k: v for k, v in data.items() if k in NEUTRAL - drop}
+    # Absent ids would be read as the family's defaults, which another vocabulary lacks.
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: getattr(tokenizer, name, None) for name in names}

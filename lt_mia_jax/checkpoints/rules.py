@@ -1,0 +1,238 @@
+"""From a table of names to parameters and back, with nothing left over.
+
+A table names stored tensors exactly, `{i}` being the layer. Which period, slot or tail
+block a layer lands in is worked out here and never written in a table.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lt_mia_jax.checkpoints.safetensors import TensorReader
+from lt_mia_jax.checkpoints.transforms import Operation, Shape
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.models.config import ModelConfig, Tied
+
+
+class Rule(NamedTuple):
+    """One stored tensor (one a layer when the name has `{i}`) and its leaves."""
+
+    name: str
+    leaves: tuple[str, ...]
+    operation: Operation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """How one checkpoint family names its tensors."""
+
+    rules: tuple[Rule, ...]
+    """Rules whose leaves a model does not have (such as absent biases) are skipped."""
+    prefix: str
+    """Leading part of names that bare decoders (saved without a head) omit."""
+    token_embedding: str
+    """Name of the token embedding."""
+    heads: tuple[str, ...]
+    """Names of the output matrix; the first is written, all are read."""
+    ignored: tuple[str, ...] = ()
+    """Globs of stored buffers that carry no parameters."""
+
+
+class Place(NamedTuple):
+    """A leaf, and the index on its stacked axis, or None when it is not stacked."""
+
+    path: str
+    index: int | None
+
+
+class Assignment(NamedTuple):
+    """One stored tensor with the exact places that it fills."""
+
+    name: str
+    places: tuple[Place, ...]
+    operation: Operation
+
+
+def locate(config: ModelConfig, layer: int) -> tuple[str, int | None]:
+    """Path prefix and stacked index of a layer's parameters."""
+    period, slot = divmod(layer, len(config.pattern))
+    if period < config.periods:
+        return f"periods/slot_{slot}/", period
+    return f"tail_{slot}/", None
+
+
+def expand(
+    table: Table, config: ModelConfig, leaves: Iterable[str]
+) -> list[list[Assignment]]:
+    """Every tensor that a model of this config stores, grouped by rule.
+
+    Args:
+      table: the family's rules.
+      config: says how many layers there are and how they are stacked.
+      leaves: the model's leaf paths; all must be covered, each once.
+    """
+    known = set(leaves)
+    groups = [_expand_rule(rule, config, known) for rule in table.rules]
+    filled = [p for group in groups for a in group for p in a.places]
+    assert len(filled) == len(set(filled)), "two rules fill one leaf"
+    covered = {place.path for place in filled}
+    assert covered == known, f"no rule for {sorted(known - covered)}"
+    return [group for group in groups if group]
+
+
+def _expand_rule(rule: Rule, config: ModelConfig, known: set[str]) -> list[Assignment]:
+    layered = "{i}" in rule.name
+    group = []
+    for layer in range(config.layers if layered else 1):
+        prefix, index = locate(config, layer) if layered else ("", None)
+        places = tuple(Place(prefix + leaf, index) for leaf in rule.leaves)
+        present = [place.path in known for place in places]
+        if any(present):
+            assert all(present), f"{rule.name} fills only some of its leaves"
+            name = rule.name.replace("{i}", str(layer))
+            group.append(Assignment(name, places, rule.operation))
+    return group
+
+
+def load(
+    reader: TensorReader,
+    table: Table,
+    config: ModelConfig,
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    *,
+    dtype: np.dtype,
+    put: Callable[[str, np.ndarray], Any],
+) -> dict[str, Any]:
+    """Leaves by path, each filled completely and placed by `put`.
+
+    Reads one tensor at a time; host memory peaks at the stacked leaves of one rule.
+
+    Raises:
+      InputError: missing, unexpected or mis-shaped tensors (all listed), types that
+        are not floating point, NaN or infinite weights, a head that contradicts tying.
+    """
+    groups = expand(table, config, shapes)
+    expected = {
+        a.name: a.operation.stored_shape([_slice_shape(shapes, p) for p in a.places])
+        for group in groups
+        for a in group
+    }
+    stored = _match_names(reader, table, config, expected)
+    leaves: dict[str, Any] = {}
+    broken: list[str] = []
+    for group in groups:
+        stacked: dict[str, np.ndarray] = {}
+        for assignment in group:
+            for place in assignment.places:
+                if place.path not in stacked:
+                    stacked[place.path] = np.empty(shapes[place.path].shape, dtype)
+            tensor = reader.read(stored[assignment.name])
+            if not np.isfinite(tensor.astype(np.float32, copy=False)).all():
+                broken.append(stored[assignment.name])
+            parts = assignment.operation.forward(tensor)
+            for place, part in zip(assignment.places, parts, strict=True):
+                index = ... if place.index is None else place.index
+                stacked[place.path][index] = part.astype(dtype, copy=False)
+        leaves.update({path: put(path, array) for path, array in stacked.items()})
+    if broken:
+        raise InputError(
+            f"{reader.origin}: NaN or infinite values in {len(broken)} tensors: "
+            f"{', '.join(broken)}; the checkpoint is broken, get another copy or an "
+            "earlier save"
+        )
+    return leaves
+
+
+def _slice_shape(shapes: Mapping[str, jax.ShapeDtypeStruct], place: Place) -> Shape:
+    shape = tuple(shapes[place.path].shape)
+    return shape if place.index is None else shape[1:]
+
+
+def _match_names(
+    reader: TensorReader,
+    table: Table,
+    config: ModelConfig,
+    expected: Mapping[str, Shape],
+) -> dict[str, str]:
+    """Stored name of each expected tensor; the three-list error otherwise."""
+    stored: dict[str, str] = {}
+    unexpected: list[str] = []
+    tied_heads: list[str] = []
+    for name in reader.names:
+        canonical = _canonical(name, table, expected)
+        if canonical in expected and canonical not in stored:
+            stored[canonical] = name
+        elif name in table.heads and isinstance(config.head, Tied):
+            tied_heads.append(name)
+        elif not any(fnmatchcase(f"{table.prefix}{name}", g) for g in table.ignored):
+            unexpected.append(name)
+    missing = [name for name in expected if name not in stored]
+    misshaped = [
+        f"{name} is {list(reader.shape(name))} instead of {list(expected[canonical])}"
+        for canonical, name in stored.items()
+        if reader.shape(name) != tuple(expected[canonical])
+    ]
+    if missing or unexpected or misshaped:
+        raise InputError(
+            f"{reader.origin} does not match its config.json: "
+            f"missing {missing or 'none'}; unexpected {unexpected or 'none'}; "
+            f"mis-shaped {misshaped or 'none'}. Use the config.json that was saved "
+            "with these weights"
+        )
+    typed = [f"{n} ({reader.dtype(n)})" for n in stored.values() if not reader.real(n)]
+    if typed:
+        raise InputError(
+            f"{reader.origin}: expected float32, float16 or bfloat16 tensors, found "
+            f"{', '.join(typed)}; quantised checkpoints cannot be read, use the "
+            "original weights"
+        )
+    _check_tied_heads(reader, stored[table.token_embedding], tied_heads)
+    return stored
+
+
+def _canonical(name: str, table: Table, expected: Mapping[str, Shape]) -> str:
+    if name in table.heads:
+        return table.heads[0]
+    return name if name in expected else f"{table.prefix}{name}"
+
+
+def _check_tied_heads(reader: TensorReader, embedding: str, heads: list[str]) -> None:
+    for head in heads:
+        same = reader.shape(head) == reader.shape(embedding)
+        if not (same and np.array_equal(reader.read(head), reader.read(embedding))):
+            raise InputError(
+                f"{reader.origin}: {head} differs from {embedding} although "
+                "tie_word_embeddings is true; set it to false in config.json if the "
+                "model has a head of its own, else remove the tensor"
+            )
+
+
+def export(
+    table: Table, config: ModelConfig, flat: Mapping[str, Any]
+) -> Iterator[tuple[str, Shape, Callable[[], np.ndarray]]]:
+    """Name, shape and a function that makes the array, for every stored tensor.
+
+    Arrays come to the host one stored tensor at a time.
+    """
+    for group in expand(table, config, flat):
+        for assignment in group:
+            shape = assignment.operation.stored_shape(
+                [_slice_shape(flat, place) for place in assignment.places]
+            )
+            yield assignment.name, shape, _maker(assignment, flat)
+
+
+def _maker(assignment: Assignment, flat: Mapping[str, Any]) -> Callable[[], np.ndarray]:
+    def make() -> np.ndarray:
+        leaves = [
+            np.asarray(flat[p.path] if p.index is None else flat[p.path][p.index])
+            for p in assignment.places
+        ]
+        # safetensors writes the buffer as it lies in memory, whatever the strides.
+        return np.ascontiguousarray(assignment.operation.inverse(leaves))
+
+    return make

@@ -1,0 +1,220 @@
+"""Reading and writing safetensors, in one file or in shards with an index."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from lt_mia_jax.checkpoints.transforms import Shape
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.files import read_json, write_json
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+REAL_DTYPES = {"F64", "F32", "F16", "BF16"}
+SHARD_BYTES = 5 * 10**9
+
+Tensor = tuple[str, Shape, Callable[[], np.ndarray]]
+"""Name, shape, and a function that makes the array when it is needed."""
+
+
+class TensorReader:
+    """Named tensors of a checkpoint directory; headers now, data on request.
+
+    A context manager: it holds the files open.
+    """
+
+    def __init__(self, directory: Path):
+        self._stack = contextlib.ExitStack()
+        self.origin, files = _find_files(directory)
+        try:
+            self._open(files)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _open(self, files: dict[Path, list[str] | None]) -> None:
+        self._slices: dict[str, Any] = {}
+        self._files: dict[str, tuple[Path, Any]] = {}
+        for path, wanted in files.items():
+            try:
+                file = self._stack.enter_context(safe_open(path, framework="np"))
+                names = list(file.keys())
+                absent = sorted(set(wanted or names) - set(names))
+                if absent:
+                    raise InputError(
+                        f"{path}: tensors {absent} of {INDEX} are not in it; get the "
+                        "file again"
+                    )
+                for name in wanted or names:
+                    self._files[name] = (path, file)
+                    self._slices[name] = file.get_slice(name)
+            except (SafetensorError, OSError) as error:
+                raise _unreadable(path, error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._stack.close()
+
+    @property
+    def names(self) -> list[str]:
+        """All tensor names, sorted."""
+        return sorted(self._files)
+
+    def shape(self, name: str) -> Shape:
+        """Shape of a tensor, from the header."""
+        return tuple(self._slices[name].get_shape())
+
+    def dtype(self, name: str) -> str:
+        """The format's own dtype name, such as `BF16`."""
+        return str(self._slices[name].get_dtype())
+
+    def real(self, name: str) -> bool:
+        """Whether the tensor is an unquantised floating-point one."""
+        return self.dtype(name) in REAL_DTYPES
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor in its stored dtype (bfloat16 as `ml_dtypes.bfloat16`)."""
+        path, file = self._files[name]
+        try:
+            return file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{path}: not a complete safetensors file ({error}); it is truncated or "
+        "corrupt, get it again"
+    )
+
+
+def _find_files(directory: Path) -> tuple[Path, dict[Path, list[str] | None]]:
+    """What to name in messages, and the files with the tensors wanted from each."""
+    if (directory / INDEX).is_file():
+        index = directory / INDEX
+        return index, _read_index(index)
+    single = directory / SINGLE
+    if single.is_file():
+        return single, {single: None}
+    pickles = sorted(path.name for path in directory.glob("*.bin"))
+    hint = (
+        f"{pickles} are pickle files, which are never opened; open the model with "
+        "transformers and save it with save_pretrained"
+        if pickles
+        else f"put {SINGLE} (or shards with {INDEX}) there"
+    )
+    raise InputError(f"{directory}: no {SINGLE}; {hint}")
+
+
+def _read_index(index: Path) -> dict[Path, list[str] | None]:
+    table = read_json(index)
+    weight_map = table.get("weight_map") if isinstance(table, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index}: no 'weight_map' table; get the file again")
+    files: dict[Path, list[str] | None] = {}
+    wrong = []
+    for name, file in weight_map.items():
+        # An index must not reach outside its own folder.
+        if not isinstance(file, str) or Path(file).name != file:
+            wrong.append(f"{file!r} is not a plain file name")
+            continue
+        path = index.parent / file
+        if path not in files and not path.is_file():
+            wrong.append(f"{file} is missing")
+        wanted = files.setdefault(path, [])
+        assert wanted is not None
+        wanted.append(name)
+    if wrong:
+        raise InputError(
+            f"{index}: {'; '.join(sorted(set(wrong)))}; get the shards again"
+        )
+    return files
+
+
+def write_tensors(
+    directory: Path,
+    tensors: Sequence[Tensor],
+    *,
+    dtype: np.dtype,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write one file, or shards and then their index, each atomically.
+
+    Only one shard is in host memory at a time.
+
+    Raises:
+      InputError: the disk is full, or the directory holds a checkpoint in the other
+        layout, which would be read instead of this one.
+    """
+    shards: list[list[Tensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        nbytes = int(np.prod(tensor[1])) * dtype.itemsize
+        if shards[-1] and size + nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += nbytes
+    other = directory / (INDEX if len(shards) == 1 else SINGLE)
+    if other.exists():
+        raise InputError(
+            f"{directory}: holds another checkpoint ({other.name}); choose an empty "
+            "folder"
+        )
+    if len(shards) == 1:
+        _write_file(directory / SINGLE, shards[0])
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_file(directory / name, shard)
+        weight_map.update({tensor[0]: name for tensor in shard})
+    total = sum(int(np.prod(tensor[1])) for tensor in tensors) * dtype.itemsize
+    write_json(
+        directory / INDEX,
+        {"metadata": {"total_size": total}, "weight_map": weight_map},
+    )
+
+
+def _write_file(path: Path, tensors: Sequence[Tensor]) -> None:
+    arrays = {name: make() for name, _, make in tensors}
+    handle, temporary = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
+    )
+    os.close(handle)
+    try:
+        # transformers asks for this metadata entry; the content is the same for all.
+        save_file(arrays, temporary, metadata={"format": "pt"})
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"cannot write {path}: {error}; free space or choose another folder"
+        ) from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def parse_dtype(name: str) -> np.dtype:
+    """The NumPy dtype of "float32" or "bfloat16".
+
+    Raises:
+      InputError: any other name.
+    """
+    known = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+    if name not in known:
+        raise InputError(f"dtype {name!r}: expected one of {sorted(known)}")
+    return known[name]
