@@ -48,17 +48,22 @@ class Toy:
     dropout: float = 0.1
 
     def init(self, key):
-        a, b, c = jax.random.split(key, 3)
-        scale = self.width**-0.5
+        # NumPy: drawing with JAX would compile a program for every shape.
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+        def normal(scale, *shape):
+            return jnp.asarray(scale * rng.normal(size=shape), jnp.float32)
+
+        scale, width = self.width**-0.5, self.width
         return {
-            "embedding": {"tokens": jax.random.normal(a, (self.vocab, self.width))},
+            "embedding": {"tokens": normal(1.0, self.vocab, width)},
             "layers": {
                 "mixer": {
-                    "kernel": scale * jax.random.normal(b, (2, self.width, self.width)),
-                    "bias": jnp.zeros((2, self.width)),
+                    "kernel": normal(scale, 2, width, width),
+                    "bias": jnp.zeros((2, width)),
                 }
             },
-            "head": {"kernel": scale * jax.random.normal(c, (self.width, self.vocab))},
+            "head": {"kernel": normal(scale, width, self.vocab)},
         }
 
     def apply(self, params, input_ids, *, dropout_key=None):

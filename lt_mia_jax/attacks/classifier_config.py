@@ -39,18 +39,10 @@ class ClassifierConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built, naming every one."""
-        sizes = {
-            name: getattr(self, name)
-            for name in (
-                "inputs length width heads layers feed_forward".split()
-                + ["hidden"] * bool(self.hidden)
-            )
-        }
-        wrong = [
-            f"{name}={value}"
-            for name, value in sizes.items()
-            if min(value if isinstance(value, tuple) else (value,)) < 1
-        ]
+        names = ("inputs", "length", "width", "heads", "layers", "feed_forward")
+        sizes = [(name, getattr(self, name)) for name in names]
+        sizes += [("hidden", width) for width in self.hidden]
+        wrong = [f"{name}={size}" for name, size in sizes if size < 1]
         if wrong:
             raise InputError(f"classifier sizes must be at least 1: {', '.join(wrong)}")
         if self.width % 2:

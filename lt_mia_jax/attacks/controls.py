@@ -45,13 +45,18 @@ def blind_baseline(
     trees of depth 2 with 5 texts a leaf, stratified 5-fold.
     """
 
+    def pick(rows: np.ndarray) -> list[str]:
+        numbers: list[int] = rows.tolist()
+        return [texts[i] for i in numbers]
+
     def counts(train: np.ndarray, test: np.ndarray) -> tuple[Any, Any] | None:
-        vectorizer = CountVectorizer(min_df=0.05)
-        fitted = [texts[i] for i in train]
-        if not _has_words(fitted, vectorizer):
+        # A float is a share of the texts; scikit-learn's stub knows counts only.
+        share: Any = 0.05
+        vectorizer = CountVectorizer(min_df=share)
+        if not _has_words(pick(train), vectorizer):
             return None
-        train_counts = vectorizer.fit_transform(fitted)
-        return train_counts, vectorizer.transform([texts[i] for i in test])
+        fitted = vectorizer.fit_transform(pick(train))
+        return fitted, vectorizer.transform(pick(test))
 
     return _out_of_fold(counts, labels, seed)
 
@@ -100,5 +105,6 @@ def _out_of_fold(
             100, max_depth=2, min_samples_leaf=5, random_state=seed
         )
         forest.fit(found[0], truth[train])
-        scores[test] = forest.predict_proba(found[1])[:, list(forest.classes_).index(1)]
+        member = list(forest.classes_).index(1)
+        scores[test] = np.asarray(forest.predict_proba(found[1]))[:, member]
     return scores

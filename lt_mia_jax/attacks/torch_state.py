@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -156,7 +157,8 @@ def from_torch_state(
     """
     kind = architecture or _architecture(state, length)
     source = _Source(state)
-    sizes: dict[str, int | tuple[int, ...]] = {}
+    count = 0
+    sizes: dict[str, Any] = {}
     match kind:
         case "transformer":
             count = max(1, _count(state, r"encoder\.layers\.(\d+)\."))
@@ -192,6 +194,6 @@ def from_torch_state(
         length=length,
         heads=heads,
         dropout=dropout,
-        **sizes,  # pyright: ignore[reportArgumentType]
+        **sizes,
     )
     return config, params

@@ -43,10 +43,10 @@ class Table:
 
 
 class Place(NamedTuple):
-    """A leaf, and the index on its stacked axis, or None when it is not stacked."""
+    """A leaf, and its row on the stacked axis, or None when it is not stacked."""
 
     path: str
-    index: int | None
+    row: int | None
 
 
 class Assignment(NamedTuple):
@@ -58,7 +58,7 @@ class Assignment(NamedTuple):
 
 
 def locate(config: ModelConfig, layer: int) -> tuple[str, int | None]:
-    """Path prefix and stacked index of a layer's parameters."""
+    """Path prefix and stacked row of a layer's parameters."""
     period, slot = divmod(layer, len(config.pattern))
     if period < config.periods:
         return f"periods/slot_{slot}/", period
@@ -88,8 +88,8 @@ def _expand_rule(rule: Rule, config: ModelConfig, known: set[str]) -> list[Assig
     layered = "{i}" in rule.name
     group = []
     for layer in range(config.layers if layered else 1):
-        prefix, index = locate(config, layer) if layered else ("", None)
-        places = tuple(Place(prefix + leaf, index) for leaf in rule.leaves)
+        prefix, row = locate(config, layer) if layered else ("", None)
+        places = tuple(Place(prefix + leaf, row) for leaf in rule.leaves)
         present = [place.path in known for place in places]
         if any(present):
             assert all(present), f"{rule.name} fills only some of its leaves"
@@ -135,8 +135,8 @@ def load(
                 broken.append(stored[assignment.name])
             parts = assignment.operation.forward(tensor)
             for place, part in zip(assignment.places, parts, strict=True):
-                index = ... if place.index is None else place.index
-                stacked[place.path][index] = part.astype(dtype, copy=False)
+                row = ... if place.row is None else place.row
+                stacked[place.path][row] = part.astype(dtype, copy=False)
         leaves.update({path: put(path, array) for path, array in stacked.items()})
     if broken:
         raise InputError(
@@ -149,7 +149,7 @@ def load(
 
 def _slice_shape(shapes: Mapping[str, jax.ShapeDtypeStruct], place: Place) -> Shape:
     shape = tuple(shapes[place.path].shape)
-    return shape if place.index is None else shape[1:]
+    return shape if place.row is None else shape[1:]
 
 
 def _match_names(
@@ -229,7 +229,7 @@ def export(
 def _maker(assignment: Assignment, flat: Mapping[str, Any]) -> Callable[[], np.ndarray]:
     def make() -> np.ndarray:
         leaves = [
-            np.asarray(flat[p.path] if p.index is None else flat[p.path][p.index])
+            np.asarray(flat[p.path] if p.row is None else flat[p.path][p.row])
             for p in assignment.places
         ]
         # safetensors writes the buffer as it lies in memory, whatever the strides.

@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -59,7 +59,7 @@ class TensorReader:
             except (SafetensorError, OSError) as error:
                 raise _unreadable(path, error) from error
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "TensorReader":
         return self
 
     def __exit__(self, *details: object) -> None:

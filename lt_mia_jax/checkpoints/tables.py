@@ -1,14 +1,22 @@
 """Names of stored tensors, one table a checkpoint family: data, no logic."""
 
 from lt_mia_jax.checkpoints.rules import Rule, Table
-from lt_mia_jax.checkpoints.transforms import Copy, Linear, SplitChunks, SplitPerHead
+from lt_mia_jax.checkpoints.transforms import (
+    Copy,
+    Linear,
+    Operation,
+    SplitChunks,
+    SplitPerHead,
+)
 from lt_mia_jax.models.config import ModelConfig
 
 QKV_KERNELS = ("mixer/query/kernel", "mixer/key/kernel", "mixer/value/kernel")
 QKV_BIASES = ("mixer/query/bias", "mixer/key/bias", "mixer/value/bias")
 
 
-def _named(prefix: str, *rows: tuple[str, str | tuple[str, ...], object]):
+def _named(
+    prefix: str, *rows: tuple[str, str | tuple[str, ...], Operation]
+) -> tuple[Rule, ...]:
     """Rules with a common name prefix; a lone leaf may stand without its tuple."""
     return tuple(
         Rule(prefix + name, (leaf,) if isinstance(leaf, str) else leaf, operation)

@@ -60,6 +60,9 @@ class Extract:
     batch_size: int = 16
     """Texts in one forward pass."""
 
+    block_texts: int = 256
+    """Texts in one file; an interruption loses at most one file's work."""
+
     seed: int = 0
     """Decides which texts train, select and test a learned attack."""
 
@@ -100,14 +103,18 @@ def run(config: Extract) -> None:
         LanguageModel(pair.reference.config),
         pair.reference.params,
         encoded,
-        ids=_row_ids(texts),
+        ids=[text.id for text in texts],
         labels=labels,
         splits=[attack_split(config.seed, text.id) for text in texts],
         texts=[text.text for text in texts],
         flags=flag_texts(encoded),
         lower=lower,
         out_dir=config.out,
-        config=ExtractConfig(k=config.k, batch_size=config.batch_size),
+        config=ExtractConfig(
+            k=config.k,
+            batch_size=config.batch_size,
+            block_batches=max(1, config.block_texts // config.batch_size),
+        ),
         meta={
             "name": config.name or config.out.name,
             "target": config.target,
@@ -118,7 +125,3 @@ def run(config: Extract) -> None:
         },
     )
     log.info("wrote %d texts to %s", store.n, config.out)
-
-
-def _row_ids(texts: list[Text]) -> list[str]:
-    return [text.id for text in texts]

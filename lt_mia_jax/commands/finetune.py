@@ -78,6 +78,9 @@ class Finetune:
     lora: Lora = Lora()
     """Adapters instead of full fine-tuning."""
 
+    save_seconds: float = 60.0
+    """Least time between checkpoints; 0 saves after every step."""
+
     seed: int = 0
     """Seed of order, dropout, adapters and of the held-out share."""
 
@@ -128,6 +131,7 @@ def run(config: Finetune) -> None:
             seed=config.seed,
         ),
         directory=state,
+        save_every_seconds=config.save_seconds,
     )
     save_pretrained(config.out, config_, result.params, tokenizer)
     log.info("wrote %s (best epoch %d)", config.out, result.best_epoch)

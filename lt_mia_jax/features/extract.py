@@ -115,13 +115,13 @@ def extract(
         done = n - sum(len(writer.rows(block)) for block in missing)
         if done:
             log.info("%s: continuing, %d of %d texts are done", out_dir, done, n)
-        with tqdm(
-            total=n, initial=done, desc="extracting", unit="text", disable=None
-        ) as (bar):
+        options = {"desc": "extracting", "unit": "text", "disable": None}
+        with tqdm(total=n, initial=done, **options) as bar:
             for block in missing:
                 _write_block(writer, block, scorer, encoded, lower, ids, bar)
     writer.finish()
-    return FeatureStore.open(out_dir, verify=not missing)
+    # The writer has just hashed every block, written now or found.
+    return FeatureStore.open(out_dir, verify=False)
 
 
 def _write_block(

@@ -24,8 +24,8 @@ class TokenStatistics(NamedTuple):
     Step `t` describes the prediction of token `t + 1`; the last step is never valid.
     Entries of invalid steps are zero. Log-probabilities are in nats. Fields about the
     reference are None when only one model was given. NumPy and JAX arrays both occur:
-    what `token_statistics` returns lives on the device, what the store or
-    `score_texts` returns on the host.
+    what `token_statistics` returns lives on the device, what the store or a
+    `TextScorer` returns on the host.
     """
 
     input_ids: Any

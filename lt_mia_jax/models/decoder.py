@@ -143,7 +143,7 @@ class Decoder(nn.Module):
                 body,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=nn.broadcast,
+                in_axes=(nn.broadcast,),  # type: ignore[reportArgumentType]
                 length=model.periods,
                 unroll=min(execution.unroll, model.periods),
             )

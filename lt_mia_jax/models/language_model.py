@@ -2,6 +2,7 @@
 
 import contextlib
 from dataclasses import dataclass
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,6 @@ from lt_mia_jax.arrays import Array, Float, Int, Key, Params
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.models.decoder import Decoder
 from lt_mia_jax.models.execution import ExecutionConfig
-
 
 DEFAULT_EXECUTION = ExecutionConfig()
 
@@ -66,11 +66,15 @@ class LanguageModel:
         decoder = Decoder(self.config, self.execution, train=dropout_key is not None)
         rngs = None if dropout_key is None else {"dropout": dropout_key}
         with self._matmul_precision():
-            return decoder.apply({"params": params}, jnp.asarray(input_ids), rngs=rngs)
+            # Parameters may come as NumPy arrays, such as memory-mapped ones.
+            variables = {"params": jax.tree.map(jnp.asarray, params)}
+            logits = decoder.apply(variables, jnp.asarray(input_ids), rngs=rngs)
+        return cast(Array, logits)
 
     def _init(self, key: Key[Array, ""]) -> Params:
         decoder = Decoder(self.config, self.execution, train=False)
-        return decoder.init({"params": key}, jnp.zeros((1, 1), jnp.int32))["params"]
+        variables = decoder.init({"params": key}, jnp.zeros((1, 1), jnp.int32))
+        return cast(Params, variables["params"])
 
     def _matmul_precision(self) -> contextlib.AbstractContextManager:
         # On accelerators a float32 product is rounded to TF32 or bfloat16 unless told

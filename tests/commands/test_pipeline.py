@@ -38,7 +38,7 @@ def store(world, tmp_path_factory):
 def attack(store, tmp_path_factory):
     out = tmp_path_factory.mktemp("attack")
     assert (
-        main(["train", "--features", str(store), "--out", str(out)] + SMALL_ATTACK) == 0
+        main(["train", "--features", str(store), "--out", str(out), *SMALL_ATTACK]) == 0
     )
     return out
 

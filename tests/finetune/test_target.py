@@ -99,7 +99,7 @@ def test_equals_a_loop_written_out(base, tmp_path):
 
 def test_the_best_epoch_is_returned(base, tmp_path):
     # A rate at which the loss rises after some epoch.
-    config = replace(CONFIG, learning_rate=0.3, epochs=4)
+    config = replace(CONFIG, learning_rate=0.1, epochs=4)
     result = run(base, tmp_path / "all", config=config)
     losses = [row["validation_loss"] for row in result.history]
     assert result.best_epoch == 1 + int(np.argmin(losses))

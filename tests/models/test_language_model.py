@@ -1,0 +1,184 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle_models as oracle
+import pytest
+from model_zoo import CONTEXT, VOCAB, configs, random_ids, random_params, with_block
+
+from lt_mia_jax.models import ExecutionConfig, LanguageModel, gpt2_like, llama_like
+from lt_mia_jax.models.config import Dropout
+from lt_mia_jax.sharding import batch_sharding, make_mesh, parameter_shardings
+from lt_mia_jax.trees import flatten, unflatten
+
+
+@pytest.mark.parametrize("name", configs())
+def test_logits_match_the_definition(name):
+    config = configs()[name]
+    params, ids = random_params(config), random_ids()
+    found = jax.jit(LanguageModel(config).apply)(params, ids)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, oracle.logits(config, params, ids), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-grouped", "neox"])
+def test_gradient_reaches_no_later_token(name):
+    """Logits at a token move with every earlier embedding and with no later one."""
+    config = configs()[name]
+    params, token = random_params(config), 4
+    ids = np.arange(CONTEXT - 2)[None]  # Every id once: its embedding is its token.
+
+    @jax.jit
+    @jax.grad
+    def probe(tokens):
+        changed = {**params, "embedding": {**params["embedding"], "tokens": tokens}}
+        # A tied head also reads the table, at the columns; take one that no token is.
+        return LanguageModel(config).apply(changed, ids)[0, token, VOCAB - 1]
+
+    moved = np.abs(probe(jnp.asarray(params["embedding"]["tokens"]))).sum(axis=1)
+    assert (moved[: token + 1] > 0).all()
+    assert (moved[token + 1 : CONTEXT - 2] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-grouped", "neox"])
+def test_padding_on_the_right_changes_nothing(name):
+    config = configs()[name]
+    params, ids = random_params(config), random_ids(shape=(2, 5))
+    apply = jax.jit(LanguageModel(config).apply)
+    alone = apply(params, ids)
+    for filler in (0, VOCAB - 1):
+        padded = np.full((2, CONTEXT), filler, np.int32)
+        padded[:, :5] = ids
+        np.testing.assert_allclose(apply(params, padded)[:, :5], alone, atol=1e-5)
+
+
+def test_rows_do_not_see_each_other():
+    config = configs()["llama"]
+    params, ids = random_params(config), random_ids()
+    apply = jax.jit(LanguageModel(config).apply)
+    together, alone = apply(params, ids), apply(params, ids[1:])
+    np.testing.assert_allclose(together[1:], alone, atol=1e-5)
+
+
+def test_initial_deviations(key):
+    config = gpt2_like(512, 64, 3, 4, 128)
+    flat = flatten(LanguageModel(config).init(key))
+    small = 0.02 / np.sqrt(2 * 3)
+    for name, leaf in flat.items():
+        if name.endswith("bias"):
+            np.testing.assert_array_equal(leaf, 0)
+        elif name.endswith("scale"):
+            np.testing.assert_array_equal(leaf, 1)
+        else:
+            writes = "output/kernel" in name or "down/kernel" in name
+            spread = 4 / np.sqrt(2 * leaf.size)  # of an estimated deviation
+            expected = small if writes else 0.02
+            assert float(leaf.std()) == pytest.approx(expected, rel=spread), name
+    first, second = flat["periods/slot_0/mixer/query/kernel"][:2]
+    assert not np.array_equal(first, second)
+
+
+def test_shapes_are_those_of_init(key):
+    model = LanguageModel(configs()["neox"])
+    made = jax.tree.map(lambda x: (x.shape, x.dtype), model.init(key))
+    promised = jax.tree.map(lambda x: (x.shape, x.dtype), model.shapes())
+    assert made == promised
+    assert type(model.init(key)) is dict
+
+
+def test_param_dtype_is_honoured():
+    model = LanguageModel(configs()["gpt2"], ExecutionConfig(param_dtype="bfloat16"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(model.shapes())} == {jnp.bfloat16}
+
+
+def test_dropout_acts_only_with_a_key_and_follows_it(key):
+    config = dataclasses.replace(
+        configs()["gpt2"], dropout=Dropout(embedding=0.1, attention=0.1, residual=0.1)
+    )
+    model, plain = LanguageModel(config), LanguageModel(configs()["gpt2"])
+    params, ids = random_params(config), random_ids()
+    apply = jax.jit(model.apply)
+    np.testing.assert_array_equal(apply(params, ids), jax.jit(plain.apply)(params, ids))
+    first, second = jax.random.split(key)
+    once = apply(params, ids, dropout_key=first)
+    np.testing.assert_array_equal(once, apply(params, ids, dropout_key=first))
+    assert (once != apply(params, ids, dropout_key=second)).any()
+
+
+@pytest.mark.parametrize("part", ["embedding", "attention", "residual"])
+def test_each_dropout_rate_has_a_reader(part, key):
+    config = dataclasses.replace(configs()["neox"], dropout=Dropout(**{part: 0.5}))
+    params, ids = random_params(config), random_ids()
+    apply = jax.jit(LanguageModel(config).apply)
+    dropped = apply(params, ids, dropout_key=key)
+    assert (dropped != apply(params, ids)).any()
+
+
+def test_layers_draw_different_dropout_masks(key):
+    """Each of two layers adds a dropped-out constant; one shared mask gives no 1/2."""
+    config = with_block(llama_like(16, 16, 2, 4, CONTEXT), feed_forward={"bias": True})
+    config = dataclasses.replace(config, dropout=Dropout(residual=0.5))
+    flat = flatten(random_params(config, scale=0.0))
+    flat["periods/slot_0/feed_forward/down/bias"] = np.ones((2, 16), np.float32)
+    flat["head/kernel"] = np.eye(16, dtype=np.float32)
+    apply = jax.jit(LanguageModel(config).apply)
+    stream = apply(unflatten(flat), np.zeros((4, 8), np.int32), dropout_key=key)
+    shares = np.unique(np.round(stream / stream.max(axis=-1, keepdims=True), 4))
+    np.testing.assert_array_equal(shares, [0, 0.5, 1])
+
+
+def test_bfloat16_is_close_and_returns_float32():
+    config = configs()["llama"]
+    params, ids = random_params(config, scale=0.1), random_ids()
+    model = LanguageModel(config, ExecutionConfig(compute_dtype="bfloat16"))
+    found = jax.jit(model.apply)(params, ids)
+    assert found.dtype == jnp.float32
+    expected = oracle.logits(config, params, ids)
+    # Relative rounding of 2^-9 over about ten roundings in a row.
+    np.testing.assert_allclose(found, expected, atol=0.04 * np.abs(expected).max())
+
+
+def test_four_devices_equal_one():
+    config = gpt2_like(VOCAB, 64, 2, 4, CONTEXT)
+    params, ids = random_params(config), random_ids(shape=(8, 6))
+    model = LanguageModel(config)
+
+    def loss(params, ids):
+        return jax.nn.log_softmax(model.apply(params, ids))[..., 0].mean()
+
+    alone = jax.jit(jax.value_and_grad(loss))(params, ids)
+    mesh = make_mesh(data=2, fsdp=2)
+    placed = jax.device_put(params, parameter_shardings(params, mesh))
+    split = jax.device_put(ids, batch_sharding(mesh))
+    spread = jax.jit(jax.value_and_grad(loss))(placed, split)
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(spread), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_equal_models_share_one_program():
+    traces = []
+
+    def forward(model, params, ids):
+        traces.append(model)
+        return model.apply(params, ids)
+
+    jitted = jax.jit(forward, static_argnums=0)
+    for _ in range(2):
+        config = configs()["gpt2"]
+        jitted(LanguageModel(config), random_params(config), random_ids())
+    assert len(traces) == 1
+
+
+def test_text_longer_than_the_position_table_is_refused():
+    config = configs()["gpt2"]
+    ids = np.zeros((1, CONTEXT + 1), np.int32)
+    with pytest.raises(ValueError, match=f"position table has {CONTEXT} rows"):
+        LanguageModel(config).apply(random_params(config), ids)
+
+
+def test_rotary_model_reads_beyond_its_context():
+    config = configs()["llama"]
+    params, ids = random_params(config), random_ids(shape=(1, CONTEXT + 3))
+    found = jax.jit(LanguageModel(config).apply)(params, ids)
+    np.testing.assert_allclose(found, oracle.logits(config, params, ids), atol=1e-4)

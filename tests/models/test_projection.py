@@ -1,0 +1,45 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lt_mia_jax.models.projection import affine, dropout
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 5), (2, 3, 5)])
+def test_affine_over_any_batch_axes(shape):
+    rng = np.random.default_rng(0)
+    x, kernel, bias = (
+        rng.normal(size=shape),
+        rng.normal(size=(5, 4)),
+        rng.normal(size=4),
+    )
+    found = affine(*(jnp.asarray(a, jnp.float32) for a in (x, kernel, bias)))
+    np.testing.assert_allclose(
+        found, np.einsum("...i,io->...o", x, kernel) + bias, atol=1e-5
+    )
+
+
+def test_affine_follows_the_dtype_of_its_input():
+    x = jnp.ones((2, 3), jnp.bfloat16)
+    assert affine(x, jnp.ones((3, 4)), jnp.ones(4)).dtype == jnp.bfloat16
+
+
+def test_dropout_zeroes_the_given_share_and_keeps_the_mean(key):
+    dropped = dropout(jnp.ones(100_000), 0.25, key)
+    share = float((dropped == 0).mean())
+    assert share == pytest.approx(0.25, abs=5 * np.sqrt(0.25 * 0.75 / 100_000))
+    np.testing.assert_allclose(dropped[dropped > 0], 4 / 3, rtol=1e-6)
+
+
+def test_zero_rate_is_the_identity(key):
+    x = jnp.arange(4.0)
+    np.testing.assert_array_equal(dropout(x, 0.0, key), x)
+
+
+def test_dropout_keeps_bfloat16_and_depends_on_the_key(key):
+    x = jnp.ones(64, jnp.bfloat16)
+    first, second = (dropout(x, 0.5, k) for k in jax.random.split(key))
+    assert first.dtype == jnp.bfloat16
+    assert (first != second).any()
+    np.testing.assert_array_equal(first, dropout(x, 0.5, jax.random.split(key)[0]))
