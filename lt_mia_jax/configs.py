@@ -96,7 +96,7 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
 def _decode_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and type(None) in options:
         return None
-    classes = [option for option in options if dataclasses.is_dataclass(option)]
+    classes: list[Any] = [o for o in options if dataclasses.is_dataclass(o)]
     if isinstance(value, Mapping) and classes:
         named = {option.__name__: option for option in classes}
         tag = value.get("type", classes[0].__name__ if len(classes) == 1 else None)

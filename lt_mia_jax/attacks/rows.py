@@ -37,8 +37,8 @@ class FeatureSource(Protocol):
         ...
 
     @property
-    def labels(self) -> Sequence[int] | Shaped[np.ndarray, " N"]:
-        """1 member, 0 non-member."""
+    def labels(self) -> Sequence[int | None] | Shaped[np.ndarray, " N"]:
+        """1 member, 0 non-member; None, unknown, is refused."""
         ...
 
     @property

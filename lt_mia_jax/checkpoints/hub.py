@@ -26,15 +26,14 @@ def resolve(path_or_id: str | Path) -> Path:
     Raises:
       InputError: it is neither an existing directory nor a hub id that can be fetched.
     """
-    path = Path(path_or_id)
-    if path.is_dir():
+    path, name = Path(path_or_id), str(path_or_id)
+    if name and path.is_dir():
         return path
-    if path.exists():
+    if name and path.exists():
         raise InputError(f"{path}: is a file, expected a directory with config.json")
-    name = str(path_or_id)
     if isinstance(path_or_id, Path) or not HUB_ID.fullmatch(name):
         raise InputError(
-            f"{name}: no such directory, and not a hub id such as 'openai/gpt2'"
+            f"{name!r}: no such directory, and not a hub id such as 'openai/gpt2'"
         )
     from huggingface_hub import snapshot_download
 

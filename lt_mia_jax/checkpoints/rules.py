@@ -147,7 +147,7 @@ def load(
     return leaves
 
 
-def _slice_shape(shapes: Mapping[str, jax.ShapeDtypeStruct], place: Place) -> Shape:
+def _slice_shape(shapes: Mapping[str, Any], place: Place) -> Shape:
     shape = tuple(shapes[place.path].shape)
     return shape if place.row is None else shape[1:]
 

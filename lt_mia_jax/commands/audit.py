@@ -112,10 +112,10 @@ def run(config: Audit) -> None:
         scored, seed=config.seed, bootstraps=config.bootstraps
     )
     verdict = [] if labels is None else results.describe_combination(entry, primary)
-    extras: dict[str, Sequence[Any]] = {}
+    extras: dict[str, Float[np.ndarray, " N"]] = {}
     calibrated = dataset = None
     if nonmembers:
-        calibrated, dataset, p_values = _judge(suspects, known, primary, config)
+        calibrated, dataset, p_values = _judge(suspects, known, primary, config, notes)
         extras["p_value"] = p_values
         extras["q_value"] = _q_values(p_values)
         verdict = _verdict(dataset, extras["q_value"], p_values) + verdict
@@ -208,8 +208,12 @@ def _labels(texts: Sequence[Text], path: Path, notes: list[str]) -> np.ndarray |
 
 
 def _judge(
-    suspects: TextScores, known: TextScores, primary: str, config: Audit
-) -> tuple[dict[str, Any] | None, dict[str, Any], Float[np.ndarray, " N"]]:
+    suspects: TextScores,
+    known: TextScores,
+    primary: str,
+    config: Audit,
+    notes: list[str],
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None, Float[np.ndarray, " N"]]:
     calibrated = results.calibration_summary(
         primary, suspects.scores[primary], known.scores[primary], seed=config.seed
     )
@@ -217,6 +221,13 @@ def _judge(
     p_values = calibration.conformal_p_values(
         suspects.scores[primary], usable[~np.isnan(usable)]
     )
+    scorable = int(np.sum(~np.isnan(suspects.scores["loss"])))
+    if scorable < calibration.FEWEST:
+        notes.append(
+            f"{scorable} texts could be scored; a verdict on the whole set needs at "
+            f"least {calibration.FEWEST}, so only p-values of single texts are given."
+        )
+        return calibrated, None, p_values
     verdict = calibration.dataset_inference(
         suspects.scores, known.scores, alpha=config.alpha, seed=config.seed
     )
@@ -233,24 +244,27 @@ def _q_values(p_values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
 
 
 def _verdict(
-    dataset: dict[str, Any],
+    dataset: dict[str, Any] | None,
     q_values: Float[np.ndarray, " N"],
     p_values: Float[np.ndarray, " N"],
 ) -> list[str]:
     usable = int(np.sum(~np.isnan(p_values)))
     found = int(np.nansum(q_values <= 0.05))
     low = int(np.nansum(p_values <= 0.05))
-    member = dataset["decision"] == "member"
-    return [
-        (
-            "The set of texts as a whole shows fine-tuning membership"
-            if member
-            else "There is no evidence that the set of texts was in the fine-tuning "
-            "data"
-        )
-        + f" (dataset inference against {dataset['n_nonmembers']} known non-members: "
-        f"p = {dataset['p_value']:.2g}, level {dataset['alpha']:g}).",
+    sentences = [
         f"{low} of {usable} texts have a p-value of at most .05, where chance alone "
         f"gives about {0.05 * usable:.0f}; {found} remain at a false-discovery rate "
         "of 5 % (Benjamini-Hochberg).",
+    ]
+    if dataset is None:
+        return sentences
+    opening = (
+        "The set of texts as a whole shows fine-tuning membership"
+        if dataset["decision"] == "member"
+        else "There is no evidence that the set of texts was in the fine-tuning data"
+    )
+    return [
+        f"{opening} (dataset inference against {dataset['n_nonmembers']} known "
+        f"non-members: p = {dataset['p_value']:.2g}, level {dataset['alpha']:g}).",
+        *sentences,
     ]

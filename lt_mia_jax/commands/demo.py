@@ -89,7 +89,7 @@ def run(config: Demo) -> None:
     write_run_record(out, "demo", config)
 
     with _stage("1/6 collecting real text from installed packages"):
-        corpora = _corpora(out)
+        corpora = load_corpora(out)
         seen = [corpora[c.corpus] for c in TRAINING]
 
     with _stage("2/6 pretraining two tiny bases"):
@@ -164,7 +164,7 @@ def run(config: Demo) -> None:
     )
 
 
-def _corpora(out: Path) -> dict[str, Corpus]:
+def load_corpora(out: Path) -> dict[str, Corpus]:
     """All corpora by name, without texts that nearly repeat one of another corpus."""
     names = [combination.corpus for combination in (*TRAINING, *JUDGED)]
     loaded = [load_corpus(name, cache=out / "corpora") for name in names]

@@ -158,7 +158,7 @@ def score_combination(
             lower_loss=store.lower_loss[block],
         )
         for name, column in values.items():
-            found.setdefault(name, []).append(column)
+            found.setdefault(name, []).append(np.asarray(column))
         for ids, valid in zip(statistics.input_ids, statistics.valid, strict=True):
             words.append(" ".join(f"t{token}" for token in ids[valid]))
             n_tokens.append(int(valid.sum()) + 1)

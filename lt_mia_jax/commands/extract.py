@@ -9,7 +9,7 @@ import numpy as np
 
 from lt_mia_jax.commands.scoring import flag_texts, load_pair
 from lt_mia_jax.data.splits import attack_split
-from lt_mia_jax.data.texts import Text, fingerprint, read_texts
+from lt_mia_jax.data.texts import fingerprint, read_texts
 from lt_mia_jax.data.tokenize import encode
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.features.extract import ExtractConfig, extract

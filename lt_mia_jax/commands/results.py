@@ -131,7 +131,9 @@ def calibration_summary(
 
 
 def write_scores(
-    path: Path, scored: Sequence[ScoredTexts], extras: Mapping[str, Sequence[Any]]
+    path: Path,
+    scored: Sequence[ScoredTexts],
+    extras: Mapping[str, Float[np.ndarray, " N"]],
 ) -> None:
     """Write `scores.jsonl`.
 

@@ -146,6 +146,8 @@ def _score_block(
         zlib_bytes=np.array([zlib_length(text) for text in texts]),
         lower=scorer.target_only(lower),
     )
+    found = {name: np.asarray(values) for name, values in found.items()}
     if attack is not None:
+        assert features is not None
         found = {LEARNED: score_features(attack, features, mask), **found}
     return found

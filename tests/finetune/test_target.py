@@ -72,13 +72,13 @@ def test_equals_a_loop_written_out(base, tmp_path):
     params, losses, kept = base, [], []
     state = optimizer.init(params)
     order = batch_indices(21, 4, seed=5, epochs=3)
+    gradient = jax.jit(
+        jax.grad(lambda p, i, m: next_token_loss(model.apply(p, i), i, m)[0])
+    )
     for step in range(len(order)):
         rows, weight = order[step]
         rows = rows[weight > 0]  # the last batch of an epoch has one text
-        ids, mask = TRAIN.input_ids[rows], TRAIN.attention_mask[rows]
-        grads = jax.grad(lambda p, i, m: next_token_loss(model.apply(p, i), i, m)[0])(
-            params, jnp.asarray(ids), jnp.asarray(mask)
-        )
+        grads = gradient(params, TRAIN.input_ids[rows], TRAIN.attention_mask[rows])
         updates, state = optimizer.update(grads, state, params)
         params = optax.apply_updates(params, updates)
         if (step + 1) % order.steps_per_epoch == 0:

@@ -1,0 +1,197 @@
+import dataclasses
+import logging
+
+import pytest
+from model_zoo import configs, with_block
+
+from lt_mia_jax.checkpoints import read_config, write_config
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.models import gpt2_like
+from lt_mia_jax.models.config import (
+    Dropout,
+    LinearScaling,
+    Llama3Scaling,
+    Residual,
+    Rotary,
+    Tied,
+    Untied,
+)
+
+GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 2}
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+}
+NEOX = {**LLAMA, "model_type": "gpt_neox"}
+
+
+def position(data):
+    return read_config(data, "config.json").pattern[0].mixer.position
+
+
+@pytest.mark.parametrize("name", configs())
+def test_written_config_reads_back_equal(name):
+    config = configs()[name]
+    kind, data = write_config(config)
+    assert kind.replace("gpt_", "") == name.split("-")[0]
+    assert read_config(data, "config.json") == config
+
+
+def test_dropout_round_trip():
+    rates = Dropout(embedding=0.1, attention=0.2, residual=0.3)
+    config = dataclasses.replace(configs()["gpt2"], dropout=rates)
+    assert read_config(write_config(config)[1], "config.json").dropout == rates
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        # One field each that the family cannot say.
+        ("neox", {"dropout": Dropout(embedding=0.5)}),
+        ("llama", {"dropout": Dropout(residual=0.5)}),
+        ("gpt2", {"final_norm": configs()["llama"].final_norm}),
+    ],
+)
+def test_config_of_no_family_is_refused(name, change):
+    config = dataclasses.replace(configs()[name], **change)
+    with pytest.raises(InputError, match="no supported model_type"):
+        write_config(config)
+
+
+def test_defaults_are_those_of_the_family():
+    gpt2 = read_config(GPT2, "config.json")
+    assert gpt2.pattern[0].feed_forward.activation == "gelu_tanh"
+    assert gpt2.pattern[0].feed_forward.width == 256
+    assert gpt2.head == Tied()
+    assert gpt2.dropout == Dropout(embedding=0.1, attention=0.1, residual=0.1)
+    llama = read_config(LLAMA, "config.json")
+    assert llama.head == Untied()
+    assert llama.final_norm.eps == 1e-6
+    assert llama.pattern[0].mixer.kv_heads == 4
+    neox = read_config(NEOX, "config.json")
+    assert neox.pattern[0].residual is Residual.PARALLEL
+    assert neox.pattern[0].mixer.rotary_dim == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, Rotary()),
+        ({"rope_theta": 5e5}, Rotary(theta=5e5)),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 7}},
+            Rotary(theta=7.0),
+        ),
+        (
+            {"rope_theta": 9.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            Rotary(theta=9.0, scaling=LinearScaling(factor=2.0)),
+        ),
+        ({"rope_theta": 9.0, "rope_scaling": None}, Rotary(theta=9.0)),
+        (
+            {
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 8192,
+                },
+            },
+            Rotary(
+                scaling=Llama3Scaling(
+                    factor=8.0,
+                    low_freq_factor=1.0,
+                    high_freq_factor=4.0,
+                    original_context=8192,
+                )
+            ),
+        ),
+    ],
+)
+def test_rotary_fields_of_old_and_new_versions(fields, expected):
+    assert position({**LLAMA, **fields}) == expected
+
+
+def test_neox_rotary_names_of_old_and_new_versions():
+    old = position({**NEOX, "rotary_pct": 0.5, "rotary_emb_base": 100})
+    parameters = {"partial_rotary_factor": 0.5, "rope_theta": 100.0}
+    new = position({**NEOX, "rope_parameters": parameters})
+    assert old == new == Rotary(theta=100.0, fraction=0.5)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "yarn", "longrope", "mystery"])
+def test_other_rotary_scalings_are_refused(kind):
+    data = {**LLAMA, "rope_scaling": {"rope_type": kind, "factor": 2.0}}
+    with pytest.raises(InputError, match=f"rope_type = '{kind}'"):
+        read_config(data, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("base", "field", "value"),
+    [
+        (GPT2, "scale_attn_weights", False),
+        (GPT2, "scale_attn_by_inverse_layer_idx", True),
+        (GPT2, "add_cross_attention", True),
+        (GPT2, "activation_function", "quick_gelu"),
+        (GPT2, "n_head", 5),
+        (GPT2, "n_layer", "12"),
+        (GPT2, "n_embd", 0),
+        (GPT2, "layer_norm_epsilon", "small"),
+        (GPT2, "resid_pdrop", 1.5),
+        (LLAMA, "hidden_act", "mish"),
+        (LLAMA, "num_key_value_heads", 3),
+        (LLAMA, "attention_bias", 1),
+        (LLAMA, "quantization_config", {"bits": 4}),
+        (LLAMA, "rope_parameters", [1]),
+        (LLAMA, "rope_parameters", {"partial_rotary_factor": 0.5}),
+        (LLAMA, "rope_scaling", {"type": "linear"}),
+        (LLAMA, "rope_scaling", {"type": "linear", "factor": 2, "novel": 1}),
+        (NEOX, "rotary_pct", 0.2),
+    ],
+)
+def test_values_that_change_the_logits_are_refused(base, field, value):
+    with pytest.raises(InputError) as caught:
+        read_config({**base, field: value}, "some/config.json")
+    assert "some/config.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_offenders_are_listed_at_once():
+    data = {
+        **GPT2,
+        "scale_attn_weights": False,
+        "activation_function": "x",
+        "n_layer": -1,
+    }
+    with pytest.raises(InputError) as caught:
+        read_config({**GPT2, **wrong}, "config.json")
+    for name in wrong:
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["bert", None, 3])
+def test_other_model_types_are_refused(kind):
+    with pytest.raises(
+        InputError, match=r"supported are \['gpt2', 'gpt_neox', 'llama'\]"
+    ):
+        read_config({"model_type": kind}, "config.json")
+
+
+def test_config_that_is_not_an_object_is_refused():
+    with pytest.raises(InputError, match="model_type is None"):
+        read_config([1], "config.json")
+
+
+def test_fields_without_a_reader_are_logged(caplog):
+    data = {**GPT2, "novel": 3, "use_cache": True, "bos_token_id": 1, "absent": None}
+    with caplog.at_level(logging.WARNING):
+        read_config(data, "config.json")
+    assert "['novel']" in caplog.text
+
+
+def test_inner_width_and_epsilon_survive():
+    config = with_block(gpt2_like(9, 8, 1, 2, 4), feed_forward={"width": 10})
+    _, data = write_config(config)
+    assert data["n_inner"] == 10

@@ -1,0 +1,128 @@
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from lt_mia_jax.checkpoints.safetensors import (
+    INDEX,
+    SINGLE,
+    TensorReader,
+    write_tensors,
+)
+from lt_mia_jax.errors import InputError
+
+
+def arrays(dtype=np.float32):
+    rng = np.random.default_rng(0)
+    return {f"t{i}": rng.normal(size=(4, i + 1)).astype(dtype) for i in range(5)}
+
+
+def write(directory, named, **options):
+    tensors = [(name, x.shape, lambda x=x: x) for name, x in named.items()]
+    dtype = next(iter(named.values())).dtype
+    write_tensors(directory, tensors, dtype=dtype, **options)
+
+
+@pytest.mark.parametrize("shard_bytes", [10**9, 100, 1])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_round_trip_in_one_file_or_shards(tmp_path, shard_bytes, dtype):
+    named = arrays(dtype)
+    write(tmp_path, named, shard_bytes=shard_bytes)
+    assert (tmp_path / SINGLE).exists() == (shard_bytes > 1000)
+    with TensorReader(tmp_path) as reader:
+        assert reader.names == sorted(named)
+        for name, expected in named.items():
+            assert reader.shape(name) == expected.shape
+            found = reader.read(name)
+            assert found.dtype == dtype
+            assert found.tobytes() == expected.tobytes()
+
+
+def test_index_names_every_tensor_and_the_total(tmp_path):
+    named = arrays()
+    write(tmp_path, named, shard_bytes=100)
+    index = json.loads((tmp_path / INDEX).read_text())
+    assert index["metadata"]["total_size"] == sum(x.nbytes for x in named.values())
+    for name, file in index["weight_map"].items():
+        with safe_open(tmp_path / file, "np") as shard:
+            assert name in shard.keys()
+            assert shard.metadata() == {"format": "pt"}
+
+
+def test_no_temporary_files_remain(tmp_path):
+    write(tmp_path, arrays())
+    assert [path.name for path in tmp_path.iterdir()] == [SINGLE]
+
+
+@pytest.mark.parametrize("keep", [0, 4, 30, 200, -1])
+def test_truncated_file_is_named(tmp_path, keep):
+    write(tmp_path, arrays())
+    path = tmp_path / SINGLE
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match=r"model\.safetensors.*truncated or corrupt"):
+        TensorReader(tmp_path)
+
+
+def test_garbage_is_refused(tmp_path):
+    (tmp_path / SINGLE).write_bytes(b"\x80\x04not a tensor file" * 9)
+    with pytest.raises(InputError, match="not a complete safetensors file"):
+        TensorReader(tmp_path)
+
+
+def test_missing_shards_are_all_listed(tmp_path):
+    write(tmp_path, arrays(), shard_bytes=100)
+    gone = sorted(tmp_path.glob("model-*"))[:2]
+    for path in gone:
+        path.unlink()
+    with pytest.raises(InputError) as caught:
+        TensorReader(tmp_path)
+    assert all(path.name in str(caught.value) for path in gone)
+
+
+def test_index_may_not_leave_its_folder(tmp_path):
+    write(tmp_path / ".." / tmp_path.name, arrays())
+    text = json.dumps({"weight_map": {"t0": "../other/model.safetensors"}})
+    (tmp_path / INDEX).write_text(text)
+    with pytest.raises(InputError, match="not a plain file name"):
+        TensorReader(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": {}}', "{"])
+def test_broken_index_is_refused(tmp_path, content):
+    (tmp_path / INDEX).write_text(content)
+    with pytest.raises(InputError, match=INDEX):
+        TensorReader(tmp_path)
+
+
+def test_tensor_of_the_index_that_its_shard_lacks(tmp_path):
+    write(tmp_path, arrays(), shard_bytes=100)
+    index = json.loads((tmp_path / INDEX).read_text())
+    index["weight_map"]["ghost"] = index["weight_map"]["t0"]
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    with pytest.raises(InputError, match="ghost"):
+        TensorReader(tmp_path)
+
+
+def test_pickled_weights_are_never_opened(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(
+        InputError, match=r"pytorch_model\.bin.*pickle.*save_pretrained"
+    ):
+        TensorReader(tmp_path)
+
+
+def test_other_layout_in_the_folder_is_refused(tmp_path):
+    """A stale index would be read instead of the new single file."""
+    write(tmp_path, arrays(), shard_bytes=100)
+    with pytest.raises(InputError, match="holds another checkpoint"):
+        write(tmp_path, arrays())
+
+
+def test_overwriting_the_same_layout(tmp_path):
+    write(tmp_path, arrays())
+    new = {name: x + 1 for name, x in arrays().items()}
+    write(tmp_path, new)
+    with TensorReader(tmp_path) as reader:
+        np.testing.assert_array_equal(reader.read("t3"), new["t3"])
