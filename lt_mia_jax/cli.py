@@ -5,6 +5,7 @@ import os
 import sys
 from typing import Annotated, Any
 
+import jax
 import tyro
 
 from lt_mia_jax.errors import InputError
@@ -59,6 +60,18 @@ def parse(arguments: list[str], commands: dict[Any, Any]) -> Any:
     )
 
 
+def use_all_cores() -> None:
+    """One JAX device a CPU core (at most eight), unless the user chose a number.
+
+    Much of a small model's work on CPU runs on one thread a device, so splitting the
+    batch is about twice as fast on two cores. Accelerators are not touched.
+    """
+    chosen = os.environ.get("JAX_NUM_CPU_DEVICES") or os.environ.get("XLA_FLAGS", "")
+    if not chosen:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        jax.config.update("jax_num_cpu_devices", min(cores, 8))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 
@@ -74,6 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True
     )
     logging.getLogger("lt_mia_jax").setLevel(logging.INFO)
+    use_all_cores()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments == ["--version"]:
         sys.stdout.write(f"lt-mia {__version__}\n")

@@ -1,7 +1,9 @@
 """Tiny configs that between them use every field, with parameters far from zero."""
 
 import dataclasses
+from functools import partial
 
+import jax
 import numpy as np
 
 from lt_mia_jax.models import LanguageModel, gpt2_like, llama_like, neox_like
@@ -77,3 +79,9 @@ def random_params(config: ModelConfig, seed: int = 0, scale: float = 0.3):
 
 def random_ids(seed: int = 1, shape: tuple[int, int] = (2, 9)):
     return np.random.default_rng(seed).integers(0, VOCAB, shape).astype(np.int32)
+
+
+@partial(jax.jit, static_argnums=0)
+def forward(model: LanguageModel, params, ids, dropout_key=None):
+    """Logits, compiled once a model for all tests of one run."""
+    return model.apply(params, ids, dropout_key=dropout_key)

@@ -117,6 +117,7 @@ def make_base(
     """A base model pretrained on texts, as a Hugging Face directory."""
 
     def make() -> list[str]:
+        log.info("  pretraining %s, %d steps", directory.name, config.steps)
         result = pretrain(
             LanguageModel(model),
             None,
@@ -164,6 +165,7 @@ def make_target(
     )
 
     def make() -> list[str]:
+        log.info("  fine-tuning %s on %d texts", directory.name, len(members))
         encoded = [
             encode(texts, base.tokenizer, length=LENGTH, side=side_of(corpus))
             for texts in (members, validation)

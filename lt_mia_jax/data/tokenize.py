@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from lt_mia_jax.arrays import Bool, Int
+from lt_mia_jax.arrays import Bool, Int, UInt
 from lt_mia_jax.data.texts import well_formed
 from lt_mia_jax.errors import InputError
 
@@ -23,7 +23,7 @@ class Encoded(NamedTuple):
 
     input_ids: Int[np.ndarray, "N T"]
     """int32; padding holds the pad id (or end-of-text)."""
-    attention_mask: Int[np.ndarray, "N T"]
+    attention_mask: UInt[np.ndarray, "N T"]
     """uint8; 1 on real tokens, the appended end-of-text among them."""
     truncated: Bool[np.ndarray, " N"]
     """The text had more tokens than fit."""

@@ -15,6 +15,25 @@ HIDDEN = -1e30
 """Added to scores of later tokens; finite, so that no gradient is NaN."""
 
 
+@jax.custom_jvp
+def softmax(scores: Float[Array, "*batch S"]) -> Float[Array, "*batch S"]:
+    """Exponentials over the last axis, divided by their sum.
+
+    Its derivative is written in terms of the result, so that training keeps one array
+    of T x T weights a layer rather than two.
+    """
+    largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    powers = jnp.exp(scores - largest)
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+@softmax.defjvp
+def _softmax_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    weights = softmax(*primals)
+    moved = weights * tangents[0]
+    return weights, moved - weights * moved.sum(axis=-1, keepdims=True)
+
+
 def causal_attention(
     query: Float[Array, "B T H K"],
     key: Float[Array, "B T G K"],
@@ -43,7 +62,7 @@ def causal_attention(
     )
     seen = jnp.tril(jnp.ones((length, length), dtype=bool))
     scores = scores + jnp.where(seen, 0.0, HIDDEN)[None, None, None]
-    weights = jax.nn.softmax(scores, axis=-1)
+    weights = softmax(scores)
     if dropout_key is not None:
         weights = dropout(weights, dropout_rate, dropout_key)
     mixed = jnp.einsum("bgrts,bgsk->bgrtk", weights.astype(value.dtype), value)

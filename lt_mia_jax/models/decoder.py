@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lt_mia_jax.arrays import Array, Float, Int
+from lt_mia_jax.errors import InputError
 from lt_mia_jax.models.attention import SelfAttention, residual_std
 from lt_mia_jax.models.config import BlockConfig, ModelConfig, Residual, Tied, Untied
 from lt_mia_jax.models.execution import ExecutionConfig
@@ -100,8 +101,9 @@ class Decoder(nn.Module):
         x = table["tokens"].astype(dtype)[input_ids]
         if model.embedding.positions is not None:
             if length > model.context:
-                raise ValueError(
-                    f"{length} tokens, but the position table has {model.context} rows"
+                raise InputError(
+                    f"texts of {length} tokens, but the position table has "
+                    f"{model.context} rows; cut them to {model.context} tokens"
                 )
             x = x + table["positions"][None, :length].astype(dtype)
         if self.train and model.dropout.embedding > 0:

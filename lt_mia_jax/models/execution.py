@@ -1,7 +1,8 @@
 """How a model is evaluated; up to rounding, none of this changes the function."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,3 +31,13 @@ class ExecutionConfig:
             return jnp.dtype(self.compute_dtype)
         on_cpu = jax.default_backend() == "cpu"
         return jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
+
+
+def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, whose intermediate values the backward pass computes again.
+
+    For elementwise functions of one wide input: the arithmetic costs less than the
+    memory traffic of keeping every step of it for every layer.
+    """
+    # Merging the two computations is always right, merely a waste of this wrapper.
+    return jax.checkpoint(function, prevent_cse=False)

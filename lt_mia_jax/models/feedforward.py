@@ -1,5 +1,6 @@
 """Plain and gated multi-layer perceptrons."""
 
+from functools import partial
 from typing import assert_never
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 
 from lt_mia_jax.arrays import Array, Float
 from lt_mia_jax.models.config import Activation, Mlp
+from lt_mia_jax.models.execution import recomputed
 from lt_mia_jax.models.projection import INIT_STD, Projection, affine
 
 
@@ -51,11 +53,12 @@ class MlpLayer(nn.Module):
                 name=name,
             )
 
+        activation = recomputed(partial(activate, activation=config.activation))
         up = affine(x, *projection("up", config.width, INIT_STD)(width))
         if config.gated:
             gate = affine(x, *projection("gate", config.width, INIT_STD)(width))
-            middle = activate(gate, config.activation) * up
+            middle = activation(gate) * up
         else:
-            middle = activate(up, config.activation)
+            middle = activation(up)
         down = projection("down", width, self.residual_std)
         return affine(middle, *down(config.width))

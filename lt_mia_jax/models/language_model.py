@@ -2,6 +2,7 @@
 
 import contextlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import cast
 
 import jax
@@ -41,7 +42,8 @@ class LanguageModel:
 
     def shapes(self) -> Params:
         """The tree of `jax.ShapeDtypeStruct` that `init` returns, using no memory."""
-        return jax.eval_shape(self._init, jax.random.key(0))
+        # A fresh tree each time: the cached one must not be edited by a caller.
+        return jax.tree.map(lambda leaf: leaf, _shapes(self))
 
     def apply(
         self,
@@ -61,7 +63,7 @@ class LanguageModel:
           dropout_key: switches on the dropout of `config.dropout`; None evaluates.
 
         Raises:
-          ValueError: more tokens than learned positions (at trace time).
+          InputError: more tokens than learned positions (at trace time).
         """
         decoder = Decoder(self.config, self.execution, train=dropout_key is not None)
         rngs = None if dropout_key is None else {"dropout": dropout_key}
@@ -82,3 +84,8 @@ class LanguageModel:
         if self.execution.resolve_compute_dtype() == jnp.float32:
             return jax.default_matmul_precision("highest")
         return contextlib.nullcontext()
+
+
+@lru_cache(maxsize=64)
+def _shapes(model: LanguageModel) -> Params:
+    return jax.eval_shape(model._init, jax.random.key(0))

@@ -1,5 +1,6 @@
 """Layer and root-mean-square normalisation."""
 
+from functools import partial
 from typing import assert_never
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 
 from lt_mia_jax.arrays import Array, Float
 from lt_mia_jax.models.config import Norm
+from lt_mia_jax.models.execution import recomputed
 
 
 def layer_norm(
@@ -60,8 +62,9 @@ class Normalise(nn.Module):
                 bias = self.param(
                     "bias", nn.initializers.zeros, shape, self.param_dtype
                 )
-                return layer_norm(x, scale, bias, eps=self.config.eps)
+                function = recomputed(partial(layer_norm, eps=self.config.eps))
+                return function(x, scale, bias)
             case "rms":
-                return rms_norm(x, scale, eps=self.config.eps)
+                return recomputed(partial(rms_norm, eps=self.config.eps))(x, scale)
             case _:
                 assert_never(self.config.kind)

@@ -159,12 +159,7 @@ def test_values_that_change_the_logits_are_refused(base, field, value):
 
 
 def test_all_offenders_are_listed_at_once():
-    data = {
-        **GPT2,
-        "scale_attn_weights": False,
-        "activation_function": "x",
-        "n_layer": -1,
-    }
+    wrong = {"scale_attn_weights": False, "activation_function": "x", "n_layer": -1}
     with pytest.raises(InputError) as caught:
         read_config({**GPT2, **wrong}, "config.json")
     for name in wrong:

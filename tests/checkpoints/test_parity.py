@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_zoo import configs, random_ids, random_params
+from model_zoo import configs, forward, random_ids, random_params
 
 from lt_mia_jax.checkpoints import load_model, save_pretrained
 from lt_mia_jax.models import LanguageModel
 
 torch = pytest.importorskip("torch", reason="needs the extra 'parity'")
 transformers = pytest.importorskip("transformers")
+torch.set_num_threads(1)
 
 pytestmark = pytest.mark.parity
 
@@ -99,7 +100,7 @@ def test_logits(case, tmp_path):
     theirs = build(*CASES[case])
     theirs.save_pretrained(tmp_path)
     config, params = load_model(tmp_path)
-    found = jax.jit(LanguageModel(config).apply)(params, random_ids())
+    found = forward(LanguageModel(config), params, random_ids())
     np.testing.assert_allclose(found, torch_logits(theirs, random_ids()), atol=1e-4)
 
 
@@ -144,7 +145,7 @@ def test_transformers_opens_what_we_write(name, tmp_path):
     config, params = configs()[name], random_params(configs()[name])
     save_pretrained(tmp_path, config, params)
     ids = random_ids()
-    expected = jax.jit(LanguageModel(config).apply)(params, ids)
+    expected = forward(LanguageModel(config), params, ids)
     found = torch_logits(open_saved(tmp_path), ids)
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
@@ -153,7 +154,7 @@ def test_bfloat16_checkpoint(tmp_path):
     theirs = build(*CASES["llama"]).to(torch.bfloat16)
     theirs.save_pretrained(tmp_path)
     config, params = load_model(tmp_path)
-    found = jax.jit(LanguageModel(config).apply)(params, random_ids())
+    found = forward(LanguageModel(config), params, random_ids())
     # Not theirs.float(): their rotary frequencies were rounded to bfloat16 with it.
     expected = torch_logits(open_saved(tmp_path), random_ids())
     np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -164,5 +165,5 @@ def test_sharded_checkpoint(tmp_path):
     theirs.save_pretrained(tmp_path, max_shard_size="8KB")
     assert (tmp_path / "model.safetensors.index.json").exists()
     config, params = load_model(tmp_path)
-    found = jax.jit(LanguageModel(config).apply)(params, random_ids())
+    found = forward(LanguageModel(config), params, random_ids())
     np.testing.assert_allclose(found, torch_logits(theirs, random_ids()), atol=1e-4)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle_models as oracle
 import pytest
-from model_zoo import configs, random_ids, random_params
+from model_zoo import configs, forward, random_ids, random_params
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -76,7 +76,7 @@ def test_save_load_save_is_exact(name, tmp_path):
 def test_loaded_model_computes_the_same_function(saved, family):
     config, params = load_model(saved)
     expected = oracle.logits(config, random_params(configs()[family]), random_ids())
-    found = jax.jit(LanguageModel(config).apply)(params, random_ids())
+    found = forward(LanguageModel(config), params, random_ids())
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import oracle_models as oracle
 import pytest
 
-from lt_mia_jax.models.attention import causal_attention
+from lt_mia_jax.models.attention import causal_attention, softmax
 
 
 def make(groups, seed=0):
@@ -63,3 +63,19 @@ def test_dropout_is_unbiased(key):
     spread = runs.std(axis=0) / np.sqrt(len(runs))
     error = jnp.abs(runs.mean(axis=0) - causal_attention(query, keys, value))
     assert (error <= 5 * spread + 1e-6).all()
+
+
+def test_softmax_and_both_modes_of_its_derivative():
+    rng = np.random.default_rng(0)
+    x, direction = (jnp.asarray(rng.normal(size=(3, 5)), jnp.float32) for _ in "xd")
+    np.testing.assert_allclose(softmax(x), jax.nn.softmax(x), atol=1e-6)
+    _, forward = jax.jvp(softmax, (x,), (direction,))
+    _, pullback = jax.vjp(softmax, x)
+    p = np.exp(np.asarray(x, np.float64))
+    p /= p.sum(axis=1, keepdims=True)
+    for row in range(3):
+        jacobian = np.diag(p[row]) - np.outer(p[row], p[row])
+        np.testing.assert_allclose(forward[row], jacobian @ direction[row], atol=1e-6)
+        np.testing.assert_allclose(
+            pullback(direction)[0][row], jacobian.T @ direction[row], atol=1e-6
+        )

@@ -1,12 +1,22 @@
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle_models as oracle
 import pytest
-from model_zoo import CONTEXT, VOCAB, configs, random_ids, random_params, with_block
+from model_zoo import (
+    CONTEXT,
+    VOCAB,
+    configs,
+    forward,
+    random_ids,
+    random_params,
+    with_block,
+)
 
+from lt_mia_jax.errors import InputError
 from lt_mia_jax.models import ExecutionConfig, LanguageModel, gpt2_like, llama_like
 from lt_mia_jax.models.config import Dropout
 from lt_mia_jax.sharding import batch_sharding, make_mesh, parameter_shardings
@@ -17,7 +27,7 @@ from lt_mia_jax.trees import flatten, unflatten
 def test_logits_match_the_definition(name):
     config = configs()[name]
     params, ids = random_params(config), random_ids()
-    found = jax.jit(LanguageModel(config).apply)(params, ids)
+    found = forward(LanguageModel(config), params, ids)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, oracle.logits(config, params, ids), atol=1e-4)
 
@@ -45,7 +55,7 @@ def test_gradient_reaches_no_later_token(name):
 def test_padding_on_the_right_changes_nothing(name):
     config = configs()[name]
     params, ids = random_params(config), random_ids(shape=(2, 5))
-    apply = jax.jit(LanguageModel(config).apply)
+    apply = partial(forward, LanguageModel(config))
     alone = apply(params, ids)
     for filler in (0, VOCAB - 1):
         padded = np.full((2, CONTEXT), filler, np.int32)
@@ -56,7 +66,7 @@ def test_padding_on_the_right_changes_nothing(name):
 def test_rows_do_not_see_each_other():
     config = configs()["llama"]
     params, ids = random_params(config), random_ids()
-    apply = jax.jit(LanguageModel(config).apply)
+    apply = partial(forward, LanguageModel(config))
     together, alone = apply(params, ids), apply(params, ids[1:])
     np.testing.assert_allclose(together[1:], alone, atol=1e-5)
 
@@ -93,27 +103,18 @@ def test_param_dtype_is_honoured():
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(model.shapes()))
 
 
-def test_dropout_acts_only_with_a_key_and_follows_it(key):
-    config = dataclasses.replace(
-        configs()["gpt2"], dropout=Dropout(embedding=0.1, attention=0.1, residual=0.1)
-    )
-    model, plain = LanguageModel(config), LanguageModel(configs()["gpt2"])
-    params, ids = random_params(config), random_ids()
-    apply = jax.jit(model.apply)
-    np.testing.assert_array_equal(apply(params, ids), jax.jit(plain.apply)(params, ids))
-    first, second = jax.random.split(key)
-    once = apply(params, ids, dropout_key=first)
-    np.testing.assert_array_equal(once, apply(params, ids, dropout_key=first))
-    assert (once != apply(params, ids, dropout_key=second)).any()
-
-
 @pytest.mark.parametrize("part", ["embedding", "attention", "residual"])
-def test_each_dropout_rate_has_a_reader(part, key):
+def test_dropout_acts_only_with_a_key_and_follows_it(part, key):
     config = dataclasses.replace(configs()["neox"], dropout=Dropout(**{part: 0.5}))
     params, ids = random_params(config), random_ids()
-    apply = jax.jit(LanguageModel(config).apply)
-    dropped = apply(params, ids, dropout_key=key)
-    assert (dropped != apply(params, ids)).any()
+    apply = partial(forward, LanguageModel(config))
+    without = forward(LanguageModel(configs()["neox"]), params, ids)
+    np.testing.assert_array_equal(apply(params, ids), without)
+    first, second = jax.random.split(key)
+    once = apply(params, ids, first)
+    np.testing.assert_array_equal(once, apply(params, ids, first))
+    assert (once != without).any()
+    assert (once != apply(params, ids, second)).any()
 
 
 def test_layers_draw_different_dropout_masks(key):
@@ -123,7 +124,7 @@ def test_layers_draw_different_dropout_masks(key):
     flat = flatten(random_params(config, scale=0.0))
     flat["periods/slot_0/feed_forward/down/bias"] = np.ones((2, 16), np.float32)
     flat["head/kernel"] = np.eye(16, dtype=np.float32)
-    apply = jax.jit(LanguageModel(config).apply)
+    apply = partial(forward, LanguageModel(config))
     stream = apply(unflatten(flat), np.zeros((4, 8), np.int32), dropout_key=key)
     shares = np.unique(np.round(stream / stream.max(axis=-1, keepdims=True), 4))
     np.testing.assert_array_equal(shares, [0, 0.5, 1])
@@ -133,7 +134,7 @@ def test_bfloat16_is_close_and_returns_float32():
     config = configs()["llama"]
     params, ids = random_params(config, scale=0.1), random_ids()
     model = LanguageModel(config, ExecutionConfig(compute_dtype="bfloat16"))
-    found = jax.jit(model.apply)(params, ids)
+    found = forward(model, params, ids)
     assert found.dtype == jnp.float32
     expected = oracle.logits(config, params, ids)
     # Relative rounding of 2^-9 over about ten roundings in a row.
@@ -174,12 +175,12 @@ def test_equal_models_share_one_program():
 def test_text_longer_than_the_position_table_is_refused():
     config = configs()["gpt2"]
     ids = np.zeros((1, CONTEXT + 1), np.int32)
-    with pytest.raises(ValueError, match=f"position table has {CONTEXT} rows"):
+    with pytest.raises(InputError, match=f"position table has {CONTEXT} rows"):
         LanguageModel(config).apply(random_params(config), ids)
 
 
 def test_rotary_model_reads_beyond_its_context():
     config = configs()["llama"]
     params, ids = random_params(config), random_ids(shape=(1, CONTEXT + 3))
-    found = jax.jit(LanguageModel(config).apply)(params, ids)
+    found = forward(LanguageModel(config), params, ids)
     np.testing.assert_allclose(found, oracle.logits(config, params, ids), atol=1e-4)
