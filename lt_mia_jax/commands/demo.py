@@ -58,6 +58,11 @@ JUDGED = tuple(
 )
 
 
+CLASSIFIER = ClassifierConfig(
+    width=64, heads=4, layers=2, feed_forward=192, standardise=True
+)
+"""A tenth of the published size; see docs/decisions.md on standardising."""
+
 RECIPE = dataclasses.replace(ADAMW, learning_rate=2e-3)
 """Tiny models stand, and need, a higher rate than the default."""
 
@@ -82,7 +87,7 @@ class Demo:
     pretrain_steps: int = 300
     """Updates of each base, 32 sequences of 128 tokens each."""
 
-    attack_epochs: int = 16
+    attack_epochs: int = 8
     """Passes over the attack's training rows."""
 
     bootstraps: int = 1000
@@ -136,7 +141,7 @@ def run(config: Demo) -> None:
     with _stage("4/6 training the learned attack"):
         train_attack(
             [stores[c] for c in TRAINING],
-            ClassifierConfig(width=64, heads=4, layers=2, feed_forward=192),
+            CLASSIFIER,
             TrainConfig(
                 epochs=config.attack_epochs,
                 batch_size=64,

@@ -1,7 +1,8 @@
 """SIGKILL at random moments: the rerun ends where an uninterrupted run ends.
 
 `LT_MIA_KILLS` sets how often each command is killed (default 2, to keep the suite
-short). Each start is given a random share of the time an uninterrupted run takes.
+short). Every other kill falls at any moment of the run, start-up included; the rest
+fall after the command has saved its first piece of work.
 """
 
 import os
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny_world
 
 from lt_mia_jax.cli import main
 from lt_mia_jax.files import sha256_file
@@ -36,14 +38,14 @@ def finish(arguments: list[str], log: Path) -> float:
     return time.monotonic() - began
 
 
-def wait_for_work(folder: Path, process: subprocess.Popen) -> None:
-    """Until the command has written something, or has ended."""
-    while process.poll() is None and not any(folder.rglob("*")):
-        time.sleep(0.01)
+def wait_for(folder: Path, pattern: str, process: subprocess.Popen) -> None:
+    """Until a file matches, or the command has ended."""
+    while process.poll() is None and not any(folder.glob(pattern)):
+        time.sleep(0.002)
 
 
-def commands(world, folder: Path) -> dict[str, tuple[list[str], list[str]]]:
-    """Arguments without --out, and the files that must come out equal."""
+def commands(world, folder: Path) -> dict[str, tuple[list[str], str, list[str]]]:
+    """Arguments without --out, saved work as a glob, files that must come out equal."""
     attack = [
         *("--classifier.width", "16", "--classifier.heads", "2"),
         *("--recipe.epochs", "40", "--recipe.batch-size", "8"),
@@ -52,46 +54,59 @@ def commands(world, folder: Path) -> dict[str, tuple[list[str], list[str]]]:
     return {
         "finetune": (
             [
-                *("finetune", "--model", str(world.base), "--epochs", "40"),
+                *("finetune", "--model", str(world.base), "--epochs", "2"),
                 *("--texts", str(world.members), "--length", "32"),
-                *("--batch-size", "4", "--save-seconds", "0"),
+                *("--batch-size", "8", "--save-seconds", "0"),
             ],
-            ["model.safetensors"],
+            "training/state/*/manifest.json",
+            ["model.safetensors", "training/history.jsonl"],
         ),
         "extract": (
             [
                 *("extract", *world.arguments(), "--k", "4", "--length", "32"),
                 *("--members", str(world.members), "--seed", "1"),
                 *("--nonmembers", str(world.nonmembers), "--block-texts", "4"),
-                *("--batch-size", "4"),
+                *("--batch-size", "4", "--name", "one"),
             ],
+            "*.safetensors",
             [],
         ),
         "train": (
             ["train", "--features", str(folder / "store"), *attack],
-            ["classifier.safetensors"],
+            "state/*/manifest.json",
+            ["classifier.safetensors", "metrics.jsonl"],
         ),
     }
 
 
+@pytest.fixture(scope="module")
+def larger_world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("larger")
+    return tiny_world.build(root, members=400, nonmembers=800)
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("command", ["finetune", "extract", "train"])
-def test_killed_runs_end_alike(command, world, tmp_path):
-    store = ["extract", *world.arguments(), "--k", "4", "--length", "32"]
-    texts = ["--members", str(world.members), "--nonmembers", str(world.nonmembers)]
-    out = ["--out", str(tmp_path / "store"), "--seed", "1"]
-    assert main([*store, *texts, *out]) == 0
-    arguments, files = commands(world, tmp_path)[command]
+def test_killed_runs_end_alike(command, world, larger_world, tmp_path):
+    if command == "train":
+        texts = ["--members", str(world.members), "--nonmembers", str(world.nonmembers)]
+        store = ["extract", *world.arguments(), *texts, "--k", "4", "--length", "32"]
+        assert main([*store, "--out", str(tmp_path / "store"), "--seed", "1"]) == 0
+    arguments, saved, files = commands(larger_world, tmp_path)[command]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     log = tmp_path / "log"
     seconds = finish([*arguments, "--out", str(whole)], log)
 
     rng = random.Random(command)
     log.write_text("")
-    for _ in range(KILLS):
+    for kill in range(KILLS):
         process = start([*arguments, "--out", str(killed)], log)
-        wait_for_work(killed, process)
-        time.sleep(rng.random() * 0.6 * seconds)
+        if kill % 2:
+            time.sleep(rng.random() * seconds)
+        else:
+            wait_for(killed, saved, process)
+            time.sleep(rng.random() * 0.5)
         process.send_signal(signal.SIGKILL)
         process.wait()
     finish([*arguments, "--out", str(killed)], log)
@@ -105,4 +120,4 @@ def test_killed_runs_end_alike(command, world, tmp_path):
     for name in files:
         assert sha256_file(whole / name) == sha256_file(killed / name), name
     said = log.read_text()
-    assert "resum" in said or "continuing" in said or "finished" in said, said
+    assert "resumed from step" in said or "continuing, " in said, said

@@ -1,0 +1,84 @@
+"""What the README shows is run here, word for word, on tiny models."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import tiny_world
+
+from lt_mia_jax.cli import main
+from lt_mia_jax.data.texts import write_texts
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands(verb: str) -> list[list[str]]:
+    """Arguments of each `lt-mia VERB` line of the README."""
+    found = []
+    for block in blocks("bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:2] == ["lt-mia", verb]:
+                found.append(words[1:])
+    return found
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A folder in which the README's paths exist, with tiny models behind them."""
+    root = tmp_path_factory.mktemp("readme")
+    world = tiny_world.build(root / "world")
+    run = root / "runs" / "demo"
+    for link, target in {
+        run / "bases" / "llama": world.base,
+        run / "targets" / "llama-ml_docs": world.target,
+    }.items():
+        link.parent.mkdir(parents=True)
+        link.symlink_to(target)
+    example = run / "example" / "ml_docs"
+    write_texts(example / "texts.jsonl", tiny_world.read_rows(world.mixed))
+    write_texts(example / "nonmembers.jsonl", tiny_world.read_rows(world.others))
+    texts = ["--members", str(world.members), "--nonmembers", str(world.nonmembers)]
+    store = ["--out", str(root / "store"), "--k", "4", "--length", "32"]
+    assert main(["extract", *world.arguments(), *texts, *store, "--seed", "1"]) == 0
+    recipe = ["--recipe.epochs", "2", "--recipe.warmup-epochs", "1"]
+    small = ["--classifier.width", "16", "--classifier.heads", "2"]
+    out = ["--features", str(root / "store"), "--out", str(run / "attack")]
+    assert main(["train", *out, *recipe, *small]) == 0
+    return root
+
+
+def test_the_audit_command_runs_as_it_stands(demo, monkeypatch):
+    monkeypatch.chdir(demo)
+    (arguments,) = commands("audit")
+    assert main([*arguments, "--length", "32", "--bootstraps", "50"]) == 0
+    assert (demo / "runs" / "audit" / "report.html").stat().st_size > 10_000
+    rows = tiny_world.read_rows(demo / "runs" / "audit" / "scores.jsonl")
+    named = set(
+        re.findall(r"`(\w+)`", README.split("`scores.jsonl` |")[1].split("\n")[0])
+    )
+    assert named == set(rows[0]) - {"label", "combination"}
+
+
+def test_every_command_of_the_readme_parses(demo):
+    import lt_mia_jax.cli as cli
+
+    known = cli._commands()
+    for verb in ("audit", "finetune", "extract", "train", "evaluate", "report"):
+        assert commands(verb), verb
+        for arguments in commands(verb):
+            assert type(cli.parse(arguments, known)).__name__.lower() == verb
+
+
+def test_the_python_example_runs(demo, monkeypatch):
+    monkeypatch.chdir(demo)
+    (example,) = blocks("python")
+    scope: dict = {}
+    exec(compile(example, "README.md", "exec"), scope)
+    assert scope["features"].shape == (1, scope["ids"].shape[1], 154)
+    assert scope["ez"].shape == scope["min_k"].shape == (1,)
