@@ -214,7 +214,13 @@ def _combination(
 def _example(combination: Combination, corpus: Corpus, out: Path, seed: int) -> None:
     """Suspects (half members) and known non-members of a judged combination."""
     rows = study.split(corpus, combination, seed=seed)
-    suspects = np.concatenate([rows.members[:100], rows.nonmembers[:100]])
+    # Rows stand in corpus order; the first hundred of each would differ in source.
+    rng = np.random.default_rng(seed)
+    members, nonmembers = (
+        rng.permutation(rows.members),
+        rng.permutation(rows.nonmembers),
+    )
+    suspects = np.concatenate([members[:100], nonmembers[:100]])
     labels = np.repeat([1, 0], [100, 100])
     folder = out / "example" / combination.corpus
     write_texts(
@@ -228,7 +234,7 @@ def _example(combination: Combination, corpus: Corpus, out: Path, seed: int) -> 
         folder / "nonmembers.jsonl",
         [
             {"id": corpus.ids[row], "text": corpus.texts[row]}
-            for row in rows.nonmembers[100:600]
+            for row in nonmembers[100:600]
         ],
     )
 

@@ -247,12 +247,15 @@ def describe_combination(entry: Mapping[str, Any], primary: str) -> list[str]:
         )
     if found.get("blind"):
         blind = found["blind"]["auc"]
-        tail = (
-            "above .6: the split can be told apart without any model, so read every "
-            "figure against it"
-            if (blind["value"] or 0) > SHIFTED
-            else "so the texts alone do not give membership away"
-        )
+        if (blind["value"] or 0) > SHIFTED:
+            tail = (
+                "above .6: the split can be told apart without any model, so read "
+                "every figure against it"
+            )
+        elif (blind["low"] or 0) > 0.5:
+            tail = "a little above chance: read the other figures against it"
+        else:
+            tail = "so the texts alone do not give membership away"
         sentences.append(f"A text-only baseline reaches {_interval(blind)}, {tail}.")
     control = found["permutation"]["auc"]
     inside = control["low"] is not None and control["low"] <= 0.5 <= control["high"]
