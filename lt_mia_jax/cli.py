@@ -1,6 +1,8 @@
 """The command line: parse, run one command, explain a mistake in one line."""
 
+import functools
 import logging
+import operator
 import os
 import sys
 from typing import Annotated, Any
@@ -45,15 +47,13 @@ def _commands() -> dict[Any, Any]:
 
 def parse(arguments: list[str], commands: dict[Any, Any]) -> Any:
     """The configuration that the arguments describe; exits 2 on a misspelt flag."""
-    subcommands = [
+    subcommands: list[Any] = [
         Annotated[cls, tyro.conf.subcommand(cls.__name__.lower(), prefix_name=False)]
         for cls in commands
     ]
-    choice = subcommands[0]
-    for option in subcommands[1:]:
-        choice = choice | option
+    choice: Any = functools.reduce(operator.or_, subcommands)
     return tyro.cli(
-        choice,  # pyright: ignore[reportArgumentType]
+        choice,
         args=arguments,
         prog="lt-mia",
         description=DESCRIPTION,
