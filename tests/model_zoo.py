@@ -1,18 +1,17 @@
 """Tiny configs that between them use every field, with parameters far from zero."""
 
 import dataclasses
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import numpy as np
+from family_zoo import VARIANTS, config_json
 
+from lt_mia_jax.checkpoints import read_config
 from lt_mia_jax.models import LanguageModel, gpt2_like, llama_like, neox_like
 from lt_mia_jax.models.config import (
-    LinearScaling,
-    Llama3Scaling,
     ModelConfig,
-    Rotary,
-    Untied,
+    RmsNorm,
 )
 from lt_mia_jax.trees import flatten, unflatten
 
@@ -31,39 +30,19 @@ def with_block(config: ModelConfig, **parts) -> ModelConfig:
     return dataclasses.replace(config, pattern=(dataclasses.replace(block, **new),))
 
 
+@lru_cache
+def variant(name: str) -> ModelConfig:
+    return read_config(config_json(name), name)
+
+
+@lru_cache
 def configs() -> dict[str, ModelConfig]:
     size = (VOCAB, WIDTH, LAYERS, HEADS, CONTEXT)
-    gpt2, llama = gpt2_like(*size), llama_like(*size)
-    mixed = with_block(llama, mixer={"kv_heads": 2})
-    llama3 = Llama3Scaling(
-        factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=8
-    )
     return {
-        "gpt2": gpt2,
-        "gpt2-gelu": with_block(gpt2, feed_forward={"activation": "gelu", "width": 24}),
-        "gpt2-relu": with_block(gpt2, feed_forward={"activation": "relu"}),
-        "gpt2-untied": dataclasses.replace(gpt2, head=Untied()),
-        "llama": llama,
-        "llama-tied": llama_like(*size, tied=True),
-        "llama-grouped": llama_like(*size, kv_heads=2, feed_forward=40),
-        "llama-one-kv": llama_like(*size, kv_heads=1),
-        "llama-biases": with_block(
-            llama,
-            mixer={"qkv_bias": True, "out_bias": True, "head_dim": 6},
-            feed_forward={"bias": True},
-        ),
-        "llama-linear": with_block(
-            mixed, mixer={"position": Rotary(scaling=LinearScaling(factor=4.0))}
-        ),
-        "llama-llama3": with_block(
-            mixed, mixer={"position": Rotary(theta=500.0, scaling=llama3)}
-        ),
+        **{name: variant(name) for name in VARIANTS},
+        "gpt2": gpt2_like(*size),
+        "llama": llama_like(*size),
         "neox": neox_like(*size, rotary_fraction=0.5),
-        "neox-sequential": neox_like(*size, rotary_fraction=1.0, parallel=False),
-        "neox-no-bias": with_block(
-            neox_like(*size, rotary_fraction=0.5),
-            mixer={"qkv_bias": False, "out_bias": False},
-        ),
     }
 
 
@@ -73,7 +52,12 @@ def random_params(config: ModelConfig, seed: int = 0, scale: float = 0.3):
     flat = {}
     for name, leaf in flatten(LanguageModel(config).shapes()).items():
         values = scale * rng.normal(size=leaf.shape)
-        flat[name] = (values + name.endswith("scale")).astype(np.float32)
+        # Around one, but for factors that are 1 + w already.
+        offset = name.endswith("scale") and not any(
+            isinstance(norm, RmsNorm) and norm.unit_offset
+            for norm in (config.final_norm, config.pattern[0].norm)
+        )
+        flat[name] = (values + offset).astype(np.float32)
     return unflatten(flat)
 
 

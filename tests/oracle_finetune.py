@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lt_mia_jax.data.tokenize import Encoded
+from lt_mia_jax.trees import flatten, unflatten
 
 
 def loss_oracle(logits, input_ids, attention_mask, row_weight=None):
@@ -66,7 +67,22 @@ class Toy:
             "head": {"kernel": normal(scale, width, self.vocab)},
         }
 
-    def apply(self, params, input_ids, *, dropout_key=None):
+    def apply(
+        self,
+        params,
+        input_ids,
+        *,
+        dropout_key=None,
+        adapters=None,
+        adapter_dropout=0.0,
+    ):
+        flat = flatten(params)
+        for name, (a, b) in (adapters or {}).items():
+            if dropout_key is not None and adapter_dropout:
+                keep = jax.random.bernoulli(dropout_key, 1 - adapter_dropout, a.shape)
+                a = jnp.where(keep, a / (1 - adapter_dropout), 0.0)
+            flat[name] = flat[name] + a @ b
+        params = unflatten(flat)
         x = params["embedding"]["tokens"][input_ids]
         mixer = params["layers"]["mixer"]
         for layer in range(2):

@@ -5,28 +5,43 @@ import math
 import numpy as np
 
 from lt_mia_jax.models.config import (
+    Alibi,
     Attention,
     BlockConfig,
+    LayerNorm,
     LinearScaling,
     Llama3Scaling,
+    Mamba,
     Mlp,
     ModelConfig,
     Norm,
     Residual,
+    RgLru,
     Rotary,
+    RwkvTimeMix,
     Tied,
 )
+
+
+def wide(params, name):
+    return np.asarray(params[name], np.float64)
 
 
 def normalise(x, norm: Norm, params):
     out = np.empty_like(x, dtype=np.float64)
     for index in np.ndindex(x.shape[:-1]):
         row = x[index].astype(np.float64)
-        if norm.kind == "layer":
+        # Parameters of one head when there are several sets of them.
+        own = {
+            name: leaf if np.ndim(leaf) == 1 else leaf[index[-1]]
+            for name, leaf in params.items()
+        }
+        if isinstance(norm, LayerNorm):
             row = (row - row.mean()) / np.sqrt(row.var() + norm.eps)
-            out[index] = row * params["scale"] + params["bias"]
+            out[index] = row * own.get("scale", 1.0) + own.get("bias", 0.0)
         else:
-            out[index] = row / np.sqrt((row**2).mean() + norm.eps) * params["scale"]
+            scale = own["scale"] + (1.0 if norm.unit_offset else 0.0)
+            out[index] = row / np.sqrt((row**2).mean() + norm.eps) * scale
     return out
 
 
@@ -53,28 +68,44 @@ def frequencies(rotary: Rotary, dim: int):
             return np.array(out)
 
 
-def rotate(head, position, freqs):
-    """One head vector: pairs (i, i + n) as complex numbers times exp(i angle)."""
+def rotate(head, position, freqs, interleaved=False):
+    """One head vector: pairs as complex numbers times exp(i angle)."""
     n = len(freqs)
-    pairs = (head[:n] + 1j * head[n : 2 * n]) * np.exp(1j * position * freqs)
-    return np.concatenate([pairs.real, pairs.imag, head[2 * n :]])
+    out = head.astype(np.float64).copy()
+    for i, f in enumerate(freqs):
+        one, two = (2 * i, 2 * i + 1) if interleaved else (i, i + n)
+        turned = (head[one] + 1j * head[two]) * np.exp(1j * position * f)
+        out[one], out[two] = turned.real, turned.imag
+    return out
 
 
-def attend(query, key, value):
+def slopes(heads):
+    """The recursive rule of the paper's code."""
+    if math.log2(heads).is_integer():
+        return [2.0 ** (-8.0 * (h + 1) / heads) for h in range(heads)]
+    below = 2 ** math.floor(math.log2(heads))
+    above = slopes(2 * below)
+    return slopes(below) + above[0::2][: heads - below]
+
+
+def attend(query, key, value, *, scale=None, window=None, bias=None):
     """(B, T, H, K) and (B, T, G, K): one weighted sum a batch row, head and token."""
     batch, length, heads, size = query.shape
     share = heads // key.shape[2]
     out = np.zeros((batch, length, heads, size))
     for b, t, h in np.ndindex(batch, length, heads):
+        first = 0 if window is None else max(0, t - window + 1)
+        past = range(first, t + 1)
         scores = [
             float(query[b, t, h].astype(np.float64) @ key[b, s, h // share])
-            / math.sqrt(size)
-            for s in range(t + 1)
+            * (scale or 1 / math.sqrt(size))
+            + (0.0 if bias is None else bias[h][t - s])
+            for s in past
         ]
         weights = np.exp(np.array(scores) - max(scores))
         weights /= weights.sum()
-        for s in range(t + 1):
-            out[b, t, h] += weights[s] * value[b, s, h // share]
+        for s, weight in zip(past, weights, strict=True):
+            out[b, t, h] += weight * value[b, s, h // share]
     return out
 
 
@@ -93,14 +124,133 @@ def self_attention(x, config: Attention, params):
     ):
         flat = affine(x, params[name])
         split[name] = flat.reshape(batch, length, heads, config.head_dim)
-    if config.position is not None:
-        freqs = frequencies(config.position, config.rotary_dim)
+    if config.clip_qkv is not None:
+        limit = config.clip_qkv
+        split = {n: np.clip(y, -limit, limit) for n, y in split.items()}
+    if config.qk_norm is not None:
         for name in ("query", "key"):
-            heads = split[name]
-            for b, t, h in np.ndindex(heads.shape[:3]):
-                heads[b, t, h] = rotate(heads[b, t, h], t, freqs)
-    mixed = attend(split["query"], split["key"], split["value"])
+            norm = config.qk_norm.norm
+            split[name] = normalise(split[name], norm, params[f"{name}_norm"])
+    bias = None
+    match config.position:
+        case Rotary() as rotary:
+            freqs = frequencies(rotary, config.rotary_dim)
+            for name in ("query", "key"):
+                heads = split[name]
+                for b, t, h in np.ndindex(heads.shape[:3]):
+                    turned = rotate(heads[b, t, h], t, freqs, rotary.interleaved)
+                    heads[b, t, h] = turned
+        case Alibi() as alibi:
+            # Minus slope times distance, as in the paper; rounding is left out.
+            factor = config.head_dim**-0.5 if alibi.before_scaling else 1.0
+            bias = [
+                [-slope * distance * factor for distance in range(length)]
+                for slope in slopes(config.heads)
+            ]
+    mixed = attend(
+        split["query"],
+        split["key"],
+        split["value"],
+        scale=config.scale,
+        window=config.window,
+        bias=bias,
+    )
     return affine(mixed.reshape(batch, length, -1), params["output"])
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
+
+
+def softplus(x):
+    return np.logaddexp(0.0, np.asarray(x, np.float64))
+
+
+def convolve(x, params):
+    taps = wide(params, "taps")
+    out = np.zeros_like(x, dtype=np.float64)
+    for t in range(x.shape[1]):
+        for w in range(len(taps)):
+            source = t - (len(taps) - 1) + w
+            if source >= 0:
+                out[:, t] += taps[w] * x[:, source]
+    return out + params["bias"] if "bias" in params else out
+
+
+def mamba(x, config: Mamba, params):
+    inner = affine(x, params["input"])
+    u, gate = inner[..., : config.width], inner[..., config.width :]
+    u = activate(convolve(u, params["conv"]), config.activation)
+    selected = affine(u, params["select"])
+    low = selected[..., : config.step_rank]
+    enter = selected[..., config.step_rank : config.step_rank + config.state]
+    leave = selected[..., config.step_rank + config.state :]
+    step = softplus(affine(low, params["step"]["up"]) + params["step"]["bias"])
+    decay = -np.exp(wide(params, "log_decay"))
+    y = np.zeros_like(u)
+    for b in range(len(x)):
+        state = np.zeros((config.width, config.state))
+        for t in range(x.shape[1]):
+            kept = np.exp(step[b, t][:, None] * decay)
+            state = kept * state + np.outer(step[b, t] * u[b, t], enter[b, t])
+            y[b, t] = state @ leave[b, t] + wide(params, "skip") * u[b, t]
+    return affine(y * gate * sigmoid(gate), params["output"])
+
+
+def before(x):
+    return np.concatenate([np.zeros_like(x[:, :1]), x[:, :-1]], axis=1)
+
+
+def shifted(x, params, name):
+    mix = wide(params, f"mix_{name}")
+    return mix * x + (1 - mix) * before(x)
+
+
+def time_mix(x, config: RwkvTimeMix, params):
+    key = affine(shifted(x, params, "key"), params["key"])
+    value = affine(shifted(x, params, "value"), params["value"])
+    gate = sigmoid(affine(shifted(x, params, "receptance"), params["receptance"]))
+    rate, bonus = np.exp(wide(params, "decay")), wide(params, "bonus")
+    out = np.zeros_like(key)
+    for b, t in np.ndindex(key.shape[:2]):
+        logs = [key[b, i] - (t - 1 - i) * rate for i in range(t)]
+        logs.append(key[b, t] + bonus)
+        weights = np.exp(np.array(logs) - np.max(logs, axis=0))
+        weights /= weights.sum(axis=0)
+        out[b, t] = (weights * value[b, : t + 1]).sum(axis=0)
+    return affine(gate * out, params["output"])
+
+
+def channel_mix(x, params):
+    middle = affine(shifted(x, params, "key"), params["key"])
+    gate = sigmoid(affine(shifted(x, params, "receptance"), params["receptance"]))
+    return gate * affine(np.maximum(middle, 0) ** 2, params["value"])
+
+
+def rglru(x, config: RgLru, params):
+    gate = activate(affine(x, params["gate"]), config.activation)
+    u = convolve(affine(x, params["input"]), params["conv"])
+    size = config.width // config.heads
+    recurrence = params["recurrence"]
+
+    def opened(name):
+        blocks, bias = (wide(recurrence[name], n) for n in ("blocks", "bias"))
+        parts = [
+            u[..., h * size : (h + 1) * size] @ blocks[h] + bias[h]
+            for h in range(config.heads)
+        ]
+        return sigmoid(np.concatenate(parts, axis=-1))
+
+    enter, rate = opened("input_gate"), softplus(wide(recurrence, "decay"))
+    kept = np.exp(-8.0 * rate * opened("decay_gate"))
+    y = np.zeros_like(u)
+    for b in range(len(x)):
+        state = np.zeros(config.width)
+        for t in range(x.shape[1]):
+            factor = 1.0 if t == 0 else np.sqrt(1 - kept[b, t] ** 2)
+            state = kept[b, t] * state + factor * enter[b, t] * u[b, t]
+            y[b, t] = state
+    return affine(y * gate, params["output"])
 
 
 def activate(x, name):
@@ -128,16 +278,29 @@ def mlp(x, config: Mlp, params):
     return affine(middle, params["down"])
 
 
+def mix(x, config, params):
+    match config:
+        case Attention():
+            return self_attention(x, config, params)
+        case Mamba():
+            return mamba(x, config, params)
+        case RwkvTimeMix():
+            return time_mix(x, config, params)
+        case RgLru():
+            return rglru(x, config, params)
+
+
 def block(x, config: BlockConfig, params):
-    mixed = self_attention(
-        normalise(x, config.norm, params["mixer_norm"]), config.mixer, params["mixer"]
-    )
-    after = x if config.residual is Residual.PARALLEL else x + mixed
-    fed = mlp(
-        normalise(after, config.norm, params["feed_forward_norm"]),
-        config.feed_forward,
-        params["feed_forward"],
-    )
+    normed = normalise(x, config.norm, params.get("mixer_norm", {}))
+    mixed = mix(normed, config.mixer, params["mixer"])
+    if config.feed_forward is None:
+        return x + mixed
+    if config.residual is not Residual.PARALLEL_SHARED_NORM:
+        after = x if config.residual is Residual.PARALLEL else x + mixed
+        normed = normalise(after, config.norm, params.get("feed_forward_norm", {}))
+    own = params["feed_forward"]
+    is_mlp = isinstance(config.feed_forward, Mlp)
+    fed = mlp(normed, config.feed_forward, own) if is_mlp else channel_mix(normed, own)
     return x + mixed + fed
 
 
@@ -155,15 +318,30 @@ def layer_params(config: ModelConfig, params, layer):
     return row(params["periods"][f"slot_{layer % size}"])
 
 
-def logits(config: ModelConfig, params, ids):
+def streams(config: ModelConfig, params, ids):
+    """What each layer reads, and at the end what the final norm reads."""
     tokens = np.asarray(params["embedding"]["tokens"], np.float64)
-    x = tokens[ids]
-    if config.embedding.positions is not None:
-        x = x + np.asarray(params["embedding"]["positions"])[: ids.shape[1]]
+    x = tokens[ids] * (config.embedding.scale or 1.0)
+    positions = config.embedding.positions
+    if positions is not None:
+        table = wide(params["embedding"], "positions")
+        x = x + table[positions.offset + np.arange(ids.shape[1])]
+    if config.embedding.norm is not None:
+        x = normalise(x, config.embedding.norm, params.get("embedding_norm", {}))
+    found = [x]
     for layer in range(config.layers):
         part = config.pattern[layer % len(config.pattern)]
         x = block(x, part, layer_params(config, params, layer))
-    x = normalise(x, config.final_norm, params["final_norm"])
+        found.append(x)
+    return found
+
+
+def logits(config: ModelConfig, params, ids):
+    x = streams(config, params, ids)[-1]
+    x = normalise(x, config.final_norm, params.get("final_norm", {}))
     if isinstance(config.head, Tied):
-        return x @ tokens.T
-    return affine(x, params["head"])
+        found = x @ wide(params["embedding"], "tokens").T
+    else:
+        found = affine(x, params["head"])
+    cap = config.logit_softcap
+    return found if cap is None else np.tanh(found / cap) * cap

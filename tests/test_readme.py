@@ -4,17 +4,19 @@ import re
 import shlex
 from pathlib import Path
 
+import jax
 import pytest
 import tiny_world
 
 from lt_mia_jax.cli import main
 from lt_mia_jax.data.texts import write_texts
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
 
 
 def commands(verb: str) -> list[list[str]]:
@@ -73,6 +75,35 @@ def test_every_command_of_the_readme_parses(demo):
         assert commands(verb), verb
         for arguments in commands(verb):
             assert type(cli.parse(arguments, known)).__name__.lower() == verb
+
+
+MODELS = blocks("python", (ROOT / "docs" / "models.md").read_text())
+
+
+@pytest.mark.parametrize("index", range(len(MODELS)))
+def test_the_examples_of_the_models_page_run(demo, monkeypatch, index):
+    monkeypatch.chdir(demo)
+    scope: dict = {}
+    exec(compile(MODELS[index], "docs/models.md", "exec"), scope)
+    ids, config = scope["ids"], scope["config"]
+    match index:
+        case 0:
+            assert scope["logits"].shape == (*ids.shape, config.vocab_size)
+            assert 0 < scope["loss"] < 20
+        case 1:
+            assert scope["log_probs"].shape == (2, 1, ids.shape[1] - 1)
+            assert (scope["log_probs"][0] != scope["log_probs"][1]).any()
+        case 2:
+            shapes = [
+                [leaf.shape for leaf in jax.tree.leaves(scope[name])]
+                for name in ("gradient", "params")
+            ]
+            assert shapes[0] == shapes[1]
+        case 3:
+            assert set(scope["streams"]) == {0, config.layers}
+            assert (scope["changed"] != scope["logits"]).any()
+        case _:
+            raise AssertionError("an example without a check")
 
 
 def test_the_python_example_runs(demo, monkeypatch):

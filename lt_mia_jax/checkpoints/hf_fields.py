@@ -59,6 +59,25 @@ NEUTRAL = frozenset(
         "tokenizer_class",
         "unk_token_id",
         "use_cache",
+        # initial values, and how a kernel is chosen or its numbers are kept in range
+        "embedding_fraction",
+        "final_w_init_variance_scale",
+        "init_device",
+        "init_std",
+        "learned_pos_emb",
+        "norm_type",
+        "rescale_every",
+        "rescale_prenorm_residual",
+        "residual_in_fp32",
+        "slow_but_exact",
+        "time_step_floor",
+        "time_step_init_scheme",
+        "time_step_max",
+        "time_step_min",
+        "time_step_scale",
+        "use_associative_scan",
+        "use_mambapy",
+        "w_init_variance_scale",
         # other heads and outputs
         "chunk_size_feed_forward",
         "classifier_dropout",
@@ -114,6 +133,38 @@ class Fields:
         value = self._data.get(name)
         return default if value is None else value
 
+    def first(self, *names: str) -> str:
+        """The first of several names of one field that is present."""
+        return next((n for n in names if self._data.get(n) is not None), names[0])
+
+    def nested(self, name: str) -> "Fields":
+        """The fields of an object inside; its problems are collected here."""
+        value = self.raw(name, {})
+        if not isinstance(value, Mapping):
+            self.problems.append(f"{name} = {value!r}, expected an object")
+            value = {}
+        inner = Fields(value)
+        inner.problems = self.problems
+        return inner
+
+    def optional(self, name: str, default: float | None) -> float | None:
+        """A positive number, or null for none; absent is the default."""
+        if name not in self._data:
+            return default
+        value = self.raw(name)
+        if value is None:
+            return None
+        number = self._number(name, value, 1.0)
+        if number <= 0:
+            self.problems.append(f"{name} = {value!r}, expected null or positive")
+        return number
+
+    def optional_size(self, name: str, default: int | None) -> int | None:
+        """A positive integer, or null for none; absent is the default."""
+        if name not in self._data:
+            return default
+        return None if self.raw(name) is None else self.size(name, 1)
+
     def size(self, name: str, default: int) -> int:
         """A positive integer."""
         value = self.raw(name, default)
@@ -160,28 +211,44 @@ class Fields:
             )
         return width // heads
 
-    def rotary(self, theta_name: str, *, fraction_name: str | None = None) -> Rotary:
-        """Rotary settings from `rope_parameters` or the older separate fields."""
+    def rotary(
+        self, theta_name: str, *, fraction_name: str | None = None, fraction: float = 1
+    ) -> Rotary:
+        """Rotary settings from `rope_parameters` or the older separate fields.
+
+        Args:
+          theta_name: older name of the base.
+          fraction_name: older name of the rotated share; None when it must be all.
+          fraction: the share when nothing says otherwise.
+        """
         # transformers lets rope_scaling win over rope_parameters.
         rope = self.raw("rope_scaling", None) or self.raw("rope_parameters", {})
         self._read.add("rope_parameters")
         if not isinstance(rope, Mapping):
             self.problems.append(f"rope parameters {rope!r}, expected an object")
             rope = {}
+        # Both versions of a field may stand side by side, such as after an update.
+        newer = self.raw("rope_parameters", {})
+        newer = newer if isinstance(newer, Mapping) else {}
         theta = self._number(
-            "rope_theta", rope.get("rope_theta", self.raw(theta_name, 10000.0)), 10000.0
+            "rope_theta",
+            rope.get(
+                "rope_theta",
+                newer.get("rope_theta", self.raw(theta_name, 10000.0)),
+            ),
+            10000.0,
         )
-        fraction = 1.0 if fraction_name is None else self.number(fraction_name, 0.25)
-        fraction = self._number(
-            "partial_rotary_factor",
-            rope.get("partial_rotary_factor", fraction),
-            fraction,
+        share = float(fraction)
+        if fraction_name is not None:
+            share = self.number(fraction_name, share)
+        share = self._number(
+            "partial_rotary_factor", rope.get("partial_rotary_factor", share), share
         )
-        if fraction_name is None and fraction != 1.0:
+        if fraction_name is None and share != 1.0:
             self.problems.append(
-                f"partial_rotary_factor = {fraction}, only 1.0 is implemented"
+                f"partial_rotary_factor = {share}, only 1.0 is implemented"
             )
-        return Rotary(theta=theta, fraction=fraction, scaling=self._scaling(rope))
+        return Rotary(theta=theta, fraction=share, scaling=self._scaling(rope))
 
     def _scaling(self, rope: Mapping[str, Any]) -> LinearScaling | Llama3Scaling | None:
         kind = rope.get("rope_type", rope.get("type", "default"))

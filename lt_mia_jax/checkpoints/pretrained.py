@@ -16,14 +16,14 @@ from lt_mia_jax.checkpoints.hf_fields import NEUTRAL
 from lt_mia_jax.checkpoints.hub import resolve
 from lt_mia_jax.checkpoints.safetensors import (
     TensorReader,
-    parse_dtype,
+    check_dtype,
     write_tensors,
 )
 from lt_mia_jax.checkpoints.tables import TABLES
 from lt_mia_jax.checkpoints.tokenizer import load_tokenizer
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import read_json, write_json
-from lt_mia_jax.models import LanguageModel, ModelConfig
+from lt_mia_jax.models import ExecutionConfig, LanguageModel, ModelConfig
 from lt_mia_jax.sharding import parameter_shardings
 from lt_mia_jax.trees import flatten, unflatten
 
@@ -48,7 +48,8 @@ def load_pretrained(
 
     Args:
       path_or_id: a local directory, else a hub id.
-      dtype: of the parameters, "float32" or "bfloat16", whatever is stored.
+      dtype: of the parameters, "float32" or "bfloat16", whatever is stored; decays
+        and steps of recurrences are float32 always.
       mesh: shards the parameters as they are read; None uses the default device.
 
     Raises:
@@ -66,7 +67,6 @@ def load_model(
 ) -> tuple[ModelConfig, Params]:
     """Config and parameters alone; arguments and errors as `load_pretrained`."""
     directory = resolve(path_or_id)
-    numpy_dtype = parse_dtype(dtype)
     path = directory / CONFIG
     if not path.is_file():
         raise InputError(
@@ -76,7 +76,8 @@ def load_model(
     data = read_json(path)
     config = read_config(data, str(path))
     table = TABLES[data["model_type"]](config)
-    shapes = LanguageModel(config).shapes()
+    execution = ExecutionConfig(param_dtype=check_dtype(dtype))
+    shapes = LanguageModel(config, execution).shapes()
     shardings = None
     if mesh is not None:
         shardings = flatten(parameter_shardings(shapes, mesh))
@@ -87,9 +88,7 @@ def load_model(
         return jax.device_put(leaf, shardings[name])
 
     with TensorReader(directory) as reader:
-        leaves = rules.load(
-            reader, table, config, flatten(shapes), dtype=numpy_dtype, put=put
-        )
+        leaves = rules.load(reader, table, config, flatten(shapes), put=put)
     return config, unflatten(leaves)
 
 
@@ -111,24 +110,26 @@ def save_pretrained(
       config: what the model is.
       params: its parameters, as `LanguageModel.init` shapes them.
       tokenizer: written beside the weights; None leaves it out.
-      like: a directory whose config.json lends the fields that do not change the
-        logits, such as special token ids.
+      like: a model whose config.json lends the fields that do not change the logits,
+        such as special token ids, and its `model_type` where several would do.
 
     Raises:
       InputError: no family can express the model, the parameters do not fit it or
         have mixed dtypes, or the files cannot be written.
     """
     directory = Path(directory)
-    kind, data = write_config(config)
+    like = None if like is None else resolve(like)
+    lent = {} if like is None else read_json(like / CONFIG)
+    kind, data = write_config(config, prefer=lent.get("model_type"))
     flat = flatten(params)
     dtype = _check_params(flat, config)
-    data = {**_neutral_fields(like, tokenizer), **data, "dtype": dtype.name}
+    data = {**_neutral_fields(lent, tokenizer), **data, "dtype": dtype.name}
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make {directory}: {error.strerror}") from error
     tensors = list(rules.export(TABLES[kind](config), config, flat))
-    write_tensors(directory, tensors, dtype=dtype)
+    write_tensors(directory, tensors)
     if tokenizer is not None:
         tokenizer.save_pretrained(str(directory))
     write_json(directory / CONFIG, data)
@@ -146,21 +147,27 @@ def _check_params(flat: Mapping[str, Any], config: ModelConfig) -> np.dtype:
             f"parameters do not fit the config: {'; '.join(wrong)}; pass the config "
             "that they were made with"
         )
-    dtypes = sorted({np.dtype(leaf.dtype) for leaf in flat.values()}, key=str)
-    if len(dtypes) != 1:
+    dtype = np.dtype(flat[next(iter(flat))].dtype)
+    execution = ExecutionConfig(param_dtype=check_dtype(dtype.name))
+    right = flatten(LanguageModel(config, execution).shapes())
+    mixed = [
+        f"{name} is {leaf.dtype} instead of {right[name].dtype}"
+        for name, leaf in flat.items()
+        if leaf.dtype != right[name].dtype
+    ]
+    if mixed:
         raise InputError(
-            f"parameters have mixed dtypes {[str(d) for d in dtypes]}; cast them to one"
+            f"parameters have mixed dtypes: {'; '.join(mixed)}; cast them to one"
         )
-    return parse_dtype(dtypes[0].name)
+    return dtype
 
 
 def _neutral_fields(
-    like: str | Path | None, tokenizer: "PreTrainedTokenizerBase | None"
+    lent: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase | None"
 ) -> dict[str, Any]:
-    if like is not None:
-        data = read_json(resolve(like) / CONFIG)
+    if lent:
         drop = {"architectures", "model_type", "torch_dtype", "transformers_version"}
-        return {k: v for k, v in data.items() if k in NEUTRAL - drop}
+        return {k: v for k, v in lent.items() if k in NEUTRAL - drop}
     # Absent ids would be read as the family's defaults, which another vocabulary lacks.
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {name: getattr(tokenizer, name, None) for name in names}

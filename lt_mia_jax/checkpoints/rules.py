@@ -1,10 +1,11 @@
 """From a table of names to parameters and back, with nothing left over.
 
-A table names stored tensors exactly, `{i}` being the layer. Which period, slot or tail
-block a layer lands in is worked out here and never written in a table.
+A table names stored tensors exactly, `{i}` being the layer and `{h}` a head. Which
+period, slot or tail block a layer lands in is worked out here and never written in a
+table.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lt_mia_jax.checkpoints.safetensors import TensorReader
+from lt_mia_jax.checkpoints.safetensors import Tensor, TensorReader
 from lt_mia_jax.checkpoints.transforms import Operation, Shape
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models.config import ModelConfig, Tied
@@ -24,6 +25,8 @@ class Rule(NamedTuple):
     name: str
     leaves: tuple[str, ...]
     operation: Operation
+    mixer: type | None = None
+    """Only for layers with this class of mixer; two kinds may share leaf names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +46,11 @@ class Table:
 
 
 class Place(NamedTuple):
-    """A leaf, and its row on the stacked axis, or None when it is not stacked."""
+    """A leaf, and the index of the part of it that one stored tensor fills."""
 
     path: str
-    row: int | None
+    part: tuple[int, ...]
+    """Layer in the stack, then head; empty for the whole leaf."""
 
 
 class Assignment(NamedTuple):
@@ -66,35 +70,48 @@ def locate(config: ModelConfig, layer: int) -> tuple[str, int | None]:
 
 
 def expand(
-    table: Table, config: ModelConfig, leaves: Iterable[str]
+    table: Table, config: ModelConfig, shapes: Mapping[str, Any]
 ) -> list[list[Assignment]]:
     """Every tensor that a model of this config stores, grouped by rule.
 
     Args:
       table: the family's rules.
       config: says how many layers there are and how they are stacked.
-      leaves: the model's leaf paths; all must be covered, each once.
+      shapes: the model's leaves (or their shapes) by path; all must be covered, each
+        part once.
     """
-    known = set(leaves)
-    groups = [_expand_rule(rule, config, known) for rule in table.rules]
+    groups = [_expand_rule(rule, config, shapes) for rule in table.rules]
     filled = [p for group in groups for a in group for p in a.places]
     assert len(filled) == len(set(filled)), "two rules fill one leaf"
     covered = {place.path for place in filled}
-    assert covered == known, f"no rule for {sorted(known - covered)}"
+    assert covered == set(shapes), f"no rule for {sorted(set(shapes) - covered)}"
     return [group for group in groups if group]
 
 
-def _expand_rule(rule: Rule, config: ModelConfig, known: set[str]) -> list[Assignment]:
+def _expand_rule(
+    rule: Rule, config: ModelConfig, shapes: Mapping[str, Any]
+) -> list[Assignment]:
     layered = "{i}" in rule.name
     group = []
     for layer in range(config.layers if layered else 1):
+        mixer = config.pattern[layer % len(config.pattern)].mixer
+        if rule.mixer is not None and not isinstance(mixer, rule.mixer):
+            continue
         prefix, row = locate(config, layer) if layered else ("", None)
-        places = tuple(Place(prefix + leaf, row) for leaf in rule.leaves)
-        present = [place.path in known for place in places]
-        if any(present):
-            assert all(present), f"{rule.name} fills only some of its leaves"
-            name = rule.name.replace("{i}", str(layer))
-            group.append(Assignment(name, places, rule.operation))
+        index = () if row is None else (row,)
+        present = [prefix + leaf in shapes for leaf in rule.leaves]
+        if not any(present):
+            continue
+        assert all(present), f"{rule.name} fills only some of its leaves"
+        name = rule.name.replace("{i}", str(layer))
+        heads = [()]
+        if "{h}" in name:
+            count = shapes[prefix + rule.leaves[0]].shape[len(index)]
+            heads = [(head,) for head in range(count)]
+        for head in heads:
+            places = tuple(Place(prefix + leaf, index + head) for leaf in rule.leaves)
+            own = name.replace("{h}", str(head[0])) if head else name
+            group.append(Assignment(own, places, rule.operation))
     return group
 
 
@@ -104,10 +121,9 @@ def load(
     config: ModelConfig,
     shapes: Mapping[str, jax.ShapeDtypeStruct],
     *,
-    dtype: np.dtype,
     put: Callable[[str, np.ndarray], Any],
 ) -> dict[str, Any]:
-    """Leaves by path, each filled completely and placed by `put`.
+    """Leaves by path, in the dtypes of `shapes`, each complete and placed by `put`.
 
     Reads one tensor at a time; host memory peaks at the stacked leaves of one rule.
 
@@ -129,14 +145,15 @@ def load(
         for assignment in group:
             for place in assignment.places:
                 if place.path not in stacked:
-                    stacked[place.path] = np.empty(shapes[place.path].shape, dtype)
+                    shape = shapes[place.path]
+                    stacked[place.path] = np.empty(shape.shape, shape.dtype)
             tensor = reader.read(stored[assignment.name])
             if not np.isfinite(tensor.astype(np.float32, copy=False)).all():
                 broken.append(stored[assignment.name])
             parts = assignment.operation.forward(tensor)
             for place, part in zip(assignment.places, parts, strict=True):
-                row = ... if place.row is None else place.row
-                stacked[place.path][row] = part.astype(dtype, copy=False)
+                leaf = stacked[place.path]
+                leaf[place.part or ...] = part.astype(leaf.dtype, copy=False)
         leaves.update({path: put(path, array) for path, array in stacked.items()})
     if broken:
         raise InputError(
@@ -148,8 +165,7 @@ def load(
 
 
 def _slice_shape(shapes: Mapping[str, Any], place: Place) -> Shape:
-    shape = tuple(shapes[place.path].shape)
-    return shape if place.row is None else shape[1:]
+    return tuple(shapes[place.path].shape)[len(place.part) :]
 
 
 def _match_names(
@@ -213,8 +229,8 @@ def _check_tied_heads(reader: TensorReader, embedding: str, heads: list[str]) ->
 
 def export(
     table: Table, config: ModelConfig, flat: Mapping[str, Any]
-) -> Iterator[tuple[str, Shape, Callable[[], np.ndarray]]]:
-    """Name, shape and a function that makes the array, for every stored tensor.
+) -> Iterator[Tensor]:
+    """Every stored tensor, with a function that makes the array.
 
     Arrays come to the host one stored tensor at a time.
     """
@@ -223,13 +239,14 @@ def export(
             shape = assignment.operation.stored_shape(
                 [_slice_shape(flat, place) for place in assignment.places]
             )
-            yield assignment.name, shape, _maker(assignment, flat)
+            dtype = np.dtype(flat[assignment.places[0].path].dtype)
+            yield Tensor(assignment.name, shape, dtype, _maker(assignment, flat))
 
 
 def _maker(assignment: Assignment, flat: Mapping[str, Any]) -> Callable[[], np.ndarray]:
     def make() -> np.ndarray:
         leaves = [
-            np.asarray(flat[p.path] if p.row is None else flat[p.path][p.row])
+            np.asarray(flat[p.path][p.part] if p.part else flat[p.path])
             for p in assignment.places
         ]
         # safetensors writes the buffer as it lies in memory, whatever the strides.

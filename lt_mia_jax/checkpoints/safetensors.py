@@ -5,9 +5,8 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
-import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -15,14 +14,26 @@ from safetensors.numpy import save_file
 from lt_mia_jax.checkpoints.transforms import Shape
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import read_json, write_json
+from lt_mia_jax.models.execution import DType
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 REAL_DTYPES = {"F64", "F32", "F16", "BF16"}
 SHARD_BYTES = 5 * 10**9
 
-Tensor = tuple[str, Shape, Callable[[], np.ndarray]]
-"""Name, shape, and a function that makes the array when it is needed."""
+
+class Tensor(NamedTuple):
+    """An array to be written, made when its turn comes."""
+
+    name: str
+    shape: Shape
+    dtype: np.dtype
+    make: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the array."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
 
 
 class TensorReader:
@@ -145,7 +156,6 @@ def write_tensors(
     directory: Path,
     tensors: Sequence[Tensor],
     *,
-    dtype: np.dtype,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write one file, or shards and then their index, each atomically.
@@ -159,12 +169,11 @@ def write_tensors(
     shards: list[list[Tensor]] = [[]]
     size = 0
     for tensor in tensors:
-        nbytes = int(np.prod(tensor[1])) * dtype.itemsize
-        if shards[-1] and size + nbytes > shard_bytes:
+        if shards[-1] and size + tensor.nbytes > shard_bytes:
             shards.append([])
             size = 0
         shards[-1].append(tensor)
-        size += nbytes
+        size += tensor.nbytes
     other = directory / (INDEX if len(shards) == 1 else SINGLE)
     if other.exists():
         raise InputError(
@@ -178,8 +187,8 @@ def write_tensors(
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         _write_file(directory / name, shard)
-        weight_map.update({tensor[0]: name for tensor in shard})
-    total = sum(int(np.prod(tensor[1])) for tensor in tensors) * dtype.itemsize
+        weight_map.update({tensor.name: name for tensor in shard})
+    total = sum(tensor.nbytes for tensor in tensors)
     write_json(
         directory / INDEX,
         {"metadata": {"total_size": total}, "weight_map": weight_map},
@@ -187,7 +196,7 @@ def write_tensors(
 
 
 def _write_file(path: Path, tensors: Sequence[Tensor]) -> None:
-    arrays = {name: make() for name, _, make in tensors}
+    arrays = {tensor.name: tensor.make() for tensor in tensors}
     handle, temporary = tempfile.mkstemp(
         dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
     )
@@ -208,13 +217,16 @@ def _write_file(path: Path, tensors: Sequence[Tensor]) -> None:
             os.unlink(temporary)
 
 
-def parse_dtype(name: str) -> np.dtype:
-    """The NumPy dtype of "float32" or "bfloat16".
+def check_dtype(name: str) -> DType:
+    """The name of a dtype for parameters.
 
     Raises:
-      InputError: any other name.
+      InputError: it is not "float32" or "bfloat16".
     """
-    known = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-    if name not in known:
-        raise InputError(f"dtype {name!r}: expected one of {sorted(known)}")
-    return known[name]
+    match name:
+        case "float32" | "bfloat16":
+            return name
+        case _:
+            raise InputError(
+                f"dtype {name!r}: expected one of {sorted(get_args(DType))}"
+            )

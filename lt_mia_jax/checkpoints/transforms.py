@@ -66,32 +66,92 @@ class SplitChunks:
 
 
 @dataclass(frozen=True)
-class SplitPerHead:
-    """Stored (heads x parts x size, in): the parts of one head lie together.
+class SplitRows:
+    """Stored (out, in) as blocks of `sizes` rows; kept as one (in, out) kernel a block.
 
-    Kept as one kernel (in, heads x size) a part; a bias is the same without `in`.
+    A bias is the same without `in`.
     """
 
-    heads: int
-    parts: int = 3
+    sizes: tuple[int, ...]
 
     def forward(self, stored: np.ndarray) -> tuple[np.ndarray, ...]:
-        """One kernel (or bias) a part."""
-        split = stored.reshape(self.heads, self.parts, -1, *stored.shape[1:])
-        return tuple(
-            split[:, part].reshape(-1, *stored.shape[1:]).T
-            for part in range(self.parts)
-        )
+        """The transposed blocks."""
+        cuts = np.cumsum(self.sizes)[:-1]
+        return tuple(block.T for block in np.split(stored, cuts, axis=0))
 
     def inverse(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
-        """The parts interleaved by head."""
-        rows = [leaf.T for leaf in leaves]
-        split = [row.reshape(self.heads, -1, *row.shape[1:]) for row in rows]
-        return np.stack(split, axis=1).reshape(-1, *rows[0].shape[1:])
+        """The blocks on top of one another."""
+        return np.concatenate([leaf.T for leaf in leaves], axis=0)
 
     def stored_shape(self, leaves: Sequence[Shape]) -> Shape:
         """Shape of the stored tensor for leaves of these shapes."""
         return (sum(leaf[-1] for leaf in leaves), *leaves[0][:-1])
 
 
-Operation = Copy | Linear | SplitChunks | SplitPerHead
+@dataclass(frozen=True)
+class SplitGrouped:
+    """Query, key and value rows, group by group: `share` queries, a key, a value.
+
+    Stored (groups x (share + 2) x size, in), kept as three kernels (in, heads x size);
+    a bias is the same without `in`. One query a group is the layout of GPT-NeoX.
+    """
+
+    groups: int
+    share: int = 1
+
+    def forward(self, stored: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Queries, keys, values."""
+        rest = stored.shape[1:]
+        split = stored.reshape(self.groups, self.share + 2, -1, *rest)
+        parts = split[:, : self.share], split[:, self.share], split[:, self.share + 1]
+        return tuple(part.reshape(-1, *rest).T for part in parts)
+
+    def inverse(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
+        """The three interleaved by group."""
+        rows = [leaf.T for leaf in leaves]
+        rest, size = rows[0].shape[1:], rows[1].shape[0] // self.groups
+        split = [row.reshape(self.groups, -1, size, *rest) for row in rows]
+        return np.concatenate(split, axis=1).reshape(-1, *rest)
+
+    def stored_shape(self, leaves: Sequence[Shape]) -> Shape:
+        """Shape of the stored tensor for leaves of these shapes."""
+        return (sum(leaf[-1] for leaf in leaves), *leaves[0][:-1])
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """Depthwise convolution: stored (channels, 1, taps), kept (taps, channels)."""
+
+    def forward(self, stored: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The taps."""
+        return (stored[:, 0].T,)
+
+    def inverse(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
+        """The stored weight."""
+        return leaves[0].T[:, None]
+
+    def stored_shape(self, leaves: Sequence[Shape]) -> Shape:
+        """Shape of the stored tensor for leaves of these shapes."""
+        return (leaves[0][1], 1, leaves[0][0])
+
+
+@dataclass(frozen=True)
+class Flat:
+    """Stored with leading axes of one, kept as a vector."""
+
+    ones: int = 2
+
+    def forward(self, stored: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The vector."""
+        return (stored.reshape(-1),)
+
+    def inverse(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
+        """The stored tensor."""
+        return leaves[0].reshape(*(1,) * self.ones, -1)
+
+    def stored_shape(self, leaves: Sequence[Shape]) -> Shape:
+        """Shape of the stored tensor for leaves of these shapes."""
+        return (*(1,) * self.ones, *leaves[0])
+
+
+Operation = Copy | Linear | SplitChunks | SplitRows | SplitGrouped | Depthwise | Flat

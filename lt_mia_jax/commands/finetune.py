@@ -28,10 +28,11 @@ class Lora:
     """Adapters are scaled by alpha / rank."""
 
     dropout: float = 0.05
-    """Dropout on the adapters' input."""
+    """Dropout of each token's input of an adapter."""
 
     targets: tuple[str, ...] = ()
-    """Globs of kernels to adapt; empty takes every kernel of every layer."""
+    """Globs of kernels to adapt, such as "*/mixer/query/kernel"; empty takes every
+    kernel of every layer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,12 +111,11 @@ def run(config: Finetune) -> None:
     ]
     lora = None
     if config.lora.rank:
-        chosen = {"targets": config.lora.targets} if config.lora.targets else {}
         lora = LoraConfig(
             rank=config.lora.rank,
             alpha=config.lora.alpha,
             dropout=config.lora.dropout,
-            **chosen,
+            targets=config.lora.targets,
         )
     result = finetune(
         LanguageModel(config_),
@@ -133,7 +133,7 @@ def run(config: Finetune) -> None:
         directory=state,
         save_every_seconds=config.save_seconds,
     )
-    save_pretrained(config.out, config_, result.params, tokenizer)
+    save_pretrained(config.out, config_, result.params, tokenizer, like=config.model)
     log.info("wrote %s (best epoch %d)", config.out, result.best_epoch)
 
 

@@ -2,20 +2,29 @@
 
 Adapters are a dict from the path of a kernel to a pair `(A, B)`. A kernel is
 `(..., in, out)`; leading axes are layers stacked for the scan, and each layer gets an
-adapter of its own: `A` is `(..., in, rank)`, `B` is `(..., rank, out)`.
+adapter of its own: `A` is `(..., in, rank)`, `B` is `(..., rank, out)`. They act
+beside the kernel (`x W + scale x A B`), so that training needs no gradient of `W`;
+`merge` adds them for good.
 """
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lt_mia_jax.arrays import Array, Float, Key, Params
+from lt_mia_jax.arrays import Array, Int, Key, Params
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.trees import flatten, select, unflatten
 
 Adapters = dict[str, tuple[Array, Array]]
+
+
+LAYER_KERNELS = ("periods/*kernel", "tail_*kernel")
+"""Every matrix of every layer, whatever its mixer; a model may lack one of the two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +36,10 @@ class LoraConfig:
     alpha: float = 32.0
     """Adapters are scaled by alpha / rank."""
     dropout: float = 0.05
-    """Rate at which inputs of the adapters are dropped in training; see `drop`."""
-    targets: tuple[str, ...] = ("*/mixer/*/kernel", "*/feed_forward/*/kernel")
-    """Globs over parameter paths; each must match. The default takes all layers."""
+    """Rate at which each token's inputs of an adapter are dropped in training."""
+    targets: tuple[str, ...] = ()
+    """Globs over parameter paths, such as "*/mixer/query/kernel"; each must match.
+    Empty takes every kernel of every layer, in all families."""
 
     def __post_init__(self):
         wrong = []
@@ -37,8 +47,6 @@ class LoraConfig:
             wrong.append(f"rank = {self.rank} (expected at least 1)")
         if not 0 <= self.dropout < 1:
             wrong.append(f"dropout = {self.dropout} (expected in [0, 1))")
-        if not self.targets:
-            wrong.append("no targets (expected globs such as '*/mixer/*/kernel')")
         if wrong:
             raise InputError(f"lora: {'; '.join(wrong)}")
 
@@ -59,7 +67,14 @@ def init(key: Key[Array, ""], params: Params, config: LoraConfig) -> Adapters:
     Source: LoRA, arXiv 2106.09685, section 4.1.
     """
     flat = flatten(params)
-    names = select(flat, config.targets)
+    if config.targets:
+        names = select(flat, config.targets)
+    else:
+        names = [
+            name for name in flat if any(fnmatchcase(name, g) for g in LAYER_KERNELS)
+        ]
+    if not names:
+        raise InputError(f"no layer has a kernel to adapt; parameters are {list(flat)}")
     flat_wrong = [name for name in names if flat[name].ndim < 2]
     if flat_wrong:
         raise InputError(
@@ -93,22 +108,36 @@ def merge(params: Params, adapters: Adapters, scale: float) -> Params:
     return unflatten(flat)
 
 
-def drop(adapters: Adapters, rate: float, key: Key[Array, ""]) -> Adapters:
-    """Adapters that ignore a random share of their input features.
+def unmerge(merged: Params, base: Params, adapters: Adapters) -> Params:
+    """`merged` with the adapted kernels of `base` put back, bit for bit.
 
-    Rows of `A` are zeroed with probability `rate` and the rest divided by
-    `1 - rate`, which is dropout on the adapter's input, `x W + scale (m * x) A B`,
-    with one mask `m` a step for all tokens.
-
-    Deviation: the reference draws a mask for every token, which no change of weights
-    can express; the mean is the same and the noise is shared by the tokens.
+    Subtracting `scale * A @ B` would not give them back: the sum has been rounded.
     """
-    if rate == 0:
-        return adapters
+    flat, original = flatten(merged), flatten(base)
+    return unflatten(flat | {name: original[name] for name in adapters})
 
-    def thin(name: str, a: Float[Array, "... I R"]) -> Array:
-        own = jax.random.fold_in(key, zlib.crc32(name.encode()))
-        kept = jax.random.bernoulli(own, 1 - rate, (*a.shape[:-1], 1))
-        return jnp.where(kept, a / (1 - rate), 0.0)
 
-    return {name: (thin(name, a), b) for name, (a, b) in adapters.items()}
+def scaled(adapters: Adapters, scale: float) -> Adapters:
+    """The pairs `(A, scale * B)`, as `LanguageModel.apply` takes them."""
+    return {name: (a, scale * b) for name, (a, b) in adapters.items()}
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A model with adapters beside frozen parameters, which it shares with its base.
+
+    Its parameters are `{"base": ..., "adapters": ...}`. Given the very same arrays as
+    base, target and reference take the memory of one model.
+    """
+
+    model: Any
+    """The base: a `LanguageModel`."""
+    scale: float
+    """Factor on the product of the adapters."""
+
+    def apply(
+        self, params: Mapping[str, Any], input_ids: Int[Any, "B T"], **options: Any
+    ) -> Any:
+        """As the base's `apply`, with the adapters acting."""
+        adapters = scaled(params["adapters"], self.scale)
+        return self.model.apply(params["base"], input_ids, adapters=adapters, **options)

@@ -55,14 +55,18 @@ class TokenStep:
         key: Key[Array, ""],
     ) -> tuple[TrainState, dict[str, Array]]:
         """The next state, and `loss` (nats a token) and `grad_norm` of this one."""
-        model_key, lora_key = jax.random.split(key)
 
         def loss(trained: Any) -> Array:
-            params = trained
             if self.lora is not None and frozen is not None:
-                adapters = lora.drop(trained, self.lora.dropout, lora_key)
-                params = lora.merge(frozen, adapters, self.lora.scale)
-            logits = self.model.apply(params, batch.input_ids, dropout_key=model_key)
+                logits = self.model.apply(
+                    frozen,
+                    batch.input_ids,
+                    dropout_key=key,
+                    adapters=lora.scaled(trained, self.lora.scale),
+                    adapter_dropout=self.lora.dropout,
+                )
+            else:
+                logits = self.model.apply(trained, batch.input_ids, dropout_key=key)
             mean, _ = next_token_loss(
                 logits, batch.input_ids, batch.attention_mask, batch.weight
             )
@@ -80,9 +84,11 @@ class TokenStep:
 def _validate(
     model: Any, params: Params, adapters: Any, batch: TokenBatch, scale: float
 ) -> tuple[Array, Array]:
-    if adapters is not None:
-        params = lora.merge(params, adapters, scale)
-    logits = model.apply(params, batch.input_ids)
+    if adapters is None:
+        logits = model.apply(params, batch.input_ids)
+    else:
+        both = {"base": params, "adapters": adapters}
+        logits = lora.Adapted(model, scale).apply(both, batch.input_ids)
     return next_token_loss(logits, batch.input_ids, batch.attention_mask, batch.weight)
 
 

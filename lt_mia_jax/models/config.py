@@ -15,13 +15,29 @@ Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Norm:
-    """Normalisation over the width."""
+class LayerNorm:
+    """Zero mean and unit variance over the last axis."""
 
-    kind: Literal["layer", "rms"]
-    """`layer`: mean and variance, with scale and bias; `rms`: scale only."""
     eps: float = 1e-5
-    """Added to the variance (or mean square) under the root."""
+    """Added to the variance under the root."""
+    scale: bool = True
+    """Whether a trained factor follows."""
+    bias: bool = True
+    """Whether a trained constant follows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RmsNorm:
+    """Unit root mean square over the last axis, times a trained factor."""
+
+    eps: float = 1e-6
+    """Added to the mean square under the root."""
+    unit_offset: bool = False
+    """The factor is 1 + w instead of w."""
+
+
+Norm = LayerNorm | RmsNorm
+"""Normalisation over the width, or over one head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +45,9 @@ class Learned:
     """A trained vector per absolute position, added to the token embedding."""
 
     size: int
-    """Rows of the table: the longest sequence that the model can read."""
+    """Longest sequence that the model can read."""
+    offset: int = 0
+    """Unused rows in front: token t reads row t + offset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +74,44 @@ class Llama3Scaling:
 
 @dataclass(frozen=True, kw_only=True)
 class Rotary:
-    """Rotary positions in the half-split layout: (i, i + n/2) form a pair."""
+    """Queries and keys are rotated by an angle proportional to their position."""
 
     theta: float = 10000.0
     """Base of the geometric series of wavelengths."""
     fraction: float = 1.0
     """Share of each head's dimensions that is rotated, from the first on."""
+    interleaved: bool = False
+    """Dimensions (2i, 2i + 1) form a pair, instead of (i, i + n/2)."""
     scaling: LinearScaling | Llama3Scaling | None = None
     """How the frequencies were changed for a longer context."""
 
 
 @dataclass(frozen=True, kw_only=True)
+class Alibi:
+    """Scores fall linearly with the distance, by a slope of each head's own.
+
+    The slopes are 2^(-8 h / H) for head h = 1..H when H is a power of two.
+    """
+
+    before_scaling: bool = False
+    """Added to the scores before they are divided by sqrt(K), not after."""
+    bfloat16: bool = False
+    """Slope times key position is rounded to bfloat16, whatever the compute dtype."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryKeyNorm:
+    """Normalisation of each head's query and key before any rotation."""
+
+    norm: Norm
+    """Over the head's dimensions."""
+    per_head: bool = False
+    """Every head has parameters of its own, instead of one set for all."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Causal softmax attention with grouped keys and values, scaled by K^-1/2."""
+    """Causal softmax attention with grouped keys and values."""
 
     heads: int
     """Query heads."""
@@ -80,8 +123,16 @@ class Attention:
     """Biases on the query, key and value projections."""
     out_bias: bool = False
     """Bias on the output projection."""
-    position: Rotary | None = None
-    """Rotation of queries and keys; None when positions enter elsewhere."""
+    position: Rotary | Alibi | None = None
+    """How scores know about distance; None when positions enter elsewhere."""
+    window: int | None = None
+    """Each token sees itself and at most `window - 1` earlier ones; None: all."""
+    scale: float | None = None
+    """Factor on the scores; None is K^-1/2."""
+    clip_qkv: float | None = None
+    """Queries, keys and values are clipped to +-clip_qkv; None: not at all."""
+    qk_norm: QueryKeyNorm | None = None
+    """Normalisation of queries and keys."""
 
     def __post_init__(self):
         """Check the divisibility rules."""
@@ -89,16 +140,68 @@ class Attention:
             raise InputError(
                 f"kv_heads = {self.kv_heads} must divide heads = {self.heads}"
             )
-        if self.position is not None and self.rotary_dim % 2:
+        if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
             raise InputError(
-                f"rotary dimensions = int({self.head_dim} * {self.position.fraction}) "
-                f"= {self.rotary_dim} must be even"
+                f"rotary dimensions = {self.rotary_dim} of a head of {self.head_dim} "
+                "must be even and not more than the head has"
             )
+        if self.window is not None and self.window < 1:
+            raise InputError(f"window = {self.window} must be at least 1")
 
     @property
     def rotary_dim(self) -> int:
         """Rotated dimensions of each head."""
-        return int(self.head_dim * self.position.fraction) if self.position else 0
+        if not isinstance(self.position, Rotary):
+            return 0
+        # The fraction may be the quotient of the very number that is wanted.
+        return int(self.head_dim * self.position.fraction + 1e-6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mamba:
+    """Selective state space: a gated short convolution and a selective scan."""
+
+    width: int
+    """Channels of the scan."""
+    state: int = 16
+    """State size of each channel."""
+    step_rank: int
+    """Rank of the projection that makes the time steps."""
+    conv_width: int = 4
+    """Taps of the causal convolution."""
+    conv_bias: bool = True
+    """Bias of the convolution."""
+    bias: bool = False
+    """Biases on the input and output projections."""
+    activation: Activation = "silu"
+    """Applied after the convolution; the gate is always SiLU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RwkvTimeMix:
+    """Linear attention with a decay per channel, gated by a receptance (RWKV-4)."""
+
+    width: int
+    """Channels of the recurrence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RgLru:
+    """Real-gated linear recurrent unit behind a short convolution, with a gate."""
+
+    width: int
+    """Channels of the recurrence."""
+    heads: int
+    """Blocks of the block-diagonal gates; divides `width`."""
+    conv_width: int = 4
+    """Taps of the causal convolution."""
+    activation: Activation = "gelu_tanh"
+    """Applied to the multiplicative branch."""
+
+    def __post_init__(self):
+        """Check the divisibility rule."""
+        if self.heads < 1 or self.width % self.heads:
+            raise InputError(f"heads = {self.heads} must divide width = {self.width}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +218,19 @@ class Mlp:
     """Biases on all its projections."""
 
 
-Mixer = Attention
-"""What moves information between tokens; a union as soon as there are more."""
+@dataclass(frozen=True, kw_only=True)
+class RwkvChannelMix:
+    """Squared-ReLU perceptron over a token and its predecessor, gated (RWKV-4)."""
 
-FeedForward = Mlp
-"""What acts on each token alone."""
+    width: int
+    """Size of the middle layer."""
+
+
+Mixer = Attention | Mamba | RwkvTimeMix | RgLru
+"""What moves information between tokens."""
+
+FeedForward = Mlp | RwkvChannelMix
+"""What acts on each token, almost alone."""
 
 
 class Residual(enum.Enum):
@@ -129,6 +240,8 @@ class Residual(enum.Enum):
     """x + mixer(norm(x)), and then the same with the feed-forward."""
     PARALLEL = "parallel"
     """x + mixer(norm1(x)) + feed_forward(norm2(x))."""
+    PARALLEL_SHARED_NORM = "parallel_shared_norm"
+    """x + mixer(norm(x)) + feed_forward(norm(x))."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,12 +250,20 @@ class BlockConfig:
 
     mixer: Mixer
     """The token mixer."""
-    feed_forward: FeedForward
-    """The position-wise network."""
+    feed_forward: FeedForward | None
+    """The position-wise network; None when the mixer is the whole block."""
     norm: Norm
     """Applied before each half (pre-norm)."""
     residual: Residual = Residual.SEQUENTIAL
     """How the halves are added."""
+
+    def __post_init__(self):
+        """Check that there are halves to add in parallel."""
+        if self.feed_forward is None and self.residual is not Residual.SEQUENTIAL:
+            raise InputError(
+                f"residual = {self.residual.value!r} needs a feed_forward; a block "
+                "without one is sequential"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +272,10 @@ class Embedding:
 
     positions: Learned | None = None
     """Added position vectors, if any."""
+    scale: float | None = None
+    """Factor on the token embedding, rounded to the compute dtype; None: one."""
+    norm: Norm | None = None
+    """Applied to the embedding, if any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +286,9 @@ class Tied:
 @dataclass(frozen=True, kw_only=True)
 class Untied:
     """The head has its own matrix."""
+
+    bias: bool = False
+    """Whether a trained constant is added to the logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +331,8 @@ class ModelConfig:
     """Output side."""
     context: int
     """Longest sequence, in tokens, that the model was made for."""
+    logit_softcap: float | None = None
+    """Logits become cap * tanh(logits / cap); None: they stay."""
     dropout: Dropout = Dropout()
     """Training-time dropout rates."""
 

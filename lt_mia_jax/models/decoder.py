@@ -1,141 +1,225 @@
 """Blocks, the scanned period of blocks, and the decoder from tokens to logits."""
 
-from typing import assert_never
+from typing import Any, NamedTuple, assert_never
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lt_mia_jax.arrays import Array, Float, Int
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.models.attention import SelfAttention, residual_std
-from lt_mia_jax.models.config import BlockConfig, ModelConfig, Residual, Tied, Untied
-from lt_mia_jax.models.execution import ExecutionConfig
+from lt_mia_jax.models.attention import SelfAttention
+from lt_mia_jax.models.config import (
+    Attention,
+    BlockConfig,
+    Mamba,
+    Mlp,
+    Residual,
+    RgLru,
+    RwkvChannelMix,
+    RwkvTimeMix,
+    Tied,
+    Untied,
+)
+from lt_mia_jax.models.execution import INIT_STD, Context
 from lt_mia_jax.models.feedforward import MlpLayer
+from lt_mia_jax.models.mamba import MambaMixer
 from lt_mia_jax.models.norm import Normalise
-from lt_mia_jax.models.projection import INIT_STD, Projection, dropout
+from lt_mia_jax.models.projection import Projection, adapted, dropout
+from lt_mia_jax.models.rglru import RgLruMixer
+from lt_mia_jax.models.rwkv import ChannelMix, TimeMix
 
 
 class Block(nn.Module):
     """One layer: norm and mixer, norm and feed-forward, added to the stream."""
 
-    model: ModelConfig
     block: BlockConfig
-    execution: ExecutionConfig
-    train: bool
+    context: Context
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], positions: Int[Array, "T"]
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "T"],
+        layer: Int[Array, ""],
     ) -> Float[Array, "B T D"]:
-        """The stream after this layer."""
-        block, rates = self.block, self.model.dropout
-        dtype = jnp.dtype(self.execution.param_dtype)
-        std = residual_std(self.model.layers)
-        mixer = SelfAttention(
-            config=block.mixer,
-            residual_std=std,
-            dropout_rate=rates.attention,
-            train=self.train,
-            param_dtype=dtype,
-            name="mixer",
-        )
-        feed_forward = MlpLayer(
-            config=block.feed_forward,
-            residual_std=std,
-            param_dtype=dtype,
-            name="feed_forward",
-        )
-        mixer_norm = Normalise(block.norm, dtype, name="mixer_norm")
-        feed_forward_norm = Normalise(block.norm, dtype, name="feed_forward_norm")
-
-        def drop(y: Array) -> Array:
-            if not self.train or rates.residual == 0:
-                return y
-            return dropout(y, rates.residual, self.make_rng("dropout"))
-
-        mixed = drop(mixer(mixer_norm(x), positions))
+        """The stream after this layer, the `layer`-th, counted from 1."""
+        block = self.block
+        normed = self._normalise(x, "mixer_norm")
+        mixed = self._mix(normed, positions, layer)
+        if block.feed_forward is None:
+            return x + mixed
         match block.residual:
             case Residual.SEQUENTIAL:
                 x = x + mixed
-                return x + drop(feed_forward(feed_forward_norm(x)))
+                return x + self._feed(self._normalise(x, "feed_forward_norm"), layer)
             case Residual.PARALLEL:
-                return x + mixed + drop(feed_forward(feed_forward_norm(x)))
+                fed = self._feed(self._normalise(x, "feed_forward_norm"), layer)
+                return x + mixed + fed
+            case Residual.PARALLEL_SHARED_NORM:
+                return x + mixed + self._feed(normed, layer)
             case _:
                 assert_never(block.residual)
+
+    def _normalise(self, x: Float[Array, "B T D"], name: str) -> Float[Array, "B T D"]:
+        return Normalise(self.block.norm, self.context.param_dtype, name=name)(x)
+
+    def _mix(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "T"],
+        layer: Int[Array, ""],
+    ) -> Float[Array, "B T D"]:
+        match self.block.mixer:
+            case Attention() as config:
+                mixer = SelfAttention(config, self.context, name="mixer")
+            case Mamba() as config:
+                mixer = MambaMixer(config, self.context, name="mixer")
+            case RwkvTimeMix() as config:
+                mixer = TimeMix(config, self.context, name="mixer")
+            case RgLru() as config:
+                mixer = RgLruMixer(config, self.context, name="mixer")
+            case _:
+                assert_never(self.block.mixer)
+        return self._drop(mixer(x, positions, layer))
+
+    def _feed(
+        self, x: Float[Array, "B T D"], layer: Int[Array, ""]
+    ) -> Float[Array, "B T D"]:
+        match self.block.feed_forward:
+            case Mlp() as config:
+                fed = MlpLayer(config, self.context, name="feed_forward")(x)
+            case RwkvChannelMix() as config:
+                fed = ChannelMix(config, self.context, name="feed_forward")(x, layer)
+            case None:
+                raise AssertionError("a block without a feed-forward feeds nothing")
+            case _:
+                assert_never(self.block.feed_forward)
+        return self._drop(fed)
+
+    def _drop(self, y: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        rate = self.context.model.dropout.residual
+        if not self.context.train or rate == 0:
+            return y
+        return dropout(y, rate, self.make_rng("dropout"))
+
+
+class Stream(NamedTuple):
+    """What is carried from layer to layer."""
+
+    x: Float[Array, "B T D"]
+    """The residual stream."""
+    taps: Float[Array, "N B T D"] | None
+    """Kept copies of it, and one more row that is overwritten by all other layers."""
+
+    def passed(
+        self, x: Float[Array, "B T D"], layer: Any, row: Any, context: Context
+    ) -> "Stream":
+        """The stream after a layer: edited, and kept if asked for."""
+        if context.intervention is not None:
+            x = context.intervention(x, jnp.asarray(layer)).astype(x.dtype)
+        if self.taps is None:
+            return Stream(x, None)
+        return Stream(x, jax.lax.dynamic_update_index_in_dim(self.taps, x, row, 0))
 
 
 class Period(nn.Module):
     """One repetition of the pattern: the body of the scan over layers."""
 
-    model: ModelConfig
-    execution: ExecutionConfig
-    train: bool
+    context: Context
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], positions: Int[Array, "T"]
-    ) -> tuple[Float[Array, "B T D"], None]:
+        self,
+        stream: Stream,
+        positions: Int[Array, "T"],
+        layers: Int[Array, "slots"],
+        rows: Int[Array, "slots"],
+    ) -> tuple[Stream, None]:
         """The stream after all slots, and nothing to stack."""
-        for slot, block in enumerate(self.model.pattern):
-            layer = Block(
-                self.model, block, self.execution, self.train, name=f"slot_{slot}"
-            )
-            x = layer(x, positions)
-        return x, None
+        for slot, block in enumerate(self.context.model.pattern):
+            module = Block(block, self.context, name=f"slot_{slot}")
+            x = module(stream.x, positions, layers[slot])
+            stream = stream.passed(x, layers[slot], rows[slot], self.context)
+        return stream, None
 
 
 class Decoder(nn.Module):
     """Token ids to logits."""
 
-    model: ModelConfig
-    execution: ExecutionConfig
-    train: bool
+    context: Context
 
     @nn.compact
-    def __call__(self, input_ids: Int[Array, "B T"]) -> Float[Array, "B T V"]:
-        """Float32 logits; position t scores token t + 1."""
-        model, dtype = self.model, self.execution.resolve_compute_dtype()
-        param_dtype = jnp.dtype(self.execution.param_dtype)
-        length = input_ids.shape[1]
-        table = Embed(model, param_dtype, name="embedding")()
-        x = table["tokens"].astype(dtype)[input_ids]
-        if model.embedding.positions is not None:
-            if length > model.context:
-                raise InputError(
-                    f"texts of {length} tokens, but the position table has "
-                    f"{model.context} rows; cut them to {model.context} tokens"
-                )
-            x = x + table["positions"][None, :length].astype(dtype)
-        if self.train and model.dropout.embedding > 0:
-            x = dropout(x, model.dropout.embedding, self.make_rng("dropout"))
-        x = self._run_layers(x, jnp.arange(length))
-        x = Normalise(model.final_norm, param_dtype, name="final_norm")(x)
+    def __call__(
+        self, input_ids: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T V"], Float[Array, "N B T D"] | None]:
+        """Float32 logits, and the streams kept at the layers of `context.capture`."""
+        context, model = self.context, self.context.model
+        dtype = context.execution.resolve_compute_dtype()
+        table = Embed(context, name="embedding")()
+        x = self._embed(table, input_ids, dtype)
+        stream = self._run_layers(x, jnp.arange(input_ids.shape[1]))
+        x = Normalise(model.final_norm, context.param_dtype, name="final_norm")(
+            stream.x
+        )
+        bias = adapter = None
         match model.head:
             case Tied():
                 kernel = table["tokens"].T
-            case Untied():
-                kernel, _ = Projection(
-                    features=model.vocab_size,
-                    bias=False,
-                    std=INIT_STD,
-                    param_dtype=param_dtype,
-                    name="head",
-                )(model.width)
+            case Untied(bias=with_bias):
+                head = Projection(model.vocab_size, with_bias, context, name="head")
+                kernel, bias, adapter = head(model.width)
             case _:
                 assert_never(model.head)
+        flat = x.reshape(-1, model.width)
         logits = jnp.matmul(
-            x.reshape(-1, model.width),
-            kernel.astype(dtype),
-            preferred_element_type=jnp.float32,
+            flat, kernel.astype(dtype), preferred_element_type=jnp.float32
         )
-        return logits.reshape(*input_ids.shape, model.vocab_size)
+        if adapter is not None:
+            logits = logits + adapted(flat, adapter).astype(jnp.float32)
+        if bias is not None:
+            logits = logits + bias.astype(jnp.float32)[None, :]
+        if model.logit_softcap is not None:
+            logits = jnp.tanh(logits / model.logit_softcap) * model.logit_softcap
+        logits = logits.reshape(*input_ids.shape, model.vocab_size)
+        return logits, None if stream.taps is None else stream.taps[:-1]
+
+    def _embed(
+        self, table: dict[str, Array], input_ids: Int[Array, "B T"], dtype: jnp.dtype
+    ) -> Float[Array, "B T D"]:
+        model, length = self.context.model, input_ids.shape[1]
+        x = table["tokens"].astype(dtype)[input_ids]
+        if model.embedding.scale is not None:
+            x = x * jnp.asarray(model.embedding.scale, dtype)
+        positions = model.embedding.positions
+        if positions is not None:
+            if length > positions.size:
+                raise InputError(
+                    f"texts of {length} tokens, but the position table has "
+                    f"{positions.size} rows; cut them to {positions.size} tokens"
+                )
+            rows = table["positions"][positions.offset : positions.offset + length]
+            x = x + rows[None].astype(dtype)
+        if model.embedding.norm is not None:
+            norm = model.embedding.norm
+            x = Normalise(norm, self.context.param_dtype, name="embedding_norm")(x)
+        rate = model.dropout.embedding
+        if self.context.train and rate > 0:
+            x = dropout(x, rate, self.make_rng("dropout"))
+        return x
 
     def _run_layers(
         self, x: Float[Array, "B T D"], positions: Int[Array, "T"]
-    ) -> Float[Array, "B T D"]:
-        model, execution = self.model, self.execution
+    ) -> Stream:
+        context, model = self.context, self.context.model
+        kept = len(context.capture)
+        row_of = np.full(model.layers + 1, kept, np.int32)
+        row_of[list(context.capture)] = np.arange(kept)
+        taps = jnp.zeros((kept + 1, *x.shape), x.dtype) if kept else None
+        stream = Stream(x, taps).passed(x, 0, row_of[0], context)
         body, block = Period, Block
-        if execution.remat:
+        if context.execution.remat:
             # The scan is already a barrier, so common-subexpression elimination
             # cannot undo the recomputation inside it.
             body = nn.remat(Period, prevent_cse=False)
@@ -143,35 +227,41 @@ class Decoder(nn.Module):
         if model.periods:
             scanned = nn.scan(
                 body,
-                variable_axes={"params": 0},
+                variable_axes={"params": 0, "adapters": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(nn.broadcast,),  # type: ignore[reportArgumentType]
+                in_axes=(nn.broadcast, 0, 0),  # type: ignore[reportArgumentType]
                 length=model.periods,
-                unroll=min(execution.unroll, model.periods),
+                unroll=min(context.execution.unroll, model.periods),
             )
-            x, _ = scanned(model, execution, self.train, name="periods")(x, positions)
+            shape = (model.periods, len(model.pattern))
+            whole = shape[0] * shape[1]
+            layers = jnp.arange(1, whole + 1).reshape(shape)
+            rows = jnp.asarray(row_of[1 : whole + 1]).reshape(shape)
+            stream, _ = scanned(context, name="periods")(
+                stream, positions, layers, rows
+            )
         for index, config in enumerate(model.tail):
-            layer = block(model, config, execution, self.train, name=f"tail_{index}")
-            x = layer(x, positions)
-        return x
+            layer = model.layers - len(model.tail) + index + 1
+            module = block(config, context, name=f"tail_{index}")
+            x = module(stream.x, positions, jnp.asarray(layer))
+            stream = stream.passed(x, layer, row_of[layer], context)
+        return stream
 
 
 class Embed(nn.Module):
     """Token table and, where the model has one, the position table."""
 
-    model: ModelConfig
-    param_dtype: jnp.dtype
+    context: Context
 
     @nn.compact
     def __call__(self) -> dict[str, Array]:
         """The tables by name; the token table may serve as the head too."""
-        model = self.model
+        model, dtype = self.context.model, self.context.param_dtype
         normal = nn.initializers.normal(INIT_STD)
         shape = (model.vocab_size, model.width)
-        tables = {"tokens": self.param("tokens", normal, shape, self.param_dtype)}
-        if model.embedding.positions is not None:
-            shape = (model.embedding.positions.size, model.width)
-            tables["positions"] = self.param(
-                "positions", normal, shape, self.param_dtype
-            )
+        tables = {"tokens": self.param("tokens", normal, shape, dtype)}
+        positions = model.embedding.positions
+        if positions is not None:
+            shape = (positions.size + positions.offset, model.width)
+            tables["positions"] = self.param("positions", normal, shape, dtype)
         return tables

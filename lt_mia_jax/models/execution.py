@@ -1,5 +1,6 @@
 """How a model is evaluated; up to rounding, none of this changes the function."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,7 +8,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from lt_mia_jax.models.config import ModelConfig
+from lt_mia_jax.models.recurrence import Form
+
 DType = Literal["float32", "bfloat16"]
+
+INIT_STD = 0.02
+"""Standard deviation of a weight matrix at initialisation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,15 +22,18 @@ class ExecutionConfig:
     """Dtypes and memory policy of one run."""
 
     param_dtype: DType = "float32"
-    """Dtype of parameters that `init` makes."""
+    """Dtype of parameters, but for the few that are float32 always: decays and steps
+    of recurrences, where bfloat16 would change how long a model remembers."""
     compute_dtype: DType | None = None
     """Dtype of activations; None is bfloat16 on GPU and TPU, float32 on CPU. Norms,
-    softmax and logits are float32 always; float32 here also forbids reduced-precision
-    multiplication (TF32, or bfloat16 passes on TPU)."""
+    softmax, recurrences and logits are float32 always; float32 here also forbids
+    reduced-precision multiplication (TF32, or bfloat16 passes on TPU)."""
     remat: bool = False
     """Recompute each period in the backward pass: memory of one for ~30 % time."""
     unroll: int = 1
     """Periods per step of the layer scan; more compiles longer and may run faster."""
+    recurrence: Form = "chunked"
+    """How recurrent mixers walk along the tokens; see `models.recurrence`."""
 
     def resolve_compute_dtype(self) -> jnp.dtype:
         """The dtype of activations on the default backend."""
@@ -31,6 +41,36 @@ class ExecutionConfig:
             return jnp.dtype(self.compute_dtype)
         on_cpu = jax.default_backend() == "cpu"
         return jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What all modules of one call share."""
+
+    model: ModelConfig
+    execution: ExecutionConfig
+    train: bool = False
+    """Whether dropout is active."""
+    adapter_dropout: float = 0.0
+    """Rate on the inputs of adapters, in training."""
+    capture: tuple[int, ...] = ()
+    """Layers after which the residual stream is kept; 0 is the embedding."""
+    intervention: Callable[[Any, Any], Any] | None = None
+    """Edits the residual stream: (stream, number of layers passed) to stream."""
+
+    @property
+    def param_dtype(self) -> jnp.dtype:
+        """Dtype of parameters."""
+        return jnp.dtype(self.execution.param_dtype)
+
+    @property
+    def residual_std(self) -> float:
+        """Initial deviation of projections that write to the residual stream.
+
+        Source: "Language Models are Unsupervised Multitask Learners" (GPT-2), section
+        2.3: scaled by 1/sqrt(N) for N residual additions, two a layer.
+        """
+        return INIT_STD / math.sqrt(2 * self.model.layers)
 
 
 def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,12 +5,11 @@ from typing import assert_never
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from lt_mia_jax.arrays import Array, Float
 from lt_mia_jax.models.config import Activation, Mlp
-from lt_mia_jax.models.execution import recomputed
-from lt_mia_jax.models.projection import INIT_STD, Projection, affine
+from lt_mia_jax.models.execution import Context, recomputed
+from lt_mia_jax.models.projection import Projection, Weights, affine
 
 
 def activate(x: Float[Array, "..."], activation: Activation) -> Float[Array, "..."]:
@@ -35,30 +34,22 @@ class MlpLayer(nn.Module):
     """`down(activation(up(x)))`, or `down(activation(gate(x)) * up(x))` when gated."""
 
     config: Mlp
-    residual_std: float
-    param_dtype: jnp.dtype
+    context: Context
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Transform each token alone."""
-        config = self.config
+        config, context = self.config, self.context
         width = x.shape[-1]
 
-        def projection(name: str, features: int, std: float) -> Projection:
-            return Projection(
-                features=features,
-                bias=config.bias,
-                std=std,
-                param_dtype=self.param_dtype,
-                name=name,
-            )
+        def weights(name: str) -> Weights:
+            return Projection(config.width, config.bias, context, name=name)(width)
 
         activation = recomputed(partial(activate, activation=config.activation))
-        up = affine(x, *projection("up", config.width, INIT_STD)(width))
+        up = affine(x, *weights("up"))
         if config.gated:
-            gate = affine(x, *projection("gate", config.width, INIT_STD)(width))
-            middle = activation(gate) * up
+            middle = activation(affine(x, *weights("gate"))) * up
         else:
             middle = activation(up)
-        down = projection("down", width, self.residual_std)
+        down = Projection(width, config.bias, context, to_residual=True, name="down")
         return affine(middle, *down(config.width))

@@ -1,20 +1,29 @@
 """The only door to models for the rest of the package."""
 
 import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import cast
+from typing import cast, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lt_mia_jax.arrays import Array, Float, Int, Key, Params
+from lt_mia_jax.errors import InputError
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.models.decoder import Decoder
-from lt_mia_jax.models.execution import ExecutionConfig
+from lt_mia_jax.models.execution import Context, ExecutionConfig
+from lt_mia_jax.trees import flatten, unflatten
 
 DEFAULT_EXECUTION = ExecutionConfig()
+
+Adapters = Mapping[str, tuple[Array, Array]]
+"""Low-rank pairs by the path of the kernel that they add to."""
+
+Intervention = Callable[[Array, Array], Array]
+"""(stream "B T D", number of layers passed) to the stream that goes on."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,8 @@ class LanguageModel:
         """Random parameters: nested dicts, layers stacked on a leading axis.
 
         Weights are normal with deviation 0.02, divided by sqrt(2 * layers) where they
-        write to the residual stream; biases are zero and norm scales one.
+        write to the residual stream; biases are zero and norm scales one. Decays,
+        steps, gates and mixing factors of recurrences start as their papers have it.
 
         Source: "Language Models are Unsupervised Multitask Learners" (GPT-2), 2.3.
         """
@@ -45,36 +55,130 @@ class LanguageModel:
         # A fresh tree each time: the cached one must not be edited by a caller.
         return jax.tree.map(lambda leaf: leaf, _shapes(self))
 
+    @overload
     def apply(
         self,
         params: Params,
         input_ids: Int[Array, "B T"] | Int[np.ndarray, "B T"],
         *,
         dropout_key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "B T V"]:
+        adapters: Adapters | None = None,
+        adapter_dropout: float = 0.0,
+        intervention: Intervention | None = None,
+        capture: None = None,
+    ) -> Float[Array, "B T V"]: ...
+
+    @overload
+    def apply(
+        self,
+        params: Params,
+        input_ids: Int[Array, "B T"] | Int[np.ndarray, "B T"],
+        *,
+        dropout_key: Key[Array, ""] | None = None,
+        adapters: Adapters | None = None,
+        adapter_dropout: float = 0.0,
+        intervention: Intervention | None = None,
+        capture: Sequence[int],
+    ) -> tuple[Float[Array, "B T V"], dict[int, Float[Array, "B T D"]]]: ...
+
+    def apply(
+        self,
+        params: Params,
+        input_ids: Int[Array, "B T"] | Int[np.ndarray, "B T"],
+        *,
+        dropout_key: Key[Array, ""] | None = None,
+        adapters: Adapters | None = None,
+        adapter_dropout: float = 0.0,
+        intervention: Intervention | None = None,
+        capture: Sequence[int] | None = None,
+    ) -> (
+        Float[Array, "B T V"]
+        | tuple[Float[Array, "B T V"], dict[int, Float[Array, "B T D"]]]
+    ):
         """Float32 logits; position t scores token t + 1. Not soft-maxed.
 
         Padding must be on the right: logits at real tokens never depend on it, those
         at padding are meaningless. Ids outside [0, V) are not checked under jit.
 
+        Layers are numbered by how many the residual stream has passed: 0 is what the
+        first layer reads, `config.layers` what the final norm reads.
+
         Args:
           params: as `init` or `checkpoints.load_pretrained` returns them.
           input_ids: token ids.
-          dropout_key: switches on the dropout of `config.dropout`; None evaluates.
+          dropout_key: switches on the dropout of `config.dropout` and of the adapters;
+            None evaluates.
+          adapters: by the path of a kernel a pair (A, B) that adds `x A B`, evaluated
+            beside the kernel; see `finetune.lora`.
+          adapter_dropout: rate on the inputs of the adapters.
+          intervention: a pure function (stream "B T D", layer number) to the stream
+            that replaces it, called at 0 and after every layer. The number is traced:
+            choose by `jnp.where` or by indexing, not by `if`.
+          capture: layer numbers whose streams (after the intervention) are returned.
+
+        Returns:
+          The logits; with `capture` also the streams "B T D" by layer number, in the
+          compute dtype.
 
         Raises:
-          InputError: more tokens than learned positions (at trace time).
+          InputError: more tokens than learned positions, a layer that does not exist,
+            or adapters that fit no kernel (at trace time).
         """
-        decoder = Decoder(self.config, self.execution, train=dropout_key is not None)
+        captured = self._check_layers(capture)
+        context = Context(
+            model=self.config,
+            execution=self.execution,
+            train=dropout_key is not None,
+            adapter_dropout=adapter_dropout,
+            capture=captured,
+            intervention=intervention,
+        )
+        # Parameters may come as NumPy arrays, such as memory-mapped ones.
+        variables = {"params": jax.tree.map(jnp.asarray, params)}
+        if adapters:
+            self._check_adapters(adapters)
+            variables["adapters"] = unflatten(adapters)
         rngs = None if dropout_key is None else {"dropout": dropout_key}
         with self._matmul_precision():
-            # Parameters may come as NumPy arrays, such as memory-mapped ones.
-            variables = {"params": jax.tree.map(jnp.asarray, params)}
-            logits = decoder.apply(variables, jnp.asarray(input_ids), rngs=rngs)
-        return cast(Array, logits)
+            logits, taps = cast(
+                tuple[Array, Array | None],
+                Decoder(context).apply(variables, jnp.asarray(input_ids), rngs=rngs),
+            )
+        if capture is None:
+            return logits
+        return logits, {} if taps is None else dict(zip(captured, taps, strict=True))
+
+    def _check_layers(self, capture: Sequence[int] | None) -> tuple[int, ...]:
+        captured = tuple(dict.fromkeys(capture or ()))
+        wrong = [n for n in captured if not 0 <= n <= self.config.layers]
+        if wrong:
+            raise InputError(
+                f"capture: there is no layer {wrong}; expected numbers from 0 (the "
+                f"embedding) to {self.config.layers} (after the last layer)"
+            )
+        return captured
+
+    def _check_adapters(self, adapters: Adapters) -> None:
+        shapes = flatten(self.shapes())
+        wrong = []
+        for name, (down, up) in adapters.items():
+            if name not in shapes or not name.endswith("/kernel"):
+                # Only projections know adapters; other leaves would ignore them.
+                wrong.append(f"{name} is no kernel of this model")
+                continue
+            *stacked, inputs, outputs = shapes[name].shape
+            fits = down.shape[:-1] == (*stacked, inputs)
+            fits &= up.shape == (*stacked, down.shape[-1], outputs)
+            if not fits:
+                wrong.append(
+                    f"{name} is {list(shapes[name].shape)}, its adapter "
+                    f"{list(down.shape)} x {list(up.shape)}"
+                )
+        if wrong:
+            raise InputError(f"adapters do not fit the model: {'; '.join(wrong)}")
 
     def _init(self, key: Key[Array, ""]) -> Params:
-        decoder = Decoder(self.config, self.execution, train=False)
+        decoder = Decoder(Context(model=self.config, execution=self.execution))
         variables = decoder.init({"params": key}, jnp.zeros((1, 1), jnp.int32))
         return cast(Params, variables["params"])
 

@@ -8,20 +8,21 @@ import jax
 import jax.numpy as jnp
 
 from lt_mia_jax.arrays import Array, Float
-from lt_mia_jax.models.config import Norm
+from lt_mia_jax.models.config import LayerNorm, Norm, RmsNorm
 from lt_mia_jax.models.execution import recomputed
 
 
 def layer_norm(
-    x: Float[Array, "B T D"],
-    scale: Float[Array, "D"],
-    bias: Float[Array, "D"],
+    x: Float[Array, "*batch D"],
+    scale: Float[Array, "*heads D"] | None,
+    bias: Float[Array, "*heads D"] | None,
     *,
     eps: float,
-) -> Float[Array, "B T D"]:
+) -> Float[Array, "*batch D"]:
     """Zero mean and unit variance over D, then scale and bias; dtype of `x`.
 
-    Statistics are float32 whatever the dtype of `x`.
+    Statistics are float32 whatever the dtype of `x`. Parameters match the last axes
+    of `x`; None leaves that step out.
 
     Source: "Layer Normalization", arXiv 1607.06450, eq. 4, with biased variance.
     """
@@ -30,12 +31,16 @@ def layer_norm(
     centred = wide - mean
     variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
     unit = centred * jax.lax.rsqrt(variance + eps)
-    return (unit * scale[None, None, :] + bias[None, None, :]).astype(x.dtype)
+    if scale is not None:
+        unit = unit * _lead(scale, x.ndim)
+    if bias is not None:
+        unit = unit + _lead(bias, x.ndim)
+    return unit.astype(x.dtype)
 
 
 def rms_norm(
-    x: Float[Array, "B T D"], scale: Float[Array, "D"], *, eps: float
-) -> Float[Array, "B T D"]:
+    x: Float[Array, "*batch D"], scale: Float[Array, "*heads D"], *, eps: float
+) -> Float[Array, "*batch D"]:
     """Unit root mean square over D, then scale; dtype of `x`, statistics float32.
 
     Source: "Root Mean Square Layer Normalization", arXiv 1910.07467, eq. 4.
@@ -43,28 +48,42 @@ def rms_norm(
     wide = x.astype(jnp.float32)
     mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
     unit = wide * jax.lax.rsqrt(mean_square + eps)
-    return (unit * scale[None, None, :]).astype(x.dtype)
+    return (unit * _lead(scale, x.ndim)).astype(x.dtype)
+
+
+def _lead(parameter: Float[Array, "*heads D"], ndim: int) -> Array:
+    """The parameter with leading axes of one, since ranks are never promoted."""
+    return parameter.reshape((1,) * (ndim - parameter.ndim) + parameter.shape)
 
 
 class Normalise(nn.Module):
-    """Parameters of one norm; `config.kind` picks the function."""
+    """Parameters of one norm; the class of `config` picks the function."""
 
     config: Norm
     param_dtype: jnp.dtype
+    heads: int | None = None
+    """With it, each of so many heads (the last axis but one) has its own parameters."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """Normalise over the last axis."""
-        shape = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
-        match self.config.kind:
-            case "layer":
-                bias = self.param(
-                    "bias", nn.initializers.zeros, shape, self.param_dtype
-                )
-                function = recomputed(partial(layer_norm, eps=self.config.eps))
-                return function(x, scale, bias)
-            case "rms":
-                return recomputed(partial(rms_norm, eps=self.config.eps))(x, scale)
+        shape = x.shape[-1:] if self.heads is None else (self.heads, x.shape[-1])
+
+        def parameter(name: str, present: bool, initial: float) -> Array | None:
+            if not present:
+                return None
+            value = nn.initializers.constant(initial)
+            return self.param(name, value, shape, self.param_dtype)
+
+        match self.config:
+            case LayerNorm(eps=eps) as config:
+                function = recomputed(partial(layer_norm, eps=eps))
+                scale = parameter("scale", config.scale, 1.0)
+                return function(x, scale, parameter("bias", config.bias, 0.0))
+            case RmsNorm(eps=eps, unit_offset=offset):
+                scale = parameter("scale", True, 0.0 if offset else 1.0)
+                if offset and scale is not None:
+                    scale = 1.0 + scale.astype(jnp.float32)
+                return recomputed(partial(rms_norm, eps=eps))(x, scale)
             case _:
-                assert_never(self.config.kind)
+                assert_never(self.config)

@@ -1,12 +1,13 @@
-"""Rotary positions: angles, frequency scaling and the rotation itself."""
+"""Rotary and ALiBi positions."""
 
 import math
 from typing import assert_never
 
 import jax.numpy as jnp
+import numpy as np
 
 from lt_mia_jax.arrays import Array, Float, Int
-from lt_mia_jax.models.config import LinearScaling, Llama3Scaling, Rotary
+from lt_mia_jax.models.config import Alibi, LinearScaling, Llama3Scaling, Rotary
 
 
 def rotary_frequencies(config: Rotary, dim: int) -> Float[Array, "half"]:
@@ -43,19 +44,65 @@ def rotate(
     x: Float[Array, "B T H K"],
     positions: Int[Array, "T"],
     frequencies: Float[Array, "half"],
+    *,
+    interleaved: bool = False,
 ) -> Float[Array, "B T H K"]:
     """Rotate the first `2 * half` dimensions of each head by its position.
 
-    Dimension i is paired with i + half; angles are float32, the result has the dtype
-    of `x`. Dimensions beyond the rotated ones pass through.
+    Angles are float32, the result has the dtype of `x`. Dimensions beyond the rotated
+    ones pass through.
 
-    Source: "RoFormer", arXiv 2104.09864, eq. 34, in the half-split pairing of
-    GPT-NeoX (a permutation of the paper's adjacent pairs).
+    Args:
+      x: heads.
+      positions: of the tokens.
+      frequencies: angle per token of each pair.
+      interleaved: pairs are (2i, 2i + 1) as in the paper, not (i, i + half).
+
+    Source: "RoFormer", arXiv 2104.09864, eq. 34; the half-split pairing is that of
+    GPT-NeoX, a permutation of the paper's.
     """
     half = frequencies.shape[0]
     angles = positions[:, None].astype(jnp.float32) * frequencies[None, :]
     cos = jnp.cos(angles)[None, :, None, :].astype(x.dtype)
     sin = jnp.sin(angles)[None, :, None, :].astype(x.dtype)
-    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    head, rest = x[..., : 2 * half], x[..., 2 * half :]
+    if interleaved:
+        first, second = head[..., 0::2], head[..., 1::2]
+    else:
+        first, second = head[..., :half], head[..., half:]
     parts = [first * cos - second * sin, second * cos + first * sin]
+    if interleaved:
+        parts = [jnp.stack(parts, axis=-1).reshape(head.shape)]
     return jnp.concatenate([*parts, rest] if rest.shape[-1] else parts, axis=-1)
+
+
+def alibi_slopes(heads: int) -> Float[np.ndarray, "H"]:
+    """Slope of each head: 2^(-8 h / H), h = 1..H, for a power of two.
+
+    Otherwise those of the power of two below, and then every other one of the power
+    of two above, from its first on.
+
+    Source: "Train Short, Test Long", arXiv 2108.12409, section 3 and its released
+    code for head counts that are no power of two.
+    """
+    below = 2 ** math.floor(math.log2(heads))
+    plain = [2.0 ** (-8.0 * h / below) for h in range(1, below + 1)]
+    between = [2.0 ** (-8.0 * h / (2 * below)) for h in range(1, 2 * below, 2)]
+    return np.array((plain + between)[:heads], np.float32)
+
+
+def alibi_bias(
+    config: Alibi, heads: int, positions: Int[Array, "T"]
+) -> Float[Array, "H T"]:
+    """What is added to the scores of a key at each position, float32.
+
+    Slope times position, not minus slope times distance: the two differ by a constant
+    of the query, which the softmax ignores.
+
+    Source: "Train Short, Test Long", arXiv 2108.12409, section 3; rounding to
+    bfloat16 as in `modeling_falcon.py` of transformers.
+    """
+    slopes = jnp.asarray(alibi_slopes(heads))
+    dtype = jnp.bfloat16 if config.bfloat16 else jnp.float32
+    bias = slopes[:, None].astype(dtype) * positions[None, :].astype(dtype)
+    return bias.astype(jnp.float32)

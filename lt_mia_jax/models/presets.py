@@ -8,11 +8,12 @@ from lt_mia_jax.models.config import (
     BlockConfig,
     Dropout,
     Embedding,
+    LayerNorm,
     Learned,
     Mlp,
     ModelConfig,
-    Norm,
     Residual,
+    RmsNorm,
     Rotary,
     Tied,
     Untied,
@@ -29,7 +30,7 @@ def gpt2_like(
     dropout: float = 0.0,
 ) -> ModelConfig:
     """Learned positions, layer norm, biases, tanh-GELU MLP of 4 x width, tied head."""
-    norm = Norm(kind="layer", eps=1e-5)
+    norm = LayerNorm(eps=1e-5)
     block = BlockConfig(
         mixer=Attention(
             heads=heads,
@@ -77,7 +78,7 @@ def llama_like(
       feed_forward: middle width; None is 8/3 x width rounded up to a multiple of 8.
       tied: whether the head reuses the token embedding.
     """
-    norm = Norm(kind="rms", eps=1e-6)
+    norm = RmsNorm(eps=1e-6)
     block = BlockConfig(
         mixer=Attention(
             heads=heads,
@@ -116,7 +117,7 @@ def neox_like(
     parallel: bool = True,
 ) -> ModelConfig:
     """Partial rotary positions, layer norm, biases, GELU MLP, parallel residual."""
-    norm = Norm(kind="layer", eps=1e-5)
+    norm = LayerNorm(eps=1e-5)
     block = BlockConfig(
         mixer=Attention(
             heads=heads,

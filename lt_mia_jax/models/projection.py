@@ -1,29 +1,81 @@
-"""Affine maps, their parameters, and dropout."""
+"""Affine maps, their parameters and adapters, and dropout."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from lt_mia_jax.arrays import Array, Float, Key
+from lt_mia_jax.models.execution import INIT_STD, Context
 
-INIT_STD = 0.02
-"""Standard deviation of every weight matrix at initialisation."""
+
+class Adapter(NamedTuple):
+    """A low-rank addition to a kernel, evaluated beside it."""
+
+    down: Float[Array, "I R"]
+    up: Float[Array, "R O"]
+    """Already multiplied by the adapter's scale."""
+    rate: float
+    """Dropout of its input."""
+    key: Key[Array, ""] | None
+    """Switches the dropout on."""
+
+
+class Weights(NamedTuple):
+    """The parameters of one affine map."""
+
+    kernel: Float[Array, "I O"]
+    bias: Float[Array, "O"] | None
+    adapter: Adapter | None = None
 
 
 def affine(
     x: Float[Array, "*batch I"],
     kernel: Float[Array, "I O"],
     bias: Float[Array, "O"] | None,
+    adapter: Adapter | None = None,
 ) -> Float[Array, "*batch O"]:
-    """`x kernel + bias` in the dtype of `x`.
+    """`x kernel + bias`, and the adapter's part, in the dtype of `x`.
 
     Batch axes are flattened for the product: on CPU the gradient of a large kernel is
     then twice as fast, because no cotangent is copied to another layout.
     """
-    y = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
+    flat = x.reshape(-1, x.shape[-1])
+    y = flat @ kernel.astype(x.dtype)
     if bias is not None:
         y = y + bias.astype(x.dtype)[None, :]
+    if adapter is not None:
+        y = y + adapted(flat, adapter)
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def affine_together(
+    x: Float[Array, "*batch I"], parts: Sequence[Weights]
+) -> Float[Array, "*batch O"]:
+    """Several affine maps of one input, results side by side: one wide product."""
+    kernel = jnp.concatenate([part.kernel for part in parts], axis=-1)
+    biases = [part.bias for part in parts if part.bias is not None]
+    assert len(biases) in (0, len(parts)), "all parts have a bias, or none"
+    y = affine(x, kernel, jnp.concatenate(biases) if biases else None)
+    if all(part.adapter is None for part in parts):
+        return y
+    flat = x.reshape(-1, x.shape[-1])
+    added = [
+        jnp.zeros((flat.shape[0], part.kernel.shape[-1]), x.dtype)
+        if part.adapter is None
+        else adapted(flat, part.adapter)
+        for part in parts
+    ]
+    return y + jnp.concatenate(added, axis=-1).reshape(y.shape)
+
+
+def adapted(x: Float[Array, "N I"], adapter: Adapter) -> Float[Array, "N O"]:
+    """What an adapter adds, with its own dropout when that is on."""
+    if adapter.key is not None:
+        x = dropout(x, adapter.rate, adapter.key)
+    return (x @ adapter.down.astype(x.dtype)) @ adapter.up.astype(x.dtype)
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""]) -> Array:
@@ -44,19 +96,30 @@ class Projection(nn.Module):
     """Holds `kernel` (in, out) and perhaps `bias`; returns them rather than apply.
 
     The caller multiplies, so that it may fuse several projections into one product.
+    An adapter is found in the collection "adapters", under the kernel's own path.
     """
 
     features: int
     bias: bool
-    std: float
-    param_dtype: jnp.dtype
+    context: Context
+    to_residual: bool = False
+    """It writes to the residual stream, and starts smaller."""
 
     @nn.compact
-    def __call__(self, inputs: int) -> tuple[Array, Array | None]:
-        """The kernel for `inputs` input features, and the bias or None."""
-        normal = nn.initializers.normal(self.std)
-        kernel = self.param("kernel", normal, (inputs, self.features), self.param_dtype)
-        if not self.bias:
-            return kernel, None
-        zeros = nn.initializers.zeros
-        return kernel, self.param("bias", zeros, (self.features,), self.param_dtype)
+    def __call__(self, inputs: int) -> Weights:
+        """The weights for `inputs` input features."""
+        context = self.context
+        std = context.residual_std if self.to_residual else INIT_STD
+        dtype, shape = context.param_dtype, (inputs, self.features)
+        kernel = self.param("kernel", nn.initializers.normal(std), shape, dtype)
+        bias = None
+        if self.bias:
+            zeros = nn.initializers.zeros
+            bias = self.param("bias", zeros, (self.features,), dtype)
+        adapter = None
+        if self.has_variable("adapters", "kernel"):
+            down, up = self.get_variable("adapters", "kernel")
+            active = context.train and context.adapter_dropout > 0
+            key = self.make_rng("dropout") if active else None
+            adapter = Adapter(down, up, context.adapter_dropout, key)
+        return Weights(kernel, bias, adapter)

@@ -8,6 +8,7 @@ from safetensors import safe_open
 from lt_mia_jax.checkpoints.safetensors import (
     INDEX,
     SINGLE,
+    Tensor,
     TensorReader,
     write_tensors,
 )
@@ -20,9 +21,10 @@ def arrays(dtype=np.float32):
 
 
 def write(directory, named, **options):
-    tensors = [(name, x.shape, lambda x=x: x) for name, x in named.items()]
-    dtype = next(iter(named.values())).dtype
-    write_tensors(directory, tensors, dtype=dtype, **options)
+    tensors = [
+        Tensor(name, x.shape, x.dtype, lambda x=x: x) for name, x in named.items()
+    ]
+    write_tensors(directory, tensors, **options)
 
 
 @pytest.mark.parametrize("shard_bytes", [10**9, 100, 1])

@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from lt_mia_jax.checkpoints.transforms import Copy, Linear, SplitChunks, SplitPerHead
+from lt_mia_jax.checkpoints.transforms import (
+    Copy,
+    Depthwise,
+    Flat,
+    Linear,
+    SplitChunks,
+    SplitGrouped,
+    SplitRows,
+)
 
 
 @pytest.mark.parametrize(
@@ -12,9 +20,15 @@ from lt_mia_jax.checkpoints.transforms import Copy, Linear, SplitChunks, SplitPe
         (Linear(), (5, 6)),
         (SplitChunks(3), (5, 12)),
         (SplitChunks(3), (12,)),
-        (SplitPerHead(heads=2), (18, 5)),
-        (SplitPerHead(heads=2), (18,)),
-        (SplitPerHead(heads=3, parts=2), (12, 4)),
+        (SplitRows((4, 2, 6)), (12, 5)),
+        (SplitRows((4, 2, 6)), (12,)),
+        (SplitGrouped(groups=2), (18, 5)),
+        (SplitGrouped(groups=2), (18,)),
+        (SplitGrouped(groups=1, share=4), (12, 5)),
+        (SplitGrouped(groups=3, share=2), (24, 5)),
+        (SplitGrouped(groups=3, share=2), (24,)),
+        (Depthwise(), (5, 1, 3)),
+        (Flat(2), (1, 1, 5)),
     ],
 )
 def test_inverse_and_stored_shape_undo_forward(operation, shape):
@@ -36,11 +50,30 @@ def test_chunks_are_consecutive():
     np.testing.assert_array_equal(parts, [[[0, 1, 2]], [[3, 4, 5]]])
 
 
-def test_parts_of_a_head_lie_together():
-    """Row (h, part, k) of the stored tensor is column (h, k) of the part."""
-    heads, parts, size, width = 2, 3, 4, 5
-    stored = np.random.default_rng(0).normal(size=(heads * parts * size, width))
-    leaves = SplitPerHead(heads=heads).forward(stored)
-    for h, part, k in np.ndindex(heads, parts, size):
-        row = stored[(h * parts + part) * size + k]
-        np.testing.assert_array_equal(leaves[part][:, h * size + k], row)
+def test_rows_are_consecutive():
+    stored = np.arange(12).reshape(6, 2)
+    first, second = SplitRows((2, 4)).forward(stored)
+    np.testing.assert_array_equal(first, stored[:2].T)
+    np.testing.assert_array_equal(second, stored[2:].T)
+
+
+@pytest.mark.parametrize(("groups", "share"), [(2, 1), (3, 2), (1, 4)])
+def test_queries_key_and_value_of_a_group_lie_together(groups, share):
+    """Row (g, j, k) of the stored tensor is query head g * share + j, or key, value."""
+    size, width = 4, 5
+    rows = groups * (share + 2) * size
+    stored = np.random.default_rng(0).normal(size=(rows, width))
+    query, key, value = SplitGrouped(groups, share).forward(stored)
+    for g, j, k in np.ndindex(groups, share + 2, size):
+        row = stored[(g * (share + 2) + j) * size + k]
+        if j < share:
+            found = query[:, (g * share + j) * size + k]
+        else:
+            found = (key if j == share else value)[:, g * size + k]
+        np.testing.assert_array_equal(found, row)
+
+
+def test_depthwise_taps_of_a_channel():
+    stored = np.random.default_rng(0).normal(size=(5, 1, 3))
+    (taps,) = Depthwise().forward(stored)
+    np.testing.assert_array_equal(taps[2], stored[:, 0, 2])

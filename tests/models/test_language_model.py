@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle_models as oracle
 import pytest
+from family_zoo import PLAIN
 from model_zoo import (
     CONTEXT,
     VOCAB,
@@ -32,7 +33,7 @@ def test_logits_match_the_definition(name):
     np.testing.assert_allclose(found, oracle.logits(config, params, ids), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama-grouped", "neox"])
+@pytest.mark.parametrize("name", sorted(PLAIN.values()))
 def test_gradient_reaches_no_later_token(name):
     """Logits at a token move with every earlier embedding and with no later one."""
     config = configs()[name]
@@ -51,7 +52,7 @@ def test_gradient_reaches_no_later_token(name):
     assert (moved[token + 1 : CONTEXT - 2] == 0).all()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama-grouped", "neox"])
+@pytest.mark.parametrize("name", sorted(PLAIN.values()))
 def test_padding_on_the_right_changes_nothing(name):
     config = configs()[name]
     params, ids = random_params(config), random_ids(shape=(2, 5))
@@ -184,3 +185,67 @@ def test_rotary_model_reads_beyond_its_context():
     params, ids = random_params(config), random_ids(shape=(1, CONTEXT + 3))
     found = forward(LanguageModel(config), params, ids)
     np.testing.assert_allclose(found, oracle.logits(config, params, ids), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(PLAIN.values()))
+def test_captured_streams_are_those_of_the_definition(name):
+    config = configs()[name]
+    params, ids = random_params(config), random_ids()
+    layers = (config.layers, 0, 1)
+    run = jax.jit(partial(LanguageModel(config).apply, capture=layers))
+    logits, streams = run(params, ids)
+    np.testing.assert_allclose(
+        logits, forward(LanguageModel(config), params, ids), atol=1e-5
+    )
+    assert set(streams) == set(layers)
+    expected = oracle.streams(config, params, ids)
+    for layer in layers:
+        scale = np.abs(expected[layer]).max()
+        np.testing.assert_allclose(
+            streams[layer] / scale, expected[layer] / scale, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("layer", [-1, 3])
+def test_a_layer_that_does_not_exist_is_refused(layer):
+    config = configs()["llama"]
+    with pytest.raises(InputError, match=rf"no layer \[{layer}\].*from 0.*to 2"):
+        LanguageModel(config).apply(
+            random_params(config), random_ids(), capture=(0, layer)
+        )
+
+
+@pytest.mark.parametrize("name", ["llama", "recurrent_gemma", "mamba"])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_replacing_a_stream_moves_the_rest_of_the_model(name, layer):
+    """Running B with A's stream put in at a layer is running A from there on."""
+    config = configs()[name]
+    model, params = LanguageModel(config), random_params(config)
+    a, b = random_ids(seed=1), random_ids(seed=2)
+    logits, streams = model.apply(params, a, capture=(layer,))
+
+    def replace(stream, passed):
+        return jnp.where(passed == layer, streams[layer], stream)
+
+    found, seen = model.apply(params, b, intervention=replace, capture=(layer,))
+    np.testing.assert_array_equal(seen[layer], streams[layer])
+    np.testing.assert_allclose(found, logits, atol=1e-5)
+    assert np.abs(model.apply(params, b) - logits).max() > 0.1
+
+
+def test_an_intervention_is_differentiable_and_called_once_a_layer():
+    config = configs()["recurrent_gemma"]  # A scanned period and a tail of two.
+    model, params, ids = LanguageModel(config), random_params(config), random_ids()
+
+    def loss(factors):
+        def scale(stream, layer):
+            return stream * factors[layer]
+
+        return model.apply(params, ids, intervention=scale)[0, -1, 0]
+
+    factors = jnp.ones(config.layers + 1)
+    gradient = jax.jit(jax.grad(loss))(factors)
+    for layer in range(config.layers + 1):
+        step = 1e-2 * np.eye(config.layers + 1, dtype=np.float32)[layer]
+        slope = (loss(factors + step) - loss(factors - step)) / 2e-2
+        np.testing.assert_allclose(gradient[layer], slope, rtol=0.05, atol=2e-3)

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle_models as oracle
 
-from lt_mia_jax.models.config import Norm
+from lt_mia_jax.models.config import LayerNorm, RmsNorm
 from lt_mia_jax.models.norm import layer_norm, rms_norm
 
 
@@ -15,16 +15,14 @@ def make(seed=0, offset=0.0):
 
 def test_layer_norm_matches_definition():
     x, scale, bias = make(offset=3.0)
-    expected = oracle.normalise(
-        x, Norm(kind="layer", eps=1e-3), {"scale": scale, "bias": bias}
-    )
+    expected = oracle.normalise(x, LayerNorm(eps=1e-3), {"scale": scale, "bias": bias})
     found = layer_norm(*map(jnp.asarray, (x, scale, bias)), eps=1e-3)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_rms_norm_matches_definition():
     x, scale, _ = make(offset=-1.0)
-    expected = oracle.normalise(x, Norm(kind="rms", eps=1e-3), {"scale": scale})
+    expected = oracle.normalise(x, RmsNorm(eps=1e-3), {"scale": scale})
     found = rms_norm(jnp.asarray(x), jnp.asarray(scale), eps=1e-3)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -32,9 +30,7 @@ def test_rms_norm_matches_definition():
 def test_layer_norm_keeps_precision_far_from_zero():
     """E[x^2] - E[x]^2 would lose every digit here."""
     x, scale, bias = make(offset=2000.0)
-    expected = oracle.normalise(
-        x, Norm(kind="layer", eps=1e-5), {"scale": scale, "bias": bias}
-    )
+    expected = oracle.normalise(x, LayerNorm(eps=1e-5), {"scale": scale, "bias": bias})
     found = layer_norm(*map(jnp.asarray, (x, scale, bias)), eps=1e-5)
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
@@ -43,7 +39,7 @@ def test_bfloat16_input_has_float32_statistics():
     x, scale, _ = make()
     low = jnp.asarray(x, jnp.bfloat16)
     expected = oracle.normalise(
-        np.asarray(low, np.float64), Norm(kind="rms", eps=1e-6), {"scale": scale}
+        np.asarray(low, np.float64), RmsNorm(eps=1e-6), {"scale": scale}
     )
     found = rms_norm(low, jnp.asarray(scale), eps=1e-6)
     assert found.dtype == jnp.bfloat16
