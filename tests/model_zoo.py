@@ -8,7 +8,15 @@ import numpy as np
 from family_zoo import VARIANTS, config_json
 
 from lt_mia_jax.checkpoints import read_config
-from lt_mia_jax.models import LanguageModel, gpt2_like, llama_like, neox_like
+from lt_mia_jax.models import (
+    LanguageModel,
+    gpt2_like,
+    griffin_like,
+    llama_like,
+    mamba_like,
+    neox_like,
+    rwkv_like,
+)
 from lt_mia_jax.models.config import (
     ModelConfig,
     RmsNorm,
@@ -43,6 +51,9 @@ def configs() -> dict[str, ModelConfig]:
         "gpt2": gpt2_like(*size),
         "llama": llama_like(*size),
         "neox": neox_like(*size, rotary_fraction=0.5),
+        "mamba-preset": mamba_like(VOCAB, WIDTH, LAYERS),
+        "rwkv-preset": rwkv_like(VOCAB, WIDTH, LAYERS),
+        "griffin-preset": griffin_like(VOCAB, WIDTH, LAYERS, HEADS),
     }
 
 

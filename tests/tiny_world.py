@@ -11,7 +11,13 @@ import jax.numpy as jnp
 from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
 from lt_mia_jax.data.texts import write_texts
 from lt_mia_jax.data.tokenize import train_bpe
-from lt_mia_jax.models import LanguageModel, gpt2_like
+from lt_mia_jax.models import (
+    LanguageModel,
+    gpt2_like,
+    griffin_like,
+    mamba_like,
+    rwkv_like,
+)
 
 WORDS = (
     "the a small large red green model text token learns reads keeps forgets said "
@@ -81,6 +87,26 @@ def build(root: Path, *, members: int = 24, nonmembers: int = 30) -> World:
         root / "target",
         *(root / f"{name}.jsonl" for name in files),
     )
+
+
+BASES = {
+    "mamba": mamba_like(300, 16, 2, state=4),
+    "rwkv": rwkv_like(300, 16, 2),
+    "recurrent_gemma": griffin_like(300, 16, 3, 2, window=8),
+}
+"""One of each family that is no transformer."""
+
+
+def base_of(world: World, family: str) -> Path:
+    """The world's base, or one of another family beside it, with its tokenizer."""
+    if family not in BASES:
+        return world.base
+    directory = world.root / family
+    if not directory.exists():
+        tokenizer = load_pretrained(world.base).tokenizer
+        params = LanguageModel(BASES[family]).init(jax.random.key(0))
+        save_pretrained(directory, BASES[family], params, tokenizer)
+    return directory
 
 
 def read_rows(path: Path) -> list[dict]:

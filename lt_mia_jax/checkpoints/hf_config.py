@@ -7,11 +7,11 @@ field names change between versions of transformers.
 from collections.abc import Mapping
 from typing import Any
 
-from lt_mia_jax.checkpoints.assembly import settings_of
 from lt_mia_jax.checkpoints.hf_families import FAMILIES
 from lt_mia_jax.checkpoints.hf_fields import Fields
 from lt_mia_jax.checkpoints.hf_rows import read_rows, write_rows
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.models.assembly import settings_of
 from lt_mia_jax.models.config import ModelConfig
 
 

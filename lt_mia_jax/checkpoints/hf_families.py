@@ -8,10 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
-from lt_mia_jax.checkpoints import assembly
 from lt_mia_jax.checkpoints.hf_quirks import (
     BlockTypes,
     FalconLayout,
@@ -33,6 +29,7 @@ from lt_mia_jax.checkpoints.hf_rows import (
     Same,
     Settings,
 )
+from lt_mia_jax.models import assembly
 from lt_mia_jax.models.config import Alibi, ModelConfig
 
 
@@ -129,8 +126,7 @@ def _gemma_scale(settings: Settings) -> float:
 
 
 def _griffin_scale(settings: Settings) -> float:
-    # The constant itself is kept in bfloat16, whatever the model computes in.
-    return float(np.sqrt(settings["width"]).astype(ml_dtypes.bfloat16))
+    return assembly.bfloat16_root(settings["width"])
 
 
 FAMILIES: dict[str, Family] = {

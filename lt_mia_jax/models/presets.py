@@ -1,23 +1,10 @@
-"""Small bases to train from scratch, one per supported checkpoint family.
+"""Small bases to train from scratch, of all four families.
 
 Each can be saved and opened by transformers under the family's `model_type`.
 """
 
-from lt_mia_jax.models.config import (
-    Attention,
-    BlockConfig,
-    Dropout,
-    Embedding,
-    LayerNorm,
-    Learned,
-    Mlp,
-    ModelConfig,
-    Residual,
-    RmsNorm,
-    Rotary,
-    Tied,
-    Untied,
-)
+from lt_mia_jax.models import assembly
+from lt_mia_jax.models.config import ModelConfig, Rotary
 
 
 def gpt2_like(
@@ -30,28 +17,25 @@ def gpt2_like(
     dropout: float = 0.0,
 ) -> ModelConfig:
     """Learned positions, layer norm, biases, tanh-GELU MLP of 4 x width, tied head."""
-    norm = LayerNorm(eps=1e-5)
-    block = BlockConfig(
-        mixer=Attention(
-            heads=heads,
-            kv_heads=heads,
-            head_dim=width // heads,
-            qkv_bias=True,
-            out_bias=True,
-        ),
-        feed_forward=Mlp(width=4 * width, activation="gelu_tanh"),
-        norm=norm,
-    )
-    return ModelConfig(
+    return assembly.transformer(
         vocab_size=vocab_size,
         width=width,
         layers=layers,
-        pattern=(block,),
-        embedding=Embedding(positions=Learned(size=context)),
-        final_norm=norm,
-        head=Tied(),
         context=context,
-        dropout=Dropout(embedding=dropout, attention=dropout, residual=dropout),
+        heads=heads,
+        head_dim=width // heads,
+        feed_forward=4 * width,
+        activation="gelu_tanh",
+        norm="layer",
+        eps=1e-5,
+        qkv_bias=True,
+        out_bias=True,
+        feed_forward_bias=True,
+        learned_positions=True,
+        tied=True,
+        dropout_embedding=dropout,
+        dropout_attention=dropout,
+        dropout_residual=dropout,
     )
 
 
@@ -78,31 +62,21 @@ def llama_like(
       feed_forward: middle width; None is 8/3 x width rounded up to a multiple of 8.
       tied: whether the head reuses the token embedding.
     """
-    norm = RmsNorm(eps=1e-6)
-    block = BlockConfig(
-        mixer=Attention(
-            heads=heads,
-            kv_heads=kv_heads or heads,
-            head_dim=width // heads,
-            position=Rotary(),
-        ),
-        feed_forward=Mlp(
-            width=feed_forward or -(-width * 8 // 24) * 8,
-            activation="silu",
-            gated=True,
-            bias=False,
-        ),
-        norm=norm,
-    )
-    return ModelConfig(
+    return assembly.transformer(
         vocab_size=vocab_size,
         width=width,
         layers=layers,
-        pattern=(block,),
-        embedding=Embedding(),
-        final_norm=norm,
-        head=Tied() if tied else Untied(),
         context=context,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=width // heads,
+        feed_forward=feed_forward or -(-width * 8 // 24) * 8,
+        activation="silu",
+        gated=True,
+        norm="rms",
+        eps=1e-6,
+        position=Rotary(),
+        tied=tied,
     )
 
 
@@ -117,27 +91,90 @@ def neox_like(
     parallel: bool = True,
 ) -> ModelConfig:
     """Partial rotary positions, layer norm, biases, GELU MLP, parallel residual."""
-    norm = LayerNorm(eps=1e-5)
-    block = BlockConfig(
-        mixer=Attention(
-            heads=heads,
-            kv_heads=heads,
-            head_dim=width // heads,
-            qkv_bias=True,
-            out_bias=True,
-            position=Rotary(fraction=rotary_fraction),
-        ),
-        feed_forward=Mlp(width=4 * width, activation="gelu"),
-        norm=norm,
-        residual=Residual.PARALLEL if parallel else Residual.SEQUENTIAL,
-    )
-    return ModelConfig(
+    return assembly.transformer(
         vocab_size=vocab_size,
         width=width,
         layers=layers,
-        pattern=(block,),
-        embedding=Embedding(),
-        final_norm=norm,
-        head=Untied(),
         context=context,
+        heads=heads,
+        head_dim=width // heads,
+        feed_forward=4 * width,
+        activation="gelu",
+        norm="layer",
+        eps=1e-5,
+        qkv_bias=True,
+        out_bias=True,
+        feed_forward_bias=True,
+        position=Rotary(fraction=rotary_fraction),
+        residual="parallel" if parallel else "sequential",
+    )
+
+
+def mamba_like(
+    vocab_size: int, width: int, layers: int, *, state: int = 16, context: int = 2048
+) -> ModelConfig:
+    """Selective state space: inner width 2 x width, four taps, tied head."""
+    return assembly.mamba(
+        vocab_size=vocab_size,
+        width=width,
+        layers=layers,
+        context=context,
+        inner=2 * width,
+        state=state,
+        step_rank=-(-width // 16),
+        conv_width=4,
+        conv_bias=True,
+        bias=False,
+        activation="silu",
+        eps=1e-5,
+        tied=True,
+    )
+
+
+def rwkv_like(
+    vocab_size: int, width: int, layers: int, *, context: int = 1024
+) -> ModelConfig:
+    """RWKV-4: channel mix of 4 x width, a head of its own."""
+    return assembly.rwkv(
+        vocab_size=vocab_size,
+        width=width,
+        layers=layers,
+        context=context,
+        inner=width,
+        feed_forward=4 * width,
+        eps=1e-5,
+        tied=False,
+    )
+
+
+def griffin_like(
+    vocab_size: int,
+    width: int,
+    layers: int,
+    heads: int,
+    *,
+    window: int = 2048,
+) -> ModelConfig:
+    """RecurrentGemma: two gated recurrences, then local attention, and so on."""
+    return assembly.griffin(
+        vocab_size=vocab_size,
+        width=width,
+        layers=layers,
+        context=8192,
+        kinds=("recurrent", "recurrent", "attention"),
+        inner=width,
+        heads=heads,
+        kv_heads=1,
+        head_dim=width // heads,
+        qkv_bias=False,
+        position=Rotary(fraction=0.5),
+        window=window,
+        conv_width=4,
+        feed_forward=3 * width,
+        activation="gelu_tanh",
+        eps=1e-6,
+        tied=True,
+        softcap=30.0,
+        embedding_scale=assembly.bfloat16_root(width),
+        dropout_attention=0.0,
     )

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import tiny_world
 from tiny_world import read_rows
 
 from lt_mia_jax.checkpoints import load_pretrained
@@ -98,25 +99,39 @@ def test_report_joins_runs(world, tmp_path):
     assert page.read_text().count("Audit of target") >= 2
 
 
-@pytest.mark.parametrize("lora", [[], ["--lora.rank", "2", "--learning-rate", "0.02"]])
-def test_finetuning_lowers_the_members_loss(world, tmp_path, lora):
-    out = tmp_path / "tuned"
+LORA = ["--lora.rank", "2", "--learning-rate", "0.02"]
+
+
+@pytest.mark.parametrize(
+    ("family", "lora"),
+    [
+        ("gpt2", []),
+        ("gpt2", LORA),
+        ("mamba", []),
+        ("mamba", LORA),
+        ("rwkv", []),
+        ("recurrent_gemma", []),
+    ],
+)
+def test_finetuning_lowers_the_members_loss(world, tmp_path, family, lora):
+    out, base = tmp_path / "tuned", tiny_world.base_of(world, family)
     arguments = [
         "finetune",
-        *("--model", str(world.base), "--texts", str(world.members)),
+        *("--model", str(base), "--texts", str(world.members)),
         *("--out", str(out), "--length", "32", "--epochs", "2"),
         *("--batch-size", "4", "--learning-rate", "3e-3"),
     ]
     assert main([*arguments, *lora]) == 0
-    before, after = load_pretrained(world.base), load_pretrained(out)
+    before, after = load_pretrained(base), load_pretrained(out)
     assert after.config == before.config
+    assert json.loads((out / "config.json").read_text())["model_type"] == family
     changed = jax.tree.map(
         lambda a, b: bool(np.any(np.asarray(a) != np.asarray(b))),
         before.params,
         after.params,
     )
     assert any(jax.tree.leaves(changed))
-    audit = ["--reference", str(world.base), "--target", str(out), "--length", "32"]
+    audit = ["--reference", str(base), "--target", str(out), "--length", "32"]
     texts = ["--texts", str(world.mixed), "--bootstraps", "50"]
     assert main(["audit", *audit, *texts, "--out", str(tmp_path / "audit")]) == 0
     members = [r for r in read_rows(tmp_path / "audit/scores.jsonl") if r["label"]]

@@ -94,18 +94,27 @@ def some_adapters(params, config, key):
 
 
 @pytest.mark.parametrize("name", sorted(PLAIN.values()))
-def test_every_family_identity_merge_and_gradient(name, key):
-    """Beside the kernel and merged into it, adapters are one function."""
+def test_every_family_has_targets_and_merging_is_the_same_function(name, key):
     model = LanguageModel(configs()[name])
     params, ids = random_params(model.config), random_ids()
     config = LoraConfig(rank=2, alpha=3.0)
     plain = forward(model, params, ids)
     fresh = {"base": params, "adapters": lora.init(key, params, config)}
     apply = jax.jit(lora.Adapted(model, config.scale).apply)
-    np.testing.assert_array_equal(apply(fresh, ids), plain)
-
+    np.testing.assert_allclose(apply(fresh, ids), plain, atol=1e-6)
     adapters = some_adapters(params, config, key)
-    merged = lora.merge(params, adapters, config.scale)
+    expected = forward(model, lora.merge(params, adapters, config.scale), ids)
+    assert np.abs(expected - plain).max() > 0.05
+    found = apply({"base": params, "adapters": adapters}, ids)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "mamba", "rwkv", "recurrent_gemma"])
+def test_gradients_beside_and_inside_the_kernel_agree(name, key):
+    model = LanguageModel(configs()[name])
+    params, ids = random_params(model.config), random_ids(shape=(2, 4))
+    config = LoraConfig(rank=2, alpha=3.0)
+    adapters = some_adapters(params, config, key)
 
     def beside(adapters):
         both = {"base": params, "adapters": adapters}
@@ -114,9 +123,6 @@ def test_every_family_identity_merge_and_gradient(name, key):
     def inside(adapters):
         return model.apply(lora.merge(params, adapters, config.scale), ids)
 
-    expected = forward(model, merged, ids)
-    assert np.abs(expected - plain).max() > 0.05
-    np.testing.assert_allclose(jax.jit(beside)(adapters), expected, atol=1e-4)
     first, second = (
         jax.jit(jax.grad(lambda x, f=f: jnp.sin(f(x)).sum()))(adapters)
         for f in (beside, inside)
@@ -153,7 +159,9 @@ def test_dropout_acts_in_training_alone(key):
     run = jax.jit(partial(model.apply, adapter_dropout=0.5))
     first, second = jax.random.split(key)
     without = run(params, ids, adapters=adapters)
-    np.testing.assert_array_equal(without, model.apply(params, ids, adapters=adapters))
+    np.testing.assert_allclose(
+        without, model.apply(params, ids, adapters=adapters), atol=1e-5
+    )
     once = run(params, ids, adapters=adapters, dropout_key=first)
     assert (once != without).any()
     assert (once != run(params, ids, adapters=adapters, dropout_key=second)).any()

@@ -6,6 +6,9 @@ inverse; a model outside what they can make has no settings.
 
 from typing import Any
 
+import ml_dtypes
+import numpy as np
+
 from lt_mia_jax.models.config import (
     Activation,
     Alibi,
@@ -279,6 +282,15 @@ def griffin(
         logit_softcap=softcap,
         dropout=Dropout(attention=dropout_attention),
     )
+
+
+def bfloat16_root(width: int) -> float:
+    """The square root of a width, rounded to bfloat16.
+
+    RecurrentGemma keeps this factor of its embedding in bfloat16, whatever it computes
+    in; see `modeling_recurrent_gemma.py` of transformers.
+    """
+    return float(np.sqrt(width).astype(ml_dtypes.bfloat16))
 
 
 def settings_of(config: ModelConfig) -> dict[str, Any]:
