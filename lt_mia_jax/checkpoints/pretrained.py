@@ -11,6 +11,12 @@ from jax.sharding import Mesh
 
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.checkpoints import rules
+from lt_mia_jax.checkpoints.gguf import (
+    GgufReader,
+    is_gguf,
+    load_gguf_tokenizer,
+    read_gguf_config,
+)
 from lt_mia_jax.checkpoints.hf_config import read_config, write_config
 from lt_mia_jax.checkpoints.hf_fields import NEUTRAL
 from lt_mia_jax.checkpoints.hub import resolve
@@ -47,7 +53,7 @@ def load_pretrained(
     """A model and its tokenizer from a directory in Hugging Face layout or the hub.
 
     Args:
-      path_or_id: a local directory, else a hub id.
+      path_or_id: a local directory, a Llama-type GGUF file, else a hub id.
       dtype: of the parameters, "float32" or "bfloat16", whatever is stored; decays
         and steps of recurrences are float32 always.
       mesh: shards the parameters as they are read; None uses the default device.
@@ -55,10 +61,12 @@ def load_pretrained(
     Raises:
       InputError: anything missing, broken, contradictory or not supported.
     """
-    directory = resolve(path_or_id)
     # First, because it is quick: a missing tokenizer should not cost a long load.
-    tokenizer = load_tokenizer(directory)
-    config, params = load_model(directory, dtype=dtype, mesh=mesh)
+    if is_gguf(path_or_id):
+        tokenizer = load_gguf_tokenizer(Path(path_or_id))
+    else:
+        tokenizer = load_tokenizer(resolve(path_or_id))
+    config, params = load_model(path_or_id, dtype=dtype, mesh=mesh)
     return Pretrained(config, params, tokenizer)
 
 
@@ -66,6 +74,13 @@ def load_model(
     path_or_id: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None
 ) -> tuple[ModelConfig, Params]:
     """Config and parameters alone; arguments and errors as `load_pretrained`."""
+    execution = ExecutionConfig(param_dtype=check_dtype(dtype))
+    if is_gguf(path_or_id):
+        with GgufReader(Path(path_or_id)) as reader:
+            data = read_gguf_config(reader)
+            config = read_config(data, str(path_or_id))
+            table = TABLES[data["model_type"]](config)
+            return config, _load(reader, table, config, execution, mesh)
     directory = resolve(path_or_id)
     path = directory / CONFIG
     if not path.is_file():
@@ -76,7 +91,17 @@ def load_model(
     data = read_json(path)
     config = read_config(data, str(path))
     table = TABLES[data["model_type"]](config)
-    execution = ExecutionConfig(param_dtype=check_dtype(dtype))
+    with TensorReader(directory) as reader:
+        return config, _load(reader, table, config, execution, mesh)
+
+
+def _load(
+    reader: rules.Reader,
+    table: rules.Table,
+    config: ModelConfig,
+    execution: ExecutionConfig,
+    mesh: Mesh | None,
+) -> Params:
     shapes = LanguageModel(config, execution).shapes()
     shardings = None
     if mesh is not None:
@@ -87,9 +112,7 @@ def load_model(
             return jnp.asarray(leaf)
         return jax.device_put(leaf, shardings[name])
 
-    with TensorReader(directory) as reader:
-        leaves = rules.load(reader, table, config, flatten(shapes), put=put)
-    return config, unflatten(leaves)
+    return unflatten(rules.load(reader, table, config, flatten(shapes), put=put))
 
 
 def save_pretrained(

@@ -8,15 +8,45 @@ table.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
-from lt_mia_jax.checkpoints.safetensors import Tensor, TensorReader
+from lt_mia_jax.checkpoints.safetensors import Tensor
 from lt_mia_jax.checkpoints.transforms import Operation, Shape
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models.config import ModelConfig, Tied
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Named tensors of one checkpoint, whatever its format."""
+
+    origin: Path
+    """What to name in messages."""
+
+    @property
+    def names(self) -> list[str]:
+        """All tensor names, sorted."""
+        ...
+
+    def shape(self, name: str) -> Shape:
+        """Shape of a tensor, from the header."""
+        ...
+
+    def dtype(self, name: str) -> str:
+        """The format's own name of its type."""
+        ...
+
+    def real(self, name: str) -> bool:
+        """Whether it can be read as real numbers."""
+        ...
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor."""
+        ...
 
 
 class Rule(NamedTuple):
@@ -116,7 +146,7 @@ def _expand_rule(
 
 
 def load(
-    reader: TensorReader,
+    reader: Reader,
     table: Table,
     config: ModelConfig,
     shapes: Mapping[str, jax.ShapeDtypeStruct],
@@ -169,7 +199,7 @@ def _slice_shape(shapes: Mapping[str, Any], place: Place) -> Shape:
 
 
 def _match_names(
-    reader: TensorReader,
+    reader: Reader,
     table: Table,
     config: ModelConfig,
     expected: Mapping[str, Shape],
@@ -216,7 +246,7 @@ def _canonical(name: str, table: Table, expected: Mapping[str, Shape]) -> str:
     return name if name in expected else f"{table.prefix}{name}"
 
 
-def _check_tied_heads(reader: TensorReader, embedding: str, heads: list[str]) -> None:
+def _check_tied_heads(reader: Reader, embedding: str, heads: list[str]) -> None:
     for head in heads:
         same = reader.shape(head) == reader.shape(embedding)
         if not (same and np.array_equal(reader.read(head), reader.read(embedding))):
