@@ -26,7 +26,7 @@ from lt_mia_jax.models.execution import INIT_STD, Context
 from lt_mia_jax.models.feedforward import MlpLayer
 from lt_mia_jax.models.mamba import MambaMixer
 from lt_mia_jax.models.norm import Normalise
-from lt_mia_jax.models.projection import Projection, adapted, dropout
+from lt_mia_jax.models.projection import Projection, adapted, dropout, product
 from lt_mia_jax.models.rglru import RgLruMixer
 from lt_mia_jax.models.rwkv import ChannelMix, TimeMix
 
@@ -172,10 +172,11 @@ class Decoder(nn.Module):
                 kernel, bias, adapter = head(model.width)
             case _:
                 assert_never(model.head)
-        flat = x.reshape(-1, model.width)
-        logits = jnp.matmul(
-            flat, kernel.astype(dtype), preferred_element_type=jnp.float32
-        )
+        flat, kernel = x.reshape(-1, model.width), kernel.astype(dtype)
+        if dtype == jnp.float32:
+            logits = product(flat, kernel)
+        else:
+            logits = jnp.matmul(flat, kernel, preferred_element_type=jnp.float32)
         if adapter is not None:
             logits = logits + adapted(flat, adapter).astype(jnp.float32)
         if bias is not None:

@@ -9,12 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from lt_mia_jax.models.config import ModelConfig
+from lt_mia_jax.models.recurrence import Form
 
 DType = Literal["float32", "bfloat16"]
-
-Form = Literal["sequential", "chunked", "associative"]
-"""How a recurrence walks along the tokens: step by step, step by step within chunks
-that the backward pass computes again, or as a tree."""
 
 INIT_STD = 0.02
 """Standard deviation of a weight matrix at initialisation."""

@@ -1,11 +1,12 @@
 """Affine maps, their parameters and adapters, and dropout."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from lt_mia_jax.arrays import Array, Float, Key
 from lt_mia_jax.models.execution import INIT_STD, Context
@@ -31,6 +32,39 @@ class Weights(NamedTuple):
     adapter: Adapter | None = None
 
 
+@jax.custom_jvp
+def product(x: Float[Array, "N I"], kernel: Float[Array, "I O"]) -> Float[Array, "N O"]:
+    """`x kernel` in the dtype of its factors; its kernel's gradient is fast on CPU.
+
+    That gradient sums over the rows of two matrices. XLA's CPU products then walk both
+    down their columns; a transposed copy of `x`, made where `x` would have been kept,
+    costs less (512 x 8192 for 1024 rows: 258 ms become 212 for both gradients).
+    """
+    return x @ kernel
+
+
+def _product_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Any, Any]
+) -> tuple[Array, Array]:
+    (x, kernel), (moved_x, moved_kernel) = primals, tangents
+    y = x @ kernel
+    moved = jnp.zeros_like(y)
+    if not isinstance(moved_x, SymbolicZero):
+        moved = moved_x @ kernel
+    # A frozen kernel has no tangent, and then nothing needs to be kept for it.
+    if not isinstance(moved_kernel, SymbolicZero):
+        if jax.default_backend() == "cpu":
+            # Without the barrier the transposition is folded into the product again.
+            columns = jax.lax.optimization_barrier(x.T)
+            moved = moved + jnp.einsum("in,io->no", columns, moved_kernel)
+        else:
+            moved = moved + x @ moved_kernel
+    return y, moved
+
+
+product.defjvp(_product_jvp, symbolic_zeros=True)
+
+
 def affine(
     x: Float[Array, "*batch I"],
     kernel: Float[Array, "I O"],
@@ -43,7 +77,7 @@ def affine(
     then twice as fast, because no cotangent is copied to another layout.
     """
     flat = x.reshape(-1, x.shape[-1])
-    y = flat @ kernel.astype(x.dtype)
+    y = product(flat, kernel.astype(x.dtype))
     if bias is not None:
         y = y + bias.astype(x.dtype)[None, :]
     if adapter is not None:

@@ -387,7 +387,9 @@ def test_file_of_another_kind(tmp_path, write):
     path = tmp_path / "notes.gguf"
     path.write_text("These are notes, and no model at all.")
     refused(path, "not a complete GGUF file.*magic")
-    refused(tmp_path / "nowhere.gguf", "No such file")
+    refused(tmp_path / "nowhere.gguf", "no such directory")
+    with pytest.raises(InputError, match="No such file"):
+        GgufReader(tmp_path / "nowhere.gguf")
     path = write(configs()["llama"], endianess=gguf.GGUFEndian.BIG)
     refused(path, "byte order")
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lt_mia_jax.models.projection import affine, dropout
+from lt_mia_jax.models.projection import affine, dropout, product
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 5), (2, 3, 5)])
@@ -43,3 +43,33 @@ def test_dropout_keeps_bfloat16_and_depends_on_the_key(key):
     assert first.dtype == jnp.bfloat16
     assert (first != second).any()
     np.testing.assert_array_equal(first, dropout(x, 0.5, jax.random.split(key)[0]))
+
+
+def test_product_and_both_modes_of_its_derivative(key):
+    arrays = [
+        jax.random.normal(jax.random.fold_in(key, i), shape)
+        for i, shape in enumerate([(6, 5), (5, 4), (6, 5), (5, 4), (6, 4)])
+    ]
+    x, kernel, dx, dk, cotangent = (np.float64(a) for a in arrays)
+    np.testing.assert_allclose(product(*arrays[:2]), x @ kernel, atol=1e-5)
+    _, forward = jax.jvp(product, arrays[:2], arrays[2:4])
+    np.testing.assert_allclose(forward, dx @ kernel + x @ dk, atol=1e-5)
+    _, pullback = jax.vjp(product, *arrays[:2])
+    back_x, back_kernel = pullback(arrays[4])
+    np.testing.assert_allclose(back_x, cotangent @ kernel.T, atol=1e-5)
+    np.testing.assert_allclose(back_kernel, x.T @ cotangent, atol=1e-5)
+
+
+def test_a_frozen_kernel_costs_no_product():
+    """Forward, and one product for the input's gradient: nothing for the kernel's."""
+    x, kernel = jnp.ones((6, 5)), jnp.ones((5, 4))
+
+    def products(argnums):
+        def loss(x, kernel):
+            return jnp.sin(product(x, kernel)).sum()
+
+        return str(jax.make_jaxpr(jax.grad(loss, argnums))(x, kernel)).count("dot_gen")
+
+    assert products(0) == 2
+    assert products(1) == 2
+    assert products((0, 1)) == 3
