@@ -28,9 +28,9 @@ traces = []
 class Counted(Toy):
     """A toy that records every trace of its forward pass."""
 
-    def apply(self, params, input_ids, *, dropout_key=None):
+    def apply(self, params, input_ids, *, dropout_key=None, **options):
         traces.append(dropout_key is not None)
-        return super().apply(params, input_ids, dropout_key=dropout_key)
+        return super().apply(params, input_ids, dropout_key=dropout_key, **options)
 
 
 MODEL = Counted()
@@ -204,7 +204,9 @@ def test_the_base_stays_valid_and_masters_are_float32(tmp_path):
 def test_a_language_model_learns(tmp_path):
     model = LanguageModel(gpt2_like(32, 16, 2, 2, 12, dropout=0.1))
     base = model.init(jax.random.key(0))
-    result = run(base, tmp_path, model=model, config=replace(CONFIG, epochs=6))
+    # At this rate every seed learns; at that of CONFIG it is luck.
+    config = replace(CONFIG, epochs=16, learning_rate=0.005)
+    result = run(base, tmp_path, model=model, config=config)
     losses = [row["validation_loss"] for row in result.history]
     assert min(losses) < np.log(32) - 0.3
     assert result.best_epoch == 1 + int(np.argmin(losses))
