@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -108,9 +107,9 @@ def _load(
         shardings = flatten(parameter_shardings(shapes, mesh))
 
     def put(name: str, leaf: np.ndarray) -> jax.Array:
-        if shardings is None:
-            return jnp.asarray(leaf)
-        return jax.device_put(leaf, shardings[name])
+        placed = jax.device_put(leaf, shardings and shardings[name])
+        # The copy is made in the background: until it is done, both are in memory.
+        return placed.block_until_ready()
 
     return unflatten(rules.load(reader, table, config, flatten(shapes), put=put))
 

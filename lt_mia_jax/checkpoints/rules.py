@@ -184,7 +184,9 @@ def load(
             for place, part in zip(assignment.places, parts, strict=True):
                 leaf = stacked[place.path]
                 leaf[place.part or ...] = part.astype(leaf.dtype, copy=False)
-        leaves.update({path: put(path, array) for path, array in stacked.items()})
+        # One at a time, each host array given up before the next is placed.
+        for path in list(stacked):
+            leaves[path] = put(path, stacked.pop(path))
     if broken:
         raise InputError(
             f"{reader.origin}: NaN or infinite values in {len(broken)} tensors: "

@@ -122,34 +122,15 @@ def assert_all_close(found, expected, tolerance):
 
 @every
 @pytest.mark.parametrize("length", LENGTHS)
-def test_scans_match_definition_and_each_other(name, length):
+def test_forms_match_definition_and_each_other(name, length):
     arrays = make(name, length)
     expected = RECURRENCES[name][1](*arrays)
     y, gradients = compiled(name, "sequential")(*single(arrays))
     assert_close(y, expected, 1e-5)
-    y, others = compiled(name, "chunked")(*single(arrays))
-    assert_close(y, expected, 1e-5)
-    assert_all_close(others, gradients, 1e-4)
-
-
-# Gradients of deep trees take seconds to compile; they get lengths of their own.
-@every
-@pytest.mark.parametrize("length", [1, 2, 20])
-def test_gradients_of_trees(name, length):
-    arrays = make(name, length)
-    _, gradients = compiled(name, "sequential")(*single(arrays))
-    y, others = compiled(name, "associative")(*single(arrays))
-    assert_close(y, RECURRENCES[name][1](*arrays), 1e-5)
-    assert_all_close(others, gradients, 1e-4)
-
-
-@every
-@pytest.mark.parametrize("length", [65, 512])
-def test_values_of_trees(name, length):
-    arrays = make(name, length)
-    function = functools.partial(RECURRENCES[name][0], form="associative")
-    y = jax.jit(function)(*single(arrays))
-    assert_close(y, RECURRENCES[name][1](*arrays), 1e-5)
+    for form in ("chunked", "associative"):
+        y, others = compiled(name, form)(*single(arrays))
+        assert_close(y, expected, 1e-5)
+        assert_all_close(others, gradients, 1e-4)
 
 
 @every
