@@ -141,7 +141,7 @@ def our_passes(config: Speed) -> dict[str, Callable[[], Any]]:
     import jax
 
     from lt_mia_jax.checkpoints import load_model
-    from lt_mia_jax.cli import use_all_cores
+    from lt_mia_jax.cli import keep_freed_memory, use_all_cores
     from lt_mia_jax.finetune.step import TokenBatch, TokenStep
     from lt_mia_jax.models import LanguageModel
     from lt_mia_jax.sharding import make_mesh
@@ -150,6 +150,7 @@ def our_passes(config: Speed) -> dict[str, Callable[[], Any]]:
     from lt_mia_jax.training.state import init_state
 
     use_all_cores()
+    keep_freed_memory()
     mesh = make_mesh()
     model_config, params = load_model(config.folder, mesh=mesh)
     model, optimizer = LanguageModel(model_config), OptimizerConfig()

@@ -1,9 +1,11 @@
 """The command line: parse, run one command, explain a mistake in one line."""
 
+import ctypes
 import functools
 import logging
 import operator
 import os
+import platform
 import sys
 from typing import Annotated, Any
 
@@ -72,6 +74,23 @@ def use_all_cores() -> None:
         jax.config.update("jax_num_cpu_devices", min(cores, 8))
 
 
+def keep_freed_memory() -> None:
+    """Keep what is freed for the next use rather than give it back to the system.
+
+    A training step on CPU frees and takes gigabytes, and glibc would unmap and map
+    them each time (16 x 128 tokens, 30 M parameters: 5.2 s a step become 4.1). The
+    peak stays what it is. The same for other programs, in their environment:
+    MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1. No effect, and no
+    harm, where the C library is not glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and platform.libc_ver()[0] == "glibc":
+        # Threads of XLA free what others took: one arena finds it again.
+        arena_max, mmap_max, trim_threshold = -8, -4, -1
+        for parameter, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, -1)):
+            mallopt(parameter, value)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 
@@ -88,6 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     logging.getLogger("lt_mia_jax").setLevel(logging.INFO)
     use_all_cores()
+    keep_freed_memory()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments == ["--version"]:
         sys.stdout.write(f"lt-mia {__version__}\n")

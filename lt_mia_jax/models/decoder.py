@@ -169,12 +169,12 @@ class Decoder(nn.Module):
                 kernel = table["tokens"].T
             case Untied(bias=with_bias):
                 head = Projection(model.vocab_size, with_bias, context, name="head")
-                kernel, bias, adapter = head(model.width)
+                kernel, bias, adapter, _ = head(model.width)
             case _:
                 assert_never(model.head)
         flat, kernel = x.reshape(-1, model.width), kernel.astype(dtype)
         if dtype == jnp.float32:
-            logits = product(flat, kernel)
+            logits = product(flat, kernel, context.execution.forward_mode)
         else:
             logits = jnp.matmul(flat, kernel, preferred_element_type=jnp.float32)
         if adapter is not None:

@@ -34,6 +34,10 @@ class ExecutionConfig:
     """Periods per step of the layer scan; more compiles longer and may run faster."""
     recurrence: Form = "chunked"
     """How recurrent mixers walk along the tokens; see `models.recurrence`."""
+    forward_mode: bool = False
+    """Let `jax.jvp` and `jax.jacfwd` through. Gradients of kernels are then slower on
+    CPU, and "chunked" recurrences, whose gradient is written by hand, become
+    "associative". Reverse mode, and `jax.jvp` of `jax.grad`, never need it."""
 
     def resolve_compute_dtype(self) -> jnp.dtype:
         """The dtype of activations on the default backend."""
@@ -62,6 +66,14 @@ class Context:
     def param_dtype(self) -> jnp.dtype:
         """Dtype of parameters."""
         return jnp.dtype(self.execution.param_dtype)
+
+    @property
+    def recurrence(self) -> Form:
+        """The form of recurrences that the settings allow."""
+        form = self.execution.recurrence
+        if self.execution.forward_mode and form == "chunked":
+            return "associative"
+        return form
 
     @property
     def residual_std(self) -> float:

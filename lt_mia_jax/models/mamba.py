@@ -54,7 +54,7 @@ class MambaMixer(nn.Module):
             -jnp.exp(log_decay),
             selected[..., rank : rank + state],
             selected[..., rank + state :],
-            form=context.execution.recurrence,
+            form=context.recurrence,
         )
         y = y + scanned * skip.astype(scanned.dtype)[None, None, :]
         exit = Projection(
@@ -72,11 +72,9 @@ class TimeStep(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T R"]) -> Float[Array, "B T D"]:
         """softplus(x kernel + bias)."""
-        kernel, _, adapter = Projection(self.width, False, self.context, name="up")(
-            x.shape[-1]
-        )
+        weights = Projection(self.width, False, self.context, name="up")(x.shape[-1])
         bias = self.param("bias", _step_bias, (self.width,), jnp.float32)
-        step = affine(x, kernel, None, adapter).astype(jnp.float32)
+        step = affine(x, *weights).astype(jnp.float32)
         return jax.nn.softplus(step + bias[None, None, :])
 
 

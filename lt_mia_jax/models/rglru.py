@@ -101,7 +101,7 @@ class GatedRecurrence(nn.Module):
         return linear_recurrence(
             jnp.exp(log_decay).astype(jnp.float32),
             entering,
-            form=self.context.execution.recurrence,
+            form=self.context.recurrence,
         )
 
 

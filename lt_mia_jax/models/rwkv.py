@@ -57,7 +57,7 @@ class TimeMix(nn.Module):
             self.param("bonus", bonus, (inner,)),
             key,
             value,
-            form=context.execution.recurrence,
+            form=context.recurrence,
         )
         output = Projection(width, False, context, to_residual=True, name="output")
         return affine(jax.nn.sigmoid(receptance) * mixed, *output(inner))

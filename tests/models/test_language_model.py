@@ -64,6 +64,27 @@ def test_padding_on_the_right_changes_nothing(name):
         np.testing.assert_allclose(apply(params, padded)[:, :5], alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "mamba", "rwkv", "recurrent_gemma"])
+def test_forward_mode_agrees_with_the_gradient(name):
+    """The derivative along a direction, by `jvp` and from the reverse pass."""
+    config = configs()[name]
+    params, ids = random_params(config), random_ids()
+    direction = random_params(config, seed=3)
+
+    def loss(params, forward_mode):
+        model = LanguageModel(config, ExecutionConfig(forward_mode=forward_mode))
+        return jnp.sin(model.apply(params, ids)).mean()
+
+    @jax.jit
+    def along(params, direction):
+        return jax.jvp(lambda p: loss(p, True), (params,), (direction,))[1]
+
+    gradient = jax.jit(jax.grad(lambda p: loss(p, False)))(params)
+    products = jax.tree.map(jnp.vdot, gradient, direction)
+    expected = sum(jax.tree.leaves(products))
+    np.testing.assert_allclose(along(params, direction), expected, rtol=1e-3)
+
+
 def test_rows_do_not_see_each_other():
     config = configs()["llama"]
     params, ids = random_params(config), random_ids()
