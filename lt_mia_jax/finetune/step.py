@@ -76,13 +76,8 @@ class TokenStep:
         optimizer = make_optimizer(self.optimizer, self.total_steps)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": value, "grad_norm": _norm(gradient)}
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient)}
         return TrainState(state.step + 1, params, opt_state), metrics
-
-
-def _norm(tree: Any) -> Float[Array, ""]:
-    """The Euclidean norm, as products: a sum of squares would store the squares."""
-    return jnp.sqrt(sum(jnp.tensordot(x, x, x.ndim) for x in jax.tree.leaves(tree)))
 
 
 @partial(jax.jit, static_argnames=("model", "scale"))
