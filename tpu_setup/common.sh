@@ -1,0 +1,72 @@
+# shellcheck shell=bash
+# What all scripts share. They source it after `set -euo pipefail`.
+
+HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+DRY_RUN=0
+SSH_TRIES="${SSH_TRIES:-3}"
+POLL_SECONDS="${POLL_SECONDS:-30}"
+
+fail() {
+  echo "$(basename "$0"): error: $*" >&2
+  exit 2
+}
+
+say() { echo "$(basename "$0"): $*" >&2; }
+
+# The comment block below a script's first line is its help.
+usage() {
+  sed -n '2,/^[^#]/{s/^# \{0,1\}//p;}' "$0"
+  exit 0
+}
+
+load_env() {
+  local file="${POD_ENV:-$HERE/env}" line name
+  if [ -f "$file" ]; then
+    while IFS= read -r line || [ -n "$line" ]; do
+      line="${line%%#*}"
+      line="${line%"${line##*[![:space:]]}"}"
+      [ -z "$line" ] && continue
+      name="${line%%=*}"
+      [[ "$line" == *=* && "$name" =~ ^[A-Z_]+$ ]] || fail "$file: expected NAME=value, found '$line'"
+      # Not evaluated: a value is a string, whatever it holds.
+      [ -n "${!name+set}" ] || declare -g "$name=${line#*=}"
+    done <"$file"
+  fi
+  : "${SPOT:=1}" "${PYTHON:=python3.11}"
+}
+
+need() {
+  local missing=() name
+  for name in "$@"; do [ -n "${!name:-}" ] || missing+=("$name"); done
+  [ ${#missing[@]} = 0 ] || fail "not set: ${missing[*]}; fill in ${POD_ENV:-$HERE/env} (see env.example)"
+  [ "$DRY_RUN" = 1 ] || command -v gcloud >/dev/null || fail "gcloud is not installed; see https://cloud.google.com/sdk/docs/install"
+}
+
+# With --dry-run the command is printed, quoted so that it can be pasted, and not run.
+run() {
+  if [ "$DRY_RUN" = 1 ]; then
+    printf '%q ' "$@" | sed 's/ $//'
+    echo
+  else
+    "$@"
+  fi
+}
+
+where() { echo "--zone=$ZONE --project=$PROJECT"; }
+
+# on_workers all|N COMMAND: run a command line on workers.
+on_workers() {
+  # shellcheck disable=SC2046,SC2153
+  run gcloud compute tpus tpu-vm ssh "$NAME" $(where) --worker="$1" --command="$2"
+}
+
+# The state of the request: ACTIVE, WAITING_FOR_RESOURCES, ...; NONE when there is none.
+state() {
+  # shellcheck disable=SC2046
+  gcloud compute tpus queued-resources describe "$NAME" $(where) \
+    --format='value(state.state)' 2>/dev/null || echo NONE
+}
+
+run_name() {
+  [[ "$1" =~ ^[A-Za-z0-9._-]+$ ]] || fail "run name '$1': use letters, digits, '.', '_' and '-'"
+}

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Keep a run going until it succeeds: restart it, and make the slice anew when it is gone.
+#
+#   tpu_setup/supervise.sh [--dry-run] [--restarts N] RUN COMMAND...
+#
+# Run it on a machine that stays up. The command must continue where it stopped, as those
+# of lt-mia do, and keep its state in the bucket. Gives up after N restarts (default 20).
+set -euo pipefail
+# shellcheck source=tpu_setup/common.sh
+source "$(dirname "$0")/common.sh"
+
+restarts=20
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --dry-run) DRY_RUN=1 ;;
+    --restarts) restarts="${2:-}" && shift ;;
+    -h | --help) usage ;;
+    -*) fail "unknown argument '$1'; options come before RUN, see --help" ;;
+    *) break ;;
+  esac
+  shift
+done
+[[ "$restarts" =~ ^[0-9]+$ ]] || fail "--restarts '$restarts': expected a number"
+[ $# -ge 2 ] || fail "expected RUN and a command; see --help"
+name="$1"
+run_name "$name"
+load_env
+need PROJECT ZONE NAME TYPE RUNTIME BUCKET
+
+prepare() {
+  local flags=()
+  [ "$DRY_RUN" = 1 ] && flags=(--dry-run)
+  "$HERE/create.sh" "${flags[@]}" && "$HERE/sync.sh" "${flags[@]}" && "$HERE/setup_workers.sh" "${flags[@]}"
+}
+
+if [ "$DRY_RUN" = 1 ]; then
+  prepare
+  "$HERE/run.sh" --dry-run "$@"
+  "$HERE/status.sh" --dry-run "$name"
+  exit 0
+fi
+
+started=0
+while true; do
+  case "$(state)" in
+    ACTIVE) ;;
+    FAILED | SUSPENDING | SUSPENDED)
+      say "$NAME was taken away; making it anew"
+      "$HERE/delete.sh" --yes
+      prepare
+      ;;
+    *) prepare ;;
+  esac
+  # A worker that does not answer is asked again at the next turn.
+  report="$("$HERE/status.sh" "$name" || true)"
+  if grep -q ": running: " <<<"$report"; then
+    sleep "$POLL_SECONDS"
+    continue
+  fi
+  codes="$(grep -o ": exit code [0-9]*" <<<"$report" | sort -u || true)"
+  if [ "$codes" = ": exit code 0" ]; then
+    say "$name is done"
+    exit 0
+  fi
+  [ "$codes" != ": exit code 2" ] || fail "$name: wrong input; see logs.sh $name"
+  [ "$started" -le "$restarts" ] || fail "$name failed after $restarts restarts; see logs.sh $name"
+  started=$((started + 1))
+  say "start $started of $name"
+  "$HERE/stop.sh" "$name" || true
+  "$HERE/run.sh" "$@"
+  sleep "$POLL_SECONDS"
+done
