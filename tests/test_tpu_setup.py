@@ -98,7 +98,7 @@ EVERY = {
 def test_shellcheck_finds_nothing():
     scripts = [*SCRIPTS.rglob("*.sh"), SCRIPTS.parent / ".ci/run"]
     done = subprocess.run(
-        ["shellcheck", "-x", *scripts],
+        ["shellcheck", "-x", "--severity=warning", *scripts],
         cwd=SCRIPTS.parent,
         capture_output=True,
         text=True,
