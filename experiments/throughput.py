@@ -119,7 +119,9 @@ def main() -> None:
             if round_:  # the first one warms up
                 fastest[name] = min(fastest[name], taken)
                 logging.info("%s: %.0f ms", name, taken * 1e3)
-    sys.stdout.write("| program | sequences/s | ms | GFLOP | temporaries, MiB |\n")
+    sys.stdout.write(
+        "| program | sequences/s | ms | GFLOP, loops once | temporaries, MiB |\n"
+    )
     sys.stdout.write("|---|---|---|---|---|\n")
     for name, (program, _) in runs.items():
         cost, memory = program.cost_analysis(), program.memory_analysis()

@@ -83,12 +83,12 @@ def keep_freed_memory() -> None:
     MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1. No effect, and no
     harm, where the C library is not glibc.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and platform.libc_ver()[0] == "glibc":
-        # Threads of XLA free what others took: one arena finds it again.
-        arena_max, mmap_max, trim_threshold = -8, -4, -1
-        for parameter, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, -1)):
-            mallopt(parameter, value)
+    if platform.libc_ver()[0] != "glibc":
+        return
+    # Threads of XLA free what others took: one arena finds it again.
+    arena_max, mmap_max, trim_threshold = -8, -4, -1
+    for parameter, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, -1)):
+        ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,6 +20,7 @@ SETTINGS = {
     "TYPE": "v5litepod-16",
     "RUNTIME": "v2-alpha-tpuv5-lite",
     "BUCKET": "gs://bucket/x",
+    "IMAGE": "registry/image",
     "POLL_SECONDS": "0.05",
 }
 
@@ -36,6 +37,7 @@ case "$*" in
     [ "$line" = NONE ] && exit 1
     echo "$line" ;;
   *"for r in"*) next reports ;;
+  *queued-resources\\ create*) exit "${CREATED:-0}" ;;
 esac
 exit 0
 """
@@ -75,11 +77,6 @@ def cloud(tmp_path):
     return script
 
 
-def options(line):
-    """The words of a printed command line, as a shell would split them."""
-    return shlex.split(line)
-
-
 EVERY = {
     "create.sh": (),
     "sync.sh": (),
@@ -117,12 +114,12 @@ def test_a_dry_run_prints_commands_and_calls_nothing(cloud, name):
     done, calls = cloud(name, "--dry-run", *EVERY[name])
     assert done.returncode == 0, done.stderr
     assert calls == []
-    programs = {options(line)[0] for line in done.stdout.splitlines()}
+    programs = {shlex.split(line)[0] for line in done.stdout.splitlines()}
     assert programs <= {"gcloud", "git", "gcluster"}
     assert len(programs) >= 1
     for line in done.stdout.splitlines():
         if "compute tpus" in line:
-            assert {"--zone=z-1", "--project=p"} <= set(options(line))
+            assert {"--zone=z-1", "--project=p"} <= set(shlex.split(line))
 
 
 @pytest.mark.parametrize("name", sorted(EVERY))
@@ -153,7 +150,7 @@ def test_settings_come_from_the_file_and_are_not_evaluated(cloud, tmp_path):
     file.write_text("# note\nZONE=$(touch oops)  # evil\nNAME=other\n")
     done, _ = cloud("create.sh", "--dry-run", POD_ENV=str(file), ZONE="", NAME="")
     assert "--node-id=other" in done.stdout
-    assert "--spot" in options(done.stdout.splitlines()[0])
+    assert "--spot" in shlex.split(done.stdout.splitlines()[0])
     assert not list(tmp_path.rglob("oops"))
     file.write_text("zone: z\n")
     done, _ = cloud("create.sh", "--dry-run", POD_ENV=str(file))
@@ -182,6 +179,22 @@ def test_create_explains_a_failed_request(cloud):
     done, _ = cloud("create.sh", states=("FAILED",))
     assert done.returncode == 2
     assert "delete.sh" in done.stderr
+
+
+def test_a_refused_request_ends_create_with_its_code(cloud):
+    done, calls = cloud("create.sh", states=("NONE",), CREATED="9")
+    assert done.returncode == 9
+    assert len([call for call in calls if "describe" in call]) == 1
+
+
+def test_a_flag_of_one_script_is_unknown_to_others(cloud):
+    done, calls = cloud("stop.sh", "--restarts", "3", "name")
+    assert (done.returncode, calls) == (2, [])
+    done, calls = cloud("logs.sh", "name", "--worker")
+    assert (done.returncode, calls) == (2, [])
+    assert "--worker needs a value" in done.stderr
+    done, calls = cloud("logs.sh", "name", "--follow", "--worker", "3")
+    assert "--worker=3 --command=tail -n 100 -F runs/name/log" in calls[0]
 
 
 def test_delete_needs_a_yes(cloud):

@@ -19,6 +19,47 @@ usage() {
   exit 0
 }
 
+# arguments KIND ARGUMENTS...: reads the command line, then the settings.
+#
+# KIND is "none", "maybe" (a run's name, or nothing), "run" (a run's name) or "command" (a
+# run's name, then a command). Sets DRY_RUN, `name`, the array `command`, and a variable
+# for each flag in SWITCHES ("--yes": yes=1) and VALUES ("--worker 0": worker=0).
+arguments() {
+  local kind="$1"
+  shift
+  name="" command=()
+  while [ $# -gt 0 ]; do
+    if [ "$1" = --dry-run ]; then
+      DRY_RUN=1
+    elif [ "$1" = -h ] || [ "$1" = --help ]; then
+      usage
+    elif [[ " ${SWITCHES:-} " == *" $1 "* ]]; then
+      declare -g "${1#--}=1"
+    elif [[ " ${VALUES:-} " == *" $1 "* ]]; then
+      [ $# -ge 2 ] || fail "$1 needs a value; see --help"
+      declare -g "${1#--}=$2"
+      shift
+    elif [[ "$1" == -* ]] || [ "$kind" = none ] || [ -n "$name" ]; then
+      fail "unknown argument '$1'; see --help"
+    else
+      run_name "$1"
+      name="$1"
+      if [ "$kind" = command ]; then
+        shift
+        command=("$@")
+        break
+      fi
+    fi
+    shift
+  done
+  if [ "$kind" = command ]; then
+    [ ${#command[@]} -gt 0 ] || fail "expected RUN and a command; see --help"
+  elif [ "$kind" = run ]; then
+    [ -n "$name" ] || fail "expected the name of a run; status.sh lists them"
+  fi
+  load_env
+}
+
 load_env() {
   local file="${POD_ENV:-$HERE/env}" line name
   if [ -f "$file" ]; then

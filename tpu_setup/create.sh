@@ -9,14 +9,7 @@ set -euo pipefail
 # shellcheck source=tpu_setup/common.sh
 source "$(dirname "$0")/common.sh"
 
-for argument in "$@"; do
-  case "$argument" in
-    --dry-run) DRY_RUN=1 ;;
-    -h | --help) usage ;;
-    *) fail "unknown argument '$argument'; see --help" ;;
-  esac
-done
-load_env
+arguments none "$@"
 need PROJECT ZONE NAME TYPE RUNTIME
 
 request() {
@@ -35,7 +28,10 @@ if [ "$DRY_RUN" = 1 ]; then
 fi
 
 found="$(state)"
-[ "$found" = NONE ] && request && found="$(state)"
+if [ "$found" = NONE ]; then
+  request
+  found="$(state)"
+fi
 while true; do
   case "$found" in
     ACTIVE)

@@ -6,22 +6,15 @@ set -euo pipefail
 # shellcheck source=tpu_setup/common.sh
 source "$(dirname "$0")/common.sh"
 
-sure=0
-for argument in "$@"; do
-  case "$argument" in
-    --dry-run) DRY_RUN=1 ;;
-    --yes) sure=1 ;;
-    -h | --help) usage ;;
-    *) fail "unknown argument '$argument'; see --help" ;;
-  esac
-done
-load_env
+yes=0
+SWITCHES="--yes"
+arguments none "$@"
 need PROJECT ZONE NAME
 if [ "$DRY_RUN" = 0 ] && [ "$(state)" = NONE ]; then
   say "there is no request named $NAME in $ZONE"
   exit 0
 fi
-if [ "$DRY_RUN" = 0 ] && [ "$sure" = 0 ]; then
+if [ "$DRY_RUN" = 0 ] && [ "$yes" = 0 ]; then
   [ -t 0 ] || fail "add --yes to delete $NAME without being asked"
   read -r -p "Delete $NAME in $ZONE and everything on its disks? [y/N] " answer
   [ "$answer" = y ] || exit 1

@@ -11,21 +11,8 @@ set -euo pipefail
 # shellcheck source=tpu_setup/common.sh
 source "$(dirname "$0")/common.sh"
 
-while [ $# -gt 0 ]; do
-  case "$1" in
-    --dry-run) DRY_RUN=1 ;;
-    -h | --help) usage ;;
-    -*) fail "unknown argument '$1'; options come before RUN, see --help" ;;
-    *) break ;;
-  esac
-  shift
-done
-[ $# -ge 2 ] || fail "expected RUN and a command; see --help"
-name="$1"
-shift
-run_name "$name"
-load_env
+arguments command "$@"
 need PROJECT ZONE NAME
 
-command="$(printf '%q ' "$@")"
-on_workers all "cd lt_mia_jax && BUCKET=${BUCKET:-} setsid nohup bash tpu_setup/worker.sh $name ${command% } > /dev/null 2>&1 < /dev/null &"
+line="$(printf '%q ' "${command[@]}")"
+on_workers all "cd lt_mia_jax && BUCKET=${BUCKET:-} setsid nohup bash tpu_setup/worker.sh $name ${line% } > /dev/null 2>&1 < /dev/null &"

@@ -6,16 +6,7 @@ set -euo pipefail
 # shellcheck source=tpu_setup/common.sh
 source "$(dirname "$0")/common.sh"
 
-name=""
-for argument in "$@"; do
-  case "$argument" in
-    --dry-run) DRY_RUN=1 ;;
-    -h | --help) usage ;;
-    -*) fail "unknown argument '$argument'; see --help" ;;
-    *) run_name "$argument" && name="$argument" ;;
-  esac
-done
-load_env
+arguments maybe "$@"
 need PROJECT ZONE NAME
 
 # shellcheck disable=SC2046

@@ -8,16 +8,6 @@ set -euo pipefail
 # shellcheck source=tpu_setup/common.sh
 source "$(dirname "$0")/common.sh"
 
-name=""
-for argument in "$@"; do
-  case "$argument" in
-    --dry-run) DRY_RUN=1 ;;
-    -h | --help) usage ;;
-    -*) fail "unknown argument '$argument'; see --help" ;;
-    *) run_name "$argument" && name="$argument" ;;
-  esac
-done
-[ -n "$name" ] || fail "expected the name of a run; status.sh lists them"
-load_env
+arguments run "$@"
 need PROJECT ZONE NAME
 on_workers all "p=\$(cat runs/$name/pid 2>/dev/null) || exit 0; kill -TERM \$p 2>/dev/null; for _ in \$(seq 60); do kill -0 \$p 2>/dev/null || exit 0; sleep 1; done; kill -KILL \$p"

@@ -10,21 +10,9 @@ set -euo pipefail
 source "$(dirname "$0")/common.sh"
 
 restarts=20
-while [ $# -gt 0 ]; do
-  case "$1" in
-    --dry-run) DRY_RUN=1 ;;
-    --restarts) restarts="${2:-}" && shift ;;
-    -h | --help) usage ;;
-    -*) fail "unknown argument '$1'; options come before RUN, see --help" ;;
-    *) break ;;
-  esac
-  shift
-done
+VALUES="--restarts"
+arguments command "$@"
 [[ "$restarts" =~ ^[0-9]+$ ]] || fail "--restarts '$restarts': expected a number"
-[ $# -ge 2 ] || fail "expected RUN and a command; see --help"
-name="$1"
-run_name "$name"
-load_env
 need PROJECT ZONE NAME TYPE RUNTIME BUCKET
 
 prepare() {
@@ -35,7 +23,7 @@ prepare() {
 
 if [ "$DRY_RUN" = 1 ]; then
   prepare
-  "$HERE/run.sh" --dry-run "$@"
+  "$HERE/run.sh" --dry-run "$name" "${command[@]}"
   "$HERE/status.sh" --dry-run "$name"
   exit 0
 fi
@@ -67,6 +55,6 @@ while true; do
   started=$((started + 1))
   say "start $started of $name"
   "$HERE/stop.sh" "$name" || true
-  "$HERE/run.sh" "$@"
+  "$HERE/run.sh" "$name" "${command[@]}"
   sleep "$POLL_SECONDS"
 done

@@ -8,14 +8,7 @@ set -euo pipefail
 # shellcheck source=tpu_setup/common.sh
 source "$(dirname "$0")/common.sh"
 
-for argument in "$@"; do
-  case "$argument" in
-    --dry-run) DRY_RUN=1 ;;
-    -h | --help) usage ;;
-    *) fail "unknown argument '$argument'; see --help" ;;
-  esac
-done
-load_env
+arguments none "$@"
 need PROJECT ZONE NAME BUCKET
 
 cd "$HERE/.."

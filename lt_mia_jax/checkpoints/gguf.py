@@ -100,7 +100,7 @@ class GgufReader:
         kind = self._tensors[name].tensor_type
         try:
             dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
-        except NotImplementedError:
+        except NotImplementedError:  # what gguf raises for a type it cannot decode
             return False
         return True
 

@@ -63,6 +63,22 @@ def test_product_and_both_modes_of_its_derivative(key):
     np.testing.assert_allclose(back_kernel, x.T @ cotangent, atol=1e-5)
 
 
+def test_forward_over_reverse_needs_no_switch(key):
+    x, kernel, dx, dk = (
+        jax.random.normal(jax.random.fold_in(key, i), shape)
+        for i, shape in enumerate([(6, 5), (5, 4), (6, 5), (5, 4)])
+    )
+
+    def along(forward_mode):
+        def loss(x, kernel):
+            return jnp.sin(product(x, kernel, forward_mode)).sum()
+
+        return jax.jvp(jax.grad(loss, (0, 1)), (x, kernel), (dx, dk))[1]
+
+    for found, expected in zip(along(False), along(True), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_a_frozen_kernel_costs_no_product():
     """Forward, and one product for the input's gradient: nothing for the kernel's."""
     x, kernel = jnp.ones((6, 5)), jnp.ones((5, 4))

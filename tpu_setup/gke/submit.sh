@@ -3,28 +3,16 @@
 #
 #   tpu_setup/gke/submit.sh [--dry-run] RUN lt-mia ARGUMENTS...
 #
-# Reads COMPUTE_TYPE (ct6e-hightpu-4t) and TOPOLOGY (4x4). `gcluster` and a cluster are
-# made once; see its documentation.
+# Reads IMAGE (built from gke/Dockerfile and pushed), COMPUTE_TYPE (ct6e-hightpu-4t) and
+# TOPOLOGY (4x4). `gcluster` and a cluster are made once; see its documentation.
 set -euo pipefail
 # shellcheck source=tpu_setup/common.sh
 source "$(dirname "$0")/../common.sh"
 
-while [ $# -gt 0 ]; do
-  case "$1" in
-    --dry-run) DRY_RUN=1 ;;
-    -h | --help) usage ;;
-    -*) fail "unknown argument '$1'; options come before RUN, see --help" ;;
-    *) break ;;
-  esac
-  shift
-done
-[ $# -ge 2 ] || fail "expected RUN and a command; see --help"
-name="$1"
-shift
-run_name "$name"
-load_env
+arguments command "$@"
+[ -n "${IMAGE:-}" ] || fail "not set: IMAGE; docker build -f tpu_setup/gke/Dockerfile, push, and name it"
 [ "$DRY_RUN" = 1 ] || command -v gcluster >/dev/null || fail "gcluster is not installed; see https://github.com/GoogleCloudPlatform/cluster-toolkit"
-command="$(printf '%q ' "$@")"
-run gcluster job submit --build-context "$HERE/.." --base-image python:3.12-slim \
-  --command "${command% }" --name "$name" \
+line="$(printf '%q ' "${command[@]}")"
+run gcluster job submit --build-context "$HERE/.." --base-image "$IMAGE" \
+  --command "${line% }" --name "$name" \
   --compute-type "${COMPUTE_TYPE:-ct6e-hightpu-4t}" --topology "${TOPOLOGY:-4x4}"
