@@ -142,23 +142,24 @@ def our_passes(config: Speed) -> dict[str, Callable[[], Any]]:
 
     from lt_mia_jax.checkpoints import load_model
     from lt_mia_jax.cli import keep_freed_memory, use_all_cores
+    from lt_mia_jax.executor import make_executor
     from lt_mia_jax.finetune.step import TokenBatch, TokenStep
     from lt_mia_jax.models import LanguageModel
-    from lt_mia_jax.sharding import make_mesh
-    from lt_mia_jax.training.loop import _advance, place, place_batch
+    from lt_mia_jax.training.loop import step_program
     from lt_mia_jax.training.optimizer import OptimizerConfig, make_optimizer
     from lt_mia_jax.training.state import init_state
 
     use_all_cores()
     keep_freed_memory()
-    mesh = make_mesh()
-    model_config, params = load_model(config.folder, mesh=mesh)
+    executor = make_executor()
+    model_config, params = load_model(config.folder, mesh=executor.mesh)
     model, optimizer = LanguageModel(model_config), OptimizerConfig()
     ids = tokens(config)
     host: Any = (ids, np.ones_like(ids), np.ones(len(ids), np.float32))
-    batch = TokenBatch(*place_batch(host, mesh))
+    batch = TokenBatch(*executor.place_batch(host))
     apply, key = jax.jit(model.apply), jax.random.key(0)
     step = jax.tree_util.Partial(TokenStep(model, optimizer, 0), None)
+    advance = step_program(step, executor)
     # Made at the first training step: the forward pass has the memory to itself.
     state = None
 
@@ -168,8 +169,8 @@ def our_passes(config: Speed) -> dict[str, Callable[[], Any]]:
     def train() -> float:
         nonlocal state
         if state is None:
-            state = place(init_state(params, make_optimizer(optimizer, 0)), mesh)
-        state, metrics = _advance(step, state, batch, key, mesh=mesh)
+            state = executor.copy(init_state(params, make_optimizer(optimizer, 0)))
+        state, metrics = advance(state, batch, key)
         return float(jax.block_until_ready((state, metrics))[1]["loss"])
 
     return {"forward": forward, "training": train}

@@ -23,9 +23,9 @@ import numpy as np
 import tyro
 
 from lt_mia_jax.cli import keep_freed_memory, use_all_cores
-from lt_mia_jax.features.scorer import ExtractConfig, _batch_statistics
+from lt_mia_jax.executor import make_executor
+from lt_mia_jax.features.program import ExtractConfig, Extraction, batch_statistics
 from lt_mia_jax.models import LanguageModel, gpt2_like
-from lt_mia_jax.sharding import batch_sharding, make_mesh, parameter_shardings
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"width": 128, "layers": 4, "heads": 4},
@@ -73,22 +73,18 @@ def programs(config: Throughput) -> dict[str, Any]:
     model_config = gpt2_like(
         config.vocabulary, context=config.length, **SIZES[config.size]
     )
-    model, mesh = LanguageModel(model_config), make_mesh()
+    model, executor = LanguageModel(model_config), make_executor()
     params = [model.init(jax.random.key(seed)) for seed in (0, 1)]
-    params = [jax.device_put(p, parameter_shardings(p, mesh)) for p in params]
+    params = [executor.place(p) for p in params]
     shape = (config.batch_size, config.length)
     host = np.random.default_rng(0).integers(0, config.vocabulary, shape, np.int32)
-    ids, mask = jax.device_put((host, np.ones_like(host)), batch_sharding(mesh))
-    extract = _batch_statistics.lower(
-        *params,
-        ids,
-        mask,
-        target=model,
-        reference=model,
-        mesh=mesh,
-        config=ExtractConfig(k=config.k, vocab_chunk=config.vocab_chunk),
-        half=True,
-    ).compile()
+    ids, mask = executor.place_batch((host, np.ones_like(host)))
+    settings = ExtractConfig(k=config.k, vocab_chunk=config.vocab_chunk)
+    program = Extraction(target=model, reference=model, config=settings, half=True)
+    lowered = batch_statistics.lower(
+        *params, ids, mask, program=program, mesh=executor.mesh
+    )
+    extract = lowered.compile()
     floor = two_forwards.lower(*params, ids, model=model).compile()
     weights = sum(x.nbytes for x in jax.tree.leaves(params))
     logging.info("weights of both models: %.0f MiB", weights / 2**20)

@@ -13,6 +13,7 @@ import jax
 import tyro
 
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.executor import initialize, is_primary
 from lt_mia_jax.version import __version__
 
 DESCRIPTION = f"""lt-mia {__version__}: was this text in the fine-tuning data?
@@ -91,6 +92,13 @@ def keep_freed_memory() -> None:
         ctypes.CDLL(None).mallopt(parameter, value)
 
 
+def join(distributed: str) -> None:
+    """Meet the other processes of the run; only the first one reports progress."""
+    initialize(distributed)
+    if not is_primary():
+        logging.getLogger("lt_mia_jax").setLevel(logging.WARNING)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 
@@ -115,6 +123,9 @@ def main(arguments: list[str] | None = None) -> int:
     commands = _commands()
     config = parse(arguments, commands)
     try:
+        devices = getattr(config, "devices", None)
+        if devices is not None:
+            join(devices.distributed)
         commands[type(config)](config)
     except InputError as error:
         sys.stderr.write(f"lt-mia: error: {error}\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lt_mia_jax.configs import to_dict
+from lt_mia_jax.executor import is_primary
 from lt_mia_jax.files import write_json
 from lt_mia_jax.version import __version__
 
@@ -69,10 +70,11 @@ def git_commit() -> str | None:
 def write_run_record(directory: Path, command: str, config: Any) -> dict[str, Any]:
     """Write `config.json` (resolved configuration) and `run.json` (how it was run).
 
+    Of several processes the first one writes.
+
     Returns:
       The content of `run.json`.
     """
-    write_json(directory / "config.json", to_dict(config))
     record = {
         "command": command,
         "arguments": sys.argv[1:],
@@ -81,5 +83,7 @@ def write_run_record(directory: Path, command: str, config: Any) -> dict[str, An
         "versions": versions(),
         "platform": platform.platform(),
     }
-    write_json(directory / "run.json", record)
+    if is_primary():
+        write_json(directory / "config.json", to_dict(config))
+        write_json(directory / "run.json", record)
     return record

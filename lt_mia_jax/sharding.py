@@ -69,14 +69,7 @@ def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
         if size == 1 or leaf.size < SMALLEST_SHARDED or not axes:
             return replicated(mesh)
         chosen = max(axes, key=lambda axis: leaf.shape[axis])
-        return NamedSharding(
-            mesh, P(*("fsdp" if axis == chosen else None for axis in range(leaf.ndim)))
-        )
+        # Without None behind it, as programs return it: layouts are compared.
+        return NamedSharding(mesh, P(*[None] * chosen, "fsdp"))
 
     return jax.tree.map(place, tree)
-
-
-def round_up(size: int, mesh: Mesh) -> int:
-    """The smallest batch of at least `size` rows that the mesh divides."""
-    devices = mesh.size
-    return -(-size // devices) * devices

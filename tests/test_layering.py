@@ -22,6 +22,7 @@ LEVELS = {
     "arrays": 0,
     "configs": 0,
     "errors": 0,
+    "executor": 0,
     "files": 0,
     "provenance": 0,
     "sharding": 0,

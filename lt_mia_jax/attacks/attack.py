@@ -6,15 +6,14 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int, Integer
 
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.attacks.classifier import apply
 from lt_mia_jax.attacks.classifier_config import ClassifierConfig
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.sharding import make_mesh, replicated, round_up
-from lt_mia_jax.training.loop import place_batch
+from lt_mia_jax.executor import Executor, make_executor
+from lt_mia_jax.sharding import replicated
 
 BATCH = 256
 """Rows scored at a time: 20 MB of features at the paper's sizes."""
@@ -62,9 +61,10 @@ class ReadableStore(Protocol):
 
 
 @functools.cache
-def _program(mesh: Mesh) -> Callable[..., jax.Array]:
+def _program(executor: Executor) -> Callable[..., jax.Array]:
     # Replicated results can be read on every process of a pod.
-    return jax.jit(apply, static_argnums=0, out_shardings=replicated(mesh))
+    everywhere = replicated(executor.mesh)
+    return jax.jit(apply, static_argnums=0, out_shardings=everywhere)
 
 
 def score_blocks(
@@ -73,15 +73,16 @@ def score_blocks(
     blocks: Iterable[tuple[np.ndarray, np.ndarray]],
     *,
     batch_size: int = BATCH,
+    executor: Executor | None = None,
 ) -> Float[np.ndarray, " N"]:
     """Logits in float64 of blocks of (features, mask), each of at most `batch_size`.
 
     Blocks are padded to one size, so that one program serves any number of texts, and
     split over all devices.
     """
-    mesh = make_mesh()
-    rows = round_up(batch_size, mesh)
-    program = _program(mesh)
+    executor = make_executor() if executor is None else executor
+    rows = executor.round_up(batch_size)
+    program = _program(executor)
     parts = [np.zeros(0)]
     for features, mask in blocks:
         missing = rows - len(features)
@@ -89,7 +90,8 @@ def score_blocks(
             np.pad(features, ((0, missing), (0, 0), (0, 0))),
             np.pad(np.asarray(mask, dtype=bool), ((0, missing), (0, 0))),
         )
-        logits = np.asarray(program(config, params, *place_batch(batch, mesh)))
+        share = executor.place_rows(tuple(executor.share(x) for x in batch))
+        logits = np.asarray(program(config, params, *share))
         parts.append(logits[: len(features)].astype(np.float64))
     return np.concatenate(parts)
 

@@ -1,6 +1,7 @@
 """Training the learned attack: best epoch on validation, resumable, sharded."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -24,8 +25,17 @@ from lt_mia_jax.attacks.storage import save_attack
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.data.batches import Batch, batch_indices
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.executor import (
+    Executor,
+    fetch,
+    gather,
+    is_primary,
+    make_executor,
+    own_key,
+    total,
+    wait_for_all,
+)
 from lt_mia_jax.provenance import versions
-from lt_mia_jax.sharding import make_mesh
 from lt_mia_jax.training.checkpoint import Checkpointer
 from lt_mia_jax.training.loop import fit
 from lt_mia_jax.training.metrics import MetricsWriter
@@ -51,7 +61,7 @@ class TrainResult(NamedTuple):
 
 
 class StepBatch(NamedTuple):
-    """Host arrays of one update; weights sum to 1."""
+    """Host arrays of one update; rows of weight 0 fill it up."""
 
     features: Any
     mask: Any
@@ -66,10 +76,16 @@ class TrainStep:
     config: ClassifierConfig
     recipe: TrainConfig
     steps_per_epoch: int
+    axis: str | None = None
+    """The executor's; see `executor`."""
 
     @classmethod
     def of(
-        cls, config: ClassifierConfig, recipe: TrainConfig, steps_per_epoch: int
+        cls,
+        config: ClassifierConfig,
+        recipe: TrainConfig,
+        steps_per_epoch: int,
+        axis: str | None = None,
     ) -> "TrainStep":
         """The step of a recipe; fields that do not enter an update are neutral."""
         default = TrainConfig()
@@ -79,21 +95,25 @@ class TrainStep:
             config=config,
             recipe=dataclasses.replace(recipe, **neutral),
             steps_per_epoch=steps_per_epoch,
+            axis=axis,
         )
 
     def __call__(
         self, constants: Params, state: TrainState, batch: StepBatch, key: Array
     ) -> tuple[TrainState, dict[str, Array]]:
         """New state, and the loss and gradient norm before clipping."""
+        key = own_key(key, self.axis)
+        rows = total(batch.weight.sum(), self.axis)
+        batch = batch._replace(weight=batch.weight / jnp.maximum(rows, 1))
         optimizer = make_optimizer(self.recipe, self.steps_per_epoch)
         gradient = jax.value_and_grad(self._loss)
 
-        def accumulate(total: Any, part: tuple[StepBatch, Array]) -> tuple[Any, None]:
+        def accumulate(so_far: Any, part: tuple[StepBatch, Array]) -> tuple[Any, None]:
             rows, index = part
             found = gradient(
                 state.params, constants, rows, jax.random.fold_in(key, index)
             )
-            return jax.tree.map(jnp.add, total, found), None
+            return jax.tree.map(jnp.add, so_far, found), None
 
         if self.recipe.slices == 1:
             loss, updates = gradient(state.params, constants, batch, key)
@@ -102,6 +122,7 @@ class TrainStep:
             parts = jax.tree.map(self._slice, batch)
             numbered = (parts, jnp.arange(self.recipe.slices))
             (loss, updates), _ = jax.lax.scan(accumulate, zero, numbered)
+        loss, updates = total((loss, updates), self.axis)
         norm = optax.tree.norm(updates)
         changes, opt_state = optimizer.update(updates, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)
@@ -140,8 +161,11 @@ class TrainStep:
                 rows = losses.focal(logits, batch.labels, gamma=recipe.focal_gamma)
         loss = jnp.sum(batch.weight * rows)
         if recipe.pairwise_weight:
-            hinge = losses.pairwise_hinge(logits, batch.labels, included)
-            loss = loss + recipe.pairwise_weight * hinge
+            pairs = (logits, batch.labels, included)
+            hinge = losses.pairwise_hinge(*(gather(x, self.axis) for x in pairs))
+            # Every device finds the whole of it, and devices are added up.
+            devices = 1 if self.axis is None else jax.lax.axis_size(self.axis)
+            loss = loss + recipe.pairwise_weight * hinge / devices
         return loss
 
 
@@ -152,6 +176,7 @@ def train_attack(
     directory: Path | str,
     *,
     validation: Sequence[FeatureSource] | None = None,
+    executor: Executor | None = None,
 ) -> TrainResult:
     """Train a classifier on rows marked `train`, choose the epoch on `validation`.
 
@@ -166,6 +191,7 @@ def train_attack(
       directory: gets the attack's files (see `save_attack`), `metrics.jsonl` and the
         checkpoints in `state/`.
       validation: stores of the validation rows; by default the same ones.
+      executor: the devices; None takes all.
 
     Raises:
       InputError: rows, labels or shapes do not serve, or training diverged.
@@ -181,8 +207,8 @@ def train_attack(
     _check(train, held)
     shape = {"inputs": train.columns, "length": train.length}
     config = dataclasses.replace(config, **shape)
-    mesh = make_mesh()
-    unit = mesh.size * recipe.slices
+    executor = make_executor() if executor is None else executor
+    unit = executor.mesh.size * recipe.slices
     batch_size = -(-min(recipe.batch_size, len(train)) // unit) * unit
     batches = _batches(train, batch_size, recipe)
     steps_per_epoch = -(-len(train) // batch_size)
@@ -199,18 +225,21 @@ def train_attack(
     )
     key = jax.random.key(recipe.seed)
     params, constants = _initial(config, train, jax.random.fold_in(key, 0))
-    step = TrainStep.of(config, recipe, steps_per_epoch)
+    step = TrainStep.of(config, recipe, steps_per_epoch, executor.axis)
+    start = functools.partial(
+        init_state, optimizer=make_optimizer(recipe, steps_per_epoch)
+    )
     directory.mkdir(parents=True, exist_ok=True)
     result = fit(
         jax.tree_util.Partial(step, constants),
-        init_state(params, make_optimizer(recipe, steps_per_epoch)),
+        executor.born(start, params),
         total_steps=recipe.epochs * steps_per_epoch,
-        batch_at=lambda index: _read(train, batches(index)),
+        batch_at=lambda index: _read(train, batches(index), executor),
         key=jax.random.fold_in(key, 1),
-        mesh=mesh,
+        executor=executor,
         label="training the attack",
         evaluate=lambda found: _evaluate(
-            config, {**found, **constants}, held, recipe.selection
+            config, {**found, **constants}, held, recipe.selection, executor
         ),
         evaluate_every=steps_per_epoch,
         monitor="validation_auc",
@@ -222,7 +251,7 @@ def train_attack(
         metrics=MetricsWriter(directory / "metrics.jsonl"),
     )
     best = next(row for row in result.history if row["step"] == result.best_step)
-    weights = jax.tree.map(np.asarray, {**result.best, **constants})
+    weights = fetch({**result.best, **constants})
     card = {
         "combinations": [{"name": s.name, **s.meta} for s in train.stores],
         "text_ids": sorted({*train.ids, *held.ids}),
@@ -233,7 +262,9 @@ def train_attack(
         "history": list(result.history),
         "versions": versions(),
     }
-    save_attack(directory, config, weights, card)
+    if is_primary():
+        save_attack(directory, config, weights, card)
+    wait_for_all("attack saved")
     return TrainResult(
         Attack(config, weights, card),
         card["best_epoch"],
@@ -311,21 +342,28 @@ def _batches(
     return draw
 
 
-def _read(train: Rows, batch: Batch) -> StepBatch:
-    features, mask = train.read(batch.rows)
+def _read(train: Rows, batch: Batch, executor: Executor) -> StepBatch:
+    rows, weight = executor.share(batch.rows), executor.share(batch.weight)
+    features, mask = train.read(rows)
     # Texts without a valid step have no logit and take no part.
-    weight = batch.weight * mask.any(axis=1)
-    weight = (weight / max(1.0, weight.sum())).astype(np.float32)
-    return StepBatch(features, mask, train.labels[batch.rows], weight)
+    weight = (weight * mask.any(axis=1)).astype(np.float32)
+    return StepBatch(features, mask, train.labels[rows], weight)
 
 
 def _evaluate(
-    config: ClassifierConfig, params: Params, held: Rows, selection: str
+    config: ClassifierConfig,
+    params: Params,
+    held: Rows,
+    selection: str,
+    executor: Executor,
 ) -> dict[str, float]:
     starts = range(0, len(held), BATCH)
     numbers = np.arange(len(held))
     logits = score_blocks(
-        config, params, (held.read(numbers[i : i + BATCH]) for i in starts)
+        config,
+        params,
+        (held.read(numbers[i : i + BATCH]) for i in starts),
+        executor=executor,
     )
     each = [
         auc(held.labels[rows], logits[rows])

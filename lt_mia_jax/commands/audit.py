@@ -13,6 +13,7 @@ from scipy.stats import false_discovery_control
 from lt_mia_jax.attacks import calibration
 from lt_mia_jax.attacks.storage import Attack, load_attack
 from lt_mia_jax.commands import results
+from lt_mia_jax.commands.devices import Devices, DevicesFlags
 from lt_mia_jax.commands.scoring import ModelPair, TextScores, load_pair, score_texts
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.data.texts import Text, fingerprint, read_texts
@@ -71,6 +72,9 @@ class Audit:
     seed: int = 0
     """Seed of every resampling and split."""
 
+    devices: DevicesFlags = dataclasses.field(default_factory=Devices)
+    """Where it runs."""
+
 
 def run(config: Audit) -> None:
     """Score, calibrate, judge and write the three result files.
@@ -84,7 +88,7 @@ def run(config: Audit) -> None:
     notes: list[str] = []
     nonmembers = _without_overlap(texts, nonmembers, config, notes)
     labels = _labels(texts, config.texts, notes)
-    pair = load_pair(config.reference, config.target)
+    pair = load_pair(config.reference, config.target, config.devices.make())
     write_run_record(config.out, "audit", config)
 
     suspects = _score(texts, pair, config, attack, "scoring texts")

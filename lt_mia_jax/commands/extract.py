@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from lt_mia_jax.commands.devices import Devices, DevicesFlags
 from lt_mia_jax.commands.scoring import flag_texts, load_pair
 from lt_mia_jax.data.splits import attack_split
 from lt_mia_jax.data.texts import fingerprint, read_texts
@@ -66,6 +67,9 @@ class Extract:
     seed: int = 0
     """Decides which texts train, select and test a learned attack."""
 
+    devices: DevicesFlags = dataclasses.field(default_factory=Devices)
+    """Where it runs."""
+
 
 def run(config: Extract) -> None:
     """Extract both lists into one store.
@@ -83,7 +87,7 @@ def run(config: Extract) -> None:
         )
     texts = [*members, *nonmembers]
     labels = np.repeat([1, 0], [len(members), len(nonmembers)])
-    pair = load_pair(config.reference, config.target)
+    pair = load_pair(config.reference, config.target, config.devices.make())
     write_run_record(config.out, "extract", config)
     encoded = encode(
         [text.text for text in texts],
@@ -123,5 +127,6 @@ def run(config: Extract) -> None:
             "fingerprint": fingerprint([text.id for text in texts]),
             "side": config.side,
         },
+        executor=pair.executor,
     )
     log.info("wrote %d texts to %s", store.n, config.out)

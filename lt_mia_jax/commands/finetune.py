@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
+from lt_mia_jax.commands.devices import Devices, DevicesFlags
 from lt_mia_jax.data.splits import hash_unit
 from lt_mia_jax.data.texts import Text, read_texts, write_texts
 from lt_mia_jax.data.tokenize import check_vocabulary, encode
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.executor import fetch, is_primary, wait_for_all
 from lt_mia_jax.finetune import FinetuneConfig, LoraConfig, finetune
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.provenance import write_run_record
@@ -85,6 +87,9 @@ class Finetune:
     seed: int = 0
     """Seed of order, dropout, adapters and of the held-out share."""
 
+    devices: DevicesFlags = dataclasses.field(default_factory=Devices)
+    """Where it runs."""
+
 
 def run(config: Finetune) -> None:
     """Fine-tune and save.
@@ -93,12 +98,14 @@ def run(config: Finetune) -> None:
       InputError: files or the model cannot be used, or nothing is left to train on.
     """
     train, validation = _split(config)
-    config_, params, tokenizer = load_pretrained(config.model)
+    executor = config.devices.make()
+    config_, params, tokenizer = load_pretrained(config.model, mesh=executor.mesh)
     check_vocabulary(tokenizer, config_.vocab_size)
     write_run_record(config.out / "training", "finetune", config)
     state = config.out / "training"
-    write_texts(state / "members.jsonl", train)
-    write_texts(state / "validation.jsonl", validation)
+    if is_primary():
+        write_texts(state / "members.jsonl", train)
+        write_texts(state / "validation.jsonl", validation)
     log.info("%d texts to train on, %d to validate", len(train), len(validation))
     encoded = [
         encode(
@@ -131,9 +138,13 @@ def run(config: Finetune) -> None:
             seed=config.seed,
         ),
         directory=state,
+        executor=executor,
         save_every_seconds=config.save_seconds,
     )
-    save_pretrained(config.out, config_, result.params, tokenizer, like=config.model)
+    params = fetch(result.params)
+    if is_primary():
+        save_pretrained(config.out, config_, params, tokenizer, like=config.model)
+    wait_for_all("model saved")
     log.info("wrote %s (best epoch %d)", config.out, result.best_epoch)
 
 

@@ -15,6 +15,7 @@ from lt_mia_jax.commands.results import LEARNED
 from lt_mia_jax.data.texts import zlib_length
 from lt_mia_jax.data.tokenize import Encoded, check_vocabulary, encode
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.executor import Executor
 from lt_mia_jax.features.extract import ExtractConfig, TextScorer
 from lt_mia_jax.models import LanguageModel
 
@@ -29,6 +30,8 @@ class ModelPair(NamedTuple):
 
     reference: Pretrained
     target: Pretrained
+    executor: Executor
+    """The devices that hold the parameters."""
 
 
 class TextScores(NamedTuple):
@@ -39,16 +42,21 @@ class TextScores(NamedTuple):
     flags: list[list[str]]
 
 
-def load_pair(reference: str, target: str) -> ModelPair:
+def load_pair(reference: str, target: str, executor: Executor) -> ModelPair:
     """Load both models and check that they can be compared token by token.
+
+    Args:
+      reference: directory or hub id of the model before fine-tuning.
+      target: the same of the model after it.
+      executor: gets the parameters as they are read.
 
     Raises:
       InputError: a model cannot be loaded, or vocabularies differ.
     """
     log.info("loading the reference %s", reference)
-    before = load_pretrained(reference)
+    before = load_pretrained(reference, mesh=executor.mesh)
     log.info("loading the target %s", target)
-    after = load_pretrained(target)
+    after = load_pretrained(target, mesh=executor.mesh)
     if before.config.vocab_size != after.config.vocab_size:
         raise InputError(
             f"the reference {reference} has {before.config.vocab_size} vocabulary "
@@ -62,7 +70,7 @@ def load_pair(reference: str, target: str) -> ModelPair:
             f"the tokenizers of {reference} and {target} differ; both models must "
             "share one tokenizer: pass the model that the target was fine-tuned from"
         )
-    return ModelPair(before, after)
+    return ModelPair(before, after, executor)
 
 
 def score_texts(
@@ -85,6 +93,7 @@ def score_texts(
         LanguageModel(pair.reference.config),
         pair.reference.params,
         ExtractConfig(k=20 if attack is None else attack.k, batch_size=batch_size),
+        pair.executor,
     )
     columns: dict[str, list[np.ndarray]] = {}
     tokens, flags = [np.zeros(0, np.int64)], []

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 from lt_mia_jax.attacks import ClassifierConfig, TrainConfig, train_attack
+from lt_mia_jax.commands.devices import Devices, DevicesFlags
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.provenance import write_run_record
@@ -33,6 +34,9 @@ class Train:
     recipe: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     """How it is trained."""
 
+    devices: DevicesFlags = dataclasses.field(default_factory=Devices)
+    """Where it runs."""
+
 
 def run(config: Train) -> None:
     """Train and save the attack.
@@ -49,7 +53,13 @@ def run(config: Train) -> None:
                 f"{stores[0].length}; extract them alike"
             )
     write_run_record(config.out, "train", config)
-    result = train_attack(stores, config.classifier, config.recipe, config.out)
+    result = train_attack(
+        stores,
+        config.classifier,
+        config.recipe,
+        config.out,
+        executor=config.devices.make(),
+    )
     log.info(
         "wrote %s (best epoch %d, validation AUC %.3f)",
         config.out,

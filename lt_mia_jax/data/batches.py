@@ -1,7 +1,7 @@
 """Epochs of row numbers: shuffled, index-addressable, in static shapes."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -38,13 +38,11 @@ class Batches:
         seed: int,
         epochs: int,
         shuffle: bool,
-        shard: tuple[int, int],
     ):
         self._n = n
         self._batch_size = batch_size
         self._seed = seed if shuffle else None
-        self._shard = shard
-        self._describes = (n, batch_size, seed, epochs, shuffle, shard)
+        self._describes = (n, batch_size, seed, epochs, shuffle)
         self.steps_per_epoch = -(-n // batch_size)
         self._steps = self.steps_per_epoch * epochs
 
@@ -52,7 +50,7 @@ class Batches:
         return self._steps
 
     def __getitem__(self, index: int) -> Batch:
-        """The batch of one step, from 0; this process's share of it.
+        """The batch of one step, from 0.
 
         Raises:
           IndexError: no such step.
@@ -60,12 +58,10 @@ class Batches:
         if not 0 <= index < self._steps:
             raise IndexError(f"step {index} of {self._steps}")
         epoch, position = divmod(int(index), self.steps_per_epoch)
-        process, processes = self._shard
-        share = self._batch_size // processes
-        first = position * self._batch_size + process * share
-        real = max(0, min(share, self._n - first))
-        rows = np.zeros(share, np.int64)
-        weight = np.zeros(share, np.float32)
+        first = position * self._batch_size
+        real = min(self._batch_size, self._n - first)
+        rows = np.zeros(self._batch_size, np.int64)
+        weight = np.zeros(self._batch_size, np.float32)
         if self._seed is None:
             rows[:real] = np.arange(first, first + real)
         else:
@@ -93,7 +89,6 @@ def batch_indices(
     seed: int,
     epochs: int = 1,
     shuffle: bool = True,
-    shard: tuple[int, int] = (0, 1),
 ) -> Batches:
     """Batches of row numbers that visit each of `n` rows once an epoch.
 
@@ -106,26 +101,66 @@ def batch_indices(
       seed: any integer.
       epochs: passes over the data.
       shuffle: False keeps the order 0 to n - 1, as scoring wants it.
-      shard: (process, processes): each process gets its own slice of every batch.
 
     Raises:
       InputError: no rows, or sizes that do not fit.
     """
-    process, processes = shard
     if n < 1:
         raise InputError("no rows to make batches of; the data is empty")
     if batch_size < 1 or epochs < 0:
         raise InputError(
             f"batch size {batch_size} and {epochs} epochs; expected at least 1 and 0"
         )
-    if not 0 <= process < processes or batch_size % processes:
-        raise InputError(
-            f"shard {process} of {processes} with batch size {batch_size}; the batch "
-            "size must be a multiple of the number of processes"
+    return Batches(n, batch_size, seed=seed, epochs=epochs, shuffle=shuffle)
+
+
+def length_buckets(length: int) -> tuple[int, ...]:
+    """Lengths that batches are cut to, ascending: quarters of the longest, by eights.
+
+    Few, since a program is compiled for each.
+    """
+    return tuple(sorted({min(length, -(-length * q // 32) * 8) for q in (1, 2, 3, 4)}))
+
+
+def bucket_of(longest: int, buckets: Sequence[int]) -> int:
+    """The shortest bucket that holds `longest` tokens."""
+    return next(width for width in buckets if width >= longest)
+
+
+class BatchPlan(NamedTuple):
+    """Texts that go through the models together."""
+
+    rows: Int[np.ndarray, " B"]
+    """Their numbers."""
+    width: int
+    """Tokens that they are padded to."""
+
+
+def plan_batches(
+    lengths: Sequence[Int[np.ndarray, " N"]], size: int, buckets: Sequence[int]
+) -> list[list[BatchPlan]]:
+    """For each process its batches: texts of like length together, longest first.
+
+    All processes get equally many batches, and the widths of one number agree, so
+    that they run the same programs in the same order; a batch may be empty.
+
+    Args:
+      lengths: for each process the real tokens of its texts.
+      size: most texts of one process in a batch.
+      buckets: widths to choose from, ascending.
+    """
+    orders = [np.argsort(-x, kind="stable") for x in lengths]
+    steps = max(1, *(-(-len(order) // size) for order in orders))
+    plans: list[list[BatchPlan]] = [[] for _ in lengths]
+    for start in range(0, steps * size, size):
+        rows = [order[start : start + size] for order in orders]
+        longest = max(
+            int(x[r].max(initial=0)) for x, r in zip(lengths, rows, strict=True)
         )
-    return Batches(
-        n, batch_size, seed=seed, epochs=epochs, shuffle=shuffle, shard=shard
-    )
+        width = bucket_of(longest, buckets)
+        for plan, r in zip(plans, rows, strict=True):
+            plan.append(BatchPlan(r, width))
+    return plans
 
 
 @functools.lru_cache(maxsize=4)

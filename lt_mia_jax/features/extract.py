@@ -1,4 +1,9 @@
-"""A corpus into a feature store, resumable and in bounded memory."""
+"""A corpus into a feature store, resumable and in bounded memory.
+
+With several processes each one makes blocks of its own, in rounds: all run the same
+programs in the same order on their shares of the batches, so that models may be spread
+over all devices. The store does not depend on how many processes made it.
+"""
 
 import dataclasses
 import hashlib
@@ -15,13 +20,13 @@ from tqdm import tqdm
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.data.texts import well_formed, zlib_length
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.executor import Executor, digest, hide_progress
 from lt_mia_jax.features.scorer import (
     Encoded,
     ExtractConfig,
     Model,
     Scored,
     TextScorer,
-    join,
 )
 from lt_mia_jax.features.statistics import TokenStatistics
 from lt_mia_jax.features.store import FeatureStore, StoreWriter, TextTable
@@ -45,6 +50,7 @@ def extract(
     lower: Encoded | None = None,
     config: ExtractConfig | None = None,
     meta: Mapping[str, Any] | None = None,
+    executor: Executor | None = None,
 ) -> FeatureStore:
     """Write statistics and features of all texts into a feature store.
 
@@ -65,6 +71,8 @@ def extract(
       flags: remarks per text.
       lower: the lower-cased texts, encoded; None leaves the lowercase score out.
       config: k, batch size and more.
+      executor: the devices; None takes all. Several processes give the same
+        arguments and a folder that all of them see.
       meta: JSON values that say where the features come from: name, target,
         reference, corpus, fingerprint.
 
@@ -89,7 +97,7 @@ def extract(
     )
     settings = dataclasses.asdict(config)
     # The number of batches per block is in the store; chunks do not change results.
-    for name in ("block_batches", "vocab_chunk", "fsdp"):
+    for name in ("block_batches", "vocab_chunk"):
         del settings[name]
     writer = StoreWriter(
         out_dir,
@@ -98,8 +106,8 @@ def extract(
             "settings": settings,
             "inputs": _digest([encoded, *([lower] if lower is not None else [])]),
             "models": {
-                "target": _parameter_digest(target_params),
-                "reference": _parameter_digest(reference_params),
+                "target": digest(target_params)[:16],
+                "reference": digest(reference_params)[:16],
             },
         },
         table,
@@ -110,40 +118,55 @@ def extract(
     missing = sorted(set(range(writer.n_blocks)) - writer.completed_blocks)
     if missing:
         scorer = TextScorer(
-            target_model, target_params, reference_model, reference_params, config
+            target_model,
+            target_params,
+            reference_model,
+            reference_params,
+            config,
+            executor,
         )
         done = n - sum(len(writer.rows(block)) for block in missing)
         if done:
             log.info("%s: continuing, %d of %d texts are done", out_dir, done, n)
-        options = {"desc": "extracting", "unit": "text", "disable": None}
+        options = {"desc": "extracting", "unit": "text", "disable": hide_progress()}
         with tqdm(total=n, initial=done, **options) as bar:
-            for block in missing:
-                _write_block(writer, block, scorer, encoded, lower, ids, bar)
+            together = jax.process_count()
+            for first in range(0, len(missing), together):
+                blocks = missing[first : first + together]
+                _write_blocks(writer, blocks, scorer, encoded, lower, ids, bar)
     writer.finish()
     # The writer has just hashed every block, written now or found.
     return FeatureStore.open(out_dir, verify=False)
 
 
-def _write_block(
+def _write_blocks(
     writer: StoreWriter,
-    block: int,
+    blocks: Sequence[int],
     scorer: TextScorer,
     encoded: Encoded,
     lower: Encoded | None,
     ids: Sequence[str],
     bar: Any,
 ) -> None:
-    rows = writer.rows(block)
-    names = ids[rows.start : rows.stop]
-    parts = []
-    for stats in scorer.batches(_rows(encoded, rows), names, half=True):
-        parts.append(stats)
-        bar.update(len(stats.valid))
+    """One round: process i makes the i-th block; late ones may have none."""
+    rows = [writer.rows(block) for block in blocks]
+    rows += [range(0)] * (jax.process_count() - len(blocks))
+    mine = rows[jax.process_index()]
+    names = ids[mine.start : mine.stop]
+
+    def run(texts: Encoded, **options: Any) -> TokenStatistics:
+        shares = [_rows(texts, each) for each in rows]
+        plan = scorer.plan(shares)[jax.process_index()]
+        share = shares[jax.process_index()]
+        return scorer.statistics(share, names, plan=plan, **options)
+
+    # The bar of the first process speaks for all, whose blocks are as large.
+    found = run(encoded, half=True, on_batch=lambda n: bar.update(n * len(blocks)))
     lower_loss = None
     if lower is not None:
-        pieces = scorer.batches(_rows(lower, rows), names, target_only=True)
-        lower_loss = np.concatenate([_mean_loss(stats) for stats in pieces])
-    writer.append_block(block, join(parts), lower_loss)
+        lower_loss = _mean_loss(run(lower, target_only=True))
+    if jax.process_index() < len(blocks):
+        writer.append_block(blocks[jax.process_index()], found, lower_loss)
 
 
 class _Rows(NamedTuple):
@@ -164,26 +187,11 @@ def _mean_loss(stats: TokenStatistics) -> Float[np.ndarray, " B"]:
 
 
 def _digest(inputs: Sequence[Encoded]) -> str:
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for encoded in inputs:
-        digest.update(np.ascontiguousarray(encoded.input_ids, np.int32).tobytes())
-        digest.update(np.ascontiguousarray(encoded.attention_mask, np.uint8).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _parameter_digest(params: Params) -> str:
-    """Hash of shapes and a few thousand values of each parameter.
-
-    Enough to notice that a folder holds the features of other weights: fine-tuning
-    changes all of them.
-    """
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        stride = max(1, leaf.size // 4096)
-        sample = np.asarray(leaf.reshape(-1)[::stride])
-        digest.update(f"{jax.tree_util.keystr(path)}{leaf.shape}".encode())
-        digest.update(sample.tobytes())
-    return digest.hexdigest()[:16]
+        found.update(np.ascontiguousarray(encoded.input_ids, np.int32).tobytes())
+        found.update(np.ascontiguousarray(encoded.attention_mask, np.uint8).tobytes())
+    return found.hexdigest()[:16]
 
 
 __all__ = ["ExtractConfig", "Scored", "TextScorer", "extract"]

@@ -1,72 +1,28 @@
 """A pair of models on the devices, scoring texts batch by batch.
 
-One compiled function holds both forward passes and all reductions, so that nothing of
-vocabulary size leaves the device. While a batch is computed, the one before it is
-copied and used.
+While a batch is computed, the one before it is
+copied and used. Texts of like length share a batch, which is cut to a few lengths.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, Integer
 
 from lt_mia_jax.arrays import Array, Params
+from lt_mia_jax.data.batches import BatchPlan, length_buckets, plan_batches
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.features.blocks import HALF_MAX
+from lt_mia_jax.executor import Executor, make_executor
 from lt_mia_jax.features.lt_mia import assemble
-from lt_mia_jax.features.statistics import TokenStatistics, token_statistics
-from lt_mia_jax.sharding import (
-    batch_sharding,
-    make_mesh,
-    parameter_shardings,
-    round_up,
-)
+from lt_mia_jax.features.program import ExtractConfig, Extraction
+from lt_mia_jax.features.statistics import TokenStatistics
 
 _LIVE = 2
 """Batches on the device at a time: one computed, one copied back."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ExtractConfig:
-    """How texts are turned into statistics."""
-
-    k: int = 20
-    """Head and tail tokens per step (7 k + 14 columns); 0 leaves the features out."""
-
-    batch_size: int = 16
-    """Texts per forward pass over all devices; rounded up to their number."""
-
-    block_batches: int = 16
-    """Batches per file of a store; an interruption loses at most one file's work."""
-
-    fsdp: int = 1
-    """Devices that share one copy of the parameters."""
-
-    log_probabilities: bool = False
-    """Put log-probabilities instead of raw logits into the features (not as published).
-    """
-
-    vocab_size: int | None = None
-    """Keep only the first entries of the vocabulary (the published features keep all).
-    """
-
-    vocab_chunk: int | None = None
-    """Vocabulary entries reduced at a time; lower it when memory is short."""
-
-    def __post_init__(self) -> None:
-        """Refuse sizes below one."""
-        if min(self.batch_size, self.block_batches, self.fsdp) < 1 or self.k < 0:
-            raise InputError(
-                f"batch_size {self.batch_size}, block_batches {self.block_batches}, "
-                f"fsdp {self.fsdp}, k {self.k}: expected at least 1 (k: 0)"
-            )
 
 
 @runtime_checkable
@@ -116,8 +72,9 @@ class TextScorer:
         reference_model: Model | None,
         reference_params: Params | None,
         config: ExtractConfig | None = None,
+        executor: Executor | None = None,
     ) -> None:
-        """Place both models on all devices.
+        """Place both models on the devices.
 
         Args:
           target_model: the model under audit.
@@ -126,17 +83,13 @@ class TextScorer:
             out that compares with it.
           reference_params: its parameters.
           config: batch size, k and more.
+          executor: the devices; None takes all.
 
         Raises:
           InputError: the models' vocabularies differ.
         """
-        if jax.process_count() > 1:
-            raise InputError(
-                f"extraction runs in one process, found {jax.process_count()}; start "
-                "one process per share of the texts"
-            )
         self.config = ExtractConfig() if config is None else config
-        self._mesh = make_mesh(fsdp=self.config.fsdp)
+        self.executor = make_executor() if executor is None else executor
         self.vocab_size = _vocabulary(target_model, target_params)
         if reference_model is not None:
             other = _vocabulary(reference_model, reference_params)
@@ -147,8 +100,8 @@ class TextScorer:
                     "target was fine-tuned from"
                 )
         self._target, self._reference = target_model, reference_model
-        self._target_params = self._place(target_params)
-        self._reference_params = self._place(reference_params)
+        self._target_params = self.executor.place(target_params)
+        self._reference_params = self.executor.place(reference_params)
 
     def __call__(self, encoded: Encoded, ids: Sequence[str] | None = None) -> Scored:
         """Statistics (with `columns`), features and mask of all texts.
@@ -160,7 +113,7 @@ class TextScorer:
         Raises:
           InputError: a token outside the vocabulary, or logits that are not finite.
         """
-        stats = join(list(self.batches(encoded, ids)))
+        stats = self.statistics(encoded, ids)
         if stats.columns is None:
             return Scored(stats, None, stats.valid)
         features, mask = assemble(stats)
@@ -170,74 +123,100 @@ class TextScorer:
         self, encoded: Encoded, ids: Sequence[str] | None = None
     ) -> TokenStatistics:
         """Statistics of the target alone, for other versions of the same texts."""
-        return join(list(self.batches(encoded, ids, target_only=True)))
+        return self.statistics(encoded, ids, target_only=True)
 
-    def batches(
+    def statistics(
         self,
         encoded: Encoded,
         ids: Sequence[str] | None = None,
         *,
         half: bool = False,
         target_only: bool = False,
-    ) -> Iterator[TokenStatistics]:
-        """Statistics batch by batch, in order, as NumPy arrays without padding rows.
+        plan: Sequence[BatchPlan] | None = None,
+        on_batch: Callable[[int], Any] = lambda texts: None,
+    ) -> TokenStatistics:
+        """Statistics of all texts, in their order, as NumPy arrays.
 
         Args:
           encoded: the texts.
           ids: names for error messages; None numbers them.
           half: return `columns` as 16-bit floats.
           target_only: leave the reference out.
+          plan: which texts go together; None makes a plan for one process. Several
+            processes call this at the same time, each with its own texts and its own
+            element of one `plan_batches`.
+          on_batch: told the number of texts of each batch that is done.
 
         Raises:
           InputError: a token outside the vocabulary, or logits that are not finite.
         """
-        n = len(encoded.input_ids)
         self._check_tokens(encoded, ids)
-        alone = target_only or self._reference is None
-        config = dataclasses.replace(self.config, k=0) if alone else self.config
-        running: list[tuple[range, TokenStatistics]] = []
-        for start in range(0, max(n, 1), self.config.batch_size):
-            rows = range(start, min(start + self.config.batch_size, n))
-            tokens, mask = (
-                jax.device_put(self._padded(x[rows.start : rows.stop]), self._sharding)
-                for x in (encoded.input_ids, encoded.attention_mask)
-            )
-            stats = _batch_statistics(
-                self._target_params,
-                None if alone else self._reference_params,
-                tokens,
-                mask,
-                target=self._target,
-                reference=None if alone else self._reference,
-                mesh=self._mesh,
-                config=config,
-                half=half,
-            )
-            running.append((rows, stats))
+        if plan is None:
+            if jax.process_count() > 1:
+                raise InputError(
+                    f"texts are scored in one process, found {jax.process_count()}; "
+                    "leave --distributed off, or extract features instead"
+                )
+            plan = self.plan([encoded])[0]
+        running: list[tuple[BatchPlan, TokenStatistics]] = []
+        filled: TokenStatistics | None = None
+
+        def finish(batch: BatchPlan, stats: TokenStatistics) -> None:
+            nonlocal filled
+            host = self._fetch(batch.rows, stats, ids)
+            if filled is None:
+                filled = _empty(host, *encoded.input_ids.shape)
+            _put(filled, batch.rows, host)
+            on_batch(len(batch.rows))
+
+        for batch in plan:
+            stats = self._run(encoded, batch, half=half, target_only=target_only)
+            running.append((batch, stats))
             if len(running) == _LIVE:
-                yield self._fetch(*running.pop(0), ids)
-        for rows, stats in running:
-            yield self._fetch(rows, stats, ids)
+                finish(*running.pop(0))
+        for batch, stats in running:
+            finish(batch, stats)
+        assert filled is not None, "a plan has at least one batch"
+        # Batches were narrower than the texts' padding.
+        return filled._replace(input_ids=np.asarray(encoded.input_ids, np.int32))
 
-    @property
-    def _sharding(self) -> jax.sharding.NamedSharding:
-        return batch_sharding(self._mesh)
+    def plan(self, shares: Sequence[Encoded]) -> list[list[BatchPlan]]:
+        """For each process the batches of its share of the texts."""
+        size = self.executor.round_up(self.config.batch_size) // len(shares)
+        return plan_batches(
+            [(np.asarray(x.attention_mask) != 0).sum(axis=1) for x in shares],
+            size,
+            length_buckets(shares[0].input_ids.shape[1]),
+        )
 
-    def _place(self, params: Params | None) -> Params | None:
-        if params is None:
-            return None
-        return jax.device_put(params, parameter_shardings(params, self._mesh))
+    def _run(
+        self, encoded: Encoded, batch: BatchPlan, *, half: bool, target_only: bool
+    ) -> TokenStatistics:
+        size = self.executor.round_up(self.config.batch_size) // jax.process_count()
 
-    def _padded(self, rows: Integer[np.ndarray, "N T"]) -> Integer[np.ndarray, "B T"]:
-        """Rows of zeros up to the static batch size: masked, so without effect."""
-        size = round_up(self.config.batch_size, self._mesh)
-        rows = np.asarray(rows).astype(np.int32)
-        return np.pad(rows, ((0, size - len(rows)), (0, 0)))
+        def rows(x: np.ndarray) -> np.ndarray:
+            # Rows of zeros up to the static size: masked, so without effect.
+            taken = np.asarray(x)[batch.rows, : batch.width].astype(np.int32)
+            return np.pad(taken, ((0, size - len(taken)), (0, 0)))
+
+        tokens = self.executor.place_batch(
+            (rows(encoded.input_ids), rows(encoded.attention_mask))
+        )
+        alone = target_only or self._reference is None
+        program = Extraction(
+            target=self._target,
+            reference=None if alone else self._reference,
+            config=dataclasses.replace(self.config, k=0) if alone else self.config,
+            half=half,
+        )
+        reference_params = None if alone else self._reference_params
+        run = program.on(self.executor)
+        return run(self._target_params, reference_params, *tokens)
 
     def _fetch(
-        self, rows: range, stats: TokenStatistics, ids: Sequence[str] | None
+        self, rows: np.ndarray, stats: TokenStatistics, ids: Sequence[str] | None
     ) -> TokenStatistics:
-        host = jax.tree.map(lambda x: np.asarray(x)[: len(rows)], stats)
+        host = jax.tree.map(lambda x: x[: len(rows)], self.executor.fetch_rows(stats))
         for model, name in (("target", "lp_t"), ("reference", "lp_r")):
             values = getattr(host, name)
             if values is not None:
@@ -255,10 +234,10 @@ class TextScorer:
         return host
 
     def _refuse(
-        self, bad: np.ndarray, rows: range, ids: Sequence[str] | None, model: str
+        self, bad: np.ndarray, rows: np.ndarray, ids: Sequence[str] | None, model: str
     ) -> None:
         if bad.any():
-            named = [_text_name(rows[i], ids) for i in np.flatnonzero(bad)]
+            named = [_text_name(row, ids) for row in sorted(rows[bad].tolist())]
             shown = ", ".join(named[:5]) + (", ..." if len(named) > 5 else "")
             raise InputError(
                 f"{model} gives logits that are NaN or infinite on {len(named)} of "
@@ -278,57 +257,22 @@ class TextScorer:
             )
 
 
-@partial(jax.jit, static_argnames=("target", "reference", "mesh", "config", "half"))
-def _batch_statistics(
-    target_params: Any,
-    reference_params: Any,
-    input_ids: Any,
-    attention_mask: Any,
-    *,
-    target: Any,
-    reference: Any,
-    mesh: Mesh,
-    config: ExtractConfig,
-    half: bool,
-) -> TokenStatistics:
-    """Both forward passes and all reductions of one batch."""
-    logits = [target.apply(target_params, input_ids)]
-    if reference is not None:
-        logits.append(reference.apply(reference_params, input_ids))
-
-    def reduce(ids: Array, mask: Array, *logits: Array) -> TokenStatistics:
-        stats = token_statistics(
-            logits[0],
-            logits[1] if len(logits) == 2 else None,
-            ids,
-            mask,
-            k=config.k,
-            vocab_chunk=config.vocab_chunk,
-            log_probabilities=config.log_probabilities,
-            vocab_size=config.vocab_size,
-        )
-        if half and stats.columns is not None:
-            columns = jnp.clip(stats.columns, -HALF_MAX, HALF_MAX)
-            stats = stats._replace(columns=columns.astype(jnp.float16))
-        return stats
-
-    # The loops over rows must stay on each device: left to the compiler, slicing a
-    # sharded array inside a loop would gather it.
-    rows = P(("data", "fsdp"))
-    reduce_locally = jax.shard_map(
-        reduce, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
-    )
-    return reduce_locally(input_ids, attention_mask, *logits)
-
-
 def _vocabulary(model: Model, params: Any) -> int:
     ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     return jax.eval_shape(model.apply, params, ids).shape[-1]
 
 
-def join(parts: Sequence[TokenStatistics]) -> TokenStatistics:
-    """Statistics of several batches as one; at least one batch is needed."""
-    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+def _empty(like: TokenStatistics, texts: int, length: int) -> TokenStatistics:
+    return jax.tree.map(
+        lambda x: np.zeros((texts, length, *x.shape[2:]), x.dtype), like
+    )
+
+
+def _put(into: TokenStatistics, rows: np.ndarray, part: TokenStatistics) -> None:
+    def put(whole: np.ndarray, x: np.ndarray) -> None:
+        whole[rows, : x.shape[1]] = x
+
+    jax.tree.map(put, into, part)
 
 
 def _text_name(row: int, ids: Sequence[str] | None) -> str:

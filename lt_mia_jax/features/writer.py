@@ -1,4 +1,8 @@
-"""Writing a feature store: block by block, resumable after a kill at any moment."""
+"""Writing a feature store: block by block, resumable after a kill at any moment.
+
+Several processes may write blocks of one store, each keeping a list of its own; the
+first one makes the manifest of all lists.
+"""
 
 import dataclasses
 import json
@@ -7,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.executor import is_primary, wait_for_all
 from lt_mia_jax.features.blocks import serialize
 from lt_mia_jax.features.layout import FeatureLayout
 from lt_mia_jax.features.statistics import TokenStatistics
@@ -25,7 +31,8 @@ from lt_mia_jax.files import (
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-STORE, TEXTS, _PROGRESS = "store.json", "texts.json", "progress.json"
+STORE, TEXTS = "store.json", "texts.json"
+_PROGRESS = "progress-*.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,17 +121,23 @@ class StoreWriter:
             name: _plain(getattr(texts, name))
             for name in (field.name for field in dataclasses.fields(texts))
         }
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._remove_temporary_files()
-        self._claim(STORE, head)
-        self._claim(TEXTS, columns)
+        if is_primary():
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._remove_temporary_files()
+            self._claim(STORE, head)
+            self._claim(TEXTS, columns)
+        wait_for_all("store claimed")
         self._blocks = self._surviving_blocks()
         self.finished = (self.path / MANIFEST).exists() and (
             len(self._blocks) == self.n_blocks
         )
-        if not self.finished:
+        wait_for_all("store read")
+        if not self.finished and is_primary():
+            old = [path for path in self._lists() if path != self._progress]
             self._save_progress()
-            (self.path / MANIFEST).unlink(missing_ok=True)
+            for path in [*old, self.path / MANIFEST]:
+                path.unlink(missing_ok=True)
+        wait_for_all("store begun")
 
     @property
     def completed_blocks(self) -> frozenset[int]:
@@ -180,13 +193,21 @@ class StoreWriter:
         Raises:
           InputError: blocks are missing.
         """
+        wait_for_all("blocks written")
+        if is_primary():
+            self._finish()
+        wait_for_all("store finished")
+
+    def _finish(self) -> None:
+        self._blocks |= self._listed()
         missing = sorted(set(range(self.n_blocks)) - self.completed_blocks)
         if missing:
             raise InputError(f"{self.path}: blocks {missing} are not written yet")
         if not self.finished:
             write_manifest(self.path, [STORE, TEXTS, *self._blocks])
             self.finished = True
-        (self.path / _PROGRESS).unlink(missing_ok=True)
+        for path in self._lists():
+            path.unlink()
 
     def _claim(self, name: str, value: Any) -> None:
         """Write a description, or check that the one present is the same."""
@@ -205,10 +226,9 @@ class StoreWriter:
             )
 
     def _surviving_blocks(self) -> dict[str, dict[str, Any]]:
-        records: dict[str, Any] = {}
-        for name, entry in ((_PROGRESS, "blocks"), (MANIFEST, "files")):
-            if (self.path / name).exists():
-                records |= read_json(self.path / name)[entry]
+        records = self._listed()
+        if (self.path / MANIFEST).exists():
+            records |= read_json(self.path / MANIFEST)["files"]
         names = {block_name(block) for block in range(self.n_blocks)}
         kept = {}
         for name in sorted(names & set(records)):
@@ -223,9 +243,24 @@ class StoreWriter:
                 log.warning("%s is missing or damaged; it is made again", path)
         return kept
 
+    @property
+    def _progress(self) -> Path:
+        number = f"{jax.process_index():05d}"
+        return self.path / _PROGRESS.replace("*", number)
+
     def _save_progress(self) -> None:
         blocks = dict(sorted(self._blocks.items()))
-        write_atomic(self.path / _PROGRESS, json.dumps({"blocks": blocks}))
+        write_atomic(self._progress, json.dumps({"blocks": blocks}))
+
+    def _lists(self) -> list[Path]:
+        return sorted(self.path.glob(_PROGRESS))
+
+    def _listed(self) -> dict[str, dict[str, Any]]:
+        """What the lists of all processes say of blocks."""
+        found: dict[str, dict[str, Any]] = {}
+        for path in self._lists():
+            found |= read_json(path)["blocks"]
+        return found
 
     def _remove_temporary_files(self) -> None:
         # Left by a kill in the middle of an atomic write; never anything else's.

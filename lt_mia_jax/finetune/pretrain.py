@@ -1,16 +1,17 @@
 """Training tiny bases from scratch, with the loop of the fine-tuning."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.data.tokenize import Encoded
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.executor import Executor, make_executor
 from lt_mia_jax.finetune.step import (
     TokenStep,
     batches,
@@ -19,7 +20,6 @@ from lt_mia_jax.finetune.step import (
     signature,
     validation_loss,
 )
-from lt_mia_jax.sharding import make_mesh
 from lt_mia_jax.training.checkpoint import Checkpointer
 from lt_mia_jax.training.loop import fit
 from lt_mia_jax.training.metrics import MetricsWriter
@@ -78,7 +78,7 @@ def pretrain(
     *,
     directory: Path | str,
     validation: Encoded | None = None,
-    mesh: Mesh | None = None,
+    executor: Executor | None = None,
     save_every_seconds: float = 60.0,
 ) -> PretrainResult:
     """Train on rows of tokens; the same call continues a stopped run, exactly.
@@ -90,7 +90,7 @@ def pretrain(
       config: the recipe.
       directory: gets `history.jsonl` and `state/`, the checkpoints.
       validation: texts for a loss at the end.
-      mesh: the devices; None takes all, for data parallelism.
+      executor: the devices; None takes all, for data parallelism.
       save_every_seconds: least time between checkpoints.
 
     Raises:
@@ -100,11 +100,11 @@ def pretrain(
     check_targets(train, "pretraining texts")
     if validation is not None:
         check_targets(validation, "validation texts")
-    mesh = make_mesh() if mesh is None else mesh
+    executor = make_executor() if executor is None else executor
     directory = Path(directory)
     key = jax.random.key(config.seed)
     if params is None:
-        start = model.init(jax.random.fold_in(key, 1))
+        start = executor.born(model.init, jax.random.fold_in(key, 1))
     else:
         start = params
     start = float32(start)
@@ -114,22 +114,24 @@ def pretrain(
         config.batch_size,
         seed=config.seed,
         epochs=-(-config.steps // -(-len(train.input_ids) // config.batch_size)),
-        mesh=mesh,
+        executor=executor,
     )
     assert len(order) >= config.steps
     length = config.steps if config.optimizer.needs_total_steps else 0
     evaluate = None
     if validation is not None:
         evaluate = validation_loss(
-            model, None, validation, batch_size=config.batch_size, mesh=mesh
+            model, None, validation, batch_size=config.batch_size, executor=executor
         )
+    step = TokenStep(model, config.optimizer, length, axis=executor.axis)
+    optimizer = make_optimizer(config.optimizer, length)
     result = fit(
-        jax.tree_util.Partial(TokenStep(model, config.optimizer, length), None),
-        init_state(start, make_optimizer(config.optimizer, length)),
+        jax.tree_util.Partial(step, None),
+        executor.born(partial(init_state, optimizer=optimizer), start),
         total_steps=config.steps,
         batch_at=batch_at,
         key=jax.random.fold_in(key, 0),
-        mesh=mesh,
+        executor=executor,
         label="pretraining",
         evaluate=evaluate,
         checkpointer=Checkpointer(directory / "state", signature=name),

@@ -11,24 +11,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 
 from lt_mia_jax.arrays import Array, Float, Int, Key, Params, UInt
 from lt_mia_jax.configs import to_dict
-from lt_mia_jax.data.batches import Batches, batch_indices
+from lt_mia_jax.data.batches import (
+    Batches,
+    batch_indices,
+    bucket_of,
+    length_buckets,
+)
 from lt_mia_jax.data.tokenize import Encoded
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.executor import Executor, digest, own_key, total
 from lt_mia_jax.finetune import lora
 from lt_mia_jax.finetune.lora import LoraConfig
 from lt_mia_jax.finetune.loss import next_token_loss
-from lt_mia_jax.sharding import round_up
-from lt_mia_jax.training.loop import place_batch
 from lt_mia_jax.training.optimizer import OptimizerConfig, make_optimizer
 from lt_mia_jax.training.state import TrainState
 
 
 class TokenBatch(NamedTuple):
-    """Texts of one step; NumPy arrays until `place_batch` puts them on devices."""
+    """Texts of one step; NumPy arrays until an executor puts them on devices."""
 
     input_ids: Int[Array, "B T"]
     attention_mask: UInt[Array, "B T"]
@@ -46,6 +49,8 @@ class TokenStep:
     """Length of the run, or 0 when the learning rate does not depend on it."""
     lora: LoraConfig | None = None
     """With it, the state holds adapters and the step gets frozen parameters."""
+    axis: str | None = None
+    """The executor's; see `executor`."""
 
     def __call__(
         self,
@@ -55,6 +60,7 @@ class TokenStep:
         key: Key[Array, ""],
     ) -> tuple[TrainState, dict[str, Array]]:
         """The next state, and `loss` (nats a token) and `grad_norm` of this one."""
+        key = own_key(key, self.axis)
 
         def loss(trained: Any) -> Array:
             if self.lora is not None and frozen is not None:
@@ -67,12 +73,15 @@ class TokenStep:
                 )
             else:
                 logits = self.model.apply(trained, batch.input_ids, dropout_key=key)
-            mean, _ = next_token_loss(
+            mean, count = next_token_loss(
                 logits, batch.input_ids, batch.attention_mask, batch.weight
             )
-            return mean
+            # Every token of the whole batch counts the same, wherever its row is.
+            share = 1.0 if self.axis is None else count / total(count, self.axis)
+            return mean * share
 
-        value, gradient = jax.value_and_grad(loss)(state.params)
+        found = jax.value_and_grad(loss)(state.params)
+        value, gradient = total(found, self.axis)
         optimizer = make_optimizer(self.optimizer, self.total_steps)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -98,7 +107,7 @@ def validation_loss(
     encoded: Encoded,
     *,
     batch_size: int,
-    mesh: Mesh,
+    executor: Executor,
     scale: float = 0.0,
 ) -> Callable[[Any], dict[str, float]]:
     """A function from trained parameters to their mean loss in nats a token.
@@ -113,18 +122,18 @@ def validation_loss(
       frozen: parameters under the adapters; None when all parameters are trained.
       encoded: the validation texts.
       batch_size: texts in one forward pass.
-      mesh: the devices.
+      executor: the devices.
       scale: of the adapters.
     """
     order, batch_at = batches(
-        encoded, batch_size, seed=0, epochs=1, mesh=mesh, shuffle=False
+        encoded, batch_size, seed=0, epochs=1, executor=executor, shuffle=False
     )
 
     def evaluate(trained: Any) -> dict[str, float]:
         params, adapters = (trained, None) if frozen is None else (frozen, trained)
         results = []
         for step in range(len(order)):
-            batch = place_batch(batch_at(step), mesh)
+            batch = executor.place_rows(batch_at(step))
             results.append(_validate(model, params, adapters, batch, scale))
         means, counts = np.array(jax.device_get(results), np.float64).T
         return {"validation_loss": float((means * counts).sum() / counts.sum())}
@@ -138,25 +147,34 @@ def batches(
     *,
     seed: int,
     epochs: int,
-    mesh: Mesh,
+    executor: Executor,
     shuffle: bool = True,
 ) -> tuple[Batches, Callable[[int], TokenBatch]]:
-    """The order of batches, and the host arrays of each.
+    """The order of batches, and this process's host arrays of each.
 
     Rows of weight 0 fill up the last batch of an epoch, and every batch when the
-    number of devices does not divide its size.
+    number of devices does not divide its size. Columns that are padding in the whole
+    batch are cut off, up to the next of a few lengths (`length_buckets`).
     """
     order = batch_indices(
         len(encoded.input_ids), batch_size, seed=seed, epochs=epochs, shuffle=shuffle
     )
-    extra = round_up(batch_size, mesh) - batch_size
+    extra = executor.round_up(batch_size) - batch_size
+    lengths = encoded.attention_mask.sum(axis=1)
+    buckets = length_buckets(encoded.input_ids.shape[1])
 
     def batch_at(step: int) -> TokenBatch:
         rows, weight = order[step]
         if extra:
             rows = np.concatenate([rows, np.zeros(extra, rows.dtype)])
             weight = np.concatenate([weight, np.zeros(extra, weight.dtype)])
-        host: Any = (encoded.input_ids[rows], encoded.attention_mask[rows], weight)
+        width = bucket_of(int(lengths[rows].max()), buckets)
+        rows, weight = executor.share(rows), executor.share(weight)
+        host: Any = (
+            encoded.input_ids[rows, :width],
+            encoded.attention_mask[rows, :width],
+            weight,
+        )
         return TokenBatch(*host)
 
     return order, batch_at
@@ -183,19 +201,16 @@ def check_targets(encoded: Encoded, what: str) -> None:
 def signature(config: Any, model: Any, params: Any, **data: Encoded | None) -> str:
     """A hash of everything that decides the result of a run.
 
-    Of the starting parameters it holds a sample, which tells models apart and costs
-    nothing for large ones.
+    Of the starting parameters it holds a sample. Devices and executor are left out: a
+    run may go on with others.
     """
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     described = {"config": to_dict(config), "model": to_dict(model)}
-    digest.update(json.dumps(described, sort_keys=True).encode())
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        sample = jnp.ravel(leaf)[:1024] if leaf.size > 1024 else leaf
-        digest.update(f"{jax.tree_util.keystr(path)}{leaf.shape}".encode())
-        digest.update(np.asarray(jax.device_get(sample), np.float32).tobytes())
+    found.update(json.dumps(described, sort_keys=True).encode())
+    found.update(digest(params).encode())
     for name, encoded in data.items():
-        digest.update(name.encode())
+        found.update(name.encode())
         if encoded is not None:
-            digest.update(np.ascontiguousarray(encoded.input_ids).tobytes())
-            digest.update(np.ascontiguousarray(encoded.attention_mask).tobytes())
-    return digest.hexdigest()
+            found.update(np.ascontiguousarray(encoded.input_ids).tobytes())
+            found.update(np.ascontiguousarray(encoded.attention_mask).tobytes())
+    return found.hexdigest()

@@ -2,15 +2,16 @@
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
 
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.data.tokenize import Encoded
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.executor import Executor, make_executor
 from lt_mia_jax.finetune import lora
 from lt_mia_jax.finetune.lora import Adapters, LoraConfig
 from lt_mia_jax.finetune.step import (
@@ -21,9 +22,8 @@ from lt_mia_jax.finetune.step import (
     signature,
     validation_loss,
 )
-from lt_mia_jax.sharding import make_mesh
 from lt_mia_jax.training.checkpoint import Checkpointer
-from lt_mia_jax.training.loop import fit, place
+from lt_mia_jax.training.loop import fit
 from lt_mia_jax.training.metrics import MetricsWriter
 from lt_mia_jax.training.optimizer import OptimizerConfig, make_optimizer
 from lt_mia_jax.training.state import init_state
@@ -93,7 +93,7 @@ def finetune(
     config: FinetuneConfig,
     *,
     directory: Path | str,
-    mesh: Mesh | None = None,
+    executor: Executor | None = None,
     save_every_seconds: float = 60.0,
 ) -> FinetuneResult:
     """Fine-tune and return the best epoch; the same call continues a stopped run.
@@ -110,7 +110,7 @@ def finetune(
       config: the recipe.
       directory: gets `history.jsonl` (one row a step, one an epoch) and `state/`, the
         checkpoints.
-      mesh: the devices; None takes all, for data parallelism.
+      executor: the devices; None takes all, for data parallelism.
       save_every_seconds: least time between checkpoints.
 
     Raises:
@@ -119,7 +119,7 @@ def finetune(
     """
     check_targets(train, "training texts")
     check_targets(validation, "validation texts")
-    mesh = make_mesh() if mesh is None else mesh
+    executor = make_executor() if executor is None else executor
     directory = Path(directory)
     params = float32(params)
     name = signature(config, model, params, train=train, validation=validation)
@@ -128,25 +128,30 @@ def finetune(
     frozen, trained, scale = None, params, 0.0
     if config.lora is not None:
         trained = lora.init(jax.random.fold_in(key, 1), params, config.lora)
-        frozen, scale = place(params, mesh), config.lora.scale
+        frozen, scale = executor.place(params), config.lora.scale
     order, batch_at = batches(
-        train, config.batch_size, seed=config.seed, epochs=config.epochs, mesh=mesh
+        train,
+        config.batch_size,
+        seed=config.seed,
+        epochs=config.epochs,
+        executor=executor,
     )
-    step = TokenStep(model, config.optimizer, 0, config.lora)
+    step = TokenStep(model, config.optimizer, 0, config.lora, executor.axis)
+    start = partial(init_state, optimizer=make_optimizer(config.optimizer, 0))
     result = fit(
         jax.tree_util.Partial(step, frozen),
-        init_state(trained, make_optimizer(config.optimizer, 0)),
+        executor.born(start, trained),
         total_steps=len(order),
         batch_at=batch_at,
         key=jax.random.fold_in(key, 0),
-        mesh=mesh,
+        executor=executor,
         label="fine-tuning",
         evaluate=validation_loss(
             model,
             frozen,
             validation,
             batch_size=config.batch_size,
-            mesh=mesh,
+            executor=executor,
             scale=scale,
         ),
         evaluate_every=order.steps_per_epoch,

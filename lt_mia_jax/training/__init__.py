@@ -4,6 +4,7 @@ from lt_mia_jax.training.checkpoint import Checkpointer as Checkpointer
 from lt_mia_jax.training.checkpoint import Restored as Restored
 from lt_mia_jax.training.loop import FitResult as FitResult
 from lt_mia_jax.training.loop import fit as fit
+from lt_mia_jax.training.loop import step_program as step_program
 from lt_mia_jax.training.metrics import MetricsWriter as MetricsWriter
 from lt_mia_jax.training.optimizer import Constant as Constant
 from lt_mia_jax.training.optimizer import Cosine as Cosine

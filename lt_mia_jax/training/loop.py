@@ -1,10 +1,11 @@
 """`fit`: run a step many times; resumable, deterministic, never waiting for metrics.
 
 A step is a pure function `step(state, batch, key) -> (state, metrics)` with scalar
-metrics. A step that needs large arrays which it does not change (a frozen model) is
-a `jax.tree_util.Partial` that holds them, so that they are arguments of the compiled
-program and not constants in it. Programs are cached by the function: a frozen
-dataclass with `__call__` shares one program among all equal configurations.
+metrics; how it runs on the devices is the executor's business. A step that needs large
+arrays which it does not change (a frozen model) is a `jax.tree_util.Partial` that holds
+them, so that they are arguments of the compiled program and not constants in it.
+Programs are cached by the function: a frozen dataclass with `__call__` shares one
+program among all equal configurations.
 """
 
 import functools
@@ -15,14 +16,14 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.sharding import batch_sharding, parameter_shardings, replicated
+from lt_mia_jax.executor import AXIS, Executor, hide_progress, is_primary
+from lt_mia_jax.sharding import parameter_shardings
 from lt_mia_jax.training.checkpoint import Checkpointer
 from lt_mia_jax.training.metrics import MetricsWriter
 from lt_mia_jax.training.state import TrainState
@@ -48,34 +49,6 @@ class FitResult(NamedTuple):
     """Updates that an earlier process had already done; 0 for a fresh run."""
 
 
-def place(tree: Any, mesh: Mesh) -> Any:
-    """A copy of `tree` on the mesh, large leaves split over its `fsdp` axis.
-
-    A copy, because `fit` donates its state: the caller's arrays stay valid.
-    """
-    return _copy(jax.device_put(tree, parameter_shardings(tree, mesh)), mesh=mesh)
-
-
-def place_batch(batch: Any, mesh: Mesh) -> Any:
-    """Host arrays, the same on every process, split along their leading axis."""
-    sharding = batch_sharding(mesh)
-    if jax.process_count() == 1:
-        return jax.device_put(batch, sharding)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_callback(
-            x.shape, sharding, functools.partial(np.ndarray.__getitem__, x)
-        ),
-        batch,
-    )
-
-
-@functools.partial(jax.jit, static_argnames="mesh")
-def _copy(tree: Any, *, mesh: Mesh) -> Any:
-    # `device_put` may share buffers with its argument, whatever `may_alias` says.
-    copied = jax.tree.map(jnp.copy, tree)
-    return jax.lax.with_sharding_constraint(copied, parameter_shardings(tree, mesh))
-
-
 @functools.partial(jax.jit, static_argnames="mesh", donate_argnames="state")
 def _advance(
     step: Any, state: TrainState, batch: Any, key: jax.Array, *, mesh: Mesh
@@ -86,6 +59,48 @@ def _advance(
     return jax.lax.with_sharding_constraint(new_state, shardings), metrics
 
 
+@functools.lru_cache(maxsize=8)
+def _advance_by_device(mesh: Mesh) -> Callable[..., tuple[TrainState, Metrics]]:
+    """The same under `pmap`: arguments and results whole, but for the batch."""
+
+    def advance(step: Any, state: TrainState, batch: Any, key: jax.Array) -> Any:
+        return step(state, batch, jax.random.fold_in(key, state.step))
+
+    return jax.pmap(
+        advance,
+        axis_name=AXIS,
+        in_axes=(None, None, 0, None),
+        out_axes=None,
+        devices=list(mesh.devices.flat),
+        donate_argnums=1,
+    )
+
+
+def step_program(
+    step_fn: Step, executor: Executor
+) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, Metrics]]:
+    """The compiled step (state, batch, key) to (state, metrics); consumes the state.
+
+    State and batch come from the executor's `copy` and `place_batch`.
+
+    Raises:
+      ValueError: under `pmap`, a step without the executor's axis.
+    """
+    # A Partial of a Partial would be hashed by identity and never share a program.
+    partial = isinstance(step_fn, jax.tree_util.Partial)
+    step = step_fn if partial else jax.tree_util.Partial(step_fn)
+    if executor.axis is None:
+        return functools.partial(_advance, step, mesh=executor.mesh)
+    found = getattr(step.func, "axis", None)
+    # Otherwise each device would go its own way, and one of them would be believed.
+    if found != executor.axis:
+        raise ValueError(
+            f"under pmap a step adds over the axis {executor.axis!r}, {step.func!r} "
+            f"has axis = {found!r}; build it with axis=executor.axis"
+        )
+    return functools.partial(_advance_by_device(executor.mesh), step)
+
+
 def fit(
     step_fn: Step,
     state: TrainState,
@@ -93,7 +108,7 @@ def fit(
     total_steps: int,
     batch_at: Callable[[int], Any],
     key: jax.Array,
-    mesh: Mesh,
+    executor: Executor,
     label: str = "training",
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     evaluate_every: int | None = None,
@@ -115,10 +130,10 @@ def fit(
         not finite when its gradients are not (such as their norm).
       state: the start; its arrays are copied, not donated.
       total_steps: updates in the whole run.
-      batch_at: host arrays of a step, with the same shapes at every step and a
-        leading axis that the mesh divides. Called once a step, in order.
+      batch_at: this process's host rows of a step, whose leading axis its devices
+        divide. Called once a step, in order. A program is compiled for every shape.
       key: seed of all randomness inside steps.
-      mesh: the devices.
+      executor: the devices, and how they run a step.
       label: shown beside the progress bar.
       evaluate: numbers of the given parameters, on the host.
       evaluate_every: updates between evaluations; the last update is always
@@ -135,13 +150,12 @@ def fit(
       InputError: a loss, gradient norm or evaluation is not finite (the message names
         the step); or the checkpoint does not fit.
     """
-    sharded = place(state, mesh)
-    key = jax.device_put(key, replicated(mesh))
-    # A Partial of a Partial would be hashed by identity and never share a program.
-    partial = isinstance(step_fn, jax.tree_util.Partial)
-    step = step_fn if partial else jax.tree_util.Partial(step_fn)
+    sharded = executor.copy(state)
+    del state  # or its arrays would live as long as the run
+    key = executor.place_key(key)
+    advance = step_program(step_fn, executor)
     tracker = _Tracker(monitor, mode) if evaluate is not None else None
-    best = _copy(sharded.params, mesh=mesh) if evaluate is not None else None
+    best = executor.copy(sharded.params) if evaluate is not None else None
 
     def saved_tree() -> Any:
         return {"state": sharded} | ({} if tracker is None else {"best": best})
@@ -156,12 +170,14 @@ def fit(
             if tracker is not None:
                 tracker.load(restored.meta["tracker"])
             logger.info("%s: resumed from step %d of %d", label, start, total_steps)
+    if not is_primary():
+        metrics = None
     if metrics is not None:
         metrics.rewind(start)
 
     clock = _SaveClock(save_every_seconds)
     pending: tuple[int, Metrics] | None = None
-    bar = tqdm(total=total_steps, initial=start, desc=label, disable=None)
+    bar = tqdm(total=total_steps, initial=start, desc=label, disable=hide_progress())
 
     def settle() -> None:
         """Read the metrics of the last step that was started."""
@@ -178,8 +194,8 @@ def fit(
 
     try:
         for index in range(start, total_steps):
-            batch = place_batch(batch_at(index), mesh)
-            sharded, device_values = _advance(step, sharded, batch, key, mesh=mesh)
+            batch = executor.place_batch(batch_at(index))
+            sharded, device_values = advance(sharded, batch, key)
             settle()
             done = index + 1
             pending = (done, device_values)
@@ -192,7 +208,7 @@ def fit(
                 if metrics is not None:
                     metrics.write(row)
                 if tracker.better(row):
-                    best = _copy(sharded.params, mesh=mesh)
+                    best = executor.copy(sharded.params)
             if checkpointer is not None and (last or clock.due(done)):
                 settle()
                 if metrics is not None:

@@ -23,6 +23,7 @@ from lt_mia_jax.attacks.rows import Rows
 from lt_mia_jax.attacks.storage import load_attack
 from lt_mia_jax.attacks.train import TrainStep, _batches, _read, train_attack
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.executor import make_executor
 from lt_mia_jax.training.state import init_state
 
 
@@ -131,7 +132,7 @@ def _rows_with_empty_texts():
 def _update(rows, params, **changes):
     settings = recipe(schedule="none", balance="plain", **changes)
     state = init_state(params, make_optimizer(settings, 4))
-    batch = _read(rows, _batches(rows, 64, settings)(0))
+    batch = _read(rows, _batches(rows, 64, settings)(0), make_executor())
     step = jax.jit(TrainStep.of(PLAIN, settings, 4))
     state, metrics = step({}, state, batch, jax.random.key(0))
     # Adam's first moment: linear in the gradient, unlike its update.
@@ -161,7 +162,7 @@ def test_loss_is_the_mean_over_texts_with_steps_sliced_or_not(key):
 def test_pairwise_hinge_is_added(loss, key):
     rows = _rows_with_empty_texts()
     params = classifier.init(PLAIN, key)
-    batch = _read(rows, _batches(rows, 64, recipe(balance="plain"))(0))
+    batch = _read(rows, _batches(rows, 64, recipe(balance="plain"))(0), make_executor())
     values = [
         TrainStep.of(PLAIN, recipe(loss=loss, pairwise_weight=weight), 4)._loss(
             params, {}, jax.tree.map(jnp.asarray, batch), None

@@ -63,18 +63,6 @@ def test_without_shuffling():
     assert [batch.weight.tolist() for batch in batches] == [[1, 1], [1, 1], [1, 0]]
 
 
-@pytest.mark.parametrize("n", [5, 8, 17])
-def test_shards_make_up_the_whole_batch(n):
-    whole = batch_indices(n, 8, seed=2, epochs=2)
-    shards = [batch_indices(n, 8, seed=2, epochs=2, shard=(i, 4)) for i in range(4)]
-    for step in range(len(whole)):
-        parts = [shard[step] for shard in shards]
-        rows = np.concatenate([part.rows for part in parts])
-        weight = np.concatenate([part.weight for part in parts])
-        np.testing.assert_array_equal(rows, whole[step].rows)
-        np.testing.assert_array_equal(weight, whole[step].weight)
-
-
 @pytest.mark.parametrize("seed", [-1, 0, 2**40, 2**70])
 def test_any_integer_is_a_seed(seed):
     assert sorted(visited(batch_indices(9, 4, seed=seed), 0)) == list(range(9))
@@ -108,8 +96,6 @@ def test_outside_the_run():
         (0, 2, {}),
         (3, 0, {}),
         (3, 2, {"epochs": -1}),
-        (3, 3, {"shard": (0, 2)}),
-        (3, 4, {"shard": (2, 2)}),
     ],
 )
 def test_sizes_that_do_not_fit(n, size, changes):

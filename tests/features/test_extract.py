@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.executor import make_executor
 from lt_mia_jax.features import lt_mia_features, token_statistics
 from lt_mia_jax.features.extract import ExtractConfig, TextScorer, extract
 from lt_mia_jax.features.store import FeatureStore
@@ -113,9 +114,16 @@ def test_with_language_models():
 def test_batch_size_and_sharding_do_not_matter():
     encoded = draw()
     whole = TextScorer(MODEL, TARGET, MODEL, REFERENCE, CONFIG)(encoded)
-    for changes in ({"batch_size": 9}, {"batch_size": 1, "fsdp": 2, "vocab_chunk": 5}):
-        config = dataclasses.replace(CONFIG, **changes)
-        other = TextScorer(MODEL, TARGET, MODEL, REFERENCE, config)(encoded)
+    for changes, fsdp in (
+        ({"batch_size": 9}, 1),
+        ({"batch_size": 1, "vocab_chunk": 5}, 2),
+    ):
+        config, executor = (
+            dataclasses.replace(CONFIG, **changes),
+            make_executor(fsdp=fsdp),
+        )
+        scorer = TextScorer(MODEL, TARGET, MODEL, REFERENCE, config, executor)
+        other = scorer(encoded)
         np.testing.assert_allclose(whole.features, other.features, atol=2e-5)
         np.testing.assert_array_equal(whole.statistics.rank_t, other.statistics.rank_t)
 
@@ -241,14 +249,14 @@ def test_unequal_columns(tmp_path):
 
 
 def test_compiles_once_per_shape():
-    from lt_mia_jax.features.scorer import _batch_statistics
+    from lt_mia_jax.features.program import batch_statistics
 
     scorer = TextScorer(MODEL, TARGET, MODEL, REFERENCE, CONFIG)
     scorer(draw())
-    before = _batch_statistics._cache_size()
+    before = batch_statistics._cache_size()
     scorer(draw(1, n=13))
     TextScorer(MODEL, MODEL.init(4), MODEL, REFERENCE, CONFIG)(draw(2))
-    assert _batch_statistics._cache_size() == before
+    assert batch_statistics._cache_size() == before
 
 
 def test_only_reductions_leave_the_device():

@@ -232,7 +232,7 @@ def test_damaged_blocks_are_made_again(tmp_path, finished, damage, complete):
     damage(tmp_path / "block-00001.safetensors")
     # What a kill inside an atomic write leaves behind.
     (tmp_path / ".block-00004.safetensors.abc.tmp").write_bytes(b"half")
-    (tmp_path / ".progress.json.abc.tmp").write_bytes(b"half")
+    (tmp_path / ".progress-00000.json.abc.tmp").write_bytes(b"half")
     if complete:
         with pytest.raises(InputError, match=r"block-00001\.safetensors"):
             FeatureStore.open(tmp_path)
@@ -242,9 +242,9 @@ def test_damaged_blocks_are_made_again(tmp_path, finished, damage, complete):
 
 def test_kill_before_the_progress_file_is_written(tmp_path, finished):
     write_missing(tmp_path, stop_after=2)
-    progress = (tmp_path / "progress.json").read_bytes()
+    progress = (tmp_path / "progress-00000.json").read_bytes()
     write_missing(tmp_path, stop_after=1)
-    (tmp_path / "progress.json").write_bytes(progress)
+    (tmp_path / "progress-00000.json").write_bytes(progress)
     assert write_missing(tmp_path) == [2, 3, 4]
     assert content(tmp_path) == content(finished)
 
@@ -253,7 +253,7 @@ def test_kill_between_manifest_and_cleaning(tmp_path, finished):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     files = json.loads((finished / "manifest.json").read_text())["files"]
     blocks = {name: entry for name, entry in files.items() if "block" in name}
-    (tmp_path / "progress.json").write_text(json.dumps({"blocks": blocks}))
+    (tmp_path / "progress-00000.json").write_text(json.dumps({"blocks": blocks}))
     assert write_missing(tmp_path) == []
     assert content(tmp_path) == content(finished)
 

@@ -11,16 +11,16 @@ from oracle_finetune import Toy, loss_oracle, random_texts
 
 from lt_mia_jax.data.batches import batch_indices
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.executor import make_executor
 from lt_mia_jax.finetune import FinetuneConfig, LoraConfig, finetune, next_token_loss
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.models.presets import gpt2_like
-from lt_mia_jax.sharding import make_mesh
 from lt_mia_jax.trees import flatten
 
 TRAIN, VALIDATION = random_texts(21, seed=1), random_texts(9, seed=2)
 CONFIG = FinetuneConfig(learning_rate=0.02, batch_size=4, epochs=3, seed=5)
 LORA = LoraConfig(rank=2, targets=("*/mixer/kernel",))
-ONE = make_mesh(data=1)
+ONE = make_executor("single")
 traces = []
 
 
@@ -41,7 +41,7 @@ def base():
     return MODEL.init(jax.random.key(8))
 
 
-def run(base, directory, *, config=CONFIG, model=MODEL, mesh=ONE, **changes):
+def run(base, directory, *, config=CONFIG, model=MODEL, executor=ONE, **changes):
     return finetune(
         model,
         base,
@@ -49,7 +49,7 @@ def run(base, directory, *, config=CONFIG, model=MODEL, mesh=ONE, **changes):
         VALIDATION,
         config,
         directory=directory,
-        mesh=mesh,
+        executor=executor,
         **changes,
     )
 
@@ -172,7 +172,9 @@ def test_sharded_equals_single_device(base, tmp_path, lora):
     if lora is not None:
         config = replace(config, lora=replace(lora, dropout=0.0))
     one = run(base, tmp_path / "one", config=config, model=model)
-    four = run(base, tmp_path / "4", config=config, model=model, mesh=make_mesh())
+    four = run(
+        base, tmp_path / "4", config=config, model=model, executor=make_executor()
+    )
     for a, b in zip(
         jax.tree.leaves(one.params), jax.tree.leaves(four.params), strict=True
     ):

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.sharding import make_mesh
+from lt_mia_jax.executor import make_executor
 from lt_mia_jax.training import (
     Checkpointer,
     Cosine,
@@ -71,7 +71,7 @@ def run(directory=None, **changes):
         "total_steps": STEPS,
         "batch_at": batch_at,
         "key": jax.random.key(3),
-        "mesh": make_mesh(data=1),
+        "executor": make_executor(data=1),
         "evaluate": evaluate,
         "evaluate_every": 5,
     }
@@ -129,8 +129,8 @@ def test_best_is_the_best_evaluation():
 def test_the_callers_state_stays_valid():
     state = start()
     settings = {"key": jax.random.key(0), "batch_at": batch_at, "total_steps": 2}
-    for mesh in (make_mesh(data=1), make_mesh(data=4)):
-        fit(Regression(), state, mesh=mesh, **settings)
+    for data in (1, 4):
+        fit(Regression(), state, executor=make_executor(data=data), **settings)
         np.testing.assert_array_equal(state.params["w"], np.zeros((128, 128)))
 
 
@@ -190,7 +190,7 @@ def test_divergence_names_the_step_and_keeps_the_checkpoint(tmp_path):
 
 @pytest.mark.parametrize(("data", "fsdp"), [(4, 1), (2, 2)])
 def test_sharded_equals_single_device(whole, data, fsdp):
-    sharded = run(mesh=make_mesh(data=data, fsdp=fsdp))
+    sharded = run(executor=make_executor(data=data, fsdp=fsdp))
     w = sharded.state.params["w"]
     assert len({str(shard.index) for shard in w.addressable_shards}) == fsdp
     np.testing.assert_allclose(w, whole.state.params["w"], rtol=1e-5, atol=1e-5)

@@ -1,0 +1,281 @@
+"""How one step runs on many devices: `jit` over a mesh, `pmap`, or a single device.
+
+A step sees the whole batch under `jit`, where the compiler inserts the collectives.
+Under `pmap` it sees one device's rows, and adds over devices itself: it gets the name
+of the device axis, `Executor.axis`, and passes it to `total` and `gather`, which leave
+a whole batch as it is. State and parameters look alike under both, so a run may change
+its executor between two starts.
+
+Several processes run the same program on the devices of all; each gives its own share
+of every batch.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.sharding import (
+    batch_sharding,
+    make_mesh,
+    parameter_shardings,
+    replicated,
+)
+
+Kind = Literal["jit", "pmap", "single"]
+
+AXIS = "devices"
+"""Name of the device axis under `pmap`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Executor:
+    """The devices and the way to use them; hashable. Made by `make_executor`."""
+
+    kind: Kind
+    mesh: Mesh
+
+    @property
+    def axis(self) -> str | None:
+        """The device axis that a step adds over; None when it sees whole batches."""
+        return AXIS if self.kind == "pmap" else None
+
+    def round_up(self, rows: int) -> int:
+        """The smallest batch of at least `rows` rows that all devices divide."""
+        devices = self.mesh.size
+        return -(-rows // devices) * devices
+
+    def share(self, rows: np.ndarray) -> np.ndarray:
+        """This process's part of host rows that all processes know.
+
+        Args:
+          rows: `"B ..."`, B a multiple of the number of devices.
+        """
+        per_process = len(rows) // jax.process_count()
+        first = jax.process_index() * per_process
+        return rows[first : first + per_process]
+
+    def place(self, tree: Any) -> Any:
+        """Host or device arrays on the devices, large leaves split over `fsdp`."""
+        if jax.process_count() > 1:
+            tree = jax.tree.map(_off_the_device, tree)
+        return jax.device_put(tree, parameter_shardings(tree, self.mesh))
+
+    def place_key(self, key: jax.Array) -> jax.Array:
+        """A typed random key, on every device."""
+        return jax.random.wrap_key_data(self.place(jax.random.key_data(key)))
+
+    def copy(self, tree: Any) -> Any:
+        """The same in buffers of their own: a step may be given them to consume."""
+        return _copied(self.place(tree), mesh=self.mesh)
+
+    def born(self, make: Callable[..., Any], *arguments: Any) -> Any:
+        """`make(*arguments)` with every result made where it will live.
+
+        No device ever holds the whole of a leaf that is split.
+        """
+        shapes = jax.eval_shape(make, *arguments)
+        shardings = parameter_shardings(shapes, self.mesh)
+        if jax.process_count() > 1:
+            arguments = jax.tree.map(_off_the_device, arguments)
+        return jax.jit(make, out_shardings=shardings)(*arguments)
+
+    def place_rows(self, rows: Any) -> Any:
+        """This process's host rows as arrays of the whole batch, split over devices.
+
+        For programs under `jit`, whatever the executor.
+        """
+        return _assemble(rows, self.mesh)
+
+    def place_batch(self, rows: Any) -> Any:
+        """The same for a step: under `pmap` with a leading axis of devices."""
+        if self.kind != "pmap":
+            return self.place_rows(rows)
+        local = self.mesh.size // jax.process_count()
+        grouped = jax.tree.map(
+            lambda x: np.reshape(x, (local, -1, *np.shape(x)[1:])), rows
+        )
+        return _assemble(grouped, self.mesh)
+
+    def fetch_rows(self, tree: Any) -> Any:
+        """This process's rows of results, on the host; the inverse of `place_batch`."""
+
+        def fetch(x: jax.Array) -> np.ndarray:
+            if x.is_fully_addressable:
+                host = np.asarray(x)
+            else:
+                shards = {s.index[0].start or 0: s.data for s in x.addressable_shards}
+                host = np.concatenate([np.asarray(shards[i]) for i in sorted(shards)])
+            return host.reshape(-1, *host.shape[2:]) if self.kind == "pmap" else host
+
+        return jax.tree.map(fetch, tree)
+
+
+def make_executor(
+    kind: Kind = "jit", *, data: int | None = None, fsdp: int = 1
+) -> Executor:
+    """An executor on all devices, of all processes; `single` takes the first.
+
+    Args:
+      kind: `jit`, `pmap` or `single`.
+      data: groups of devices that see rows of their own; None makes it all devices.
+      fsdp: devices of a group, which share one copy of the parameters; `jit` only.
+
+    Raises:
+      InputError: `fsdp` does not divide the devices, or the kind knows no sharing.
+    """
+    if kind != "jit" and fsdp != 1:
+        raise InputError(
+            f"executor {kind} keeps all parameters on every device, found fsdp = "
+            f"{fsdp}; use --executor jit or fsdp 1"
+        )
+    if kind == "single" and jax.process_count() > 1:
+        raise InputError(
+            f"executor single uses one device, found {jax.process_count()} processes; "
+            "use jit or pmap"
+        )
+    return Executor(kind, make_mesh(1 if kind == "single" else data, fsdp))
+
+
+def total(x: Any, axis: str | None) -> Any:
+    """Sums over devices of a tree; the tree itself when `axis` is None."""
+    return x if axis is None else jax.lax.psum(x, axis)
+
+
+def gather(x: jax.Array, axis: str | None) -> jax.Array:
+    """Rows of all devices `"B ..."`; `x` itself when `axis` is None."""
+    return x if axis is None else jax.lax.all_gather(x, axis, tiled=True)
+
+
+def own_key(key: jax.Array, axis: str | None) -> jax.Array:
+    """A key that differs between devices which see different rows."""
+    return key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
+
+
+@partial(jax.jit, static_argnames="mesh")
+def _copied(tree: Any, *, mesh: Mesh) -> Any:
+    # `device_put` may share buffers with its argument, whatever `may_alias` says.
+    fresh = jax.tree.map(jnp.copy, tree)
+    return jax.lax.with_sharding_constraint(fresh, parameter_shardings(tree, mesh))
+
+
+def fetch(tree: Any) -> Any:
+    """Whole arrays on the host of every process, leaf by leaf."""
+
+    def whole(x: Any) -> np.ndarray:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            mesh = getattr(x.sharding, "mesh", None)
+            assert isinstance(mesh, Mesh), x.sharding
+            everywhere = replicated(mesh)
+            x = jax.jit(lambda y: y, out_shardings=everywhere)(x).addressable_data(0)
+        return np.asarray(x)
+
+    return jax.tree.map(whole, tree)
+
+
+def digest(tree: Any, values: int = 4096) -> str:
+    """A hash of names, shapes and about `values` numbers of each leaf.
+
+    Enough to tell models apart, whose training changes every matrix, and it costs
+    nothing for large ones.
+    """
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        # Strides along each axis, for a flattened leaf would be gathered whole.
+        each = max(1, round(values ** (1 / max(1, leaf.ndim))))
+        sample = leaf[tuple(slice(None, None, -(-n // each)) for n in leaf.shape)]
+        found.update(f"{jax.tree_util.keystr(path)}{leaf.shape}".encode())
+        found.update(np.asarray(fetch(sample), np.float32).tobytes())
+    return found.hexdigest()
+
+
+def is_primary() -> bool:
+    """Whether this process is the one that writes what all share."""
+    return jax.process_index() == 0
+
+
+def hide_progress() -> bool | None:
+    """For tqdm's `disable`: only the first process has a bar, and on a terminal."""
+    return None if is_primary() else True
+
+
+def wait_for_all(name: str) -> None:
+    """Return when every process has come to the place called `name`."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def initialize(where: str) -> None:
+    """Join the other processes of a run; to be called before any use of a device.
+
+    Args:
+      where: `off` is one process. `auto` asks the environment (TPU slices, GKE,
+        Slurm, Open MPI). `HOST:PORT,ID,COUNT` names the address of process 0, which
+        process this is (from 0), and how many there are.
+
+    Raises:
+      InputError: neither of the three, or the others cannot be found.
+    """
+    if where == "off":
+        return
+    given: dict[str, Any] = {}
+    if where != "auto":
+        try:
+            address, number, count = where.split(",")
+            given = {"num_processes": int(count), "process_id": int(number)}
+            if ":" not in address or not 0 <= int(number) < int(count):
+                raise ValueError
+        except ValueError:
+            raise InputError(
+                f"distributed {where!r}: expected auto, off or HOST:PORT,ID,COUNT with "
+                "0 <= ID < COUNT, such as 10.0.0.2:8476,0,4"
+            ) from None
+        given["coordinator_address"] = address
+    try:
+        jax.distributed.initialize(**given)
+    except (RuntimeError, ValueError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"distributed {where}: the processes of this run did not find each other "
+            f"({line}); name them as HOST:PORT,ID,COUNT"
+        ) from error
+
+
+def _off_the_device(x: Any) -> Any:
+    """An array that only this process sees, as the host array that others have too."""
+    local = isinstance(x, jax.Array) and x.is_fully_addressable
+    return np.asarray(x) if local else x
+
+
+def _assemble(rows: Any, mesh: Mesh) -> Any:
+    sharding = batch_sharding(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(rows, sharding)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), rows
+    )
+
+
+__all__ = [
+    "AXIS",
+    "Executor",
+    "Kind",
+    "digest",
+    "fetch",
+    "gather",
+    "hide_progress",
+    "initialize",
+    "is_primary",
+    "make_executor",
+    "own_key",
+    "total",
+    "wait_for_all",
+]

@@ -1,0 +1,130 @@
+"""The compiled step of extraction: two forward passes, then all reductions.
+
+Nothing of vocabulary size leaves it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from lt_mia_jax.arrays import Array
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.executor import Executor
+from lt_mia_jax.features.blocks import HALF_MAX
+from lt_mia_jax.features.statistics import TokenStatistics, token_statistics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """How texts are turned into statistics."""
+
+    k: int = 20
+    """Head and tail tokens per step (7 k + 14 columns); 0 leaves the features out."""
+
+    batch_size: int = 16
+    """Texts per forward pass over all devices; rounded up to their number."""
+
+    block_batches: int = 16
+    """Batches per file of a store; an interruption loses at most one file's work."""
+
+    log_probabilities: bool = False
+    """Put log-probabilities instead of raw logits into the features (not as published).
+    """
+
+    vocab_size: int | None = None
+    """Keep only the first entries of the vocabulary (the published features keep all).
+    """
+
+    vocab_chunk: int | None = None
+    """Vocabulary entries reduced at a time; lower it when memory is short."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below one."""
+        if min(self.batch_size, self.block_batches) < 1 or self.k < 0:
+            raise InputError(
+                f"batch_size {self.batch_size}, block_batches {self.block_batches}, "
+                f"k {self.k}: expected at least 1 (k: 0)"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """Both forward passes and all reductions; equal values share a compiled program."""
+
+    target: Any
+    """The model under audit."""
+    reference: Any
+    """The model it was fine-tuned from, or None."""
+    config: ExtractConfig
+    half: bool = False
+    """Return `columns` as 16-bit floats."""
+
+    def on(self, executor: Executor) -> Callable[..., TokenStatistics]:
+        """The compiled function (target and reference parameters, ids, mask)."""
+        if executor.kind == "pmap":
+            return _by_device(self, executor.mesh)
+        return partial(batch_statistics, program=self, mesh=executor.mesh)
+
+    def logits(
+        self, target_params: Any, reference_params: Any, input_ids: Any
+    ) -> list[Array]:
+        """Of one or both models, `"B T V"`."""
+        found = [self.target.apply(target_params, input_ids)]
+        if self.reference is not None:
+            found.append(self.reference.apply(reference_params, input_ids))
+        return found
+
+    def reduce(self, ids: Array, mask: Array, *logits: Array) -> TokenStatistics:
+        """Statistics of rows that are on one device."""
+        stats = token_statistics(
+            logits[0],
+            logits[1] if len(logits) == 2 else None,
+            ids,
+            mask,
+            k=self.config.k,
+            vocab_chunk=self.config.vocab_chunk,
+            log_probabilities=self.config.log_probabilities,
+            vocab_size=self.config.vocab_size,
+        )
+        if self.half and stats.columns is not None:
+            columns = jnp.clip(stats.columns, -HALF_MAX, HALF_MAX)
+            stats = stats._replace(columns=columns.astype(jnp.float16))
+        return stats
+
+
+@partial(jax.jit, static_argnames=("program", "mesh"))
+def batch_statistics(
+    target_params: Any,
+    reference_params: Any,
+    input_ids: Any,
+    attention_mask: Any,
+    *,
+    program: Extraction,
+    mesh: Mesh,
+) -> TokenStatistics:
+    """Statistics of a batch that is split over a mesh."""
+    logits = program.logits(target_params, reference_params, input_ids)
+    # The loops over rows must stay on each device: left to the compiler, slicing a
+    # sharded array inside a loop would gather it.
+    rows = P(("data", "fsdp"))
+    reduce_locally = jax.shard_map(
+        program.reduce, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
+    )
+    return reduce_locally(input_ids, attention_mask, *logits)
+
+
+@lru_cache(maxsize=16)
+def _by_device(program: Extraction, mesh: Mesh) -> Callable[..., TokenStatistics]:
+    """The same under `pmap`; there is nothing to add over devices."""
+
+    def run(target: Any, reference: Any, ids: Array, mask: Array) -> TokenStatistics:
+        return program.reduce(ids, mask, *program.logits(target, reference, ids))
+
+    devices = list(mesh.devices.flat)
+    return jax.pmap(run, in_axes=(None, None, 0, 0), devices=devices)

@@ -1,0 +1,81 @@
+"""One device, eight devices under jit and pmap, two processes: the same results."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+WORKER = Path(__file__).parent / "executor_worker.py"
+
+ONE = "single:1x1"
+LAYOUTS = {
+    1: ("jit:8x1", "jit:4x2", "jit:1x8", "pmap:8x1"),
+    2: ("jit:8x1", "jit:2x4", "pmap:8x1"),
+}
+"""By the number of processes, which share eight devices."""
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def run(directory, processes, layouts):
+    """The worker's results of some layouts on eight devices in all."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(8 // processes),
+        "PYTHONPATH": str(WORKER.parent.parent),
+    }
+    address = f"127.0.0.1:{free_port()}"
+    running, logs = [], []
+    for number in range(processes):
+        where = f"{address},{number},{processes}" if processes > 1 else "off"
+        command = [sys.executable, str(WORKER), str(directory), where, *layouts]
+        logs.append(directory / f"log-{number}")
+        with open(logs[-1], "w") as log:
+            options = {"stdout": log, "stderr": subprocess.STDOUT, "env": environment}
+            running.append(subprocess.Popen(command, **options))
+    codes = [process.wait(timeout=550) for process in running]
+    assert codes == [0] * processes, "".join(log.read_text() for log in logs)
+    return {layout: dict(np.load(directory / f"{layout}.npz")) for layout in layouts}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    results = {}
+    for processes, layouts in LAYOUTS.items():
+        layouts = [*layouts, *([ONE] if processes == 1 else [])]
+        directory = tmp_path_factory.mktemp(f"processes-{processes}")
+        for layout, result in run(directory, processes, layouts).items():
+            results[processes, layout] = result
+    return results
+
+
+@pytest.mark.parametrize(
+    ("processes", "layout"),
+    [(processes, layout) for processes in LAYOUTS for layout in LAYOUTS[processes]],
+)
+def test_equals_a_single_device(found, processes, layout):
+    single, found = found[1, ONE], found[processes, layout]
+    assert found.keys() == single.keys()
+    mask = single["mask"]
+    np.testing.assert_array_equal(found["mask"], mask)
+    for name in ("rank_t", "rank_r"):
+        np.testing.assert_array_equal(found[name], single[name])
+    # Features are kept in 16 bits, whose last one may differ.
+    np.testing.assert_allclose(found["features"], single["features"], 1e-3, 1e-5)
+    np.testing.assert_allclose(found["lower_loss"], single["lower_loss"], rtol=1e-5)
+    for part in ("finetune", "attack"):
+        losses, gradient = (f"{part}_{x}" for x in ("losses", "gradient"))
+        assert len(found[losses]) == 20
+        np.testing.assert_allclose(found[losses], single[losses], atol=1e-5)
+        largest = np.abs(single[gradient]).max()
+        np.testing.assert_allclose(
+            found[gradient], single[gradient], atol=1e-5 * largest
+        )
