@@ -66,12 +66,17 @@ class Executor:
     def place(self, tree: Any) -> Any:
         """Host or device arrays on the devices, large leaves split over `fsdp`."""
         if jax.process_count() > 1:
-            tree = jax.tree.map(_off_the_device, tree)
+            return jax.tree.map(self._place_shared, tree)
         return jax.device_put(tree, parameter_shardings(tree, self.mesh))
 
-    def place_key(self, key: jax.Array) -> jax.Array:
-        """A typed random key, on every device."""
-        return jax.random.wrap_key_data(self.place(jax.random.key_data(key)))
+    def _place_shared(self, x: Any) -> jax.Array:
+        """An array that every process holds; one on the device comes by the host."""
+        if isinstance(x, jax.Array) and x.is_fully_addressable:
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                data = self._place_shared(jax.random.key_data(x))
+                return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+            x = np.asarray(x)
+        return jax.device_put(x, parameter_shardings(x, self.mesh))
 
     def copy(self, tree: Any) -> Any:
         """The same in buffers of their own: a step may be given them to consume."""
@@ -85,7 +90,7 @@ class Executor:
         shapes = jax.eval_shape(make, *arguments)
         shardings = parameter_shardings(shapes, self.mesh)
         if jax.process_count() > 1:
-            arguments = jax.tree.map(_off_the_device, arguments)
+            arguments = jax.tree.map(self._place_shared, arguments)
         return jax.jit(make, out_shardings=shardings)(*arguments)
 
     def place_rows(self, rows: Any) -> Any:
@@ -247,12 +252,6 @@ def initialize(where: str) -> None:
             f"distributed {where}: the processes of this run did not find each other "
             f"({line}); name them as HOST:PORT,ID,COUNT"
         ) from error
-
-
-def _off_the_device(x: Any) -> Any:
-    """An array that only this process sees, as the host array that others have too."""
-    local = isinstance(x, jax.Array) and x.is_fully_addressable
-    return np.asarray(x) if local else x
 
 
 def _assemble(rows: Any, mesh: Mesh) -> Any:

@@ -152,7 +152,7 @@ def fit(
     """
     sharded = executor.copy(state)
     del state  # or its arrays would live as long as the run
-    key = executor.place_key(key)
+    key = executor.place(key)
     advance = step_program(step_fn, executor)
     tracker = _Tracker(monitor, mode) if evaluate is not None else None
     best = executor.copy(sharded.params) if evaluate is not None else None
