@@ -1,7 +1,6 @@
 """Figures that a compiled program gives without being run."""
 
 import dataclasses
-import math
 from typing import Any
 
 from hlo import Program
@@ -13,12 +12,12 @@ class Figures:
 
     flops: float
     """Each loop counted as often as it runs."""
-    flops_loops_once: float
-    """The compiler's own figure, NaN if it gives none."""
+    flops_loops_once: float | None
+    """The compiler's own figure, None if it gives none."""
     bytes_accessed: float
     """Read and written by instructions and fusions, loops as often as they run."""
-    bytes_loops_once: float
-    """The compiler's own figure, NaN if it gives none."""
+    bytes_loops_once: float | None
+    """The compiler's own figure, None if it gives none."""
     unbounded_loops: int
     """Loops that count once because the compiler does not know how often they run."""
     collectives: dict[str, int]
@@ -45,9 +44,9 @@ def describe(compiled: Any) -> Figures:
     own, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     return Figures(
         flops=cost.flops,
-        flops_loops_once=own.get("flops", math.nan),
+        flops_loops_once=own.get("flops"),
         bytes_accessed=cost.bytes,
-        bytes_loops_once=own.get("bytes accessed", math.nan),
+        bytes_loops_once=own.get("bytes accessed"),
         unbounded_loops=cost.unbounded,
         collectives=dict(program.static_collectives()),
         collectives_run=dict(cost.collectives),

@@ -1,6 +1,5 @@
 """Figures of compiled programs against programs counted by hand."""
 
-import math
 from functools import partial
 
 import jax
@@ -131,7 +130,7 @@ def test_library_products_and_asynchronous_collectives_of_accelerators():
     assert program.static_collectives() == {"all-gather": 1}
 
 
-def test_a_missing_figure_of_the_compiler_is_nan():
+def test_a_missing_figure_of_the_compiler_is_none():
     class Silent:
         def __init__(self, program):
             self.as_text = program.as_text
@@ -141,5 +140,5 @@ def test_a_missing_figure_of_the_compiler_is_nan():
             return None
 
     found = describe(Silent(compiled(jnp.sin, np.ones(3, np.float32))))
-    assert math.isnan(found.flops_loops_once)
+    assert found.flops_loops_once is None
     assert found.flops == 3
