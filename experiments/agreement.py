@@ -105,6 +105,7 @@ def _near_a_neighbour(ordered: np.ndarray) -> np.ndarray:
 def _logit_at(column: np.ndarray, ascending: np.ndarray) -> np.ndarray:
     """The logits at the ranks that a column holds as `log1p(rank) / log(V + 1)`."""
     vocabulary = ascending.shape[-1]
-    rank = np.rint(np.expm1(column * np.log(vocabulary + 1)))
+    rank = np.rint(np.expm1(np.nan_to_num(column) * np.log(vocabulary + 1)))
     place = np.clip(vocabulary - rank, 0, vocabulary - 1).astype(int)
-    return np.take_along_axis(ascending, place[:, None], axis=-1)[:, 0]
+    logit = np.take_along_axis(ascending, place[:, None], axis=-1)[:, 0]
+    return np.where(np.isnan(column), np.nan, logit)

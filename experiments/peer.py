@@ -146,11 +146,12 @@ def passes(
     path: Path, folder: Path, k: int, threads: int
 ) -> tuple[dict[str, Any], dict[str, Callable[[], Any]]]:
     """The settings, and the two timed passes."""
+    extract, device = load(path)
+
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(threads)
-    extract, device = load(path)
     target, reference = (
         AutoModelForCausalLM.from_pretrained(folder / name).eval().to(device)
         for name in MODELS
