@@ -209,17 +209,21 @@ def _draw(records: Sequence[Record], path: Path) -> None:
             axes.hlines(
                 floor, x - 0.18, x + 0.18, colors=limit, label="its two forwards alone"
             )
+            # Below the bar: on it or above it the number would meet the line.
             axes.annotate(
                 f"{rate:.2f}",
-                (x, rate / 2),
+                (x, 0),
+                (0, -3),
+                textcoords="offset points",
                 ha="center",
-                va="center",
-                color="white",
-                weight="bold",
+                va="top",
+                color=ink,
+                fontsize=9,
             )
     axes.set_xticks(range(len(records)), [_label(r) for r in records])
     axes.set_ylabel("sequences a second", color=ink)
     axes.tick_params(colors=ink, length=0)
+    axes.tick_params(axis="x", pad=16)
     for edge, spine in axes.spines.items():
         spine.set_visible(edge == "bottom")
         spine.set_color(ink)
