@@ -4,8 +4,7 @@ Nothing of vocabulary size leaves it.
 """
 
 import dataclasses
-from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -65,11 +64,9 @@ class Extraction:
     half: bool = False
     """Return `columns` as 16-bit floats."""
 
-    def on(self, executor: Executor) -> Callable[..., TokenStatistics]:
+    def on(self, executor: Executor) -> Any:
         """The compiled function (target and reference parameters, ids, mask)."""
-        if executor.kind == "pmap":
-            return _by_device(self, executor.mesh)
-        return partial(batch_statistics, program=self, mesh=executor.mesh)
+        return (_by_device if executor.kind == "pmap" else _whole)(self, executor.mesh)
 
     def logits(
         self, target_params: Any, reference_params: Any, input_ids: Any
@@ -98,29 +95,25 @@ class Extraction:
         return stats
 
 
-@partial(jax.jit, static_argnames=("program", "mesh"))
-def batch_statistics(
-    target_params: Any,
-    reference_params: Any,
-    input_ids: Any,
-    attention_mask: Any,
-    *,
-    program: Extraction,
-    mesh: Mesh,
-) -> TokenStatistics:
-    """Statistics of a batch that is split over a mesh."""
-    logits = program.logits(target_params, reference_params, input_ids)
+@lru_cache(maxsize=16)
+def _whole(program: Extraction, mesh: Mesh) -> Any:
+    """The program of a batch that is split over a mesh."""
+    rows = P(("data", "fsdp"))
     # The loops over rows must stay on each device: left to the compiler, slicing a
     # sharded array inside a loop would gather it.
-    rows = P(("data", "fsdp"))
     reduce_locally = jax.shard_map(
         program.reduce, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
     )
-    return reduce_locally(input_ids, attention_mask, *logits)
+
+    @jax.jit
+    def run(target: Any, reference: Any, ids: Array, mask: Array) -> TokenStatistics:
+        return reduce_locally(ids, mask, *program.logits(target, reference, ids))
+
+    return run
 
 
 @lru_cache(maxsize=16)
-def _by_device(program: Extraction, mesh: Mesh) -> Callable[..., TokenStatistics]:
+def _by_device(program: Extraction, mesh: Mesh) -> Any:
     """The same under `pmap`; there is nothing to add over devices."""
 
     def run(target: Any, reference: Any, ids: Array, mask: Array) -> TokenStatistics:

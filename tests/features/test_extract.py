@@ -13,6 +13,7 @@ from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import make_executor
 from lt_mia_jax.features import lt_mia_features, token_statistics
 from lt_mia_jax.features.extract import ExtractConfig, TextScorer, extract
+from lt_mia_jax.features.program import Extraction
 from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.models.presets import gpt2_like
@@ -249,14 +250,15 @@ def test_unequal_columns(tmp_path):
 
 
 def test_compiles_once_per_shape():
-    from lt_mia_jax.features.program import batch_statistics
-
     scorer = TextScorer(MODEL, TARGET, MODEL, REFERENCE, CONFIG)
     scorer(draw())
-    before = batch_statistics._cache_size()
+    program = Extraction(target=MODEL, reference=MODEL, config=CONFIG)
+    cached = program.on(scorer.executor)._cache_size
+    before = cached()
+    assert before > 0
     scorer(draw(1, n=13))
     TextScorer(MODEL, MODEL.init(4), MODEL, REFERENCE, CONFIG)(draw(2))
-    assert batch_statistics._cache_size() == before
+    assert cached() == before
 
 
 def test_only_reductions_leave_the_device():
