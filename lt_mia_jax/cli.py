@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import jax
 import tyro
 
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import InputError, Stopped
 from lt_mia_jax.version import __version__
 
 DESCRIPTION = f"""lt-mia {__version__}: was this text in the fine-tuning data?
@@ -21,6 +21,7 @@ Try it first without any model of your own: lt-mia demo --out runs/demo"""
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+TERMINATED = 143
 
 
 def _commands() -> dict[Any, Any]:
@@ -95,7 +96,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-      0 on success, 2 on bad input (one line on stderr), 130 when interrupted.
+      0 on success, 2 on bad input (one line on stderr), 130 when interrupted, 143 when
+      stopped by SIGTERM with the state saved.
     """
     # Parallel tokenizer threads deadlock in forked workers and help little here.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -119,6 +121,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         sys.stderr.write(f"lt-mia: error: {error}\n")
         return BAD_INPUT
+    except Stopped as stop:
+        sys.stderr.write(f"lt-mia: {stop}\n")
+        return TERMINATED
     except KeyboardInterrupt:
         sys.stderr.write(
             "lt-mia: stopped; the same command continues where it was interrupted\n"

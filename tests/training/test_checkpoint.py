@@ -1,3 +1,4 @@
+import contextlib
 import json
 import logging
 import resource
@@ -74,6 +75,7 @@ def test_only_the_newest_are_kept(directory):
         checkpointer.restore(make_tree(0))
         for step in (9, 11, 14):
             checkpointer.save(step, make_tree(step), {})
+        checkpointer.wait()
         assert checkpointer.steps() == (11, 14)
     assert_same(restore(directory).tree, make_tree(14))
 
@@ -182,25 +184,102 @@ def test_the_layout_follows_the_template(directory):
     assert_same(restored.tree, make_tree(8))
 
 
-# The threads of a failed Orbax save outlive their event loops.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_full_disk_keeps_the_earlier_steps(directory):
-    # A limit on the size of files fails in the same place as a disk without space.
+@contextlib.contextmanager
+def small_files_only():
+    """A limit on the size of files fails in the same place as a disk without space."""
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+
+
+def wait(checkpointer):
+    checkpointer.wait()
+
+
+def close(checkpointer):
+    checkpointer.close()
+
+
+def save_again(checkpointer):
+    checkpointer.save(10, make_tree(10), {})
+
+
+# The threads of a failed Orbax save outlive their event loops.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("notice", [wait, close, save_again])
+def test_a_full_disk_keeps_the_earlier_steps(directory, notice, caplog):
     with Checkpointer(directory, signature="run") as checkpointer:
         checkpointer.restore(make_tree(0))
-        try:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        with small_files_only():
+            checkpointer.save(9, make_tree(9), {})
             with pytest.raises(InputError, match=r"File too large.*are kept"):
-                checkpointer.save(9, make_tree(9), {})
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-            signal.signal(signal.SIGXFSZ, ignored)
+                notice(checkpointer)
         assert checkpointer.steps() == (3, 8)
         assert not list(directory.glob("*tmp*"))
+        assert not caplog.records
         checkpointer.save(9, make_tree(9), {})
     assert_same(restore(directory).tree, make_tree(9))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_failed_save_does_not_hide_the_error_before_it(directory, caplog):
+    checkpointer = Checkpointer(directory, signature="run")
+    checkpointer.restore(make_tree(0))
+    with small_files_only(), pytest.raises(KeyError), checkpointer:
+        checkpointer.save(9, make_tree(9), {})
+        raise KeyError
+    assert "File too large" in caplog.text
+    assert checkpointer.steps() == (3, 8)
+
+
+def test_what_is_saved_may_be_overwritten_at_once(tmp_path):
+    mesh = make_mesh(data=2, fsdp=2)
+    tree = jax.device_put(make_tree(4), parameter_shardings(make_tree(4), mesh))
+    spoil = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    meta = {"rows": [1]}
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, tree, meta)
+        meta["rows"].append(2)
+        for _ in range(3):
+            tree = spoil(tree)
+        jax.block_until_ready(tree)
+    restored = restore(tmp_path, signature="")
+    assert restored.meta == {"rows": [1]}
+    assert_same(restored.tree, make_tree(4))
+
+
+def test_an_error_in_the_run_still_finishes_the_save(tmp_path):
+    with pytest.raises(KeyError), Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, make_tree(1), {})
+        raise KeyError
+    assert_same(restore(tmp_path, signature="").tree, make_tree(1))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((1, 4), (2, 2)), ((2, 2), (1, 1)), ((1, 1), (1, 2))]
+)
+def test_any_mesh_restores_what_any_other_saved(tmp_path, before, after):
+    def on(tree, mesh):
+        return jax.device_put(tree, parameter_shardings(tree, mesh))
+
+    with Checkpointer(tmp_path) as checkpointer:
+        mesh = make_mesh(data=before[0], fsdp=before[1])
+        checkpointer.save(1, on(make_tree(6), mesh), {})
+    template = on(make_tree(0), make_mesh(data=after[0], fsdp=after[1]))
+    restored = restore(tmp_path, template, signature="")
+    assert_same(restored.tree, make_tree(6))
+    for found, expected in zip(
+        jax.tree.leaves(restored.tree), jax.tree.leaves(template), strict=True
+    ):
+        assert found.sharding == expected.sharding
+    kernel = restored.tree["state"].params["kernel"]
+    parts = {str(shard.index) for shard in kernel.addressable_shards}
+    assert (len(parts), len(kernel.devices())) == (after[1], after[0] * after[1])
 
 
 def test_keep_must_leave_a_spare(tmp_path):
