@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
@@ -37,6 +36,7 @@ from lt_mia_jax.files import (
     write_json,
     write_manifest,
 )
+from lt_mia_jax.training.leaves import abstract, by_name, check_leaves, own, shapes
 
 logger = logging.getLogger(__name__)
 
@@ -173,8 +173,8 @@ class Checkpointer:
                 "first, choose another --out, or delete that folder by hand"
             )
         self._inspected = True
-        leaves = _by_name(tree)
-        record = {"signature": self.signature, "leaves": _shapes(leaves), "meta": meta}
+        leaves = by_name(tree)
+        record = {"signature": self.signature, "leaves": shapes(leaves), "meta": meta}
         # Fails before anything is written, and is a copy: the caller may go on
         # changing `meta`.
         record = json.loads(json.dumps(record, allow_nan=False))
@@ -186,7 +186,7 @@ class Checkpointer:
             written = manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(jax.tree.map(_own, leaves)),
+                    state=ocp.args.StandardSave(jax.tree.map(own, leaves)),
                     meta=ocp.args.JsonSave(record),
                 ),
             )
@@ -325,64 +325,19 @@ class Checkpointer:
                 f"{self.directory} holds checkpoints of another configuration or of "
                 "other data; choose another --out, or delete that folder by hand"
             )
-        expected = _by_name(template)
-        _check_leaves(self._folder(step), record["leaves"], _shapes(expected))
+        expected = by_name(template)
+        check_leaves(self._folder(step), record["leaves"], shapes(expected))
         state = manager.restore(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardRestore(
-                    {name: _abstract(leaf) for name, leaf in expected.items()}
+                    {name: abstract(leaf) for name, leaf in expected.items()}
                 )
             ),
         )["state"]
         structure = jax.tree.structure(template)
         tree = jax.tree.unflatten(structure, [state[name] for name in expected])
         return Restored(step, tree, record["meta"])
-
-
-def _by_name(tree: Any) -> dict[str, Any]:
-    """Leaves by path, in the order of `jax.tree.leaves`."""
-    pairs = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
-        for path, leaf in pairs
-    }
-
-
-def _shapes(leaves: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
-        for name, leaf in leaves.items()
-    }
-
-
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, "sharding", None)
-    if sharding is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _check_leaves(
-    folder: Path, found: dict[str, Any], expected: dict[str, Any]
-) -> None:
-    """Orbax casts other dtypes silently, so names, shapes and dtypes are ours."""
-
-    def describe(leaf: dict[str, Any]) -> str:
-        return f"{leaf['dtype']}[{','.join(map(str, leaf['shape']))}]"
-
-    wrong = [f"{name} is missing" for name in expected if name not in found]
-    wrong += [f"{name} is not expected" for name in found if name not in expected]
-    wrong += [
-        f"{name} is {describe(found[name])}, expected {describe(leaf)}"
-        for name, leaf in expected.items()
-        if name in found and found[name] != leaf
-    ]
-    if wrong:
-        raise InputError(
-            f"checkpoint {folder} does not fit this run: {'; '.join(wrong)}. Choose "
-            "another --out, or delete that folder by hand"
-        )
 
 
 def _system_error(error: Exception) -> str | None:
@@ -397,22 +352,6 @@ def _system_error(error: Exception) -> str | None:
 def _drop(record: logging.LogRecord) -> bool:
     """Silences Orbax, which logs the traceback of every error that it also raises."""
     return record.levelno >= logging.CRITICAL
-
-
-def _own(leaf: jax.Array) -> jax.Array:
-    """An array that stays as it is when the caller donates his.
-
-    From an accelerator Orbax copies to the host before `save` returns. On CPU it
-    would keep a view of the buffers, which the next training step overwrites.
-    """
-    if all(device.platform != "cpu" for device in leaf.devices()):
-        return leaf
-    # Through NumPy, because a compiled copy takes seconds the first time.
-    shards = [
-        jax.device_put(np.array(shard.data), shard.device)
-        for shard in leaf.addressable_shards
-    ]
-    return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards)
 
 
 class _Manager(ocp.CheckpointManager):
