@@ -145,7 +145,9 @@ def fit(
       Stopped: by SIGTERM; the same call continues.
     """
     sharded = place(state, mesh)
-    key = jax.device_put(key, replicated(mesh))
+    # `device_put` refuses typed keys where other processes have devices.
+    words = jax.device_put(np.asarray(jax.random.key_data(key)), replicated(mesh))
+    key = jax.random.wrap_key_data(words, impl=jax.random.key_impl(key))
     # A Partial of a Partial would be hashed by identity and never share a program.
     partial = isinstance(step_fn, jax.tree_util.Partial)
     step = step_fn if partial else jax.tree_util.Partial(step_fn)

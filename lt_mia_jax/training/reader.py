@@ -64,3 +64,5 @@ class Reader:
 
     def __exit__(self, *_: object) -> None:
         self._iterator.close()
+        # Grain's finalizer would close again, and complain while Python shuts down.
+        del self._iterator
