@@ -124,9 +124,8 @@ def test_sigterm_saves_the_step_and_the_same_call_continues(tmp_path, processes)
     running[-1].send_signal(signal.SIGTERM)
     codes, logs = finish(stopped, running)
     assert codes == [143] * processes, logs
-    said = [
-        re.findall(r"stopped by SIGTERM after step (\d+); the same", x) for x in logs
-    ]
+    line = re.compile(r"stopped by SIGTERM after step (\d+); the same command")
+    said = [line.findall(log) for log in logs]
     (after,) = {int(step) for steps in said for step in steps}
     assert 1 <= after < STEPS
     assert all(len(steps) == 1 for steps in said)
