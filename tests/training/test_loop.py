@@ -171,10 +171,11 @@ def test_resuming_changes_nothing(whole, tmp_path, caplog, stops):
 
 
 def test_an_error_while_reading_ahead_waits_for_its_step(tmp_path):
-    before = threading.enumerate()
     with pytest.raises(Killed):
         run(tmp_path, batch_at=breaking_at(9), save_every_seconds=3600.0)
-    assert threading.enumerate() == before
+    names = {thread.name for thread in threading.enumerate()}
+    # The progress bar keeps a thread of its own.
+    assert not {x for x in names if x.startswith(("grain", "checkpoint"))}
     lines = [json.loads(x) for x in (tmp_path / "history.jsonl").open()]
     assert [x["step"] for x in lines if "loss" in x] == list(range(1, 9))
 
