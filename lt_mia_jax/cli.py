@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import jax
 import tyro
 
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import InputError, Stopped
 from lt_mia_jax.executor import initialize, is_primary
 from lt_mia_jax.version import __version__
 
@@ -22,6 +22,7 @@ Try it first without any model of your own: lt-mia demo --out runs/demo"""
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+TERMINATED = 143
 
 
 def _commands() -> dict[Any, Any]:
@@ -103,7 +104,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-      0 on success, 2 on bad input (one line on stderr), 130 when interrupted.
+      0 on success, 2 on bad input (one line on stderr), 130 when interrupted, 143 when
+      stopped by SIGTERM with the state saved.
     """
     # Parallel tokenizer threads deadlock in forked workers and help little here.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -130,6 +132,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         sys.stderr.write(f"lt-mia: error: {error}\n")
         return BAD_INPUT
+    except Stopped as stop:
+        sys.stderr.write(f"lt-mia: {stop}\n")
+        return TERMINATED
     except KeyboardInterrupt:
         sys.stderr.write(
             "lt-mia: stopped; the same command continues where it was interrupted\n"

@@ -1,4 +1,4 @@
-"""The one error that means: the input is at fault, and here is the fix."""
+"""What a command ends with when the user is to know: a mistake, or a stop."""
 
 
 class InputError(ValueError):
@@ -10,3 +10,16 @@ class InputError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
+
+
+class Stopped(Exception):
+    """A run was asked to stop, and its state is saved; no mistake.
+
+    The command line prints it to stderr and exits with code 143, without a traceback.
+    """
+
+    def __init__(self, step: int):
+        super().__init__(
+            f"stopped by SIGTERM after step {step}; the same command continues"
+        )
+        self.step = step

@@ -85,14 +85,14 @@ def read_json(path: Path | str) -> Any:
 def write_manifest(
     directory: Path | str, names: Sequence[str], **extra: Any
 ) -> dict[str, Any]:
-    """Write `manifest.json` with size and SHA-256 of each named file.
+    """Write `manifest.json` with size and SHA-256 of each named file, and its own.
 
     Write it last: a folder without a manifest is unfinished.
 
     Args:
       directory: the folder; `names` are relative to it.
       names: files to vouch for.
-      **extra: further top-level entries (JSON values).
+      **extra: further top-level entries (JSON values), not `files` or `digest`.
 
     Returns:
       The manifest as written.
@@ -106,6 +106,7 @@ def write_manifest(
         for name in sorted(names)
     }
     manifest = {"files": files, **extra}
+    manifest["digest"] = _digest(manifest)
     write_json(directory / MANIFEST, manifest)
     return manifest
 
@@ -114,8 +115,8 @@ def verify_manifest(directory: Path | str) -> dict[str, Any]:
     """Check every file that a manifest vouches for and return the manifest.
 
     Raises:
-      InputError: no manifest, or files that are missing, truncated or changed; all
-        of them are listed.
+      InputError: no manifest, one that was changed, or files that are missing,
+        truncated or changed; all of them are listed.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -128,6 +129,12 @@ def verify_manifest(directory: Path | str) -> dict[str, Any]:
     manifest = read_json(directory / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise InputError(f"{directory / MANIFEST}: no 'files' table; write it again")
+    if manifest.get("digest") != _digest(manifest):
+        raise InputError(
+            f"{directory / MANIFEST}: its content does not have the SHA-256 under "
+            "'digest', so it has changed or an earlier version wrote it. Restore the "
+            "folder from a copy or make it again"
+        )
     wrong = []
     for name, expected in manifest["files"].items():
         path = directory / name
@@ -145,3 +152,10 @@ def verify_manifest(directory: Path | str) -> dict[str, Any]:
             "it again"
         )
     return manifest
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's values, however they are laid out in the file."""
+    rest = {name: value for name, value in manifest.items() if name != "digest"}
+    canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -106,6 +106,21 @@ def test_manifest_names_what_is_damaged(tmp_path, damage, word):
     assert "a.bin" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"step": 3', '"step": 7'), ("a.bin", "b.bin"), ('"digest"', '"x"')],
+)
+def test_a_manifest_vouches_for_itself(tmp_path, old, new):
+    for name in ("a.bin", "b.bin"):
+        (tmp_path / name).write_bytes(b"the same")
+    write_manifest(tmp_path, ["a.bin"], step=3)
+    text = (tmp_path / "manifest.json").read_text()
+    assert text.count(old) == 1
+    (tmp_path / "manifest.json").write_text(text.replace(old, new))
+    with pytest.raises(InputError, match="its content does not have the SHA-256"):
+        verify_manifest(tmp_path)
+
+
 def test_json_refuses_nan(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(tmp_path / "x.json", {"a": float("nan")})

@@ -234,6 +234,19 @@ def test_supervise_restarts_and_makes_a_lost_slice_anew(cloud):
     assert "job is done" in done.stderr
 
 
+def test_supervise_restarts_a_run_that_sigterm_stopped(cloud):
+    done, calls = cloud(
+        "supervise.sh",
+        *("job", "it"),
+        reports=(
+            "w0 job: exit code 143: stopped by SIGTERM",
+            "w0 job: exit code 0: ok",
+        ),
+    )
+    assert done.returncode == 0, done.stderr
+    assert len([call for call in calls if "worker.sh job it" in call]) == 1
+
+
 def test_supervise_gives_up(cloud):
     failed = ("w0 job: exit code 1: oh",)
     done, calls = cloud("supervise.sh", "--restarts", "1", "job", "it", reports=failed)
@@ -253,7 +266,7 @@ def worker(tmp_path, *command):
     )
 
 
-@pytest.mark.parametrize("code", [0, 7])
+@pytest.mark.parametrize("code", [0, 7, 143])
 def test_worker_keeps_output_and_exit_code(tmp_path, code):
     process = worker(tmp_path, "bash", "-c", f"echo 'a  b'; exit {code}")
     assert process.wait(20) == code

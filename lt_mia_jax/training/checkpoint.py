@@ -6,6 +6,11 @@ which is checked before anything is restored. A marker file names the step that 
 being saved: a step without a manifest is "interrupted" when the marker names it,
 and "damaged" otherwise.
 
+Saving goes on in the background: Orbax writes and commits a copy of the arrays, and a
+thread of ours then hashes the files, writes the manifest and removes the marker. It
+waits and reads files only; processes meet where the main thread calls `save`, `wait`
+or `restore`, never inside that thread.
+
 The directory must be on a file system that all processes share.
 """
 
@@ -15,9 +20,9 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import orbax.checkpoint as ocp
@@ -31,6 +36,7 @@ from lt_mia_jax.files import (
     write_json,
     write_manifest,
 )
+from lt_mia_jax.training.leaves import abstract, by_name, check_leaves, own, shapes
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +55,8 @@ class Checkpointer:
     """Numbered checkpoints in a directory of their own; a context manager.
 
     Call `restore` once before the first `save`. A process killed at any moment
-    leaves at least the previous checkpoint intact.
+    leaves at least the previous checkpoint intact. Every process calls the same
+    methods in the same order, from its main thread.
     """
 
     def __init__(self, directory: Path | str, *, keep: int = 2, signature: str = ""):
@@ -72,7 +79,8 @@ class Checkpointer:
         self.directory = Path(directory).absolute()
         self.keep = keep
         self.signature = signature
-        self._manager: ocp.CheckpointManager | None = None
+        self._manager: _Manager | None = None
+        self._pending: tuple[int, Future[None]] | None = None
         self._inspected = False
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -100,8 +108,9 @@ class Checkpointer:
         Raises:
           InputError: steps are present but all are damaged; the checkpoint has
             another signature; or paths, shapes or dtypes differ from the template
-            (all of them are listed).
+            (all of them are listed); or the save before it failed.
         """
+        self.wait()
         interrupted, damaged = [], []
         found = None
         for step in reversed(self.steps()):
@@ -142,7 +151,10 @@ class Checkpointer:
         return self._load(found, template)
 
     def save(self, step: int, tree: Any, meta: dict[str, Any]) -> None:
-        """Write a checkpoint; on return it is complete and vouched for.
+        """Start to write a checkpoint; `wait` and `close` wait until it is there.
+
+        The arrays are copied before this returns and may be donated then. A save
+        that is still going on is waited for first.
 
         Args:
           step: larger than that of any earlier checkpoint.
@@ -151,47 +163,59 @@ class Checkpointer:
 
         Raises:
           InputError: the disk is full or not writable (earlier checkpoints stay as
-            they are), or earlier checkpoints exist that were not restored.
+            they are), now or in the save before; or earlier checkpoints exist that
+            were not restored.
         """
+        self.wait()
         if not self._inspected and self.steps():
             raise InputError(
                 f"{self.directory} holds checkpoints of an earlier run; restore them "
                 "first, choose another --out, or delete that folder by hand"
             )
         self._inspected = True
-        leaves = _by_name(tree)
-        record = {"signature": self.signature, "leaves": _shapes(leaves), "meta": meta}
-        json.dumps(record, allow_nan=False)  # fail before anything is written
-        primary = jax.process_index() == 0
+        leaves = by_name(tree)
+        record = {"signature": self.signature, "leaves": shapes(leaves), "meta": meta}
+        # Fails before anything is written, and is a copy: the caller may go on
+        # changing `meta`.
+        record = json.loads(json.dumps(record, allow_nan=False))
+        logging.getLogger("absl").addFilter(_drop)
         try:
-            with _quiet():
-                if primary:
-                    write_json(self.directory / MARKER, {"step": step})
-                written = self._open().save(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardSave(leaves),
-                        meta=ocp.args.JsonSave(record),
-                    ),
-                )
-                assert written, f"step {step} is not after the steps {self.steps()}"
-                if primary:
-                    self._vouch_for(step)
-                    (self.directory / MARKER).unlink()
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = _system_error(error)
-            if reason is None and not isinstance(error, InputError):
-                raise
-            self._abandon(step)
-            raise InputError(
-                f"cannot save a checkpoint in {self.directory}: {reason or error}; "
-                "earlier checkpoints are kept. Free space or choose another --out, "
-                "then run again"
-            ) from error
-        _barrier("checkpoint saved")
+            if jax.process_index() == 0:
+                write_json(self.directory / MARKER, {"step": step})
+            manager = self._open()
+            written = manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(jax.tree.map(own, leaves)),
+                    meta=ocp.args.JsonSave(record),
+                ),
+            )
+            assert written, f"step {step} is not after the steps {self.steps()}"
+        except Exception as error:
+            self._fail(step, error)
+        executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending = step, executor.submit(self._finish, manager, step)
+        executor.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Return when the last save is complete and vouched for, on all processes.
+
+        Raises:
+          InputError: it failed: the disk is full or not writable.
+        """
+        if self._pending is not None:
+            self._settle()
+            _barrier("checkpoint saved")
 
     def close(self) -> None:
-        """Release the files; the checkpointer may be used again."""
+        """Finish the last save and release the files; may be used again afterwards.
+
+        Unlike `wait` it does not wait for other processes, which may have stopped.
+
+        Raises:
+          InputError: the save failed: the disk is full or not writable.
+        """
+        self._settle()
         if self._manager is not None:
             self._manager.close()
             self._manager = None
@@ -199,31 +223,73 @@ class Checkpointer:
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except InputError as error:
+            if kind is None:
+                raise
+            # What is already on its way to the caller came first.
+            logger.warning("%s", error)
 
     def _folder(self, step: int) -> Path:
         return self.directory / str(step)
 
-    def _open(self) -> ocp.CheckpointManager:
+    def _open(self) -> "_Manager":
         if self._manager is None:
-            self._manager = ocp.CheckpointManager(
+            self._manager = _Manager(
                 self.directory,
                 item_names=("state", "meta"),
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=self.keep,
                     cleanup_tmp_directories=True,
-                    # Donated buffers must not change under a background save, and
-                    # the manifest has to follow the commit.
-                    enable_async_checkpointing=False,
+                    enable_async_checkpointing=True,
                 ),
             )
         return self._manager
+
+    def _finish(self, manager: "_Manager", step: int) -> None:
+        """Vouch for a step once Orbax has committed it; runs in the background."""
+        manager.wait_until_finished()
+        if jax.process_index() == 0:
+            self._vouch_for(step)
+            (self.directory / MARKER).unlink()
+
+    def _settle(self) -> None:
+        """Wait for this process's part of the last save."""
+        if self._pending is None:
+            return
+        step, saving = self._pending
+        try:
+            saving.result()
+        except Exception as error:
+            self._fail(step, error)
+        finally:
+            # An interrupt ends the waiting, not the saving.
+            if saving.done():
+                self._pending = None
+                logging.getLogger("absl").removeFilter(_drop)
+
+    def _fail(self, step: int, error: Exception) -> NoReturn:
+        """Clean up after a failed save and raise what the user should know."""
+        self._abandon(step)
+        logging.getLogger("absl").removeFilter(_drop)
+        reason = _system_error(error)
+        if reason is None and not isinstance(error, InputError):
+            raise error
+        raise InputError(
+            f"cannot save a checkpoint in {self.directory}: {reason or error}; "
+            "earlier checkpoints are kept. Free space or choose another --out, "
+            "then run again"
+        ) from error
 
     def _abandon(self, step: int) -> None:
         """Remove what a failed save left, which may be what fills the disk."""
         manager, self._manager = self._manager, None
         if manager is not None:
+            # Each thread that waits is told of the error once.
+            with contextlib.suppress(Exception):
+                manager.wait_until_finished()
             manager.close()
         if jax.process_index() == 0:
             for folder in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
@@ -259,64 +325,19 @@ class Checkpointer:
                 f"{self.directory} holds checkpoints of another configuration or of "
                 "other data; choose another --out, or delete that folder by hand"
             )
-        expected = _by_name(template)
-        _check_leaves(self._folder(step), record["leaves"], _shapes(expected))
+        expected = by_name(template)
+        check_leaves(self._folder(step), record["leaves"], shapes(expected))
         state = manager.restore(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardRestore(
-                    {name: _abstract(leaf) for name, leaf in expected.items()}
+                    {name: abstract(leaf) for name, leaf in expected.items()}
                 )
             ),
         )["state"]
         structure = jax.tree.structure(template)
         tree = jax.tree.unflatten(structure, [state[name] for name in expected])
         return Restored(step, tree, record["meta"])
-
-
-def _by_name(tree: Any) -> dict[str, Any]:
-    """Leaves by path, in the order of `jax.tree.leaves`."""
-    pairs = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
-        for path, leaf in pairs
-    }
-
-
-def _shapes(leaves: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
-        for name, leaf in leaves.items()
-    }
-
-
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, "sharding", None)
-    if sharding is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _check_leaves(
-    folder: Path, found: dict[str, Any], expected: dict[str, Any]
-) -> None:
-    """Orbax casts other dtypes silently, so names, shapes and dtypes are ours."""
-
-    def describe(leaf: dict[str, Any]) -> str:
-        return f"{leaf['dtype']}[{','.join(map(str, leaf['shape']))}]"
-
-    wrong = [f"{name} is missing" for name in expected if name not in found]
-    wrong += [f"{name} is not expected" for name in found if name not in expected]
-    wrong += [
-        f"{name} is {describe(found[name])}, expected {describe(leaf)}"
-        for name, leaf in expected.items()
-        if name in found and found[name] != leaf
-    ]
-    if wrong:
-        raise InputError(
-            f"checkpoint {folder} does not fit this run: {'; '.join(wrong)}. Choose "
-            "another --out, or delete that folder by hand"
-        )
 
 
 def _system_error(error: Exception) -> str | None:
@@ -328,16 +349,16 @@ def _system_error(error: Exception) -> str | None:
     return os.strerror(int(found[1])) if found else None
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Orbax, which logs the traceback of every error that it also raises."""
-    absl = logging.getLogger("absl")
-    before = absl.level
-    absl.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        absl.setLevel(before)
+def _drop(record: logging.LogRecord) -> bool:
+    """Silences Orbax, which logs the traceback of every error that it also raises."""
+    return record.levelno >= logging.CRITICAL
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Leave this to `fit`: a thread that asks late would report an old step."""
+        del step
+        return False
 
 
 def _barrier(name: str) -> None:

@@ -1,5 +1,8 @@
 """`fit`: run a step many times; resumable, deterministic, never waiting for metrics.
 
+Nor for input or for the disk: batches are read ahead and checkpoints are written in
+the background.
+
 A step is a pure function `step(state, batch, key) -> (state, metrics)` with scalar
 metrics; how it runs on the devices is the executor's business. A step that needs large
 arrays which it does not change (a frozen model) is a `jax.tree_util.Partial` that holds
@@ -8,6 +11,7 @@ Programs are cached by the function: a frozen dataclass with `__call__` shares o
 program among all equal configurations.
 """
 
+import contextlib
 import functools
 import logging
 import math
@@ -21,11 +25,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import InputError, Stopped
 from lt_mia_jax.executor import AXIS, Executor, hide_progress, is_primary
 from lt_mia_jax.sharding import parameter_shardings
 from lt_mia_jax.training.checkpoint import Checkpointer
 from lt_mia_jax.training.metrics import MetricsWriter
+from lt_mia_jax.training.preemption import StopRequest
+from lt_mia_jax.training.reader import Reader
 from lt_mia_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -131,7 +137,8 @@ def fit(
       state: the start; its arrays are copied, not donated.
       total_steps: updates in the whole run.
       batch_at: this process's host rows of a step, whose leading axis its devices
-        divide. Called once a step, in order. A program is compiled for every shape.
+        divide. Called once a step, in order, from a thread that is up to three steps
+        ahead. A program is compiled for every shape.
       key: seed of all randomness inside steps.
       executor: the devices, and how they run a step.
       label: shown beside the progress bar.
@@ -140,15 +147,17 @@ def fit(
         followed by one.
       monitor: which number of `evaluate` decides what is best.
       mode: whether less or more of it is better.
-      checkpointer: saves here and resumes from here.
-      save_every_seconds: least time between saves, which is stretched when saving
-        is slow (at most 5 % of the time); 0 saves after every step. The last step is
-        always saved.
+      checkpointer: saves here and resumes from here. With it, SIGTERM ends the run
+        after the current step, which is saved.
+      save_every_seconds: least time between saves, which is stretched when the loop
+        has to wait for them (at most 5 % of the time); 0 saves after every step. The
+        last step is always saved.
       metrics: gets one row a step and one an evaluation.
 
     Raises:
       InputError: a loss, gradient norm or evaluation is not finite (the message names
-        the step); or the checkpoint does not fit.
+        the step); the checkpoint does not fit; or `batch_at` raised it.
+      Stopped: by SIGTERM; the same call continues.
     """
     sharded = executor.copy(state)
     del state  # or its arrays would live as long as the run
@@ -160,7 +169,7 @@ def fit(
     def saved_tree() -> Any:
         return {"state": sharded} | ({} if tracker is None else {"best": best})
 
-    start = 0
+    start, position = 0, None
     if checkpointer is not None:
         restored = checkpointer.restore(saved_tree())
         if restored is not None:
@@ -169,6 +178,7 @@ def fit(
             best = restored.tree.get("best")
             if tracker is not None:
                 tracker.load(restored.meta["tracker"])
+            position = restored.meta["input"]
             logger.info("%s: resumed from step %d of %d", label, start, total_steps)
     if not is_primary():
         metrics = None
@@ -192,9 +202,19 @@ def fit(
         bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
         bar.update()
 
-    try:
+    with contextlib.ExitStack() as stack:
+        stopping = StopRequest()
+        if checkpointer is not None:
+            stack.enter_context(stopping)
+            stack.enter_context(checkpointer)
+        if metrics is not None:
+            stack.callback(metrics.close)
+        stack.callback(bar.close)
+        reader = stack.enter_context(
+            Reader(batch_at, max(start, total_steps), start=start, state=position)
+        )
         for index in range(start, total_steps):
-            batch = executor.place_batch(batch_at(index))
+            batch = executor.place_batch(next(reader))
             sharded, device_values = advance(sharded, batch, key)
             settle()
             done = index + 1
@@ -209,20 +229,22 @@ def fit(
                     metrics.write(row)
                 if tracker.better(row):
                     best = executor.copy(sharded.params)
-            if checkpointer is not None and (last or clock.due(done)):
+            stop = checkpointer is not None and stopping.reached()
+            if checkpointer is not None and (last or stop or clock.due(done)):
                 settle()
                 if metrics is not None:
                     metrics.flush()
                 with clock:
-                    meta = {} if tracker is None else {"tracker": tracker.dump()}
+                    meta: dict[str, Any] = {"input": reader.state()}
+                    if tracker is not None:
+                        meta["tracker"] = tracker.dump()
                     checkpointer.save(done, saved_tree(), meta)
+                if stop:
+                    checkpointer.wait()
+                    raise Stopped(done)
         settle()
-    finally:
-        bar.close()
-        if metrics is not None:
-            metrics.close()
         if checkpointer is not None:
-            checkpointer.close()
+            checkpointer.wait()
     return FitResult(
         state=sharded,
         best=sharded.params if tracker is None else best,
@@ -260,7 +282,10 @@ class _Tracker:
 
 
 class _SaveClock:
-    """Decides when to save; processes follow the first one's clock."""
+    """Decides when to save; processes follow the first one's clock.
+
+    What counts is the time that the loop waits, not the writing in the background.
+    """
 
     CHECK_EVERY = 16
     """Steps between questions to the first process, when there are several."""
@@ -298,7 +323,10 @@ def _check_finite(
     wrong = [f"{name} = {x}" for name, x in values.items() if not math.isfinite(x)]
     if not wrong:
         return
-    steps = checkpointer.steps() if checkpointer is not None else ()
+    steps = ()
+    if checkpointer is not None:
+        checkpointer.wait()
+        steps = checkpointer.steps()
     kept = f" The checkpoint of step {steps[-1]} is kept." if steps else ""
     raise InputError(
         f"{label} diverged at step {step}: {', '.join(wrong)}, expected finite "

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: the rerun ends where an uninterrupted run ends.
+"""SIGKILL and SIGTERM: the rerun ends where an uninterrupted run ends.
 
 `LT_MIA_KILLS` sets how often each command is killed (default 2, to keep the suite
 short). Every other kill falls at any moment of the run, start-up included; the rest
@@ -83,6 +83,28 @@ def commands(world, folder: Path) -> dict[str, tuple[list[str], str, list[str]]]
 def larger_world(tmp_path_factory):
     root = tmp_path_factory.mktemp("larger")
     return tiny_world.build(root, members=400, nonmembers=800)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_sigterm_saves_and_says_so(larger_world, tmp_path):
+    arguments, saved, _ = commands(larger_world, tmp_path)["finetune"]
+    # Nothing is saved before the end unless SIGTERM asks for it.
+    rare = [*arguments[:-1], "3600", "--out", str(tmp_path / "out")]
+    log = tmp_path / "log"
+    process = start(rare, log)
+    wait_for(tmp_path / "out", "training/state", process)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(MOST_SECONDS) == 143, log.read_text()
+    last = log.read_text().splitlines()[-1]
+    (folder,) = (tmp_path / "out").glob(saved)
+    assert last == (
+        f"lt-mia: stopped by SIGTERM after step {folder.parent.name}; "
+        "the same command continues"
+    )
+    finish(rare, log)
+    assert f"resumed from step {folder.parent.name} of" in log.read_text()
 
 
 @pytest.mark.slow

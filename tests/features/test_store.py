@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from damage import flipped_bit
 
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.features import FeatureLayout, assemble
@@ -102,6 +103,18 @@ def finished(tmp_path_factory):
     path = tmp_path_factory.mktemp("store") / "whole"
     write_missing(path)
     return path
+
+
+def test_a_flipped_bit_anywhere_is_refused(finished, tmp_path):
+    path = shutil.copytree(finished, tmp_path / "store")
+    rng = np.random.default_rng(0)
+    flipped = set()
+    for _ in range(100):
+        with flipped_bit(path, rng) as file, pytest.raises(InputError):
+            FeatureStore.open(path)
+        flipped.add(file.name)
+    assert flipped == set(content(path))
+    assert FeatureStore.open(path).n == N
 
 
 def test_round_trip(finished):
@@ -324,7 +337,7 @@ def test_sigkill(tmp_path, finished):
         writer.finish()
     """)
     here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": str(here)}
+    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path)], env=environment
     )

@@ -1,5 +1,6 @@
 import json
 import logging
+import threading
 from dataclasses import dataclass
 
 import jax
@@ -167,6 +168,39 @@ def test_resuming_changes_nothing(whole, tmp_path, caplog, stops):
     lines = [json.loads(x) for x in (tmp_path / "history.jsonl").open()]
     assert [x["step"] for x in lines if "loss" in x] == list(range(1, STEPS + 1))
     assert tuple(x for x in lines if "validation_loss" in x) == whole.history
+
+
+def test_an_error_while_reading_ahead_waits_for_its_step(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, batch_at=breaking_at(9), save_every_seconds=3600.0)
+    names = {thread.name for thread in threading.enumerate()}
+    # The progress bar keeps a thread of its own.
+    assert not {x for x in names if x.startswith(("grain", "checkpoint"))}
+    lines = [json.loads(x) for x in (tmp_path / "history.jsonl").open()]
+    assert [x["step"] for x in lines if "loss" in x] == list(range(1, 9))
+
+
+def test_the_place_in_the_input_is_saved_and_checked(tmp_path):
+    run(tmp_path, total_steps=4)
+    tree = {"state": start(), "best": start().params}
+    with Checkpointer(tmp_path / "state", signature="s") as checkpointer:
+        _, tree, meta = checkpointer.restore(tree)
+        assert meta["input"] == {"next_index": 4}
+        checkpointer.save(6, tree, meta)
+    with pytest.raises(InputError, match="step 6 has read input up to"):
+        run(tmp_path)
+
+
+def test_another_mesh_continues(whole, tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, batch_at=breaking_at(8), executor=make_executor(data=1, fsdp=4))
+    with pytest.raises(Killed):
+        run(tmp_path, batch_at=breaking_at(16), executor=make_executor(data=2, fsdp=2))
+    resumed = run(tmp_path)
+    assert resumed.resumed_from == 16
+    np.testing.assert_allclose(
+        resumed.state.params["w"], whole.state.params["w"], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_a_finished_run_is_only_read(whole, tmp_path):
