@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.models.recurrence import Form
+from lt_mia_jax.sharding import target_platform
 
 DType = Literal["float32", "bfloat16"]
 
@@ -40,10 +41,10 @@ class ExecutionConfig:
     "associative". Reverse mode, and `jax.jvp` of `jax.grad`, never need it."""
 
     def resolve_compute_dtype(self) -> jnp.dtype:
-        """The dtype of activations on the default backend."""
+        """The dtype of activations on the platform that is compiled for."""
         if self.compute_dtype is not None:
             return jnp.dtype(self.compute_dtype)
-        on_cpu = jax.default_backend() == "cpu"
+        on_cpu = target_platform() == "cpu"
         return jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
 
 
