@@ -38,7 +38,12 @@ from lt_mia_jax.models import (
     mamba_like,
     neox_like,
 )
-from lt_mia_jax.sharding import batch_sharding, make_mesh, parameter_shardings, replicated
+from lt_mia_jax.sharding import (
+    batch_sharding,
+    make_mesh,
+    parameter_shardings,
+    replicated,
+)
 from lt_mia_jax.training.loop import _advance
 from lt_mia_jax.training.optimizer import make_optimizer
 from lt_mia_jax.training.state import init_state

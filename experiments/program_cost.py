@@ -47,6 +47,8 @@ class Cost:
     """To and from main memory."""
     collectives: dict[str, tuple[int, float]]
     """By kind: how many run, and the bytes that this device sends."""
+    written: int
+    """Collectives in the text of the program; one in a loop runs many times."""
     arguments: int
     """Bytes of the inputs, on this device."""
     outputs: int
@@ -104,6 +106,7 @@ def describe(compiled: Any) -> Cost:
         flops=program.flops,
         bytes=program.bytes,
         collectives=dict(program.collectives),
+        written=program.written,
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
@@ -128,6 +131,7 @@ class _Program:
         self.collectives: defaultdict[str, tuple[int, float]] = defaultdict(
             lambda: (0, 0.0)
         )
+        self.written = 0
         self._seen: set[str] = set()
 
     def visit(self, name: str, times: int, *, inside_fusion: bool) -> None:
@@ -188,10 +192,13 @@ class _Program:
         whole = max(whole, max(size for size, _ in _arrays(item.result)))
         if kind == "all-reduce":
             whole = 2 * sum(
-                size for name in item.operands for size, _ in _arrays(scope[name].result)
+                size
+                for name in item.operands
+                for size, _ in _arrays(scope[name].result)
             )
         members = _group_size(item.rest)
         share = 1.0 if kind == "collective-permute" else (members - 1) / members
+        self.written += 1
         number, size = self.collectives[kind]
         self.collectives[kind] = (number + times, size + times * share * whole)
         # It writes what it receives.
@@ -212,7 +219,9 @@ class _Program:
         }
         total = 0.0
         parameters = {
-            int(p.rest.split(")")[0]): p for p in inner.values() if p.kind == "parameter"
+            int(p.rest.split(")")[0]): p
+            for p in inner.values()
+            if p.kind == "parameter"
         }
         for number, name in enumerate(item.operands):
             parameter = parameters[number]
@@ -253,9 +262,7 @@ def _roots(inner: dict[str, _Instruction]) -> Iterator[_Instruction]:
         yield root
 
 
-def _updated(
-    item: _Instruction, inner: dict[str, _Instruction]
-) -> _Instruction | None:
+def _updated(item: _Instruction, inner: dict[str, _Instruction]) -> _Instruction | None:
     while item.kind == "bitcast":
         item = inner[item.operands[0]]
     if item.kind != "dynamic-update-slice":
@@ -292,9 +299,7 @@ def _product_flops(item: _Instruction, scope: dict[str, _Instruction]) -> float:
     batch = 1
     if labels := re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", item.rest):
         for axis in filter(str.isdigit, labels[3]):
-            sizes = {
-                dims[i][labels[i + 1].index(axis)] for i in range(3)
-            }
+            sizes = {dims[i][labels[i + 1].index(axis)] for i in range(3)}
             batch *= sizes.pop() if len(sizes) == 1 else 1
     elif axes := re.search(r"lhs_batch_dims=\{([\d,]+)\}", item.rest):
         batch = math.prod(dims[0][int(axis)] for axis in axes[1].split(","))
