@@ -2,7 +2,7 @@
 
 JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python experiments/scaling.py
 
-Every program is compiled for v5e-16 by `aot_compile.py`; `--costs` names a file that
+Every program is compiled for v5e-16 by `aot_compile.py` (about 15 minutes on two cores); `--costs` names a file that
 keeps what they cost, so that a second run compiles nothing. A step takes the longest of
 its products, its memory traffic and its messages, each at a share of the peak.
 """
@@ -21,6 +21,8 @@ from program_cost import Cost, describe
 
 CHIPS = 16
 """Of v5e-16, for which programs are compiled."""
+HOSTS = 4
+"""Of v5e-16. Extraction is one process a host, on a quarter of the texts each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +67,11 @@ class Group:
 
 def _group(name: Any, step: Any, models: int) -> Group:
     # The smallest model has a copy on every chip; larger ones are shared by all.
-    sizes = {"data": CHIPS, "fsdp": 1} if name == "124m-gpt2" else {}
-    settings = {"batch_size": 16, **sizes}
-    return Group(name, Compile(step=step, model=name, **settings), models)
+    fsdp = 1 if name == "124m-gpt2" else CHIPS
+    program = Compile(
+        step=step, model=name, batch_size=16, data=CHIPS // fsdp, fsdp=fsdp
+    )
+    return Group(name, program, models)
 
 
 GROUPS = (
@@ -90,6 +94,7 @@ ATTACK = Compile(step="attack", batch_size=ATTACK_BATCH, data=CHIPS, fsdp=1)
 
 FINETUNE_STEPS = 3 * 10_000 // 16
 EXTRACT_TEXTS = 20_000
+EXTRACT_BATCH = 256
 ATTACK_ROWS = 60 * 18_000
 ATTACK_STEPS = 80 * -(-ATTACK_ROWS // ATTACK_BATCH)
 
@@ -132,8 +137,16 @@ class Costs:
 
 
 def extraction(group: Group) -> Compile:
-    """The extraction of a group's models."""
-    return dataclasses.replace(group.program, step="extract", batch_size=256)
+    """The extraction of a group's models on one host, which takes its own texts."""
+    fsdp = 1 if group.program.fsdp == 1 else CHIPS // HOSTS
+    return dataclasses.replace(
+        group.program,
+        step="extract",
+        topology="v5e:2x2",
+        batch_size=EXTRACT_BATCH // HOSTS,
+        data=CHIPS // HOSTS // fsdp,
+        fsdp=fsdp,
+    )
 
 
 def times(cost: Cost, machine: Machine, efficiency: float) -> dict[str, float]:
@@ -159,20 +172,22 @@ def bound(parts: dict[str, float]) -> tuple[str, float]:
 
 def rows(config: Scaling, costs: Costs, machine: Machine) -> list[list[str]]:
     """One row a group, two for the attack and the sum."""
-    found, total, more = [], 0.0, CHIPS / machine.chips
+    found, total, attacking, more = [], 0.0, 0.0, CHIPS / machine.chips
     for group in GROUPS:
         tuned, read = costs.of(group.program), costs.of(extraction(group))
+        # Training keeps the best parameters beside those and two moments.
+        kept = tuned.arguments / 3 if group.program.step == "full" else 0
         why, seconds = bound(times(tuned, machine, config.efficiency))
         tune = FINETUNE_STEPS * seconds / 60
         reason, seconds = bound(times(read, machine, config.efficiency))
-        extract = EXTRACT_TEXTS / 256 * seconds / 60
+        extract = EXTRACT_TEXTS / EXTRACT_BATCH * seconds / 60
         hours = group.models * CORPORA * (tune + extract) / 60
         total += hours
         found.append(
             [
                 group.label,
                 str(group.models * CORPORA),
-                f"{more * tuned.memory / 1e9:.1f}",
+                f"{more * (tuned.memory + kept) / 1e9:.1f}",
                 f"{tune:.1f} ({why})",
                 f"{more * read.memory / 1e9:.1f}",
                 f"{extract:.2f} ({reason})",
@@ -185,14 +200,13 @@ def rows(config: Scaling, costs: Costs, machine: Machine) -> list[list[str]]:
     for name, rate in zip(("read again", "in memory"), config.host_rows, strict=True):
         parts["host"] = ATTACK_BATCH / rate
         why, seconds = bound(parts)
-        hours = ATTACK_STEPS * seconds / 3600
-        minutes = f"{hours * 60:.0f} ({why})"
+        attacking = ATTACK_STEPS * seconds / 3600
+        minutes = f"{attacking * 60:.0f} ({why})"
         found.append(
-            [f"attack, rows {name}", "1", memory, minutes, "", "", f"{hours:.1f}"]
+            [f"attack, rows {name}", "1", memory, minutes, "", "", f"{attacking:.1f}"]
         )
-    found.append(
-        ["**all, rows in memory**", "", "", "", "", "", f"**{total + hours:.1f}**"]
-    )
+    whole = f"**{total + attacking:.1f}**"
+    found.append(["**all, rows in memory**", "", "", "", "", "", whole])
     return found
 
 

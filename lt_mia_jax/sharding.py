@@ -21,14 +21,14 @@ SMALLEST_SHARDED = 2**14
 def make_mesh(
     data: int | None = None,
     fsdp: int = 1,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Mesh:
     """A mesh of all devices (or the first `data * fsdp`) with axes data and fsdp.
 
     Args:
       data: size of the data axis; None takes all devices.
       fsdp: size of the parameter-sharding axis.
-      devices: the devices to take; None is those present.
+      devices: `jax.Device`s to take; None is those present.
 
     Raises:
       InputError: the sizes do not fit the number of devices.
@@ -52,15 +52,17 @@ def make_mesh(
     )
 
 
-def target_platform() -> str:
-    """The platform that a program is being traced for: "cpu", "gpu" or "tpu".
+def traced_for_cpu() -> bool:
+    """Whether a program is being traced for CPUs.
 
-    That of the mesh in context (`jax.set_mesh`), else of the devices present. A mesh
-    may hold devices that are only described, to compile for them ahead of time; JAX
-    keeps programs that were traced under different meshes apart.
+    The mesh in context (`jax.set_mesh`) says so, else the devices present. A mesh may
+    hold devices that are only described, to compile for them ahead of time; JAX keeps
+    programs that were traced under different meshes apart.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
+    if device is None:
+        return jax.default_backend() == "cpu"
+    return device.device_kind == "cpu"
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

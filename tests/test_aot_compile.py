@@ -1,5 +1,6 @@
 """Steps compiled for a TPU slice that is not there, and costs read from programs."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -13,7 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from lt_mia_jax.models import ExecutionConfig
-from lt_mia_jax.sharding import make_mesh, target_platform
+from lt_mia_jax.sharding import make_mesh, traced_for_cpu
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"
@@ -84,12 +85,13 @@ def test_collectives_are_counted(describe):
 
 
 def test_the_mesh_in_context_names_the_platform():
-    assert target_platform() == "cpu"
-    described = make_mesh().abstract_mesh.update(
-        abstract_device=jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu")
-    )
-    with jax.sharding.use_abstract_mesh(described):
-        assert target_platform() == "tpu"
+    mesh = make_mesh().abstract_mesh
+    kind = dataclasses.replace(mesh.abstract_device, device_kind="TPU v5 lite")
+    assert traced_for_cpu()
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert traced_for_cpu()
+    with jax.sharding.use_abstract_mesh(mesh.update(abstract_device=kind)):
+        assert not traced_for_cpu()
         assert ExecutionConfig().resolve_compute_dtype() == jnp.bfloat16
     assert ExecutionConfig().resolve_compute_dtype() == jnp.float32
 
