@@ -2,9 +2,10 @@
 
 JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python experiments/scaling.py
 
-Every program is compiled for v5e-16 by `aot_compile.py` (about 15 minutes on two cores); `--costs` names a file that
-keeps what they cost, so that a second run compiles nothing. A step takes the longest of
-its products, its memory traffic and its messages, each at a share of the peak.
+Programs are compiled for v5e chips, in about 15 minutes on two cores; `--costs` names a
+file that keeps what they cost, so that a second run compiles nothing. A step takes the
+longest of its products, its memory traffic and its messages, each at a share of the
+peak, and the attack's also of the host's reading.
 """
 
 import dataclasses
