@@ -5,6 +5,7 @@ One mesh with axes `("data", "fsdp")`: batches are split over both, parameters o
 inserts the collectives, so a step is written once for any number of devices.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,21 +18,26 @@ SMALLEST_SHARDED = 2**14
 """Leaves with fewer elements are replicated: a collective would cost more."""
 
 
-def make_mesh(data: int | None = None, fsdp: int = 1) -> Mesh:
+def make_mesh(
+    data: int | None = None,
+    fsdp: int = 1,
+    devices: Sequence[Any] | None = None,
+) -> Mesh:
     """A mesh of all devices (or the first `data * fsdp`) with axes data and fsdp.
 
     Args:
       data: size of the data axis; None takes all devices.
       fsdp: size of the parameter-sharding axis.
+      devices: `jax.Device`s to take; None is those present.
 
     Raises:
       InputError: the sizes do not fit the number of devices.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     if data is None:
         if len(devices) % fsdp:
             raise InputError(
-                f"fsdp = {fsdp} does not divide the {len(devices)} devices present"
+                f"fsdp = {fsdp} does not divide the {len(devices)} devices"
             )
         data = len(devices) // fsdp
     if data * fsdp > len(devices) or data < 1 or fsdp < 1:
@@ -44,6 +50,19 @@ def make_mesh(data: int | None = None, fsdp: int = 1) -> Mesh:
         axis_types=(AxisType.Auto, AxisType.Auto),
         devices=devices[: data * fsdp],
     )
+
+
+def traced_for_cpu() -> bool:
+    """Whether a program is being traced for CPUs.
+
+    The mesh in context (`jax.set_mesh`) says so, else the devices present. A mesh may
+    hold devices that are only described, to compile for them ahead of time; JAX keeps
+    programs that were traced under different meshes apart.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None:
+        return jax.default_backend() == "cpu"
+    return device.device_kind == "cpu"
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

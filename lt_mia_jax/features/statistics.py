@@ -16,6 +16,7 @@ from jaxtyping import Integer
 from lt_mia_jax.arrays import Array, Bool, Float
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.features.reductions import row_statistics
+from lt_mia_jax.sharding import traced_for_cpu
 
 
 class TokenStatistics(NamedTuple):
@@ -160,7 +161,7 @@ def _check(logits: list[Array], k: int, vocab_size: int | None) -> int:
 def _steps_per_block(batch: int, steps: int, row_block: int | None) -> int:
     """Steps per block so that a block has about `row_block` rows (batch x steps)."""
     # An accelerator needs large blocks to be busy, a CPU small ones to stay in cache.
-    row_block = row_block or (32 if jax.default_backend() == "cpu" else 1024)
+    row_block = row_block or (32 if traced_for_cpu() else 1024)
     return min(steps, max(1, row_block // max(batch, 1)))
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.models.recurrence import Form
+from lt_mia_jax.sharding import traced_for_cpu
 
 DType = Literal["float32", "bfloat16"]
 
@@ -40,11 +41,10 @@ class ExecutionConfig:
     "associative". Reverse mode, and `jax.jvp` of `jax.grad`, never need it."""
 
     def resolve_compute_dtype(self) -> jnp.dtype:
-        """The dtype of activations on the default backend."""
+        """The dtype of activations on the platform that is compiled for."""
         if self.compute_dtype is not None:
             return jnp.dtype(self.compute_dtype)
-        on_cpu = jax.default_backend() == "cpu"
-        return jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
+        return jnp.dtype(jnp.float32 if traced_for_cpu() else jnp.bfloat16)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from lt_mia_jax.arrays import Array, Float, Key
 from lt_mia_jax.models.execution import INIT_STD, Context
+from lt_mia_jax.sharding import traced_for_cpu
 
 
 class Adapter(NamedTuple):
@@ -44,7 +45,7 @@ def product(
     on one core: 401 ms become 298 for both gradients). The rule is a `custom_vjp`,
     which `jax.jvp` refuses: with `forward_mode` it is left out.
     """
-    if forward_mode or jax.default_backend() != "cpu":
+    if forward_mode or not traced_for_cpu():
         return x @ kernel
     return _cpu_product(x, kernel)
 
