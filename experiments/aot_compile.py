@@ -25,7 +25,8 @@ from lt_mia_jax.attacks import recipe as attack_recipe
 from lt_mia_jax.attacks.classifier_config import ClassifierConfig
 from lt_mia_jax.attacks.train import StepBatch, TrainStep
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.features.scorer import ExtractConfig, _batch_statistics
+from lt_mia_jax.executor import Executor
+from lt_mia_jax.features.program import ExtractConfig, Extraction
 from lt_mia_jax.finetune import lora
 from lt_mia_jax.finetune.step import TokenBatch, TokenStep
 from lt_mia_jax.finetune.target import FinetuneConfig
@@ -156,14 +157,10 @@ def _extraction(config: Compile, mesh: Mesh) -> Call:
     model = language_model(config)
     params = _placed(model.shapes(), mesh)
     tokens = _rows(config, mesh, (config.length,), jnp.int32)
-    settings = {
-        "target": model,
-        "reference": model,
-        "mesh": mesh,
-        "config": ExtractConfig(k=config.k, vocab_chunk=config.vocab_chunk),
-        "half": True,
-    }
-    return _batch_statistics, (params, params, tokens, tokens), settings
+    settings = ExtractConfig(k=config.k, vocab_chunk=config.vocab_chunk)
+    program = Extraction(target=model, reference=model, config=settings, half=True)
+    run = program.on(Executor("jit", mesh))
+    return run, (params, params, tokens, tokens), {}
 
 
 def _finetuning(config: Compile, mesh: Mesh) -> Call:

@@ -49,13 +49,12 @@ class Toy:
     dropout: float = 0.1
 
     def init(self, key):
-        # NumPy: drawing with JAX would compile a program for every shape.
-        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+        scale, width = self.width**-0.5, self.width
+        keys = iter(jax.random.split(key, 3))
 
         def normal(scale, *shape):
-            return jnp.asarray(scale * rng.normal(size=shape), jnp.float32)
+            return scale * jax.random.normal(next(keys), shape)
 
-        scale, width = self.width**-0.5, self.width
         return {
             "embedding": {"tokens": normal(1.0, self.vocab, width)},
             "layers": {

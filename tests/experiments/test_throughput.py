@@ -148,7 +148,12 @@ def test_the_reference_gets_our_weights_and_tokens(tmp_path, ids):
 
 def record(size, *, rate=2.0, reference=True, vocabulary=50257):
     config = SimpleNamespace(
-        vocabulary=vocabulary, batch_size=16, length=128, k=20, vocab_chunk=None
+        vocabulary=vocabulary,
+        batch_size=16,
+        length=128,
+        k=20,
+        vocab_chunk=None,
+        executor="jit",
     )
     figures = Figures(2e9, None, 1e9, None, 0, {}, {"all-gather": 3}, 10, 20, 30)
     programs = {

@@ -13,6 +13,7 @@ from lt_mia_jax.data.batches import batch_indices
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import make_executor
 from lt_mia_jax.finetune import FinetuneConfig, LoraConfig, finetune, next_token_loss
+from lt_mia_jax.finetune.step import batches
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.models.presets import gpt2_like
 from lt_mia_jax.trees import flatten
@@ -125,8 +126,16 @@ def test_compiled_once(whole, base, tmp_path):
     same(again.params, whole.params)
     run(base, tmp_path / "new", config=replace(CONFIG, batch_size=5))
     # A new batch size, and batches of one text at the ends of epochs: one training
-    # program and one evaluation program.
-    assert sorted(traces) == [False, True]
+    # program and one evaluation program for every width that batches are cut to.
+    widths = []
+    for encoded, shuffle, epochs in ((TRAIN, True, 3), (VALIDATION, False, 1)):
+        order, batch_at = batches(
+            encoded, 5, seed=5, epochs=epochs, executor=ONE, shuffle=shuffle
+        )
+        found = {batch_at(i).input_ids.shape[1] for i in range(len(order))}
+        assert found <= {8, 12}
+        widths.append(len(found))
+    assert sorted(traces) == [False] * widths[1] + [True] * widths[0]
 
 
 def test_dropout_is_active_in_training_only(base, tmp_path, whole):
