@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# End a run on all workers: SIGTERM, so that it saves; after 60 s SIGKILL.
+# End a run on all workers: SIGTERM, so that it saves; after STOP_SECONDS (60) SIGKILL.
 #
 #   tpu_setup/stop.sh [--dry-run] RUN
 #
@@ -10,4 +10,4 @@ source "$(dirname "$0")/common.sh"
 
 arguments run "$@"
 need PROJECT ZONE NAME
-on_workers all "p=\$(cat runs/$name/pid 2>/dev/null) || exit 0; kill -TERM \$p 2>/dev/null; for _ in \$(seq 60); do kill -0 \$p 2>/dev/null || exit 0; sleep 1; done; kill -KILL \$p"
+on_workers all "p=\$(cat runs/$name/pid 2>/dev/null) || exit 0; kill -TERM \$p 2>/dev/null; for _ in \$(seq ${STOP_SECONDS:-60}); do kill -0 \$p 2>/dev/null || exit 0; sleep 1; done; kill -KILL \$p"

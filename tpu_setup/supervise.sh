@@ -41,16 +41,17 @@ while true; do
   esac
   # A worker that does not answer is asked again at the next turn.
   report="$("$HERE/status.sh" "$name" || true)"
-  if grep -q ": running: " <<<"$report"; then
+  codes="$(grep -o ": exit code [0-9]*" <<<"$report" | sort -u || true)"
+  # Where one process failed, the others wait for it in vain.
+  if grep -q ": running: " <<<"$report" && ! grep -q "code [1-9]" <<<"$codes"; then
     sleep "$POLL_SECONDS"
     continue
   fi
-  codes="$(grep -o ": exit code [0-9]*" <<<"$report" | sort -u || true)"
   if [ "$codes" = ": exit code 0" ]; then
     say "$name is done"
     exit 0
   fi
-  [ "$codes" != ": exit code 2" ] || fail "$name: wrong input; see logs.sh $name"
+  ! grep -qx ": exit code 2" <<<"$codes" || fail "$name: wrong input; see logs.sh $name"
   [ "$started" -le "$restarts" ] || fail "$name failed after $restarts restarts; see logs.sh $name"
   started=$((started + 1))
   say "start $started of $name"

@@ -10,6 +10,7 @@ from lt_mia_jax.attacks import classifier
 from lt_mia_jax.attacks.attack import Attack
 from lt_mia_jax.attacks.storage import load_attack, load_torch_attack, save_attack
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.files import write_manifest
 
 CONFIG = classifier.ClassifierConfig(
     inputs=21, length=8, width=16, heads=2, layers=2, feed_forward=24, standardise=True
@@ -87,9 +88,7 @@ def test_unknown_configuration_keys_are_refused(saved):
     directory, _ = saved
     path = directory / "classifier.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "colour": 1}))
-    manifest = json.loads((directory / "manifest.json").read_text())
-    del manifest["files"]["classifier.json"]
-    (directory / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(directory, ["classifier.json", "classifier.safetensors"])
     with pytest.raises(InputError, match="colour"):
         load_attack(directory)
 
