@@ -70,8 +70,15 @@ def test_equals_a_single_device(found, processes, layout):
     np.testing.assert_array_equal(found["mask"], mask)
     for name in ("rank_t", "rank_r"):
         np.testing.assert_array_equal(found[name], single[name])
-    # Features are kept in 16 bits, whose last one may differ.
-    np.testing.assert_allclose(found["features"], single["features"], 1e-3, 1e-5)
+    # Most columns are kept in 16 bits, whose last one may differ; and where two tokens
+    # all but tie, a rank may move by one (here 0.001 of a normalised rank).
+    mine, theirs = found["features"], single["features"]
+    np.testing.assert_allclose(mine[..., -10:], theirs[..., -10:], 1e-5, 2e-5)
+    last_bit = np.spacing(np.abs(theirs).astype(np.float16)).astype(np.float32)
+    apart = np.abs(mine - theirs)[..., :-10]
+    strays = apart > last_bit[..., :-10] + 1e-5
+    assert strays.sum() <= 2
+    assert apart[strays].max(initial=0) < 2e-3
     np.testing.assert_allclose(found["lower_loss"], single["lower_loss"], rtol=1e-5)
     for part in ("finetune", "attack"):
         losses, gradient = (f"{part}_{x}" for x in ("losses", "gradient"))
