@@ -225,6 +225,7 @@ def train_attack(
     )
     key = jax.random.key(recipe.seed)
     params, constants = _initial(config, train, jax.random.fold_in(key, 0))
+    constants = executor.place(constants)
     step = TrainStep.of(config, recipe, steps_per_epoch, executor.axis)
     start = functools.partial(
         init_state, optimizer=make_optimizer(recipe, steps_per_epoch)

@@ -26,9 +26,9 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.executor import is_primary, wait_for_all
 from lt_mia_jax.files import (
     MANIFEST,
     read_json,
@@ -135,14 +135,14 @@ class Checkpointer:
                 "damaged. Restore the folder from a copy, or delete it by hand to "
                 "start again"
             )
-        _barrier("checkpoint inspected")
-        if jax.process_index() == 0:
+        wait_for_all("checkpoint inspected")
+        if is_primary():
             for step in interrupted:
                 shutil.rmtree(self._folder(step))
             for step in damaged:
                 self._set_aside(step)
             (self.directory / MARKER).unlink(missing_ok=True)
-        _barrier("checkpoint cleaned")
+        wait_for_all("checkpoint cleaned")
         self._inspected = True
         if found is None:
             return None
@@ -180,7 +180,7 @@ class Checkpointer:
         record = json.loads(json.dumps(record, allow_nan=False))
         logging.getLogger("absl").addFilter(_drop)
         try:
-            if jax.process_index() == 0:
+            if is_primary():
                 write_json(self.directory / MARKER, {"step": step})
             manager = self._open()
             written = manager.save(
@@ -205,7 +205,7 @@ class Checkpointer:
         """
         if self._pending is not None:
             self._settle()
-            _barrier("checkpoint saved")
+            wait_for_all("checkpoint saved")
 
     def close(self) -> None:
         """Finish the last save and release the files; may be used again afterwards.
@@ -251,7 +251,7 @@ class Checkpointer:
     def _finish(self, manager: "_Manager", step: int) -> None:
         """Vouch for a step once Orbax has committed it; runs in the background."""
         manager.wait_until_finished()
-        if jax.process_index() == 0:
+        if is_primary():
             self._vouch_for(step)
             (self.directory / MARKER).unlink()
 
@@ -291,7 +291,7 @@ class Checkpointer:
             with contextlib.suppress(Exception):
                 manager.wait_until_finished()
             manager.close()
-        if jax.process_index() == 0:
+        if is_primary():
             for folder in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(folder)
             if not (self._folder(step) / MANIFEST).exists():
@@ -359,8 +359,3 @@ class _Manager(ocp.CheckpointManager):
         """Leave this to `fit`: a thread that asks late would report an old step."""
         del step
         return False
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
