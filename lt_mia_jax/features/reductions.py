@@ -3,12 +3,15 @@
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from lt_mia_jax.arrays import Array, Float, Int
 from lt_mia_jax.features.layout import FeatureLayout
 
+_TILE = 64
+"""Entries of a tile whose maximum stands for it when the largest are looked for."""
 _LANES = 64
 """Queries are padded to this multiple: CPU code for other widths is not vectorised."""
 _FEW = 8
@@ -173,12 +176,43 @@ def _merge(
 ) -> tuple[Array, Array]:
     """The k largest of a running list and a new piece, earlier entries first."""
     k = old[0].shape[1]
-    values, index = lax.top_k(piece, min(k, piece.shape[1]))
+    values, index = _largest(piece, min(k, piece.shape[1]))
     if fresh is None:
         return values, index
     values = jnp.concatenate([old[0], values], 1)
     index = jnp.concatenate([old[1], index + start], 1)
     values, place = lax.top_k(values, k)
+    return values, jnp.take_along_axis(index, place, 1)
+
+
+def _largest(x: Float[Array, "N V"], k: int) -> tuple[Array, Array]:
+    """`lax.top_k` of each row, its order among equals included, about 4 times faster.
+
+    Each of the k largest lies in one of the k tiles with the largest maxima, so only
+    those tiles are searched. It holds among equals too, as long as tiles are runs of
+    neighbours and the lower tile comes first: of the tiles whose maximum is the k-th
+    value, the lowest ones are taken, and these hold the lowest entries of that value.
+    """
+    rows, size = x.shape
+    tiles = size // _TILE
+    if tiles <= 2 * k:
+        values, index = lax.top_k(x, k)
+        return values, index
+    whole = tiles * _TILE
+    maxima = x[:, :whole].reshape(rows, tiles, _TILE).max(2)
+    starts = jnp.sort(lax.top_k(maxima, k)[1], axis=1) * _TILE
+
+    def read(row: Array, starts: Array) -> Array:
+        return jax.vmap(lambda at: lax.dynamic_slice(row, (at,), (_TILE,)))(starts)
+
+    inside = jnp.arange(_TILE, dtype=jnp.int32)
+    index = (starts[:, :, None] + inside[None, None, :]).reshape(rows, -1)
+    rest = jnp.broadcast_to(
+        jnp.arange(whole, size, dtype=jnp.int32), (rows, size - whole)
+    )
+    candidates = jax.vmap(read)(x, starts).reshape(rows, -1)
+    values, place = lax.top_k(jnp.concatenate([candidates, x[:, whole:]], 1), k)
+    index = jnp.concatenate([index, rest], 1)
     return values, jnp.take_along_axis(index, place, 1)
 
 
@@ -195,10 +229,8 @@ def _moments(
         new = {"mu_t": _expected(lp[0], lp[0])}
         if len(lp) == 2:
             new |= {"mu_r": _expected(lp[1], lp[1]), "xmu": _expected(lp[1], lp[0])}
-        counts = [
-            old + _count_greater(x, q)
-            for old, x, q in zip(counts, pieces, queries, strict=True)
-        ]
+        more = _count_greater(pieces, queries)
+        counts = [old + count for old, count in zip(counts, more, strict=True)]
         return {name: sums[name] + new[name] for name in sums}, counts
 
     names = ("mu_t", "mu_r", "xmu") if len(logits) == 2 else ("mu_t",)
@@ -233,41 +265,49 @@ def _expected(log_weights: Array, values: Array) -> Array:
     return jnp.where(weights > 0, weights * values, 0.0).sum(1)
 
 
-def _count_greater(values: Array, queries: Array) -> Array:
-    """For each query `"N Q"` the number of strictly greater values `"N V"`."""
+def _count_greater(values: list[Array], queries: list[Array]) -> list[Array]:
+    """Per model, for each query `"N Q"` the number of greater values `"N V"`."""
     return lax.platform_dependent(
         values, queries, cpu=_count_by_rows, default=_count_at_once
     )
 
 
-def _count_at_once(values: Array, queries: Array) -> Array:
-    """One fused compare-and-sum; no V x Q array exists on an accelerator."""
-    greater = values[:, None, :] > queries[:, :, None]
-    return greater.sum(2, dtype=jnp.int32)
+def _count_at_once(values: list[Array], queries: list[Array]) -> list[Array]:
+    """One fused compare-and-sum a model; no V x Q array exists on an accelerator."""
+    return [
+        (x[:, None, :] > q[:, :, None]).sum(2, dtype=jnp.int32)
+        for x, q in zip(values, queries, strict=True)
+    ]
 
 
-def _count_by_rows(values: Array, queries: Array) -> Array:
+def _count_by_rows(values: list[Array], queries: list[Array]) -> list[Array]:
     """Row by row with the queries as minor axis, an order the CPU compiler vectorises.
 
     About 15 times faster there than the plain compare-and-sum (50,257 entries,
-    64 queries).
+    64 queries). The queries of both models share one pass, each in its own lanes.
     """
-    wanted = queries.shape[1]
+    widths = [q.shape[1] for q in queries]
+    wanted = sum(widths)
     if wanted < _FEW:
         return _count_at_once(values, queries)
-    queries = jnp.pad(queries, ((0, 0), (0, -wanted % _LANES)))
-    size = values.shape[1]
-    whole = size // _COUNT_CHUNK
+    joined = jnp.pad(jnp.concatenate(queries, 1), ((0, 0), (0, -wanted % _LANES)))
+    of_first = (jnp.arange(joined.shape[1]) < widths[0])[None, :]
+    size = values[0].shape[1]
+    whole = size // _COUNT_CHUNK * _COUNT_CHUNK
 
-    def count(piece: Array, query: Array) -> Array:
-        return (piece[:, None] > query[None, :]).sum(0, dtype=jnp.int32)
+    def count(pieces: list[Array], query: Array) -> Array:
+        entries = pieces[0][:, None]
+        if len(pieces) == 2:
+            entries = jnp.where(of_first, entries, pieces[1][:, None])
+        return (entries > query[None, :]).sum(0, dtype=jnp.int32)
 
-    def one_row(row: tuple[Array, Array]) -> Array:
-        value, query = row
-        chunks = value[: whole * _COUNT_CHUNK].reshape(whole, _COUNT_CHUNK)
-        rest = count(value[whole * _COUNT_CHUNK :], query)
+    def one_row(row: tuple[list[Array], Array]) -> Array:
+        entries, query = row
+        rest = count([x[whole:] for x in entries], query)
         if whole == 0:
             return rest
+        chunks = [x[:whole].reshape(-1, _COUNT_CHUNK) for x in entries]
         return lax.scan(lambda sum_, x: (sum_ + count(x, query), None), rest, chunks)[0]
 
-    return lax.map(one_row, (values, queries))[:, :wanted]
+    counts = lax.map(one_row, (values, joined))[:, :wanted]
+    return jnp.split(counts, [widths[0]], axis=1)[: len(widths)]

@@ -74,15 +74,35 @@ def test_chunks_and_blocks_do_not_matter(ties):
         assert_same(whole, parts, rtol=1e-6, atol=3e-6)
 
 
-def test_compare_at_once_equals_compare_by_rows():
+@pytest.mark.parametrize("widths", [(70,), (9,), (21, 41), (1, 100)])
+def test_compare_at_once_equals_compare_by_rows(widths):
     from lt_mia_jax.features.reductions import _count_at_once, _count_by_rows
 
     rng = np.random.default_rng(0)
-    values = jnp.asarray(np.round(3 * rng.standard_normal((5, 700))), jnp.float32)
-    queries = values[:, :70]
-    np.testing.assert_array_equal(
-        _count_at_once(values, queries), _count_by_rows(values, queries)
-    )
+    drawn = np.round(3 * rng.standard_normal((len(widths), 5, 700)))
+    values = [jnp.asarray(x, jnp.float32) for x in drawn]
+    queries = [x[:, :width] for x, width in zip(values, widths, strict=True)]
+    wanted = _count_at_once(values, queries)
+    for one, two in zip(wanted, _count_by_rows(values, queries), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("vocabulary", [64 * 41, 3000, 5183])
+@pytest.mark.parametrize("step", [1e-6, 0.5, 4.0])
+def test_largest_by_tiles(vocabulary, step):
+    # Coarse steps tie hundreds of entries, within tiles and across them.
+    from lt_mia_jax.features.reductions import _largest
+
+    rng = np.random.default_rng(vocabulary)
+    rows = np.round(3 * rng.standard_normal((6, vocabulary)) / step) * step
+    rows[0] = 1.0  # all tie
+    rows[1, -3:] = 99.0  # behind the last whole tile, where there is a rest
+    rows[2, 100:] = -np.inf  # fewer candidates than tiles
+    rows = rows.astype(np.float32)
+    values, index = jax.jit(_largest, static_argnums=1)(rows, 20)
+    for row, value, found in zip(rows, values, index, strict=True):
+        np.testing.assert_array_equal(found, oracle_features.largest(row, 20))
+        np.testing.assert_array_equal(value, row[found])
 
 
 def test_single_model():
