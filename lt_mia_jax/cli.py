@@ -25,8 +25,12 @@ INTERRUPTED = 130
 TERMINATED = 143
 
 
-def _commands() -> dict[Any, Any]:
-    """Configuration class of each command, with the function that runs it."""
+def _commands(unlearning: Any = None) -> dict[Any, Any]:
+    """Configuration class of each command, with the function that runs it.
+
+    Args:
+      unlearning: the class of `unlearn`, whose flags depend on the method.
+    """
     # Imported here so that environment variables set by `main` come first.
     from lt_mia_jax.commands import (
         audit,
@@ -35,7 +39,9 @@ def _commands() -> dict[Any, Any]:
         extract,
         finetune,
         report,
+        syntofu,
         train,
+        unlearn,
     )
 
     return {
@@ -45,6 +51,8 @@ def _commands() -> dict[Any, Any]:
         extract.Extract: extract.run,
         train.Train: train.run,
         evaluate.Evaluate: evaluate.run,
+        unlearning or unlearn.Unlearn: unlearn.run,
+        syntofu.SynTofu: syntofu.run,
         report.Report: report.run,
     }
 
@@ -122,9 +130,14 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments == ["--version"]:
         sys.stdout.write(f"lt-mia {__version__}\n")
         return 0
-    commands = _commands()
-    config = parse(arguments, commands)
     try:
+        unlearning = None
+        if arguments[:1] == ["unlearn"]:
+            from lt_mia_jax.commands.unlearn import choose
+
+            unlearning, arguments = choose(arguments)
+        commands = _commands(unlearning)
+        config = parse(arguments, commands)
         devices = getattr(config, "devices", None)
         if devices is not None:
             join(devices.distributed)

@@ -36,6 +36,18 @@ class Lora:
     """Globs of kernels to adapt, such as "*/mixer/query/kernel"; empty takes every
     kernel of every layer."""
 
+    @property
+    def config(self) -> LoraConfig | None:
+        """The adapters, or None for rank 0."""
+        if not self.rank:
+            return None
+        return LoraConfig(
+            rank=self.rank,
+            alpha=self.alpha,
+            dropout=self.dropout,
+            targets=self.targets,
+        )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finetune:
@@ -116,14 +128,6 @@ def run(config: Finetune) -> None:
         )
         for texts in (train, validation)
     ]
-    lora = None
-    if config.lora.rank:
-        lora = LoraConfig(
-            rank=config.lora.rank,
-            alpha=config.lora.alpha,
-            dropout=config.lora.dropout,
-            targets=config.lora.targets,
-        )
     result = finetune(
         LanguageModel(config_),
         params,
@@ -134,7 +138,7 @@ def run(config: Finetune) -> None:
             batch_size=config.batch_size,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
-            lora=lora,
+            lora=config.lora.config,
             seed=config.seed,
         ),
         directory=state,

@@ -4,6 +4,7 @@ Nothing of vocabulary size leaves it.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -43,6 +44,10 @@ class ExtractConfig:
     vocab_chunk: int | None = None
     """Vocabulary entries reduced at a time; lower it when memory is short."""
 
+    logits_gib: float = 1.0
+    """Memory of a device for the logits of both models. A batch that needs more passes
+    through the models in parts, down to one text at a time."""
+
     def __post_init__(self) -> None:
         """Refuse sizes below one."""
         if min(self.batch_size, self.block_batches) < 1 or self.k < 0:
@@ -50,6 +55,8 @@ class ExtractConfig:
                 f"batch_size {self.batch_size}, block_batches {self.block_batches}, "
                 f"k {self.k}: expected at least 1 (k: 0)"
             )
+        if not self.logits_gib > 0:
+            raise InputError(f"logits_gib {self.logits_gib}: expected more than 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +83,42 @@ class Extraction:
         if self.reference is not None:
             found.append(self.reference.apply(reference_params, input_ids))
         return found
+
+    def in_parts(
+        self,
+        target_params: Any,
+        reference_params: Any,
+        ids: Array,
+        mask: Array,
+        part: Callable[[Array, Array], TokenStatistics],
+        devices: int,
+    ) -> TokenStatistics:
+        """`part(ids, mask)`, with as many texts at a time as `logits_gib` allows.
+
+        Each device goes through its own texts: rows do not change places.
+        """
+        logits = jax.eval_shape(self.logits, target_params, reference_params, ids)
+        size = sum(x.size * x.dtype.itemsize for x in logits) / devices
+        texts = ids.shape[0] // devices
+        wanted = size / (self.config.logits_gib * 2**30)
+        parts = next(
+            n
+            for n in range(1, texts + 1)
+            if n == texts or (n >= wanted and texts % n == 0)
+        )
+        if parts == 1:
+            return part(ids, mask)
+
+        def split(x: Array) -> Array:
+            by_device = x.reshape(devices, parts, -1, *x.shape[1:])
+            return by_device.swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])
+
+        def join(x: Array) -> Array:
+            by_part = x.reshape(parts, devices, -1, *x.shape[2:])
+            return by_part.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+        found = jax.lax.map(lambda rows: part(*rows), (split(ids), split(mask)))
+        return jax.tree.map(join, found)
 
     def reduce(self, ids: Array, mask: Array, *logits: Array) -> TokenStatistics:
         """Statistics of rows that are on one device."""
@@ -107,7 +150,10 @@ def _whole(program: Extraction, mesh: Mesh) -> Any:
 
     @jax.jit
     def run(target: Any, reference: Any, ids: Array, mask: Array) -> TokenStatistics:
-        return reduce_locally(ids, mask, *program.logits(target, reference, ids))
+        def part(ids: Array, mask: Array) -> TokenStatistics:
+            return reduce_locally(ids, mask, *program.logits(target, reference, ids))
+
+        return program.in_parts(target, reference, ids, mask, part, mesh.size)
 
     return run
 
@@ -117,7 +163,10 @@ def _by_device(program: Extraction, mesh: Mesh) -> Any:
     """The same under `pmap`; there is nothing to add over devices."""
 
     def run(target: Any, reference: Any, ids: Array, mask: Array) -> TokenStatistics:
-        return program.reduce(ids, mask, *program.logits(target, reference, ids))
+        def part(ids: Array, mask: Array) -> TokenStatistics:
+            return program.reduce(ids, mask, *program.logits(target, reference, ids))
+
+        return program.in_parts(target, reference, ids, mask, part, 1)
 
     devices = list(mesh.devices.flat)
     return jax.pmap(run, in_axes=(None, None, 0, 0), devices=devices)

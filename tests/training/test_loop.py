@@ -11,6 +11,8 @@ import pytest
 
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import make_executor
+from lt_mia_jax.models import LanguageModel, gpt2_like
+from lt_mia_jax.sharding import SMALLEST_SHARDED
 from lt_mia_jax.training import (
     Checkpointer,
     Cosine,
@@ -23,6 +25,7 @@ from lt_mia_jax.training import (
 )
 
 STEPS = 24
+KEY = jax.random.key(0)
 OPTIMIZER = OptimizerConfig(
     learning_rate=0.05, schedule=Cosine(), warmup_fraction=0.1, clip_norm=1.0
 )
@@ -229,3 +232,19 @@ def test_sharded_equals_single_device(whole, data, fsdp):
     assert len({str(shard.index) for shard in w.addressable_shards}) == fsdp
     np.testing.assert_allclose(w, whole.state.params["w"], rtol=1e-5, atol=1e-5)
     assert sharded.state.params["w"].sharding == sharded.best["w"].sharding
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 4])
+def test_memory_of_the_state_falls_with_fsdp(fsdp):
+    model = LanguageModel(gpt2_like(512, width=128, layers=2, heads=4, context=16))
+    executor = make_executor("jit", fsdp=fsdp)
+    optimizer = make_optimizer(OPTIMIZER, STEPS)
+    state = executor.born(lambda key: init_state(model.init(key), optimizer), KEY)
+    held = {device: 0 for device in jax.devices()}
+    for shard in (s for x in jax.tree.leaves(state) for s in x.addressable_shards):
+        held[shard.device] += shard.data.nbytes
+    leaves = jax.tree.leaves(state)
+    large = sum(x.nbytes for x in leaves if x.size >= SMALLEST_SHARDED)
+    small = sum(x.nbytes for x in leaves) - large
+    assert set(held.values()) == {large // fsdp + small}
+    assert small < large / 50

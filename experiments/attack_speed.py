@@ -1,0 +1,233 @@
+"""Rows per second of training the attack, beside the same network in PyTorch.
+
+python experiments/attack_speed.py --batch-size 256 512
+
+Both sides do a whole update: forward with dropout, backward, clipping, AdamW, with the
+paper's network and the same rows in memory. They take turns and the fastest pass
+counts, since other programs can only slow a pass down.
+
+python experiments/attack_speed.py --loader --features DIR...
+
+times training from the given stores with the features kept in memory and read from the
+store for every batch.
+"""
+
+import dataclasses
+import functools
+import logging
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from lt_mia_jax.attacks import classifier
+from lt_mia_jax.attacks.classifier_config import ClassifierConfig
+from lt_mia_jax.attacks.recipe import TrainConfig, make_optimizer
+from lt_mia_jax.attacks.train import StepBatch, TrainStep, train_attack
+from lt_mia_jax.cli import BAD_INPUT, keep_freed_memory, use_all_cores
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.executor import make_executor
+from lt_mia_jax.features import FeatureStore
+from lt_mia_jax.training.loop import step_program
+from lt_mia_jax.training.state import init_state
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackSpeed:
+    """Time training of the learned attack."""
+
+    batch_size: tuple[int, ...] = (256,)
+    """Rows in an update."""
+
+    rounds: int = 5
+    """How often the two sides take turns."""
+
+    threads: int = 2
+    """Threads of PyTorch; our side takes every core that the process may use."""
+
+    loader: bool = False
+    """Compare features in memory with features read from the store instead."""
+
+    features: tuple[Path, ...] = ()
+    """Stores for --loader."""
+
+
+def rows(config: ClassifierConfig, count: int) -> StepBatch:
+    """Random rows whose texts have all lengths."""
+    rng = np.random.default_rng(0)
+    mask = np.arange(config.length) < rng.integers(1, config.length + 1, (count, 1))
+    features = rng.standard_normal((count, config.length, config.inputs), np.float32)
+    labels = (np.arange(count) % 2).astype(np.float32)
+    weight = np.ones(count, np.float32)
+    return StepBatch(features * mask[..., None], mask, labels, weight)
+
+
+def ours(config: ClassifierConfig, recipe: TrainConfig, batch: StepBatch) -> Any:
+    """A function that makes one update and waits for it."""
+    executor = make_executor()
+    params, constants = classifier.split_constants(
+        classifier.init(config, jax.random.key(0))
+    )
+    start = functools.partial(init_state, optimizer=make_optimizer(recipe, 10))
+    held = [executor.born(start, params)]
+    step = jax.tree_util.Partial(
+        TrainStep.of(config, recipe, 10, executor.axis), executor.place(constants)
+    )
+    advance = step_program(step, executor)
+    key = executor.place(jax.random.key(1))
+
+    def run() -> None:
+        held[0], metrics = advance(held[0], executor.place_batch(batch), key)
+        jax.block_until_ready(metrics)
+
+    return run
+
+
+def theirs(
+    config: ClassifierConfig, recipe: TrainConfig, batch: StepBatch, threads: int
+) -> Callable[[], None]:
+    """The same update by PyTorch's own layers."""
+    import torch
+    from torch import nn
+
+    torch.set_num_threads(threads)
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            width = config.width
+            self.project = nn.Linear(config.inputs, width)
+            self.norm = nn.LayerNorm(width)
+            layer = nn.TransformerEncoderLayer(
+                width,
+                config.heads,
+                config.feed_forward,
+                config.dropout,
+                batch_first=True,
+            )
+            self.encoder = nn.TransformerEncoder(
+                layer, config.layers, enable_nested_tensor=False
+            )
+            self.pool = nn.Sequential(
+                nn.Linear(width, width // 2), nn.Tanh(), nn.Linear(width // 2, 1)
+            )
+            self.head = nn.Sequential(
+                nn.Linear(width, width),
+                nn.ReLU(),
+                nn.Dropout(config.dropout),
+                nn.Linear(width, 1),
+            )
+            rates = torch.exp(-torch.arange(0, width, 2) * math.log(1e4) / width)
+            angle = torch.arange(config.length)[:, None] * rates
+            table = torch.stack([angle.sin(), angle.cos()], -1)
+            self.table = table.reshape(config.length, width)
+
+        def forward(self, x: Any, mask: Any) -> Any:
+            x = self.norm(self.project(x)) + self.table
+            x = self.encoder(x, src_key_padding_mask=~mask)
+            score = self.pool(x)[..., 0].masked_fill(~mask, -math.inf)
+            return self.head((score.softmax(1)[..., None] * x).sum(1))[:, 0]
+
+    network = Network().train()
+    optimizer = torch.optim.AdamW(
+        network.parameters(),
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        foreach=True,
+    )
+    features, mask, labels = (torch.from_numpy(np.asarray(x)) for x in batch[:3])
+    smooth = labels * (1 - recipe.label_smoothing) + recipe.label_smoothing / 2
+    loss_of = nn.BCEWithLogitsLoss()
+
+    def run() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss_of(network(features, mask), smooth).backward()
+        clip = math.inf if recipe.clip_norm is None else recipe.clip_norm
+        nn.utils.clip_grad_norm_(network.parameters(), clip)
+        optimizer.step()
+
+    return run
+
+
+def beside_torch(config: AttackSpeed) -> None:
+    """Print rows per second of both sides."""
+    network, recipe = ClassifierConfig(), TrainConfig()
+    print("| rows in an update | PyTorch, rows/s | ours, rows/s | ratio |")
+    print("| --- | --- | --- | --- |")
+    for size in config.batch_size:
+        batch = rows(network, size)
+        sides = {
+            "torch": theirs(network, recipe, batch, config.threads),
+            "ours": ours(network, recipe, batch),
+        }
+        best = dict.fromkeys(sides, math.inf)
+        for turn in range(config.rounds + 1):
+            for name, run in sides.items():
+                began = time.perf_counter()
+                run()
+                if turn:  # the first one compiles
+                    best[name] = min(best[name], time.perf_counter() - began)
+        speed = {name: size / seconds for name, seconds in best.items()}
+        ratio = speed["ours"] / speed["torch"]
+        print(
+            f"| {size} | {speed['torch']:.0f} | {speed['ours']:.0f} | {ratio:.2f} |",
+            flush=True,
+        )
+
+
+def loader(config: AttackSpeed) -> None:
+    """Print the time of an update with features in memory and read from the store."""
+    stores = [FeatureStore(path) for path in config.features]
+    if not stores:
+        raise InputError("--loader: no --features; give stores of `lt-mia extract`")
+
+    def seconds(epochs: int, cache_gib: float) -> tuple[float, int]:
+        recipe = TrainConfig(
+            epochs=epochs,
+            batch_size=config.batch_size[0],
+            warmup_epochs=0.5,
+            cache_gib=cache_gib,
+            save_seconds=1e9,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            result = train_attack(stores, ClassifierConfig(), recipe, folder)
+            return time.perf_counter() - began, result.history[-1]["step"]
+
+    for turn in range(config.rounds):
+        found = {}
+        for name, gib in (("memory", 64.0), ("store", 0.0)):
+            # The difference of two runs leaves out loading and compiling.
+            (short, few), (long, many) = seconds(1, gib), seconds(3, gib)
+            found[name] = (long - short) / (many - few)
+        print(
+            f"round {turn}: {1e3 * found['memory']:.0f} ms an update from memory, "
+            f"{1e3 * found['store']:.0f} ms from the store, ratio "
+            f"{found['store'] / found['memory']:.3f}",
+            flush=True,
+        )
+
+
+def main() -> int:
+    """Parse and measure."""
+    logging.basicConfig(level=logging.WARNING)
+    config = tyro.cli(AttackSpeed, description=__doc__)
+    use_all_cores()
+    keep_freed_memory()
+    try:
+        (loader if config.loader else beside_torch)(config)
+    except InputError as error:
+        print(f"attack_speed: {error}", file=sys.stderr)
+        return BAD_INPUT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

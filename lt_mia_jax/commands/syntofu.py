@@ -1,0 +1,161 @@
+"""`lt-mia syntofu`: fictitious authors, and tiny models that do and do not know them."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any, Literal, assert_never
+
+import jax
+import numpy as np
+
+from lt_mia_jax.checkpoints import load_tokenizer, save_pretrained
+from lt_mia_jax.commands.devices import Devices, DevicesFlags
+from lt_mia_jax.data.answers import EncodedAnswers, encode_answers
+from lt_mia_jax.data.syntofu import MAX_LENGTH, TEMPLATE, SynTofuConfig, build, write
+from lt_mia_jax.executor import Executor, fetch, is_primary, wait_for_all
+from lt_mia_jax.models import LanguageModel, ModelConfig
+from lt_mia_jax.models.presets import (
+    gpt2_like,
+    griffin_like,
+    llama_like,
+    mamba_like,
+    rwkv_like,
+)
+from lt_mia_jax.provenance import write_run_record
+from lt_mia_jax.training.optimizer import Cosine
+from lt_mia_jax.unlearning.methods import Retrain
+from lt_mia_jax.unlearning.train import ForgetTexts, UnlearnConfig, unlearn
+
+log = logging.getLogger(__name__)
+
+HEADS, CONTEXT = 4, 32
+Family = Literal["gpt2", "llama", "mamba", "rwkv", "recurrent_gemma"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SynTofu:
+    """Write SynTOFU, the offline analogue of TOFU, and train its tiny models.
+
+    A `base` model learns the language from people who are never forgotten. From it
+    `full` learns all fictitious authors, and for each size of the forget set `retainNN`
+    learns the others only: what perfect unlearning would give. Minutes on two cores; a
+    stopped command goes on where it was.
+    """
+
+    out: Path
+    """Folder: `data` gets the files, `models` one Hugging Face directory a model."""
+
+    family: Family = "gpt2"
+    """Architecture of the models."""
+
+    data: SynTofuConfig = SynTofuConfig()
+    """How many people there are."""
+
+    seeds: tuple[int, ...] = (0, 1)
+    """Seeds of the retrained models: two give the noise between equals."""
+
+    width: int = 64
+    """Width of the models."""
+
+    layers: int = 2
+    """Layers of the models."""
+
+    pretrain_epochs: int = 20
+    """Passes over the background people."""
+
+    finetune_epochs: int = 16
+    """Passes over authors and background people together."""
+
+    batch_size: int = 64
+    """Texts in one step."""
+
+    devices: DevicesFlags = dataclasses.field(default_factory=Devices)
+    """Where it runs."""
+
+
+def run(config: SynTofu) -> None:
+    """Write the data and train every model that is not there yet.
+
+    Raises:
+      InputError: the sizes do not fit, or the folder holds another run.
+    """
+    executor = config.devices.make()
+    if is_primary():
+        write(config.out / "data", config.data)
+    wait_for_all("data written")
+    write_run_record(config.out, "syntofu", config)
+    train_models(config, executor)
+
+
+def model_config(config: SynTofu, vocabulary: int) -> ModelConfig:
+    """The shape of the models."""
+    sizes: dict[str, int] = {"width": config.width, "layers": config.layers}
+    match config.family:
+        case "gpt2":
+            return gpt2_like(vocabulary, heads=HEADS, context=CONTEXT, **sizes)
+        case "llama":
+            return llama_like(vocabulary, heads=HEADS, context=CONTEXT, **sizes)
+        case "mamba":
+            return mamba_like(vocabulary, context=CONTEXT, **sizes)
+        case "rwkv":
+            return rwkv_like(vocabulary, context=CONTEXT, **sizes)
+        case "recurrent_gemma":
+            return griffin_like(vocabulary, heads=HEADS, **sizes)
+        case _:
+            assert_never(config.family)
+
+
+def train_models(config: SynTofu, executor: Executor) -> None:
+    """`base`, `full`, and `retainNN-seedS`."""
+    splits = build(config.data)
+    tokenizer = load_tokenizer(config.out / "data" / "tokenizer")
+    shape = model_config(config, len(tokenizer))
+    model = LanguageModel(shape)
+
+    def encode(*names: str) -> EncodedAnswers:
+        rows = [row for name in names for row in splits[name]]
+        return encode_answers(rows, tokenizer, max_length=MAX_LENGTH, template=TEMPLATE)
+
+    def train(
+        name: str, start: Any, texts: EncodedAnswers, recipe: UnlearnConfig
+    ) -> Any:
+        folder = config.out / "models" / name
+        none = ForgetTexts(texts.take(np.arange(0)))
+        result = unlearn(
+            model,
+            start,
+            none,
+            texts,
+            Retrain(),
+            recipe,
+            directory=folder / "training",
+            executor=executor,
+        )
+        params = fetch(result.params)
+        if is_primary():
+            save_pretrained(folder, shape, params, tokenizer)
+        wait_for_all(f"{name} saved")
+        log.info("wrote %s", folder)
+        return params
+
+    def recipe(rate: float, epochs: int, seed: int) -> UnlearnConfig:
+        return UnlearnConfig(
+            learning_rate=rate,
+            epochs=epochs,
+            batch_size=config.batch_size,
+            clip_norm=1.0,
+            schedule=Cosine(),
+            seed=seed,
+        )
+
+    start = fetch(model.init(jax.random.key(config.data.seed)))
+    base = train(
+        "base", start, encode("pretrain"), recipe(3e-3, config.pretrain_epochs, 0)
+    )
+    second = recipe(1e-3, config.finetune_epochs, 0)
+    train("full", base, encode("full", "pretrain"), second)
+    for percent in config.data.forget_percent:
+        kept = f"retain{100 - percent:02d}"
+        for seed in config.seeds:
+            further = dataclasses.replace(second, seed=seed)
+            train(f"{kept}-seed{seed}", base, encode(kept, "pretrain"), further)

@@ -1,0 +1,220 @@
+"""`lt-mia unlearn`: a model that has forgotten some texts."""
+
+import dataclasses
+import difflib
+import logging
+from pathlib import Path
+from typing import Any
+
+from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
+from lt_mia_jax.commands.devices import Devices, DevicesFlags
+from lt_mia_jax.commands.finetune import Lora
+from lt_mia_jax.data.answers import AnswerTemplate, EncodedAnswers, encode_answers
+from lt_mia_jax.data.questions import Question, check_disjoint, read_questions
+from lt_mia_jax.data.tokenize import check_vocabulary
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.executor import fetch, is_primary, wait_for_all
+from lt_mia_jax.files import write_json
+from lt_mia_jax.models import LanguageModel
+from lt_mia_jax.provenance import write_run_record
+from lt_mia_jax.unlearning.methods import METHODS, Method
+from lt_mia_jax.unlearning.train import ForgetTexts, UnlearnConfig, unlearn
+
+log = logging.getLogger(__name__)
+
+DEFAULT = "npo"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unlearn:
+    """Make a model forget texts, and write a Hugging Face directory.
+
+    --method NAME chooses how (--help then shows that method's own settings); the run
+    continues where it was interrupted, with the same result.
+    """
+
+    model: str
+    """The model that knows the texts: a Hugging Face directory or hub id."""
+
+    forget: Path
+    """JSONL of what to forget: `question` and `answer`, or `text`."""
+
+    out: Path
+    """Folder of the new model; training state goes to its `training` folder."""
+
+    retain: Path | None = None
+    """JSONL of what to keep, in the same format."""
+
+    refusals: Path | None = None
+    """JSONL of refusals (`text`) for the methods that teach them; without it the rows
+    of --forget must have the field `refusal`."""
+
+    method: Method = METHODS[DEFAULT]
+    """How."""
+
+    epochs: int = 10
+    """Passes over the texts to forget."""
+
+    batch_size: int = 32
+    """Texts to forget in one step, and as many to keep."""
+
+    learning_rate: float = 1e-5
+    """Highest rate of AdamW; it rises over the first epoch and then falls to 0."""
+
+    weight_decay: float = 0.01
+    """Decoupled weight decay, on all parameters."""
+
+    length: int = 128
+    """Tokens a text is cut to."""
+
+    template: AnswerTemplate = AnswerTemplate()
+    """How question and answer become one text."""
+
+    lora: Lora = Lora()
+    """Adapters instead of all parameters."""
+
+    save_seconds: float = 60.0
+    """Least time between checkpoints; 0 saves after every step."""
+
+    seed: int = 0
+    """Seed of the order of texts, and of all draws."""
+
+    devices: DevicesFlags = dataclasses.field(default_factory=Devices)
+    """Where it runs."""
+
+
+def choose(arguments: list[str]) -> tuple[type[Unlearn], list[str]]:
+    """The command with the flags of the method that `--method NAME` names.
+
+    Returns:
+      A subclass of `Unlearn` whose default method it is, and the other arguments.
+
+    Raises:
+      InputError: there is no such method.
+    """
+    name, rest = DEFAULT, []
+    words = iter(arguments)
+    for word in words:
+        if word == "--method":
+            name = next(words, "")
+        elif word.startswith("--method="):
+            name = word.removeprefix("--method=")
+        else:
+            rest.append(word)
+    key = name.replace("-", "_").lower()
+    if key not in METHODS:
+        close = difflib.get_close_matches(key, METHODS, n=1)
+        raise InputError(
+            f"--method {name!r}: expected one of {', '.join(METHODS)}"
+            + (f"; did you mean {close[0]}?" if close else "")
+        )
+    return with_method(METHODS[key]), rest
+
+
+def with_method(method: Method) -> type[Unlearn]:
+    """`Unlearn` with that method for default, and its settings as flags."""
+    made: Any = type(
+        "Unlearn",
+        (Unlearn,),
+        {
+            "__annotations__": {"method": type(method)},
+            "__doc__": Unlearn.__doc__,
+            "__module__": __name__,
+            "method": method,
+        },
+    )
+    return dataclasses.dataclass(frozen=True, kw_only=True)(made)
+
+
+def run(config: Unlearn) -> None:
+    """Unlearn and save.
+
+    Raises:
+      InputError: files or the model cannot be used, texts overlap, or the run diverged.
+    """
+    forget = read_questions(config.forget)
+    retain = None if config.retain is None else read_questions(config.retain)
+    if not forget:
+        raise InputError(f"{config.forget}: no rows; there is nothing to forget")
+    if retain is not None:
+        check_disjoint(forget, retain)
+    refusals = () if config.refusals is None else read_questions(config.refusals)
+    executor = config.devices.make()
+    model, params, tokenizer = load_pretrained(config.model, mesh=executor.mesh)
+    check_vocabulary(tokenizer, model.vocab_size)
+    state = config.out / "training"
+    write_run_record(state, "unlearn", config)
+
+    def encode(rows: list[Question]) -> EncodedAnswers:
+        return encode_answers(
+            rows, tokenizer, max_length=config.length, template=config.template
+        )
+
+    result = unlearn(
+        LanguageModel(model),
+        params,
+        ForgetTexts(
+            encode(forget),
+            [encode(rows) for rows in refused(forget, refusals)],
+            [encode(rows) for rows in inverted(forget)],
+        ),
+        None if retain is None else encode(retain),
+        config.method,
+        UnlearnConfig(
+            learning_rate=config.learning_rate,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            weight_decay=config.weight_decay,
+            warmup_epochs=min(1.0, config.epochs / 2),
+            lora=config.lora.config,
+            seed=config.seed,
+        ),
+        directory=state,
+        executor=executor,
+        save_every_seconds=config.save_seconds,
+    )
+    params = fetch(result.params)
+    if is_primary():
+        save_pretrained(config.out, model, params, tokenizer, like=config.model)
+        card = {
+            "method": type(result.method).__name__,
+            "settings": dataclasses.asdict(result.method),
+            "model": config.model,
+            "forget": {"file": str(config.forget), "rows": len(forget)},
+            "retain": None
+            if retain is None
+            else {"file": str(config.retain), "rows": len(retain)},
+            "steps": result.steps,
+        }
+        write_json(config.out / "unlearning.json", card)
+    wait_for_all("model saved")
+    log.info("wrote %s (%d steps)", config.out, result.steps)
+
+
+def refused(
+    rows: list[Question], refusals: list[Question] | tuple[()]
+) -> list[list[Question]]:
+    """The rows with refusals for answers: each of `refusals`, or their own."""
+    if refusals:
+        return [
+            [row._replace(answer=refusal.answer, value=None) for row in rows]
+            for refusal in refusals
+        ]
+    own = [row.refusal for row in rows]
+    if any(refusal is None for refusal in own):
+        return []
+    return [
+        [
+            row._replace(answer=refusal or "", value=None)
+            for row, refusal in zip(rows, own, strict=True)
+        ]
+    ]
+
+
+def inverted(rows: list[Question]) -> list[list[Question]]:
+    """The rows with false answers: as many versions as every row has."""
+    count = min((len(row.inverted) for row in rows), default=0)
+    return [
+        [row._replace(answer=row.inverted[k], value=None) for row in rows]
+        for k in range(count)
+    ]

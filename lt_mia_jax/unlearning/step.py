@@ -1,0 +1,129 @@
+"""One unlearning update as a pure function: two gradients, one transformation."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from lt_mia_jax.unlearning.batch import ApplyFn, TextBatch
+from lt_mia_jax.unlearning.transforms import monitored
+
+from lt_mia_jax.arrays import Array, Key, Params
+from lt_mia_jax.executor import own_key, total
+from lt_mia_jax.finetune import lora
+from lt_mia_jax.finetune.lora import LoraConfig
+from lt_mia_jax.training.optimizer import OptimizerConfig, make_optimizer
+from lt_mia_jax.training.state import TrainState
+from lt_mia_jax.unlearning.methods import Method, Schedule, Term
+
+
+class PairBatch(NamedTuple):
+    """What one update reads."""
+
+    forget: TextBatch | None
+    retain: TextBatch | None
+
+
+class Frozen(NamedTuple):
+    """Arrays that an update reads and does not change."""
+
+    base: Params | None
+    """The model under the adapters; None when all weights are trained."""
+    data: dict[str, Any]
+    """Further arguments of the objectives, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainee:
+    """How what is trained becomes a model; equal values share compiled programs."""
+
+    model: Any
+    """A `LanguageModel`."""
+    lora: LoraConfig | None = None
+    """With it adapters are trained, over a frozen base."""
+
+    def __call__(
+        self, base: Params | None, trained: Any, input_ids: Any, **options: Any
+    ) -> Any:
+        """What `LanguageModel.apply` gives for the model that `trained` makes."""
+        if self.lora is None:
+            return self.model.apply(trained, input_ids, **options)
+        adapters = lora.scaled(trained, self.lora.scale)
+        return self.model.apply(base, input_ids, adapters=adapters, **options)
+
+    def apply_fn(self, base: Params | None) -> ApplyFn:
+        """`apply_fn(trained, input_ids, **options)`, which may enter `jit`."""
+        return jax.tree_util.Partial(self, base)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlearnStep:
+    """An update; equal values share one compiled program."""
+
+    trainee: Trainee
+    method: Method
+    optimizer: OptimizerConfig
+    schedule: Schedule
+    axis: str | None = None
+    """The executor's; see `executor`."""
+
+    def transform(
+        self, arrays: dict[str, Any] | None = None
+    ) -> optax.GradientTransformationExtraArgs:
+        """The method's transformation around the optimizer."""
+        optimizer = make_optimizer(self.optimizer, self.schedule.total)
+        return self.method.transform(optimizer, self.schedule, arrays or {})
+
+    def __call__(
+        self, frozen: Frozen, state: TrainState, batch: PairBatch, key: Key[Array, ""]
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """The next state; `loss`, those of both sides, and monitored numbers."""
+        key = own_key(key, self.axis)
+        apply_fn = self.trainee.apply_fn(frozen.base)
+
+        def side(term: Term, texts: TextBatch) -> tuple[Array, Any]:
+            further = {name: frozen.data[name] for name in term.data}
+
+            def value(trained: Any) -> Array:
+                found, info = term.objective(
+                    trained,
+                    texts,
+                    apply_fn=apply_fn,
+                    key=key,
+                    **term.settings,
+                    **further,
+                )
+                if self.axis is None:
+                    return found
+                # Of the whole batch's mean, this device's part.
+                own = jax.lax.stop_gradient(info.normalizer)
+                whole = total(own, self.axis)
+                return found * own / jnp.where(whole != 0, whole, 1.0)
+
+            return total(jax.value_and_grad(value)(state.params), self.axis)
+
+        forget, retain = self.method.forget(), self.method.retain()
+        metrics: dict[str, Array] = {}
+        gradient, extra = None, {}
+        if forget is not None:
+            assert batch.forget is not None
+            metrics["forget_loss"], gradient = side(forget, batch.forget)
+            extra["forget_value"] = metrics["forget_loss"]
+        if retain is not None:
+            assert batch.retain is not None
+            metrics["retain_loss"], retain_gradient = side(retain, batch.retain)
+            if gradient is None:
+                gradient = retain_gradient
+            else:
+                extra["retain_grads"] = retain_gradient
+                extra["retain_value"] = metrics["retain_loss"]
+        updates, opt_state = self.transform().update(
+            gradient, state.opt_state, state.params, **extra
+        )
+        params = optax.apply_updates(state.params, updates)
+        metrics["loss"] = sum(metrics.values(), start=jnp.zeros(()))
+        metrics["grad_norm"] = optax.tree.norm(gradient)
+        metrics["update_norm"] = optax.tree.norm(updates)
+        metrics |= monitored(opt_state)
+        return TrainState(state.step + 1, params, opt_state), metrics

@@ -1,0 +1,250 @@
+"""Running methods: what they do to the losses, devices, resuming, errors."""
+
+import dataclasses
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import unlearning_world as world
+
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.executor import make_executor
+from lt_mia_jax.finetune import LoraConfig
+from lt_mia_jax.finetune.loss import token_log_probs
+from lt_mia_jax.trees import flatten
+from lt_mia_jax.unlearning import transforms
+from lt_mia_jax.unlearning.methods import METHODS, Method
+from lt_mia_jax.unlearning.train import UnlearnConfig, unlearn
+
+FAST = UnlearnConfig(learning_rate=3e-3, epochs=4, batch_size=4, warmup_epochs=0.0)
+FAMILIES = [name for name in world.MODELS if name != "gpt2"]
+
+
+def start(family="gpt2"):
+    """Parameters of a usual size: the initial ones make every prediction flat."""
+    params = world.model(family).init(jax.random.key(3))
+    return jax.tree.map(lambda x: x * 4 if x.ndim > 2 else x, params)
+
+
+def run(folder, method, *, family="gpt2", config=FAST, **options):
+    options = {"forget": world.forget_texts(), "retain": world.RETAIN, **options}
+    if isinstance(method, str):
+        method = METHODS[method]
+    return unlearn(
+        world.model(family),
+        start(family),
+        options.pop("forget"),
+        options.pop("retain"),
+        method,
+        config,
+        directory=folder,
+        **options,
+    )
+
+
+def rows(folder):
+    lines = (folder / "history.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def answer_loss(params, texts, family="gpt2"):
+    """Mean over answer tokens, in float64, from the logits."""
+    logits = np.asarray(world.model(family).apply(params, texts.input_ids), np.float64)
+    shifted = logits[:, :-1] - logits[:, :-1].max(-1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    found = np.take_along_axis(log_p, texts.input_ids[:, 1:, None], -1)[..., 0]
+    return -found[texts.label_mask[:, 1:] == 1].mean()
+
+
+FORGETS = [name for name in METHODS if name not in ("retrain", "undial")]
+
+
+@pytest.mark.parametrize("name", FORGETS)
+def test_forget_loss_rises(name, tmp_path):
+    method = METHODS[name]
+    config = FAST
+    if name == "pdu":  # from its first step on 100 times the retain loss
+        method = dataclasses.replace(method, initial=0.1)
+    if name in ("rmu", "salun"):
+        config = dataclasses.replace(FAST, epochs=12)
+    texts = world.forget_texts().answers
+    before = answer_loss(start(), texts)
+    result = run(tmp_path, method, config=config)
+    assert answer_loss(result.params, texts) > before + 0.005
+    history = rows(tmp_path)
+    assert [row["step"] for row in history] == list(range(1, result.steps + 1))
+    assert all(np.isfinite(list(row.values())).all() for row in history)
+
+
+def test_undial_lowers_the_true_token(tmp_path):
+    # Its aim is a small probability of the true token, whatever the loss at the start.
+    texts = world.forget_texts().answers
+    result = run(tmp_path, "undial")
+
+    def mean_logit(params):
+        logits = world.model().apply(params, texts.input_ids)
+        centred = logits - logits.mean(-1, keepdims=True)
+        true = jnp.take_along_axis(centred[:, :-1], texts.input_ids[:, 1:, None], -1)
+        return float(true[..., 0][texts.label_mask[:, 1:] == 1].mean())
+
+    assert mean_logit(result.params) < mean_logit(start())
+
+
+def test_retraining_learns_what_is_kept(tmp_path):
+    result = run(tmp_path, "retrain")
+    before, after = (answer_loss(p, world.RETAIN) for p in (start(), result.params))
+    assert after < before - 0.05
+    assert all("forget_loss" not in row for row in rows(tmp_path))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_on_other_families(name, tmp_path):
+    # Each on one of them; all on all with LT_MIA_ALL_FAMILIES.
+    turn = list(METHODS).index(name) % len(FAMILIES)
+    everything = "LT_MIA_ALL_FAMILIES" in os.environ
+    for family in FAMILIES if everything else FAMILIES[turn : turn + 1]:
+        config = dataclasses.replace(FAST, epochs=1)
+        if name == "sha256" and family == "mamba":
+            with pytest.raises(InputError, match="has none"):
+                run(tmp_path / family, name, family=family, config=config)
+            continue
+        result = run(tmp_path / family, name, family=family, config=config)
+        moved = [
+            bool((a != b).any())
+            for a, b in zip(
+                jax.tree.leaves(result.params),
+                jax.tree.leaves(start(family)),
+                strict=True,
+            )
+        ]
+        assert any(moved), family
+        assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(result.params))
+
+
+def losses_and_params(folder, name, executor):
+    config = dataclasses.replace(FAST, epochs=2)
+    result = run(folder, name, config=config, executor=executor)
+    found = [(row["forget_loss"], row["retain_loss"]) for row in rows(folder)]
+    return np.array(found), flatten(result.params)
+
+
+@pytest.mark.parametrize("name", ["npo", "gu", "salun", "kl_min"])
+def test_devices_do_not_matter(name, tmp_path):
+    # Adam's first steps are signs: where a gradient is rounding, so is its sign.
+    losses, params = losses_and_params(tmp_path / "one", name, make_executor("single"))
+    for label, executor in {
+        "data": make_executor("jit"),
+        "fsdp": make_executor("jit", fsdp=4),
+        "pmap": make_executor("pmap"),
+    }.items():
+        other_losses, other = losses_and_params(tmp_path / label, name, executor)
+        np.testing.assert_allclose(other_losses, losses, rtol=1e-5, err_msg=label)
+        far = [
+            float((abs(np.asarray(other[n]) - np.asarray(params[n])) > 1e-5).mean())
+            for n in params
+        ]
+        assert np.mean(far) < 0.01, (label, max(far))
+
+
+def test_continues_exactly(tmp_path):
+    class Killed(Exception):
+        pass
+
+    whole = run(tmp_path / "whole", "npo")
+    config = dataclasses.replace(FAST)
+    from lt_mia_jax.unlearning import train
+
+    original = train._Sets.batch_at
+    calls = []
+
+    def failing(self, step):
+        calls.append(step)
+        if step == 5 and calls.count(5) == 1:
+            raise Killed
+        return original(self, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train._Sets, "batch_at", failing)
+        with pytest.raises(Killed):
+            run(tmp_path / "part", "npo", config=config, save_every_seconds=0)
+    result = run(tmp_path / "part", "npo", config=config)
+    assert result.resumed_from > 0
+    jax.tree.map(np.testing.assert_array_equal, result.params, whole.params)
+
+
+def test_adapters_leave_the_base(tmp_path):
+    config = dataclasses.replace(FAST, lora=LoraConfig(rank=2))
+    result = run(tmp_path, "kl_min", config=config)
+    assert result.adapters
+    base, merged = flatten(start()), flatten(result.params)
+    adapted = {n for n in base if (np.asarray(base[n]) != np.asarray(merged[n])).any()}
+    assert adapted == set(result.adapters)
+
+
+def test_masked_weights_keep_every_bit(tmp_path):
+    result = run(tmp_path, "sha256")
+    mask = flatten(transforms.layer_mask(start(), ["*/feed_forward/*"], [0]))
+    before, after = flatten(start()), flatten(result.params)
+    for name, old in before.items():
+        still = ~np.broadcast_to(np.asarray(mask[name]), old.shape)
+        np.testing.assert_array_equal(np.asarray(after[name])[still], old[still])
+    moved = [n for n in before if (np.asarray(after[n]) != before[n]).any()]
+    assert moved
+    assert all("/feed_forward/" in name for name in moved)
+
+
+def test_compiled_once(tmp_path):
+    traced = []
+
+    class Counting(Method):
+        def forget(self):
+            traced.append(1)
+            return super().forget()
+
+    counting = dataclasses.dataclass(frozen=True, kw_only=True)(Counting)()
+    run(tmp_path / "a", counting)
+    first = len(traced)
+    run(tmp_path / "b", counting, config=dataclasses.replace(FAST, seed=1))
+    # The step is traced in the first run only; the rest asks for data and terms.
+    assert len(traced) - first < first
+
+
+def test_missing_and_empty_texts(tmp_path):
+    nothing = world.answers(0, 6).take(np.arange(0))
+    bare = world.forget_texts()._replace(refusals=(), inverted=())
+    cases = {
+        "Npo needs texts to keep": ("npo", {"retain": None}),
+        "Retrain needs texts to keep": ("retrain", {"retain": nothing}),
+        "no text to forget": (
+            "grad_ascent",
+            {"forget": bare._replace(answers=nothing)},
+        ),
+        "'refusal' in every row": ("idk_dpo", {"forget": bare}),
+        "'inverted' in every row": ("meow", {"forget": bare}),
+    }
+    for message, (name, options) in cases.items():
+        with pytest.raises(InputError, match=message):
+            run(tmp_path / name, name, **options)
+    config = dataclasses.replace(FAST, lora=LoraConfig(rank=2))
+    with pytest.raises(InputError, match="leave --lora out"):
+        run(tmp_path / "lora", "salun", config=config)
+    assert not list(tmp_path.rglob("history.jsonl"))
+
+
+def test_divergence_keeps_the_last_good_checkpoint(tmp_path):
+    config = dataclasses.replace(FAST, learning_rate=1e30, epochs=20)
+    with pytest.raises(InputError, match=r"unlearning diverged.*checkpoint.*kept"):
+        run(tmp_path, "grad_ascent", config=config, save_every_seconds=0)
+
+
+def test_token_log_probs_agree_with_the_loss_of_this_file():
+    texts = world.answers(5, 4)
+    logits = world.model().apply(start(), texts.input_ids)
+    log_p = token_log_probs(logits[:, :-1], jnp.asarray(texts.input_ids[:, 1:]))
+    kept = texts.label_mask[:, 1:] == 1
+    np.testing.assert_allclose(
+        -np.asarray(log_p)[kept].mean(), answer_loss(start(), texts), rtol=1e-5
+    )

@@ -1,0 +1,57 @@
+"""Tiny models and texts to unlearn."""
+
+import numpy as np
+
+from lt_mia_jax.data.answers import EncodedAnswers
+from lt_mia_jax.models import LanguageModel
+from lt_mia_jax.models.presets import (
+    gpt2_like,
+    griffin_like,
+    llama_like,
+    mamba_like,
+    rwkv_like,
+)
+from lt_mia_jax.unlearning.train import ForgetTexts
+
+VOCABULARY, LENGTH = 41, 12
+
+MODELS = {
+    "gpt2": gpt2_like(VOCABULARY, 16, 2, 2, LENGTH),
+    "llama": llama_like(VOCABULARY, 16, 2, 2, LENGTH),
+    "mamba": mamba_like(VOCABULARY, 16, 2, state=4, context=LENGTH),
+    "rwkv": rwkv_like(VOCABULARY, 16, 2, context=LENGTH),
+    "recurrent_gemma": griffin_like(VOCABULARY, 16, 3, 2),
+}
+
+
+def model(family="gpt2"):
+    return LanguageModel(MODELS[family])
+
+
+def answers(seed, count):
+    """Random prompts and answers of all lengths."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, VOCABULARY, (count, LENGTH)).astype(np.int32)
+    lengths = rng.integers(5, LENGTH + 1, (count, 1))
+    starts = rng.integers(2, 4, (count, 1))
+    place = np.arange(LENGTH)[None, :]
+    attention = (place < lengths).astype(np.uint8)
+    labels = (attention & (place >= starts)).astype(np.uint8)
+    return EncodedAnswers(
+        np.where(attention, ids, 0).astype(np.int32),
+        attention,
+        labels,
+        np.zeros_like(labels),
+        np.zeros(count, bool),
+    )
+
+
+def forget_texts(count=6):
+    return ForgetTexts(
+        answers(1, count),
+        [answers(10 + i, count) for i in range(3)],
+        [answers(20 + i, count) for i in range(2)],
+    )
+
+
+RETAIN = answers(2, 9)
