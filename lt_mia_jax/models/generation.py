@@ -1,0 +1,177 @@
+"""Greedy decoding with every family, by reading the whole text again for each token."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+
+from lt_mia_jax.arrays import Array, Float, Int, Params
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.models.language_model import Adapters, Intervention, LanguageModel
+
+
+class Generated(NamedTuple):
+    """What followed each prompt."""
+
+    tokens: Int[Array, "B N"]
+    """New tokens; from the end of a row on, the end token again."""
+    lengths: Int[Array, "B"]
+    """New tokens of each row, its end token included."""
+
+
+def greedy(
+    model: LanguageModel,
+    params: Params,
+    prompts: Int[Array | np.ndarray, "B T"],
+    lengths: Int[Array | np.ndarray, "B"],
+    *,
+    max_new_tokens: int,
+    end_token: int | None,
+    adapters: Adapters | None = None,
+    intervention: Intervention | None = None,
+) -> Generated:
+    """The most likely token, again and again; the lowest id among equals.
+
+    One compiled program for each shape: the prompts stand at the left of a buffer of
+    `T + max_new_tokens - 1` tokens that is read as a whole for every new token, so
+    there is no cache to keep, whatever the mixer. What stands behind a prompt is never
+    read. Only the row of logits that decides is computed. Stops when all rows have
+    ended.
+
+    Args:
+      model: the model; not its adapted form, see `adapters`.
+      params: its parameters.
+      prompts: token ids, padding of any kind on the right.
+      lengths: tokens of each prompt, at least one; not checked under jit.
+      max_new_tokens: N, the most tokens to add.
+      end_token: a row that has produced it is done; None: every row gets N tokens.
+      adapters: as `LanguageModel.apply` takes them; of an adapted model they are
+        `finetune.lora.scaled(params["adapters"], scale)`, with `params["base"]`.
+      intervention: as `LanguageModel.apply` takes it; it sees prompts and new tokens
+        alike, in streams as long as the buffer. Arrays in it are data when it is a
+        pytree, such as those of `unlearning.interventions` or a
+        `jax.tree_util.Partial`; each new plain function compiles again.
+
+    Raises:
+      InputError: no new token asked for, a length outside [1, T], or a buffer longer
+        than the model's learned positions.
+    """
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens = {max_new_tokens}, expected at least 1")
+    if not isinstance(lengths, Tracer):
+        found = np.asarray(lengths)
+        wrong = np.flatnonzero((found < 1) | (found > prompts.shape[1]))
+        if wrong.size:
+            raise InputError(
+                f"prompts {wrong.tolist()} have lengths {found[wrong].tolist()}; "
+                f"expected 1 to {prompts.shape[1]}, the width of `prompts`"
+            )
+    # Functions are part of the program, whatever else an intervention holds is data.
+    leaves, tree = jax.tree.flatten(intervention)
+    code = tuple(leaf if callable(leaf) else None for leaf in leaves)
+    data = [None if callable(leaf) else leaf for leaf in leaves]
+    return _greedy(
+        model,
+        max_new_tokens,
+        (tree, code),
+        params,
+        jnp.asarray(prompts),
+        jnp.asarray(lengths, jnp.int32),
+        # No id is negative, so that -1 ends no row.
+        jnp.asarray(-1 if end_token is None else end_token, jnp.int32),
+        adapters,
+        data,
+    )
+
+
+class _State(NamedTuple):
+    step: Array
+    buffer: Int[Array, "B W"]
+    tokens: Int[Array, "B N"]
+    lengths: Int[Array, "B"]
+    ended: Array
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _greedy(
+    model: LanguageModel,
+    count: int,
+    program: tuple[Any, tuple[Any, ...]],
+    params: Params,
+    prompts: Int[Array, "B T"],
+    lengths: Int[Array, "B"],
+    end: Int[Array, ""],
+    adapters: Adapters | None,
+    data: list[Any],
+) -> Generated:
+    tree, code = program
+    intervention = jax.tree.unflatten(
+        tree, [d if c is None else c for c, d in zip(code, data, strict=True)]
+    )
+    rows = prompts.shape[0]
+    filler = jnp.maximum(end, 0).astype(prompts.dtype)
+
+    def goes_on(state: _State) -> Array:
+        return (state.step < count) & ~state.ended.all()
+
+    def add_token(state: _State) -> _State:
+        place = lengths + state.step
+        logits = _logits_at(
+            model, params, state.buffer, place - 1, adapters, intervention
+        )
+        token = jnp.argmax(logits, axis=-1).astype(prompts.dtype)
+        token = jnp.where(state.ended, filler, token)
+        return _State(
+            state.step + 1,
+            # The last token of the longest row has no place: nothing reads it.
+            state.buffer.at[jnp.arange(rows), place].set(token, mode="drop"),
+            lax.dynamic_update_index_in_dim(state.tokens, token, state.step, axis=1),
+            state.lengths + ~state.ended,
+            state.ended | (token == end),
+        )
+
+    start = _State(
+        step=jnp.zeros((), jnp.int32),
+        buffer=jnp.pad(prompts, ((0, 0), (0, count - 1))),
+        tokens=jnp.full((rows, count), filler),
+        lengths=jnp.zeros(rows, jnp.int32),
+        ended=jnp.zeros(rows, bool),
+    )
+    state = lax.while_loop(goes_on, add_token, start)
+    return Generated(state.tokens, state.lengths)
+
+
+def _logits_at(
+    model: LanguageModel,
+    params: Params,
+    input_ids: Int[Array, "B T"],
+    place: Int[Array, "B"],
+    adapters: Adapters | None,
+    intervention: Intervention | None,
+) -> Float[Array, "B V"]:
+    """Logits after one token of each row, without those of all others.
+
+    `apply` has no such thing, but it captures streams, and logits that nobody reads
+    are not computed under jit. The stream after the last layer is put into a text of
+    one token: final norm and head see nothing else.
+    """
+    last = model.config.layers
+    _, streams = model.apply(
+        params,
+        input_ids,
+        adapters=adapters,
+        intervention=intervention,
+        capture=(last,),
+    )
+    stream = jnp.take_along_axis(streams[last], place[:, None, None], axis=1)
+    logits = model.apply(
+        params,
+        input_ids[:, :1],
+        adapters=adapters,
+        intervention=lambda x, layer: jnp.where(layer == last, stream, x),
+    )
+    return logits[:, 0]

@@ -1,0 +1,299 @@
+"""What interventions hold, fitted from activations: directions, subspaces and gates.
+
+Everything here runs on the host in float64, once for a model. Activations come from
+`LanguageModel.apply(..., capture=...)`; `token_rows` and `gates.masked_mean` keep
+padding out of them.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+from sklearn.cluster import KMeans
+from sklearn.metrics import silhouette_score
+
+from lt_mia_jax.arrays import Array, Float, Int, UInt
+from lt_mia_jax.errors import InputError
+
+Rows = Float[Array | np.ndarray, "N D"]
+
+
+def token_rows(
+    stream: Float[Array | np.ndarray, "B T D"], mask: UInt[Array | np.ndarray, "B T"]
+) -> Float[np.ndarray, "N D"]:
+    """The activations of all tokens where `mask` is set, text after text."""
+    return np.asarray(stream).astype(np.float64)[np.asarray(mask) > 0]
+
+
+def last_rows(
+    stream: Float[Array | np.ndarray, "B T D"], lengths: Int[Array | np.ndarray, "B"]
+) -> Float[np.ndarray, "B D"]:
+    """The activations of each text's last token; `lengths` of at least one."""
+    last = np.asarray(lengths) - 1
+    return np.asarray(stream).astype(np.float64)[np.arange(len(last)), last]
+
+
+def mean_difference(
+    towards: Rows, away: Float[Array | np.ndarray, "M D"]
+) -> Float[np.ndarray, "D"]:
+    """From the mean of `away` to the mean of `towards`, float32."""
+    return _narrow(
+        _rows("towards", towards).mean(axis=0) - _rows("away", away).mean(axis=0)
+    )
+
+
+class Clusters(NamedTuple):
+    """Topics among texts."""
+
+    centroids: Float[np.ndarray, "K E"]
+    """Mean of each, float32."""
+    labels: Int[np.ndarray, "N"]
+    """The cluster of each text."""
+    silhouette: float
+    """How well they are apart, at most 1; NaN for a single cluster."""
+
+
+def cluster(
+    embeddings: Float[Array | np.ndarray, "N E"],
+    *,
+    counts: Sequence[int] = range(2, 21),
+    seed: int = 0,
+) -> Clusters:
+    """K-means, with the number of clusters that has the largest mean silhouette.
+
+    Args:
+      embeddings: of the texts to forget: mean token embeddings, as
+        `gates.prompt_similarity` has them, or those of a sentence encoder.
+      counts: numbers to choose from. Those that leave no silhouette (at least N, or
+        more than there are different texts) are passed over; when none is left, all
+        texts are one cluster.
+      seed: of the starting points.
+
+    Source: GUARD-IT, arXiv 2605.12765: 2 to 20 on TOFU, 2 to 10 on MUSE.
+    """
+    points = _rows("embeddings", embeddings)
+    most = min(len(points) - 1, len(np.unique(points, axis=0)))
+    best = Clusters(
+        _narrow(points.mean(axis=0, keepdims=True)),
+        np.zeros(len(points), np.int32),
+        float("nan"),
+    )
+    for count in sorted({n for n in counts if 2 <= n <= most}):
+        means = KMeans(
+            count,
+            n_init=10,  # type: ignore[reportArgumentType]
+            random_state=seed,
+        )
+        labels = means.fit_predict(points)
+        silhouette = float(silhouette_score(points, labels))
+        if np.isnan(best.silhouette) or silhouette > best.silhouette:
+            centroids = _narrow(means.cluster_centers_)
+            best = Clusters(centroids, labels.astype(np.int32), silhouette)
+    return best
+
+
+def cluster_vectors(
+    forget: Rows,
+    labels: Int[Array | np.ndarray, "N"],
+    retain: Float[Array | np.ndarray, "M D"],
+) -> Float[np.ndarray, "K D"]:
+    """Steering vectors of `interventions.Rotation`, one for each cluster.
+
+    The cluster's mean activation without its part along the retained mean, of the
+    length of a typical activation: the mean of the cluster's mean norm and of the
+    retained one.
+
+    Args:
+      forget: mean-pooled activations of the texts to forget, at the layer to steer.
+      labels: their clusters, 0 to K - 1.
+      retain: mean-pooled activations of texts to keep.
+
+    Raises:
+      InputError: a cluster without texts, or one whose mean points where the retained
+        one does.
+
+    Source: GUARD-IT, arXiv 2605.12765.
+    """
+    forget, retain = _rows("forget", forget), _rows("retain", retain)
+    labels = np.asarray(labels)
+    kept = retain.mean(axis=0)
+    length = np.linalg.norm(retain, axis=1).mean()
+    vectors, wrong = [], []
+    for number in range(labels.max() + 1):
+        own = forget[labels == number]
+        if not len(own):
+            wrong.append(f"{number} has no texts")
+            continue
+        mean = own.mean(axis=0)
+        vector = mean - (mean @ kept) / (kept @ kept + 1e-6) * kept
+        size = np.linalg.norm(vector)
+        # What the 1e-6 leaves of a parallel mean is no direction.
+        if size <= 1e-5 * np.linalg.norm(mean):
+            wrong.append(f"{number} points where the retained texts do")
+            continue
+        target = (np.linalg.norm(own, axis=1).mean() + length) / 2
+        vectors.append(vector * (target / size))
+    if wrong:
+        raise InputError(f"no vector for some clusters: {'; '.join(wrong)}")
+    return _narrow(np.stack(vectors))
+
+
+def threshold_for_rate(
+    retain: Float[Array | np.ndarray, "M K"], rate: float = 0.05
+) -> float:
+    """The lowest gate threshold that opens for at most this share of retained prompts.
+
+    Args:
+      retain: similarities of prompts that should pass untouched; not those on which a
+        result is reported.
+      rate: the tolerated share.
+
+    Source: GUARD-IT, arXiv 2605.12765: the 5 % quantile of retained prompts.
+    """
+    if not 0 <= rate <= 1:
+        raise InputError(f"rate = {rate}, expected a share in [0, 1]")
+    nearest = np.sort(_rows("retain", retain).max(axis=1))[::-1]
+    allowed = int(rate * len(nearest) + 1e-9)
+    # A gate opens strictly above its threshold.
+    return float(nearest[allowed]) if allowed < len(nearest) else -1.0
+
+
+def threshold_for_recall(
+    forget: Float[Array | np.ndarray, "N K"],
+    retain: Float[Array | np.ndarray, "M K"],
+    penalty: float = 1.0,
+) -> float:
+    """The gate threshold with the largest recall minus penalty * false-positive rate.
+
+    In the middle of the widest gap between similarities that is as good as any.
+
+    Args:
+      forget: similarities of prompts for which it should open.
+      retain: similarities of prompts for which it should not.
+      penalty: price of opening for a retained prompt.
+
+    Source: GUARD-IT, arXiv 2605.12765.
+    """
+    near = _rows("forget", forget).max(axis=1)
+    far = _rows("retain", retain).max(axis=1)
+    seen = np.unique(np.concatenate([near, far, [-1.0, 1.0]]))
+    middles, widths = (seen[:-1] + seen[1:]) / 2, np.diff(seen)
+    value = [(near > t).mean() - penalty * (far > t).mean() for t in middles]
+    best = np.isclose(value, np.max(value), rtol=0, atol=1e-12)
+    return float(middles[np.argmax(np.where(best, widths, -1.0))])
+
+
+def null_basis(
+    retain: Float[Array | np.ndarray, "M D"], share: float = 0.3
+) -> Float[np.ndarray, "D R"]:
+    """Orthonormal columns along which retained activations are smallest, float64.
+
+    Args:
+      retain: activations to leave alone.
+      share: of the D directions, those with the smallest eigenvalues of H^T H.
+
+    Raises:
+      InputError: the share is no direction at all, or more than all.
+
+    Source: MLLMEraser, arXiv 2510.04217; AlphaEdit, arXiv 2410.02355.
+    """
+    rows = _rows("retain", retain)
+    count = round(share * rows.shape[1])
+    if not 1 <= count <= rows.shape[1]:
+        raise InputError(
+            f"share = {share} of {rows.shape[1]} directions is {count}; expected at "
+            "least one and at most all"
+        )
+    return np.linalg.eigh(rows.T @ rows)[1][:, :count]
+
+
+def erasure_factor(
+    forget: Rows, basis: Float[np.ndarray, "D R"], ridge: float = 0.1
+) -> Float[np.ndarray, "D"]:
+    """The factor u of `interventions.InputAware`: `u . h` is near 1 on what to forget.
+
+    Ridge regression on one within the null space: `u = V (Y^T Y + ridge I)^-1 Y^T 1`
+    with `Y = H V`. Exactly orthogonal to everything outside the span of V, so retained
+    activations ask for nothing.
+
+    Args:
+      forget: activations of the prompts to forget, each at its last token.
+      basis: V, from `null_basis`.
+      ridge: lambda, above zero.
+
+    Source: MLLMEraser, arXiv 2510.04217: `W = P (X^T X + ridge P)^+ X^T 1 r^T`, solved
+    in the basis of P by Cholesky.
+    """
+    if ridge <= 0:
+        raise InputError(f"ridge = {ridge}, expected above 0")
+    inside = _rows("forget", forget) @ basis
+    system = inside.T @ inside + ridge * np.eye(basis.shape[1])
+    return _narrow(basis @ cho_solve(cho_factor(system), inside.sum(axis=0)))
+
+
+def forget_rows(
+    forget: Rows,
+    retain: Float[Array | np.ndarray, "M D"],
+    *,
+    count: int,
+    retain_rank: int | None = None,
+) -> Float[np.ndarray, "K D"]:
+    """Rows of `interventions.Projection`: what is large in forgotten activations only.
+
+    The `count` main directions of the forgotten activations after the `retain_rank`
+    main ones of the retained activations have been taken out of them. Means are not
+    subtracted: a projection acts on activations, not on their deviations.
+
+    Args:
+      forget: activations to make unusable.
+      retain: activations to spare.
+      count: k, the rows.
+      retain_rank: r, directions that are spared; None is a quarter of the width.
+
+    Returns:
+      Orthonormal float32 rows, orthogonal to the spared directions.
+
+    Raises:
+      InputError: fewer than `count` directions are left.
+
+    Source: our choice of a start for MRP, arXiv 2508.15449, whose reference code takes
+    the forgotten span out of the retained activations instead.
+    """
+    rows, kept = _rows("forget", forget), _rows("retain", retain)
+    rank = rows.shape[1] // 4 if retain_rank is None else retain_rank
+    _, spared = _main_directions(kept)
+    spared = spared[:rank]
+    sizes, found = _main_directions(rows - rows @ spared.T @ spared)
+    # Squares in float64 tell sizes apart down to 1e-8 of the largest.
+    left = int((sizes > 1e-6 * _main_directions(rows)[0][0]).sum())
+    if not 1 <= count <= left:
+        raise InputError(
+            f"count = {count}, but the forgotten activations have {left} directions "
+            f"outside of {len(spared)} retained ones; ask for 1 to {left}"
+        )
+    return _narrow(found[:count])
+
+
+def _main_directions(
+    rows: Float[np.ndarray, "N D"],
+) -> tuple[Float[np.ndarray, "D"], Float[np.ndarray, "D D"]]:
+    """Singular values, the largest first, and the right singular vectors as rows."""
+    squares, vectors = np.linalg.eigh(rows.T @ rows)
+    return np.sqrt(np.maximum(squares[::-1], 0)), vectors.T[::-1]
+
+
+def _rows(name: str, values: Array | np.ndarray) -> np.ndarray:
+    rows = np.asarray(values).astype(np.float64)
+    if not rows.size:
+        raise InputError(f"{name} is empty; expected at least one row")
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if bad.size:
+        raise InputError(
+            f"{name} has {bad.size} rows that are not finite, the first is {bad[0]}"
+        )
+    return rows
+
+
+def _narrow(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float32)

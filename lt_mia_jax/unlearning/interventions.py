@@ -1,0 +1,391 @@
+"""Interventions: activations are edited at inference, no weight is touched.
+
+Each is a pure function of a stream and a frozen dataclass around it, which
+`LanguageModel.apply` and `models.generation.greedy` take as `intervention=`. The
+dataclasses are pytrees: they go through `jit`, `vmap` and `grad` as arguments, and new
+numbers in them compile nothing. What they hold is fitted in `unlearning.directions`.
+
+They act at every layer (see `at_layers` and `by_layer`) and on every token, those of
+the answer too, unless they say otherwise. What decides about a text is computed from
+its prompt alone and handed over as data: scores of an answer under teacher forcing are
+those of generation, and the answer cannot open its own gate. Arithmetic is float32, the
+result has the dtype of the stream.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lt_mia_jax.arrays import Array, Float, Int, Params
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.models.language_model import Intervention
+from lt_mia_jax.trees import flatten, unflatten
+
+Scalar = Float[Array | np.ndarray, ""] | float
+Class = TypeVar("Class", bound=type)
+
+_product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+def _pytree(cls: Class) -> Class:
+    """A frozen dataclass whose fields are children, equal to nothing but itself."""
+    made = dataclass(frozen=True, eq=False)(cls)
+    names = [field.name for field in fields(made)]
+
+    def join(_: None, children: Sequence[Any]) -> Any:
+        # Past the constructor: children may be anything while jax transforms a tree.
+        node = object.__new__(made)
+        for name, child in zip(names, children, strict=True):
+            object.__setattr__(node, name, child)
+        return node
+
+    def split(node: Any) -> tuple[tuple[Any, ...], None]:
+        return tuple(getattr(node, name) for name in names), None
+
+    jax.tree_util.register_pytree_node(made, split, join)
+    return made
+
+
+def steer(
+    stream: Float[Array, "B T D"],
+    vector: Float[Array | np.ndarray, "D"],
+    strength: Scalar,
+) -> Float[Array, "B T D"]:
+    """`h + strength * vector` at every token."""
+    moved = stream.astype(jnp.float32) + strength * vector[None, None, :]
+    return moved.astype(stream.dtype)
+
+
+@_pytree
+class Steering:
+    """A constant is added to the stream.
+
+    Source: Activation Addition, arXiv 2308.10248.
+    """
+
+    vector: Float[Array | np.ndarray, "D"]
+    """What is added, such as a `directions.mean_difference`."""
+    strength: Scalar = 1.0
+    """Factor on it."""
+
+    def __call__(
+        self, stream: Float[Array, "B T D"], layer: Int[Array, ""]
+    ) -> Float[Array, "B T D"]:
+        """The edited stream."""
+        return steer(stream, self.vector, self.strength)
+
+
+def rotate(
+    stream: Float[Array, "B T D"],
+    vectors: Float[Array | np.ndarray, "B D"],
+    strength: Scalar,
+) -> Float[Array, "B T D"]:
+    """Each token moved against its text's vector, at its old length.
+
+    `(h - strength v) |h| / |h - strength v|`. A token that equals `strength v` has no
+    direction to go to and stays; zero stays zero.
+
+    Source: GUARD-IT, arXiv 2605.12765, the norm-preserving redirection.
+    """
+    h = stream.astype(jnp.float32)
+    moved = h - strength * vectors[:, None, :]
+    length = _lengths(moved)
+    turned = moved * (_lengths(h) / jnp.where(length > 0, length, 1.0))
+    return jnp.where(length > 0, turned, h).astype(stream.dtype)
+
+
+def _lengths(x: Float[Array, "B T D"]) -> Float[Array, "B T 1"]:
+    """Euclidean lengths; their derivative at zero is zero."""
+    square = jnp.square(x).sum(axis=-1, keepdims=True)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+
+
+@_pytree
+class Rotation:
+    """Texts whose prompt is near a forgotten topic are turned away from it.
+
+    Source: GUARD-IT, arXiv 2605.12765.
+    """
+
+    vectors: Float[Array | np.ndarray, "K D"]
+    """One for each cluster of forgotten texts; see `directions.cluster_vectors`."""
+    weights: Float[Array, "B K"]
+    """Each text's share of them, from `gates.gate_weights`; a row of zeros is a closed
+    gate and leaves the text's stream as it is, bit for bit."""
+    strength: Scalar = 1.0
+    """How far to go, in multiples of the vectors; the paper tries values in [0, 1]."""
+
+    def __call__(
+        self, stream: Float[Array, "B T D"], layer: Int[Array, ""]
+    ) -> Float[Array, "B T D"]:
+        """The edited stream."""
+        _check_rows("weights", self.weights, stream)
+        vectors = _product(self.weights, self.vectors)
+        turned = rotate(stream, vectors, self.strength)
+        opened = (self.weights != 0).any(axis=1)
+        return jnp.where(opened[:, None, None], turned, stream)
+
+
+@_pytree
+class InputAware:
+    """A direction is added as strongly as the end of the prompt asks for.
+
+    `h + strength (u . h_last) r` at every token of the prompt, with the stream at its
+    last one. Tokens after the prompt are not edited, in generation and in teacher
+    forcing alike: the method acts in the prefill.
+
+    Source: MLLMEraser, arXiv 2510.04217, whose matrix of rank one is `u r^T`.
+    """
+
+    factor: Float[Array | np.ndarray, "D"]
+    """u, close to orthogonal to retained activations; see `directions.erasure_factor`.
+    """
+    direction: Float[Array | np.ndarray, "D"]
+    """r, from recall to erasure."""
+    lengths: Int[Array | np.ndarray, "B"]
+    """Tokens of each prompt."""
+    strength: Scalar = 1.0
+    """Factor on the edit."""
+
+    def __call__(
+        self, stream: Float[Array, "B T D"], layer: Int[Array, ""]
+    ) -> Float[Array, "B T D"]:
+        """The edited stream."""
+        _check_rows("lengths", self.lengths, stream)
+        lengths = jnp.asarray(self.lengths)
+        h = stream.astype(jnp.float32)
+        last = jnp.maximum(lengths - 1, 0)[:, None, None]
+        last = jnp.take_along_axis(h, last, axis=1)[:, 0]
+        wanted = self.strength * _product(last, self.factor)
+        moved = h + (wanted[:, None] * self.direction[None, :])[:, None, :]
+        return jnp.where(_before(stream, lengths), moved.astype(stream.dtype), stream)
+
+
+def project(
+    stream: Float[Array, "B T D"], rows: Float[Array | np.ndarray, "K D"]
+) -> Float[Array, "B T D"]:
+    """The stream without its part in a subspace, `h - (h Q^T) Q`.
+
+    Args:
+      stream: activations.
+      rows: Q, orthonormal; rows of zeros do nothing.
+    """
+    h = stream.astype(jnp.float32)
+    rows = jnp.asarray(rows)
+    return (h - _product(_product(h, rows.T), rows)).astype(stream.dtype)
+
+
+@_pytree
+class Projection:
+    """A subspace is taken out of the stream.
+
+    To train it, make `rows` from free ones by `orthonormal_rows` inside of the loss.
+
+    Source: MRP, arXiv 2508.15449.
+    """
+
+    rows: Float[Array | np.ndarray, "K D"]
+    """Orthonormal; see `orthonormal_rows` and `directions.forget_rows`."""
+
+    def __call__(
+        self, stream: Float[Array, "B T D"], layer: Int[Array, ""]
+    ) -> Float[Array, "B T D"]:
+        """The edited stream."""
+        return project(stream, self.rows)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def orthonormal_rows(
+    matrix: Float[Array | np.ndarray, "K D"], tolerance: float = 1e-5
+) -> Float[Array, "R D"]:
+    """An orthonormal basis of the rows' span; zero rows make up for a lost rank.
+
+    Rows of `[earlier; new]` extend an earlier subspace. The derivative leaves out
+    turns of the basis within its span: no projection depends on them, and unlike the
+    derivative of singular vectors it is finite when singular values are equal. Of the
+    first order only.
+
+    Args:
+      matrix: any rows, as many as one likes; R is the smaller of K and D.
+      tolerance: directions whose singular value is not above this share of the largest
+        are no part of the span.
+    """
+    return _basis(matrix, tolerance)[0]
+
+
+@orthonormal_rows.defjvp
+def _orthonormal_rows_jvp(
+    tolerance: float, primals: tuple[Any], tangents: tuple[Any]
+) -> tuple[Array, Array]:
+    # W = U S Q gives dQ (I - Q^T Q) = S^-1 U^T dW (I - Q^T Q).
+    rows, left = _basis(primals[0], tolerance)
+    moved = _product(left.T, tangents[0])
+    return rows, moved - _product(_product(moved, rows.T), rows)
+
+
+def _basis(
+    matrix: Float[Array | np.ndarray, "K D"], tolerance: float
+) -> tuple[Float[Array, "R D"], Float[Array, "K R"]]:
+    """Q and U S^-1, with zeros beyond the rank."""
+    u, s, q = jnp.linalg.svd(jnp.asarray(matrix, jnp.float32), full_matrices=False)
+    kept = s > tolerance * s[0]
+    left = jnp.where(kept[None, :], u / jnp.where(kept, s, 1.0)[None, :], 0.0)
+    return jnp.where(kept[:, None], q, 0.0), left
+
+
+def fold_projection(
+    params: Params, path: str, rows: Float[Array | np.ndarray, "*layers K D"]
+) -> Params:
+    """`params` in which one linear map no longer writes to a subspace.
+
+    `W (I - Q^T Q)`, and its bias likewise, in their dtype. That equals `project` on the
+    map's own output. It does not equal `Projection`: the stream that goes around the
+    map keeps its part in the subspace.
+
+    Args:
+      params: parameters; they are not changed.
+      path: of the kernel, such as "periods/slot_0/mixer/output/kernel".
+      rows: Q, orthonormal: one for all layers that are stacked in the kernel, or a
+        stack of them (zeros leave a layer as it is).
+
+    Raises:
+      InputError: there is no such kernel, or the sizes differ.
+
+    Source: MRP, arXiv 2508.15449, moved from activations to weights.
+    """
+    flat = flatten(params)
+    if path not in flat or not path.endswith("kernel"):
+        kernels = [name for name in flat if name.endswith("kernel")]
+        raise InputError(f"{path} is no kernel of this model; it has {kernels}")
+    kernel, rows = flat[path], jnp.asarray(rows, jnp.float32)
+    stacked = kernel.shape[:-2]
+    if rows.shape[-1] != kernel.shape[-1] or rows.shape[:-2] not in ((), stacked):
+        raise InputError(
+            f"{path} is {list(kernel.shape)}, rows are {list(rows.shape)}; expected "
+            f"[K, {kernel.shape[-1]}], with {list(stacked)} in front or nothing"
+        )
+    rows = jnp.broadcast_to(rows, (*stacked, *rows.shape[-2:]))
+
+    def folded(weights: Array) -> Array:
+        wide = weights.astype(jnp.float32)
+        inside = _product(_product(wide, rows.swapaxes(-1, -2)), rows)
+        return (wide - inside).astype(weights.dtype)
+
+    flat[path] = folded(jnp.asarray(kernel))
+    bias = path.removesuffix("kernel") + "bias"
+    if bias in flat:
+        flat[bias] = folded(jnp.asarray(flat[bias])[..., None, :])[..., 0, :]
+    return unflatten(flat)
+
+
+@_pytree
+class _Composed:
+    parts: tuple[Intervention, ...]
+
+    def __call__(self, stream: Array, layer: Array) -> Array:
+        for part in self.parts:
+            stream = part(stream, layer).astype(stream.dtype)
+        return stream
+
+
+def compose(*interventions: Intervention) -> Intervention:
+    """All of them, the first one first; none is the identity."""
+    return _Composed(interventions)
+
+
+@_pytree
+class _AtLayers:
+    inner: Intervention
+    layers: Int[Array | np.ndarray, "N"]
+
+    def __call__(self, stream: Array, layer: Array) -> Array:
+        chosen = (jnp.asarray(self.layers) == layer).any()
+        return jnp.where(chosen, self.inner(stream, layer).astype(stream.dtype), stream)
+
+
+def at_layers(intervention: Intervention, layers: Sequence[int]) -> Intervention:
+    """The intervention at these layers only.
+
+    Args:
+      intervention: any.
+      layers: how many layers the stream has passed: 0 is the embedding, n follows the
+        n-th layer. A number beyond the last layer is never met.
+
+    Raises:
+      InputError: no layer at all, or a negative one.
+    """
+    return _AtLayers(intervention, _layer_numbers(layers))
+
+
+@_pytree
+class _ByLayer:
+    stacked: Any
+    layers: Int[Array | np.ndarray, "N"]
+
+    def __call__(self, stream: Array, layer: Array) -> Array:
+        hit = jnp.asarray(self.layers) == layer
+        row = jnp.argmax(hit)
+        own: Callable[..., Array] = jax.tree.map(lambda leaf: leaf[row], self.stacked)
+        return jnp.where(hit.any(), own(stream, layer).astype(stream.dtype), stream)
+
+
+def by_layer(interventions: Mapping[int, Intervention]) -> Intervention:
+    """A layer's own numbers in one kind of intervention.
+
+    Args:
+      interventions: by layer, as in `at_layers`; of one kind and one shape, without
+        plain functions.
+
+    Raises:
+      InputError: no layer at all, or a negative one.
+      ValueError: they differ in kind or shape.
+    """
+    layers = _layer_numbers(list(interventions))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *interventions.values())
+    return _ByLayer(stacked, layers)
+
+
+def on_prompt(
+    intervention: Intervention, lengths: Int[Array | np.ndarray, "B"]
+) -> Intervention:
+    """The intervention on the prompt only: what follows `lengths` tokens is kept."""
+    return _OnPrompt(intervention, lengths)
+
+
+@_pytree
+class _OnPrompt:
+    inner: Intervention
+    lengths: Int[Array | np.ndarray, "B"]
+
+    def __call__(self, stream: Array, layer: Array) -> Array:
+        _check_rows("lengths", self.lengths, stream)
+        edited = self.inner(stream, layer).astype(stream.dtype)
+        return jnp.where(_before(stream, jnp.asarray(self.lengths)), edited, stream)
+
+
+def _before(stream: Float[Array, "B T D"], lengths: Int[Array, "B"]) -> Any:
+    return jnp.arange(stream.shape[1])[None, :, None] < lengths[:, None, None]
+
+
+def _check_rows(name: str, given: Any, stream: Array) -> None:
+    # One row would silently be taken for all texts.
+    if given.shape[0] != stream.shape[0]:
+        raise ValueError(
+            f"{name} has {given.shape[0]} rows for a batch of {stream.shape[0]} texts"
+        )
+
+
+def _layer_numbers(layers: Sequence[int]) -> np.ndarray:
+    if not layers or min(layers) < 0:
+        raise InputError(
+            f"layers = {list(layers)}; expected at least one number, from 0 (the "
+            "embedding) on"
+        )
+    return np.asarray(list(layers), np.int32)
