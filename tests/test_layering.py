@@ -12,6 +12,7 @@ LEVELS = {
     "__main__": 8,
     "commands": 6,
     "report": 5,
+    "unlearning": 5,
     "attacks": 4,
     "finetune": 3,
     "features": 3,

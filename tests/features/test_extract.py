@@ -282,14 +282,16 @@ def test_parts_change_nothing(kind):
 def test_texts_at_a_time(room, parts):
     config = dataclasses.replace(CONFIG, logits_gib=room / 2**30)
     program = Extraction(target=MODEL, reference=MODEL, config=config)
+    params = jax.tree.map(jnp.asarray, (TARGET, REFERENCE))
     seen = []
 
     def part(ids, mask):
         seen.append(ids.shape)
-        return token_statistics(*program.logits(TARGET, REFERENCE, ids), ids, mask, k=3)
+        return token_statistics(*program.logits(*params, ids), ids, mask, k=3)
 
     encoded = draw(n=16)
-    found = program.in_parts(TARGET, REFERENCE, *encoded, part, 4)
+    rows = (jnp.asarray(x) for x in encoded)
+    found = program.in_parts(*params, *rows, part, 4)
     assert seen == [(16 // parts, LENGTH)]
     np.testing.assert_array_equal(found.input_ids, encoded.input_ids)
 
