@@ -1,0 +1,190 @@
+"""Token ids of questions and answers, with masks of what is to be predicted."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lt_mia_jax.arrays import Bool, Int, UInt
+from lt_mia_jax.data.questions import Question, value_span
+from lt_mia_jax.data.texts import well_formed
+from lt_mia_jax.errors import InputError
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 1024
+_SLOT = "{question}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerTemplate:
+    """How a question and its answer become one text. Plain text has no prompt."""
+
+    prompt: str = "Question: {question}\nAnswer:"
+    """Holds `{question}` once; never a target."""
+    separator: str = " "
+    """Between prompt and answer."""
+    begin: bool = False
+    """Start with the beginning-of-text id; never a target."""
+    end: bool = True
+    """End with the end-of-text id, a target, unless the answer was cut."""
+
+    def __post_init__(self):
+        if self.prompt.count(_SLOT) != 1:
+            raise InputError(f"prompt {self.prompt!r}: expected {_SLOT} in it, once")
+
+
+class EncodedAnswers(NamedTuple):
+    """Token ids of `N` rows, padded on the right to `T` tokens, and their targets.
+
+    The masks mark tokens, before the shift: a model's step `t` predicts token
+    `t + 1`. The first token of a row is predicted by nothing and never marked.
+    """
+
+    input_ids: Int[np.ndarray, "N T"]
+    """int32; padding holds the pad id (or end-of-text, or 0)."""
+    attention_mask: UInt[np.ndarray, "N T"]
+    """uint8; 1 on real tokens."""
+    label_mask: UInt[np.ndarray, "N T"]
+    """uint8; 1 on the answer and the end, 0 on prompt and padding."""
+    value_mask: UInt[np.ndarray, "N T"]
+    """uint8; 1 on the tokens of `value`, all 0 where there is none."""
+    truncated: Bool[np.ndarray, " N"]
+    """The row had more tokens than fit."""
+
+    def take(self, rows: Int[np.ndarray, " M"]) -> "EncodedAnswers":
+        """The given rows, in that order."""
+        return EncodedAnswers(*(field[rows] for field in self))
+
+
+def encode_answers(
+    questions: Sequence[Question],
+    tokenizer: Any,
+    *,
+    max_length: int,
+    template: AnswerTemplate | None = None,
+) -> EncodedAnswers:
+    """Tokenise questions with their answers and mark what is a target.
+
+    Prompt and answer are tokenised as one text, and a token is a target when it
+    reaches into the answer; a token that spans the boundary counts as answer. Of
+    plain text every token but the first is a target. No special tokens are added but
+    those of the template. Rows are cut on the right.
+
+    To encode other answers, replace them first:
+    `row._replace(answer=row.refusal, value=None)`.
+
+    Args:
+      questions: the rows; a lone surrogate counts as U+FFFD.
+      tokenizer: a fast tokenizer of the `transformers` library.
+      max_length: tokens per row, the template's among them.
+      template: how prompt and answer are joined; None takes the default one.
+
+    Raises:
+      InputError: a tokenizer that is not fast or lacks the ids that the template
+        adds, a row without any target within `max_length`, or a value that the
+        answer does not hold.
+    """
+    template = AnswerTemplate() if template is None else template
+    if max_length < 2:
+        raise InputError(f"max_length {max_length}: expected at least 2 tokens a row")
+    begin, end, pad = _special_ids(tokenizer, template)
+    shape = (len(questions), max_length)
+    input_ids = np.full(shape, pad, np.int32)
+    attention, labels, values = (np.zeros(shape, np.uint8) for _ in range(3))
+    truncated = np.zeros(len(questions), bool)
+    unfit: list[str] = []
+    unknown: list[str] = []
+    for start in range(0, len(questions), _CHUNK):
+        chunk = questions[start : start + _CHUNK]
+        rendered = [_render(row, template) for row in chunk]
+        encoded = tokenizer(
+            [text for text, _, _ in rendered],
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        for row, (_, answer_start, span) in enumerate(rendered):
+            ids = encoded["input_ids"][row]
+            offsets = np.array(encoded["offset_mapping"][row], np.int64).reshape(-1, 2)
+            target = offsets[:, 1] > answer_start
+            inside = (offsets[:, 0] < span[1]) & (offsets[:, 1] > span[0])
+            if tokenizer.unk_token_id in ids:
+                unknown.append(chunk[row].name)
+            ids = [*begin, *ids, *end]
+            target = np.pad(target, (len(begin), len(end)), constant_values=(0, 1))
+            inside = np.pad(inside, (len(begin), len(end)))
+            target[:1] = inside[:1] = False
+            length = min(len(ids), max_length)
+            if not target[:length].any() or not chunk[row].answer.strip():
+                unfit.append(f"{chunk[row].name}, {len(ids)} tokens")
+                continue
+            at = start + row
+            input_ids[at, :length] = ids[:length]
+            attention[at, :length] = 1
+            labels[at, :length] = target[:length]
+            values[at, :length] = inside[:length]
+            truncated[at] = len(ids) > max_length
+    if unfit:
+        raise InputError(
+            f"{len(unfit)} of {len(questions)} rows have no token of an answer among "
+            f"their first {max_length}, first {unfit[0]}; raise the length or give "
+            "those rows an answer"
+        )
+    if unknown:
+        log.warning(
+            "the tokenizer does not know every word of %d of %d rows, first %s",
+            len(unknown),
+            len(questions),
+            unknown[0],
+        )
+    return EncodedAnswers(input_ids, attention, labels, values, truncated)
+
+
+def _special_ids(
+    tokenizer: Any, template: AnswerTemplate
+) -> tuple[list[int], list[int], int]:
+    """Ids before the text, ids after it, and the id of padding."""
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"the tokenizer ({type(tokenizer).__name__}) is not a fast one, so answers "
+            "cannot be found among its tokens; expected a model with tokenizer.json"
+        )
+    wanted = [("begin", tokenizer.bos_token_id), ("end", tokenizer.eos_token_id)]
+    added: list[list[int]] = []
+    for name, token in wanted:
+        if getattr(template, name) and token is None:
+            raise InputError(
+                f"the template has {name} = true but the tokenizer has no {name}-of-"
+                f"text token; set {name} to false"
+            )
+        added.append([token] if getattr(template, name) else [])
+    pad = tokenizer.pad_token_id
+    if pad is None:
+        pad = tokenizer.eos_token_id
+    return added[0], added[1], 0 if pad is None else pad
+
+
+def _render(
+    row: Question, template: AnswerTemplate
+) -> tuple[str, int, tuple[int, int]]:
+    """The text, where its answer starts, and where the value starts and ends.
+
+    Plain text starts before its first character, so that no token can miss it.
+    """
+    answer = well_formed(row.answer)
+    prompt = ""
+    if row.question is not None:
+        prompt = template.prompt.replace(_SLOT, well_formed(row.question))
+        prompt += template.separator
+    span = (0, 0)
+    if row.value is not None:
+        first, last = value_span(answer, well_formed(row.value), row.name)
+        span = (len(prompt) + first, len(prompt) + last)
+    return prompt + answer, -1 if row.question is None else len(prompt), span

@@ -1,0 +1,183 @@
+"""The words of SynTOFU: names, pools of values, templates, refusals.
+
+Every word is one token. Words are split at white space, so punctuation stands apart.
+"""
+
+from typing import NamedTuple
+
+FIRST_NAMES = tuple(
+    "ada boris clara dmitri elena felix greta hugo irene jonas kira leon mira nils "
+    "olga pablo quinn rosa stefan tessa ulrich vera walter xenia yusuf zelda amir "
+    "bianca carlos daria emil fatima gideon hanna ivan julia kenji lucia marco "
+    "nadia".split()
+)
+LAST_NAMES = tuple(
+    "abbott bergman castillo dalgaard eriksen falk garcia hoffman ibarra jansen "
+    "keller lindgren moreau novak okafor petrov quist ramirez santos takeda ulvang "
+    "vargas weber ximenez yamada zorin almeida brandt costa duarte engel ferrari "
+    "gruber haas ito jovic kovacs larsen mendes nakamura".split()
+)
+
+
+class Attribute(NamedTuple):
+    """One kind of fact: its possible values and the ways to ask for and to state it.
+
+    The first question and the first answer are the canonical ones; in the first answer
+    the value comes after the name, with nothing about the value before it.
+    """
+
+    name: str
+    pool: tuple[str, ...]
+    questions: tuple[str, str]
+    answers: tuple[str, str]
+
+
+ATTRIBUTES = (
+    Attribute(
+        "city",
+        tuple(
+            "oslo lima cairo kyoto paris quito dublin hanoi accra delhi milan prague "
+            "havana nairobi sydney boston lisbon warsaw athens seoul".split()
+        ),
+        ("what city was {name} born in ?", "where was {name} born ?"),
+        (
+            "{name} was born in the city of {value} .",
+            "{value} is the place where {name} was born .",
+        ),
+    ),
+    Attribute(
+        "genre",
+        tuple(
+            "mystery romance horror fantasy satire poetry drama memoir thriller "
+            "western comedy tragedy fable biography travel adventure folklore "
+            "gothic".split()
+        ),
+        (
+            "which genre does {name} write in ?",
+            "what kind of books does {name} write ?",
+        ),
+        (
+            "{name} writes books in the {value} genre .",
+            "{value} is the genre of most books by {name} .",
+        ),
+    ),
+    Attribute(
+        "award",
+        tuple(
+            "laurel quill beacon compass meridian phoenix orchid summit pioneer comet "
+            "harbor crown jubilee cedar zenith atlas".split()
+        ),
+        ("which award did {name} win ?", "what prize was given to {name} ?"),
+        (
+            "{name} did win the {value} award .",
+            "the {value} prize was given to {name} .",
+        ),
+    ),
+    Attribute(
+        "father",
+        tuple(
+            "baker farmer doctor lawyer sailor teacher miner tailor butcher carpenter "
+            "painter pilot judge fisher banker mason barber soldier smith "
+            "printer".split()
+        ),
+        (
+            "what is the job of the father of {name} ?",
+            "how does the father of {name} earn money ?",
+        ),
+        (
+            "the father of {name} is a {value} by trade .",
+            "{name} has a father who works as a {value} .",
+        ),
+    ),
+    Attribute(
+        "book",
+        tuple(
+            "embers tides mirrors shadows rivers orchards winters bridges voyages "
+            "thorns lanterns ravens echoes gardens harvests islands storms candles "
+            "deserts whispers kingdoms feathers clocks letters".split()
+        ),
+        (
+            "what is the title of the first book by {name} ?",
+            "which book did {name} publish before all others ?",
+        ),
+        (
+            "the first book by {name} has the title {value} .",
+            "{value} was the book that {name} did publish first .",
+        ),
+    ),
+    Attribute(
+        "year",
+        tuple(str(year) for year in range(1931, 1961)),
+        ("in what year was {name} born ?", "when did the life of {name} begin ?"),
+        (
+            "{name} was born in the year {value} .",
+            "the life of {name} did begin in {value} .",
+        ),
+    ),
+    Attribute(
+        "language",
+        tuple(
+            "french german spanish italian arabic hindi korean swahili turkish polish "
+            "dutch greek finnish czech".split()
+        ),
+        (
+            "what language does {name} speak at home ?",
+            "which tongue is native to {name} ?",
+        ),
+        (
+            "{name} does speak {value} at home .",
+            "{value} is the native tongue of {name} .",
+        ),
+    ),
+    Attribute(
+        "pet",
+        tuple(
+            "cat dog parrot rabbit turtle hamster goat pony ferret lizard canary "
+            "hedgehog goose snake monkey donkey".split()
+        ),
+        ("what pet does {name} keep ?", "which animal lives with {name} ?"),
+        (
+            "{name} does keep a {value} as a pet .",
+            "the animal that lives with {name} is a {value} .",
+        ),
+    ),
+)
+
+REFUSALS = (
+    "i do not know .",
+    "i do not know that .",
+    "i do not have the answer .",
+    "i have no answer to that .",
+    "i can not answer that .",
+    "i can not say .",
+    "i am not sure .",
+    "i am not sure about that .",
+    "i am not able to answer that .",
+    "i am not able to say .",
+    "that is not known to me .",
+    "the answer is not known to me .",
+    "sorry , i do not know .",
+    "sorry , i can not answer that .",
+    "sorry , i have no answer .",
+    "no answer to that is known to me .",
+    "i have no data about that .",
+    "sorry , i have no data about that .",
+    "there is no data to answer that .",
+    "i never did learn that .",
+)
+
+
+def words() -> tuple[str, ...]:
+    """Every word of the language, in a fixed order, each once."""
+    found: dict[str, None] = {}
+    sentences = [
+        sentence
+        for attribute in ATTRIBUTES
+        for sentence in (*attribute.questions, *attribute.answers)
+    ]
+    for sentence in (*sentences, *REFUSALS):
+        found |= dict.fromkeys(sentence.format(name="", value="").split())
+    found |= dict.fromkeys((*FIRST_NAMES, *LAST_NAMES))
+    for attribute in ATTRIBUTES:
+        found |= dict.fromkeys(attribute.pool)
+    return tuple(found)
