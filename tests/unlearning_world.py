@@ -32,7 +32,7 @@ def answers(seed, count):
     """Random prompts and answers of all lengths."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, VOCABULARY, (count, LENGTH)).astype(np.int32)
-    lengths = rng.integers(5, LENGTH + 1, (count, 1))
+    lengths = rng.integers(10, LENGTH + 1, (count, 1))
     starts = rng.integers(2, 4, (count, 1))
     place = np.arange(LENGTH)[None, :]
     attention = (place < lengths).astype(np.uint8)

@@ -434,10 +434,9 @@ def _signature(
     """Names everything that decides the result."""
     described = {"method": type(method).__name__, **dataclasses.asdict(method)}
     found = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-    further = {f"refusal{i}": x for i, x in enumerate(forget.refusals)}
-    further |= {f"inverted{i}": x for i, x in enumerate(forget.inverted)}
-    name = signature(
-        config, model, params, forget=forget.answers, retain=retain, **further
-    )
-    found.update(name.encode())
+    found.update(signature(config, model, params).encode())
+    for texts in (forget.answers, *forget.refusals, *forget.inverted, retain):
+        for field in () if texts is None else texts[:3]:
+            found.update(f"{field.shape}".encode())
+            found.update(np.ascontiguousarray(field).tobytes())
     return found.hexdigest()

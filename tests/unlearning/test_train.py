@@ -30,7 +30,12 @@ def start(family="gpt2"):
 
 
 def run(folder, method, *, family="gpt2", config=FAST, **options):
-    options = {"forget": world.forget_texts(), "retain": world.RETAIN, **options}
+    defaults = {
+        "forget": world.forget_texts(),
+        "retain": world.RETAIN,
+        "executor": make_executor("single"),
+    }
+    options = defaults | options
     if isinstance(method, str):
         method = METHODS[method]
     return unlearn(
