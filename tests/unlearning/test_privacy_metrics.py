@@ -215,6 +215,12 @@ def test_trace_p_value_without_a_trace():
     assert max(p) > 0.5
 
 
+def test_trace_is_judged_on_prompts_not_trained_on():
+    # With more features than rows any classifier is perfect on what it has seen.
+    noise = np.random.default_rng(2).normal(size=(2, 20, 60))
+    assert metrics.trace_accuracy(*noise, permutations=1).accuracy < 0.75
+
+
 def test_alignment_equals_its_definition():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(9, 4)), rng.normal(size=(9, 6))

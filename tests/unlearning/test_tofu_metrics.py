@@ -187,6 +187,11 @@ def test_intervals_of_any_aggregate():
     paired = metrics.bootstrap_interval(lambda g: gap(*g), (values, after))
     apart = metrics.bootstrap_interval(gap, values, after)
     assert paired.high - paired.low < 0.1 * (apart.high - apart.low)
+    # Pairs stay pairs: a perfect correlation is perfect on every draw.
+    twice = metrics.bootstrap_interval(
+        lambda g: float(np.corrcoef(*g)[0, 1]), (values, 2 * values), n_boot=50
+    )
+    np.testing.assert_allclose(twice, 1, rtol=1e-12)
 
 
 def test_interval_of_model_utility():
