@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import optax
-from lt_mia_jax.unlearning.batch import Objective
 
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.unlearning import distributions, objectives, representation, transforms
+from lt_mia_jax.unlearning.batch import Objective
 
 Alternative = Literal["refusal", "inverted", "random"]
 """What is said instead: a refusal, an inverted fact, random tokens."""

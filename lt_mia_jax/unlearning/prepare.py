@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from lt_mia_jax.unlearning.batch import ApplyFn, TextBatch
-from lt_mia_jax.unlearning.gates import prompt_mask
 
 from lt_mia_jax.arrays import Array, Float, Key
 from lt_mia_jax.errors import InputError
@@ -21,6 +19,8 @@ from lt_mia_jax.unlearning import (
     tracing,
     transforms,
 )
+from lt_mia_jax.unlearning.batch import ApplyFn, TextBatch
+from lt_mia_jax.unlearning.gates import prompt_mask
 from lt_mia_jax.unlearning.methods import (
     Guard,
     Lwf,

@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from lt_mia_jax.unlearning.batch import ApplyFn, TextBatch
-from lt_mia_jax.unlearning.transforms import monitored
 
 from lt_mia_jax.arrays import Array, Key, Params
 from lt_mia_jax.executor import own_key, total
@@ -15,7 +13,9 @@ from lt_mia_jax.finetune import lora
 from lt_mia_jax.finetune.lora import LoraConfig
 from lt_mia_jax.training.optimizer import OptimizerConfig, make_optimizer
 from lt_mia_jax.training.state import TrainState
+from lt_mia_jax.unlearning.batch import ApplyFn, TextBatch
 from lt_mia_jax.unlearning.methods import Method, Schedule, Term
+from lt_mia_jax.unlearning.transforms import monitored
 
 
 class PairBatch(NamedTuple):

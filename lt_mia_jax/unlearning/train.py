@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from lt_mia_jax.data.answers import EncodedAnswers
-from lt_mia_jax.unlearning.batch import TextBatch
 
 from lt_mia_jax.arrays import Array, Float, Int, Params
+from lt_mia_jax.data.answers import EncodedAnswers
 from lt_mia_jax.data.batches import batch_indices, bucket_of, length_buckets
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor, make_executor
@@ -29,6 +28,7 @@ from lt_mia_jax.training.optimizer import Linear, OptimizerConfig
 from lt_mia_jax.training.optimizer import Schedule as Rate
 from lt_mia_jax.training.state import init_state
 from lt_mia_jax.unlearning import objectives
+from lt_mia_jax.unlearning.batch import TextBatch
 from lt_mia_jax.unlearning.methods import Method, Schedule
 from lt_mia_jax.unlearning.prepare import Setting, prepare
 from lt_mia_jax.unlearning.step import Frozen, PairBatch, Trainee, UnlearnStep
