@@ -1,0 +1,1 @@
+"""Forgetting: objectives, transformations of updates, and what runs them."""
