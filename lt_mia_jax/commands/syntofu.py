@@ -1,4 +1,4 @@
-"""`lt-mia syntofu`: fictitious authors, and tiny models that do and do not know them."""
+"""`lt-mia syntofu`: fictitious authors, and tiny models with and without them."""
 
 import dataclasses
 import logging
@@ -48,7 +48,7 @@ class SynTofu:
     family: Family = "gpt2"
     """Architecture of the models."""
 
-    data: SynTofuConfig = SynTofuConfig()
+    data: SynTofuConfig = dataclasses.field(default_factory=SynTofuConfig)
     """How many people there are."""
 
     seeds: tuple[int, ...] = (0, 1)

@@ -67,10 +67,10 @@ class Unlearn:
     length: int = 128
     """Tokens a text is cut to."""
 
-    template: AnswerTemplate = AnswerTemplate()
+    template: AnswerTemplate = dataclasses.field(default_factory=AnswerTemplate)
     """How question and answer become one text."""
 
-    lora: Lora = Lora()
+    lora: Lora = dataclasses.field(default_factory=Lora)
     """Adapters instead of all parameters."""
 
     save_seconds: float = 60.0

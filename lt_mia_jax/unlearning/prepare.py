@@ -178,8 +178,8 @@ def _layers(method: Sha256, setting: Setting) -> Any:
     names = flatten(setting.trained)
     if not any("/feed_forward/" in name for name in names):
         raise InputError(
-            "sha256 trains feed-forward weights, and this model has none (its layers are "
-            "mixers only); use another method"
+            "sha256 trains feed-forward weights, and this model has none; use another "
+            "method"
         )
     count = max(1, setting.model.layers // 3)
     match method.layers:
