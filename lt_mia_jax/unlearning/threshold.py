@@ -1,0 +1,104 @@
+"""Exact order statistics of a tree, by counting.
+
+Nothing is gathered or sorted, so sharded trees stay where they are: 31 counts find any
+threshold, and each is one number to add up over devices.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lt_mia_jax.arrays import Array, Bool, Float, Int, UInt
+
+Tree = Any
+"""A pytree of arrays."""
+
+_DIGIT = 16
+_ABOVE_ALL = 0x7FFFFFFF
+
+
+def threshold(scores: Tree, kept: int) -> Float[Array, ""]:
+    """The `kept`-th largest of all scores, exactly.
+
+    Non-negative floats are ordered as the integers with the same bits, so the answer is
+    built bit by bit from the top.
+
+    Args:
+      scores: non-negative; the sign is dropped.
+      kept: from 1 to the number of elements; 0 gives NaN, which nothing reaches.
+
+    Raises:
+      ValueError: `kept` is out of range.
+    """
+    found = threshold_bits(scores, kept)
+    return jax.lax.bitcast_convert_type(found, jnp.float32)
+
+
+def size(scores: Tree) -> int:
+    """Number of elements of the tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(scores))
+
+
+def bits(scores: Array) -> Int[Array, "..."]:
+    """Integers in the order of the magnitudes."""
+    # The sign goes as a bit: float arithmetic may flush subnormal numbers to zero.
+    signed = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.int32)
+    return signed & _ABOVE_ALL
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def threshold_bits(scores: Tree, kept: int) -> Int[Array, ""]:
+    """What `threshold` gives, as `bits` has it; for `kept` 0 above all of them."""
+    if not 0 <= kept <= size(scores):
+        raise ValueError(f"kept = {kept}, expected 0 to {size(scores)}")
+    if kept == 0:
+        return jnp.int32(_ABOVE_ALL)
+
+    def refine(step: Array, found: Array) -> Array:
+        candidate = found | jnp.left_shift(jnp.int32(1), 30 - step)
+        reached = _count(jax.tree.map(lambda s: bits(s) >= candidate, scores))
+        return jnp.where(_at_least(reached, kept), candidate, found)
+
+    return jax.lax.fori_loop(0, 31, refine, jnp.int32(0))
+
+
+Count = tuple[Array, Array]
+"""A number as two uint32 digits of base 2^16, high and low: there may be more elements
+than a 32-bit integer counts, and float32 is exact to 2^24 only."""
+
+
+def _count(mask: Tree) -> Count:
+    """How many elements of the tree are True."""
+    counts = [_leaf_count(leaf) for leaf in jax.tree.leaves(mask)]
+    high = sum((c[0] for c in counts), start=jnp.uint32(0))
+    low = sum((c[1] for c in counts), start=jnp.uint32(0))
+    return _carried(high, low)
+
+
+def _leaf_count(mask: Bool[Array, "..."], limit: int = 2**31) -> Count:
+    """The same for one array; from `limit` elements on, axis by axis.
+
+    Exact when no axis but the longest has more than 2^16 elements.
+    """
+    if mask.size < limit:
+        return _digits(jnp.sum(mask, dtype=jnp.int32).astype(jnp.uint32))
+    longest = max(range(mask.ndim), key=lambda axis: mask.shape[axis])
+    high, low = _digits(jnp.sum(mask, axis=longest, dtype=jnp.uint32))
+    while low.ndim:
+        high, low = _carried(high.sum(axis=0), low.sum(axis=0))
+    return high, low
+
+
+def _digits(count: UInt[Array, "..."]) -> Count:
+    return count >> _DIGIT, count & (2**_DIGIT - 1)
+
+
+def _carried(high: Array, low: Array) -> Count:
+    return high + (low >> _DIGIT), low & (2**_DIGIT - 1)
+
+
+def _at_least(count: Count, number: int) -> Bool[Array, ""]:
+    high, low = number >> _DIGIT, number & (2**_DIGIT - 1)
+    return (count[0] > high) | ((count[0] == high) & (count[1] >= low))

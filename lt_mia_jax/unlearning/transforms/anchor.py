@@ -1,0 +1,286 @@
+"""Ties to a set of parameters: the start, a running mean, or a region around them."""
+
+import zlib
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lt_mia_jax.arrays import Array, Int, UInt
+from lt_mia_jax.unlearning.transforms.contract import (
+    Tree,
+    at_params,
+    path_of,
+    require,
+    require_choice,
+    scalar,
+)
+from lt_mia_jax.unlearning.transforms.products import dot, norm
+
+_KEY = "threefry2x32"
+
+
+class EwcState(NamedTuple):
+    """State of `ewc_pull`."""
+
+    anchor: Tree
+    """Parameters to stay near, float32."""
+    fisher: Tree
+    """Diagonal Fisher information, float32; None stands for ones."""
+    monitored: dict[str, Array]
+    """Distance of the parameters from the anchor, and the penalty."""
+
+
+def ewc_pull(
+    strength: float, anchor: Tree | None = None, fisher: Tree | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Add the gradient of `strength / 2 * sum F (params - anchor)^2`.
+
+    Stands in front of the optimizer.
+
+    Args:
+      strength: of the pull.
+      anchor: mirrors the parameters; None takes those that `init` is given.
+      fisher: mirrors the parameters; None is 1 everywhere (a pull in plain L2).
+
+    Returns:
+      A transformation that needs `params`.
+
+    Source: Elastic weight consolidation, arXiv 1612.00796, equation 3.
+    """
+
+    def init(params: Tree) -> EwcState:
+        start = params if anchor is None else anchor
+        names = ("ewc_pull_distance", "ewc_pull_penalty")
+        return EwcState(
+            at_params(start, params, jnp.float32),
+            None if fisher is None else at_params(fisher, params, jnp.float32),
+            {name: scalar(0.0) for name in names},
+        )
+
+    def update(
+        updates: Tree, state: Any, params: Tree = None, **extra: Any
+    ) -> tuple[Tree, EwcState]:
+        del extra
+        require("ewc_pull", params=params)
+        away = _difference(params, state.anchor)
+        force = away
+        if state.fisher is not None:
+            force = jax.tree.map(jnp.multiply, state.fisher, away)
+        result = jax.tree.map(
+            lambda g, f: (g.astype(jnp.float32) + strength * f).astype(g.dtype),
+            updates,
+            force,
+        )
+        numbers = {
+            "ewc_pull_distance": norm(away),
+            "ewc_pull_penalty": 0.5 * strength * dot(force, away),
+        }
+        return result, EwcState(state.anchor, state.fisher, numbers)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class TrustState(NamedTuple):
+    """State of `trust_region`."""
+
+    metric: Tree
+    """Weight of each squared element, float32; None stands for ones."""
+    center: Tree
+    """Parameters at the start, float32; None when each step has a region of its own."""
+    monitored: dict[str, Array]
+    """Length before shortening."""
+
+
+def trust_region(
+    radius: float,
+    metric: Tree | None = None,
+    *,
+    around: Literal["step", "start"] = "step",
+) -> optax.GradientTransformationExtraArgs:
+    """Shorten steps that leave a ball: that of the step, or that of the whole run.
+
+    The length of `x` is `sqrt(sum metric * x^2)`. Stands behind the optimizer. Ascent
+    with clipped gradients, or under Adam, never slows down by itself; "start" bounds
+    how far it gets.
+
+    Args:
+      radius: of the ball.
+      metric: mirrors the parameters, such as a diagonal Fisher; None is Euclidean.
+      around: "step" bounds each update; "start" the distance of the parameters from
+        those that `init` was given (one more tree), by pulling them back onto the ball.
+
+    Returns:
+      A transformation that for "start" needs `params`.
+
+    Raises:
+      ValueError: `radius` is not positive.
+    """
+    require_choice("trust_region", "around", around, ("step", "start"))
+    if not radius > 0:
+        raise ValueError(f"trust_region: radius = {radius}, expected more than 0")
+
+    def init(params: Tree) -> TrustState:
+        return TrustState(
+            None if metric is None else at_params(metric, params, jnp.float32),
+            at_params(params, params, jnp.float32) if around == "start" else None,
+            {"trust_region_norm": scalar(0.0)},
+        )
+
+    def update(
+        updates: Tree, state: Any, params: Tree = None, **extra: Any
+    ) -> tuple[Tree, TrustState]:
+        del extra
+        moved = updates
+        if state.center is not None:
+            require("trust_region", params=params)
+            moved = _sum(_difference(params, state.center), updates)
+        weighted = moved
+        if state.metric is not None:
+            weighted = jax.tree.map(
+                lambda w, x: w * x.astype(jnp.float32), state.metric, moved
+            )
+        length = jnp.sqrt(dot(weighted, moved))
+        outside = length > radius
+        factor = jnp.where(outside, radius / jnp.where(outside, length, 1.0), 1.0)
+        wanted = jax.tree.map(lambda x: factor * x.astype(jnp.float32), moved)
+        if state.center is not None:
+            wanted = _difference(_sum(wanted, state.center), params)
+        result = jax.tree.map(
+            lambda u, w: jnp.where(outside, w.astype(u.dtype), u), updates, wanted
+        )
+        state = state._replace(monitored={"trust_region_norm": length})
+        return result, state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class TeacherState(NamedTuple):
+    """State of `ema_teacher`."""
+
+    teacher: Tree
+    """Running mean of the parameters, float32; `optax.tree.get(state, "teacher")`."""
+    mask: Tree
+    """Boolean: False keeps the teacher's weight; None stands for True everywhere."""
+
+
+def ema_teacher(
+    decay: float, mask: Tree | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Keep a running mean of the parameters beside them; steps pass unchanged.
+
+    `teacher = decay * teacher + (1 - decay) * (params + step)`. The last link of a
+    chain: it must see the step that is taken. The teacher is float32 whatever the
+    parameters are, or small moves would be rounded away.
+
+    Args:
+      decay: in [0, 1].
+      mask: booleans that mirror the parameters; axes may be 1. Where False the teacher
+        keeps its weights.
+
+    Returns:
+      A transformation that needs `params`.
+
+    Raises:
+      ValueError: `decay` is outside [0, 1].
+
+    Source: Mean teachers, arXiv 1703.01780; the mask is that of Parameter-Selective
+    Mean Teacher.
+    """
+    if not 0 <= decay <= 1:
+        raise ValueError(f"ema_teacher: decay = {decay}, expected in [0, 1]")
+
+    def init(params: Tree) -> TeacherState:
+        return TeacherState(
+            at_params(params, params, jnp.float32),
+            None if mask is None else at_params(mask, params),
+        )
+
+    def update(
+        updates: Tree, state: Any, params: Tree = None, **extra: Any
+    ) -> tuple[Tree, TeacherState]:
+        del extra
+        require("ema_teacher", params=params)
+        gap = _difference(_sum(params, updates), state.teacher)
+        moved = jax.tree.map(lambda t, g: t + (1.0 - decay) * g, state.teacher, gap)
+        if state.mask is not None:
+            moved = jax.tree.map(jnp.where, state.mask, moved, state.teacher)
+        return updates, TeacherState(moved, state.mask)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class RestoreState(NamedTuple):
+    """State of `stochastic_restore`."""
+
+    anchor: Tree
+    """Parameters to go back to, in the dtypes of the parameters."""
+    key: UInt[Array, "2"]
+    """Data of the random key, the same at every step."""
+    steps: Int[Array, ""]
+    """Done so far, int32."""
+
+
+def stochastic_restore(
+    probability: float, anchor: Tree | None = None, seed: int = 0
+) -> optax.GradientTransformationExtraArgs:
+    """Each weight goes back to its anchor with a small probability at every step.
+
+    Stands behind the optimizer. The draw depends on the seed, the step and the name of
+    the leaf, not on how leaves lie on devices or on which others there are.
+
+    Args:
+      probability: of each weight at each step.
+      anchor: mirrors the parameters; None takes those that `init` is given.
+      seed: of the draws.
+
+    Returns:
+      A transformation that needs `params`.
+
+    Raises:
+      ValueError: `probability` is outside [0, 1].
+
+    Source: Continual test-time domain adaptation, arXiv 2203.13591, equation 8.
+    """
+    if not 0 <= probability <= 1:
+        raise ValueError(
+            f"stochastic_restore: probability = {probability}, expected in [0, 1]"
+        )
+
+    def init(params: Tree) -> RestoreState:
+        return RestoreState(
+            at_params(params if anchor is None else anchor, params),
+            jax.random.key_data(jax.random.key(seed, impl=_KEY)),
+            jnp.zeros((), jnp.int32),
+        )
+
+    def update(
+        updates: Tree, state: Any, params: Tree = None, **extra: Any
+    ) -> tuple[Tree, RestoreState]:
+        del extra
+        require("stochastic_restore", params=params)
+        key = jax.random.wrap_key_data(state.key, impl=_KEY)
+        key = jax.random.fold_in(key, state.steps)
+
+        def leaf(path: Any, u: Array, p: Array, a: Array) -> Array:
+            own = jax.random.fold_in(key, zlib.crc32(path_of(path).encode()))
+            back = jax.random.bernoulli(own, probability, u.shape)
+            return jnp.where(back, (a - p).astype(u.dtype), u)
+
+        result = jax.tree_util.tree_map_with_path(leaf, updates, params, state.anchor)
+        return result, state._replace(steps=state.steps + 1)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _sum(a: Tree, b: Tree) -> Tree:
+    return jax.tree.map(
+        lambda x, y: x.astype(jnp.float32) + y.astype(jnp.float32), a, b
+    )
+
+
+def _difference(a: Tree, b: Tree) -> Tree:
+    return jax.tree.map(
+        lambda x, y: x.astype(jnp.float32) - y.astype(jnp.float32), a, b
+    )

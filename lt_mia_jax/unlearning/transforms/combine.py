@@ -1,0 +1,320 @@
+"""Forget and retain gradients become one gradient; or forget turns into ascent."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lt_mia_jax.arrays import Array, Int
+from lt_mia_jax.unlearning.transforms.contract import (
+    Tree,
+    require,
+    require_same_tree,
+    scalar,
+)
+from lt_mia_jax.unlearning.transforms.products import cosine, dot
+
+Weight = float | int | Callable[[Any], Any]
+"""A factor, or a schedule: its value at the number of steps done."""
+
+
+def ascend(scale: float = 1.0) -> optax.GradientTransformationExtraArgs:
+    """Turn descent into ascent: the gradient times `-scale`.
+
+    For a plain loss only: every objective of this package is to be minimised already.
+    In front of Adam `scale` has no effect but beside other terms.
+
+    Source: Knowledge Unlearning for Mitigating Privacy Risks in Language Models, arXiv
+    2210.01504, equation 1.
+    """
+
+    def update(
+        updates: Tree, state: Any, params: Tree = None, **extra: Any
+    ) -> tuple[Tree, Any]:
+        del params, extra
+        factor = -scale
+        return jax.tree.map(lambda g: (factor * g).astype(g.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(_no_state, update)
+
+
+class CombineState(NamedTuple):
+    """State of `combine_forget_retain`."""
+
+    steps: Int[Array, ""]
+    """Done so far, int32."""
+    forget: Any
+    """State of the forget side's own transformation."""
+    retain: Any
+    """The same of the retain side."""
+    monitored: dict[str, Array]
+    """Norm of each side after its own transformation, and their cosine."""
+
+
+def combine_forget_retain(
+    forget_weight: Weight = 1.0,
+    retain_weight: Weight = 1.0,
+    *,
+    forget_transform: optax.GradientTransformation | None = None,
+    retain_transform: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """`forget_weight * F(gradient) + retain_weight * R(retain gradient)`.
+
+    What is to act on one side only (clipping, say) belongs here: `optax.chain` hands
+    the same `retain_grads` to each of its links, so a clip earlier in a chain changes
+    the forget side alone. Adam forgets a common factor; only the ratio of the weights
+    matters in front of it.
+
+    Args:
+      forget_weight: factor, or a schedule over steps.
+      retain_weight: the same.
+      forget_transform: F; None is the identity. It gets all extra arguments.
+      retain_transform: R; None is the identity.
+
+    Returns:
+      A transformation that needs the extra argument `retain_grads`.
+
+    Source: GradDiff of TOFU, arXiv 2401.06121, section 4; sums of that kind in general.
+    """
+    forget_side = optax.with_extra_args_support(forget_transform or optax.identity())
+    retain_side = optax.with_extra_args_support(retain_transform or optax.identity())
+
+    def init(params: Tree) -> CombineState:
+        numbers = ("combine_forget_norm", "combine_retain_norm", "combine_cosine")
+        return CombineState(
+            jnp.zeros((), jnp.int32),
+            forget_side.init(params),
+            retain_side.init(params),
+            {name: scalar(0.0) for name in numbers},
+        )
+
+    def update(
+        updates: Tree,
+        state: Any,
+        params: Tree = None,
+        *,
+        retain_grads: Tree = None,
+        **extra: Any,
+    ) -> tuple[Tree, CombineState]:
+        require("combine_forget_retain", retain_grads=retain_grads)
+        require_same_tree(
+            "combine_forget_retain", "retain_grads", retain_grads, updates
+        )
+        extra = {"retain_grads": retain_grads, **extra}
+        forget, forget_state = forget_side.update(
+            updates, state.forget, params, **extra
+        )
+        retain, retain_state = retain_side.update(
+            retain_grads, state.retain, params, **extra
+        )
+        result = _weighted_sum(
+            _at(forget_weight, state.steps),
+            forget,
+            _at(retain_weight, state.steps),
+            retain,
+        )
+        ff, rr = dot(forget, forget), dot(retain, retain)
+        numbers = {
+            "combine_forget_norm": jnp.sqrt(ff),
+            "combine_retain_norm": jnp.sqrt(rr),
+            "combine_cosine": cosine(dot(forget, retain), ff, rr),
+        }
+        return result, CombineState(
+            state.steps + 1, forget_state, retain_state, numbers
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class DualState(NamedTuple):
+    """State of `dual_combine`."""
+
+    multiplier: Array
+    """Weight of the retain gradient at the next step."""
+    steps: Int[Array, ""]
+    """Done so far, int32."""
+    monitored: dict[str, Array]
+    """The multiplier that the last step used."""
+
+
+def dual_combine(
+    *,
+    tolerance: float,
+    step_size: float,
+    initial: float,
+    warmup: int,
+    forget_weight: float = 1.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Forget under the constraint that the retain loss stays below `tolerance`.
+
+    The update is `forget_weight * gradient + m * retain gradient`; afterwards the
+    multiplier moves to `max(0, m + step_size * (retain_value - tolerance))`. It moves
+    once a call of `update`: accumulate gradients before, and call once an optimizer
+    step.
+
+    Args:
+      tolerance: retain loss to stay below; above the model's loss at the start.
+      step_size: of the multiplier.
+      initial: multiplier at the start.
+      warmup: steps during which it stands still.
+      forget_weight: factor on the forget gradient.
+
+    Returns:
+      A transformation that needs the extra arguments `retain_grads` and
+      `retain_value`. The value is the loss over the whole batch of all devices, or the
+      multipliers of the devices drift apart.
+
+    Raises:
+      ValueError: a negative `initial`, `step_size` or `warmup`.
+
+    Source: primal-dual unlearning, arXiv 2506.05314.
+    """
+    if initial < 0 or step_size < 0 or warmup < 0:
+        raise ValueError(
+            f"dual_combine: initial = {initial}, step_size = {step_size} and warmup = "
+            f"{warmup} must not be negative"
+        )
+
+    def init(params: Tree) -> DualState:
+        del params
+        return DualState(
+            scalar(initial),
+            jnp.zeros((), jnp.int32),
+            {"dual_combine_multiplier": scalar(initial)},
+        )
+
+    def update(
+        updates: Tree,
+        state: Any,
+        params: Tree = None,
+        *,
+        retain_grads: Tree = None,
+        retain_value: Any = None,
+        **extra: Any,
+    ) -> tuple[Tree, DualState]:
+        del params, extra
+        require("dual_combine", retain_grads=retain_grads, retain_value=retain_value)
+        require_same_tree("dual_combine", "retain_grads", retain_grads, updates)
+        used = state.multiplier
+        result = _weighted_sum(forget_weight, updates, used, retain_grads)
+        moved = jnp.maximum(0.0, used + step_size * (scalar(retain_value) - tolerance))
+        following = jnp.where(state.steps >= warmup, moved, used)
+        numbers = {"dual_combine_multiplier": used}
+        return result, DualState(following, state.steps + 1, numbers)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class AdaptiveState(NamedTuple):
+    """State of `adaptive_combine`."""
+
+    baseline: Array
+    """Mean of the retain losses of the first epoch so far."""
+    steps: Int[Array, ""]
+    """Done so far, int32."""
+    monitored: dict[str, Array]
+    """The retain weight of the last step, and the baseline."""
+
+
+def adaptive_combine(
+    *,
+    steps_per_epoch: int,
+    lowest: float = 1.2,
+    highest: float = 2.3,
+    slope: float = 0.3,
+    growth: float = 6.0,
+    offset: float = 0.8,
+    forget_weight: float = 1.0,
+) -> optax.GradientTransformationExtraArgs:
+    """The retain weight grows with the retain loss above that of the first epoch.
+
+    `forget_weight * gradient + a * retain gradient`, where `a` is `lowest` in the first
+    epoch and then `clip(round(slope * growth^x + offset, 1), lowest, highest)`; `x` is
+    how far the current retain loss lies above the mean of the first epoch.
+
+    Args:
+      steps_per_epoch: calls of `update` that make the first epoch.
+      lowest: smallest weight.
+      highest: largest weight; 2.3 in the authors' code, 2.8 in their text.
+      slope: see above.
+      growth: see above.
+      offset: see above.
+      forget_weight: factor on the forget gradient.
+
+    Returns:
+      A transformation that needs the extra arguments `retain_grads` and
+      `retain_value`.
+
+    Raises:
+      ValueError: `steps_per_epoch` is less than 1, or `lowest` above `highest`.
+
+    Source: SHA256 at SemEval-2025 Task 4, arXiv 2504.12996. The baseline is the mean of
+    the batch losses; the authors' code divides their sum by the number of examples,
+    which makes it too small by the batch size and the weight stick at `highest`.
+    """
+    if steps_per_epoch < 1 or lowest > highest:
+        raise ValueError(
+            f"adaptive_combine: steps_per_epoch = {steps_per_epoch} (expected >= 1), "
+            f"lowest = {lowest} and highest = {highest} (expected in this order)"
+        )
+
+    def numbers(weight: Any, baseline: Any) -> dict[str, Array]:
+        return {
+            "adaptive_combine_weight": scalar(weight),
+            "adaptive_combine_baseline": scalar(baseline),
+        }
+
+    def init(params: Tree) -> AdaptiveState:
+        del params
+        return AdaptiveState(
+            scalar(0.0), jnp.zeros((), jnp.int32), numbers(lowest, 0.0)
+        )
+
+    def update(
+        updates: Tree,
+        state: Any,
+        params: Tree = None,
+        *,
+        retain_grads: Tree = None,
+        retain_value: Any = None,
+        **extra: Any,
+    ) -> tuple[Tree, AdaptiveState]:
+        del params, extra
+        require(
+            "adaptive_combine", retain_grads=retain_grads, retain_value=retain_value
+        )
+        require_same_tree("adaptive_combine", "retain_grads", retain_grads, updates)
+        value = scalar(retain_value)
+        first_epoch = state.steps < steps_per_epoch
+        rise = jnp.maximum(value - state.baseline, 0.0)
+        rule = jnp.round(10.0 * (slope * growth**rise + offset)) / 10.0
+        weight = jnp.where(first_epoch, lowest, jnp.clip(rule, lowest, highest))
+        result = _weighted_sum(forget_weight, updates, weight, retain_grads)
+        mean = state.baseline + (value - state.baseline) / (state.steps + 1)
+        baseline = jnp.where(first_epoch, mean, state.baseline)
+        return result, AdaptiveState(
+            baseline, state.steps + 1, numbers(weight, baseline)
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _weighted_sum(a: Any, forget: Tree, b: Any, retain: Tree) -> Tree:
+    """`a * forget + b * retain` in float32, in the dtypes of `forget`."""
+
+    def leaf(f: Array, r: Array) -> Array:
+        total = a * f.astype(jnp.float32) + b * r.astype(jnp.float32)
+        return total.astype(f.dtype)
+
+    return jax.tree.map(leaf, forget, retain)
+
+
+def _no_state(params: Tree) -> optax.EmptyState:
+    del params
+    return optax.EmptyState()
+
+
+def _at(weight: Weight, steps: Array) -> Any:
+    return weight(steps) if callable(weight) else weight

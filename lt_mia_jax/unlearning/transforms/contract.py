@@ -1,0 +1,176 @@
+"""What all transformations share: extra arguments, arrays in the state, numbers."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lt_mia_jax.arrays import Array
+
+Tree = Any
+"""A pytree of arrays, such as parameters or gradients."""
+
+HOLD = -0.0
+"""The update that leaves every float as it is: x + 0.0 would turn -0.0 into 0.0."""
+
+
+def require(who: str, **arguments: Any) -> None:
+    """Refuse a call of `update` that lacks an argument.
+
+    Raises:
+      ValueError: an argument is None; all of them are named.
+    """
+    missing = [name for name, value in arguments.items() if value is None]
+    if missing:
+        call = ", ".join(f"{name}=..." for name in missing)
+        raise ValueError(
+            f"{who} needs {', '.join(missing)}; call tx.update(gradients, state, "
+            f"{call}) and keep it out of optax.MultiSteps, which drops extra arguments"
+        )
+
+
+def require_same_tree(
+    who: str, name: str, tree: Tree, updates: Tree, *, stacked: int | None = None
+) -> None:
+    """Refuse an extra argument that does not mirror the gradients.
+
+    Args:
+      who: the transformation.
+      name: the argument.
+      tree: its value.
+      updates: the gradients.
+      stacked: size of the leading axis that all leaves have in front of the shape of
+        their gradient; None means none.
+
+    Raises:
+      ValueError: structures or shapes differ.
+    """
+    if jax.tree.structure(tree) != jax.tree.structure(updates):
+        raise ValueError(
+            f"{who}: {name} is another tree than the gradients. Freeze parameters with "
+            "`freeze`, or with optax.masked and optax.partition under "
+            "mask_compatible_extra_args=True, so that both are cut alike"
+        )
+    front = () if stacked is None else (stacked,)
+    wrong = [
+        f"{path_of(path)}: {found.shape}, expected {(*front, *leaf.shape)}"
+        for (path, leaf), found in zip(
+            jax.tree_util.tree_leaves_with_path(updates),
+            jax.tree.leaves(tree),
+            strict=True,
+        )
+        if found.shape != (*front, *leaf.shape)
+    ]
+    if wrong:
+        raise ValueError(f"{who}: {name} has other shapes; {'; '.join(wrong)}")
+
+
+def require_choice(who: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a misspelt setting.
+
+    Raises:
+      ValueError: `value` is not allowed.
+    """
+    if value not in allowed:
+        raise ValueError(
+            f"{who}: {name} = {value!r}, expected one of {', '.join(allowed)}"
+        )
+
+
+def path_of(path: Any) -> str:
+    """A leaf's key path, "/"-joined as `lt_mia_jax.trees` has it."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def at_params(tree: Tree, params: Tree, dtype: Any = None) -> Tree:
+    """A copy of `tree` with its leaves where the parameters live.
+
+    Leaves whose parameter is masked out (by `freeze` or `optax.masked`) are left out.
+    A copy, because the training step consumes the optimizer state, and `tree` may be
+    the very arrays that the caller goes on using.
+
+    Args:
+      tree: mirrors the parameters; leaves may also have axes of size 1.
+      params: what `init` was given.
+      dtype: of the copy; None keeps that of each leaf.
+
+    Raises:
+      ValueError: `tree` has another structure, or a leaf does not broadcast.
+    """
+
+    def copy(param: Any, leaf: Any) -> Any:
+        if isinstance(param, optax.MaskedNode):
+            return param
+        shape = jnp.shape(leaf)
+        fits = len(shape) == param.ndim and all(
+            n in (1, full) for n, full in zip(shape, param.shape, strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"an array of shape {shape} does not fit a parameter of {param.shape}"
+            )
+        if dtype is not None:
+            leaf = leaf.astype(dtype)
+        sharding = _spread(param)
+        if sharding is None:
+            return jnp.array(leaf, copy=True)
+        if shape != param.shape:
+            sharding = NamedSharding(sharding.mesh, P())
+        return jax.device_put(leaf, sharding, may_alias=False)
+
+    return jax.tree.map(
+        copy, params, tree, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
+    )
+
+
+def zero_stack(params: Tree, size: int) -> Tree:
+    """Float32 zeros of shape (size, *leaf.shape), placed as the parameters are."""
+
+    def zeros(param: Any) -> Array:
+        sharding = _spread(param)
+        if sharding is not None:
+            axes = [None, *sharding.spec]
+            # Without None behind it, as programs return it: layouts are compared.
+            while axes and axes[-1] is None:
+                axes.pop()
+            sharding = NamedSharding(sharding.mesh, P(*axes))
+        return jnp.zeros((size, *param.shape), jnp.float32, device=sharding)
+
+    return jax.tree.map(zeros, params)
+
+
+def scalar(value: Any) -> Array:
+    """A float32 scalar for the state."""
+    return jnp.asarray(value, jnp.float32)
+
+
+def monitored(opt_state: Any) -> dict[str, Array]:
+    """The numbers that transformations anywhere in the state stored at the last step.
+
+    They are float32 scalars named after their transformation, such as
+    `project_against_cosine`. The second of two that have the same name gets the suffix
+    `_2`, and so on. Before the first step they hold initial values.
+    """
+    found: dict[str, Array] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
+        if len(path) < 2 or getattr(path[-2], "name", None) != "monitored":
+            continue
+        name, number = path[-1].key, 1
+        while (name if number == 1 else f"{name}_{number}") in found:
+            number += 1
+        found[name if number == 1 else f"{name}_{number}"] = leaf
+    return found
+
+
+def _spread(param: Any) -> NamedSharding | None:
+    """The layout of a concrete array on a mesh of several devices."""
+    if isinstance(param, Tracer) or not isinstance(param, jax.Array):
+        return None
+    sharding = param.sharding
+    if isinstance(sharding, NamedSharding) and len(sharding.device_set) > 1:
+        return sharding
+    return None

@@ -1,0 +1,242 @@
+"""The forget gradient loses what would raise the retain loss to first order."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lt_mia_jax.arrays import Array, Int
+from lt_mia_jax.unlearning.transforms.contract import (
+    Tree,
+    path_of,
+    require,
+    require_choice,
+    require_same_tree,
+    scalar,
+    zero_stack,
+)
+from lt_mia_jax.unlearning.transforms.products import (
+    add,
+    combination,
+    cosine,
+    dot,
+    gram,
+    products,
+    solve,
+)
+
+
+class ProjectState(NamedTuple):
+    """State of `project_against`: the numbers of the last step."""
+
+    monitored: dict[str, Array]
+    """Cosine of the two whole gradients, and the coefficient (see there)."""
+
+
+def project_against(
+    *,
+    when: Literal["always", "conflict"] = "always",
+    scope: Literal["global", "leaf", "label"] = "global",
+    labels: Callable[[str], Any] | None = None,
+    eps: float = 1e-12,
+) -> optax.GradientTransformationExtraArgs:
+    """Remove from the gradient its part along the retain gradient.
+
+    `u = g - c r` with `c = <g, r> / (<r, r> + eps)`. As objectives are minimised, a
+    conflict is `<g, r> < 0`: the descent step on the forget objective raises the retain
+    loss. Under momentum or Adam the executed step is not orthogonal; see
+    `retain_subspace_projection` and `project_realised_update`.
+
+    The monitored coefficient is the mean of `c` over the parts, weighted by `<r, r>`.
+
+    Args:
+      when: "always" (rank-one geometric unlearning) or "conflict" only (PCGrad).
+      scope: one inner product over the whole tree, one a leaf, or one a group of leaves
+        of equal label. Smaller parts remove more; only the whole step is guaranteed.
+      labels: from a "/"-joined path to the label of a leaf; for scope "label" only.
+      eps: keeps a retain gradient of zero harmless.
+
+    Returns:
+      A transformation that needs the extra argument `retain_grads`.
+
+    Raises:
+      ValueError: `labels` and `scope` do not go together.
+
+    Source: Geometric unlearning, arXiv 2511.17100; PCGrad, arXiv 2001.06782, algorithm
+    1.
+    """
+    require_choice("project_against", "when", when, ("always", "conflict"))
+    require_choice("project_against", "scope", scope, ("global", "leaf", "label"))
+    if (labels is not None) != (scope == "label"):
+        raise ValueError(
+            f"project_against: scope = {scope!r} with labels = {labels!r}; scope "
+            "'label' needs labels, and no other scope takes them"
+        )
+
+    def part(path: str) -> Any:
+        if scope == "leaf":
+            return path
+        return labels(path) if labels is not None else None
+
+    def init(params: Tree) -> ProjectState:
+        del params
+        names = ("project_against_cosine", "project_against_coefficient")
+        return ProjectState({name: scalar(0.0) for name in names})
+
+    def update(
+        updates: Tree,
+        state: Any,
+        params: Tree = None,
+        *,
+        retain_grads: Tree = None,
+        **extra: Any,
+    ) -> tuple[Tree, ProjectState]:
+        del state, params, extra
+        require("project_against", retain_grads=retain_grads)
+        require_same_tree("project_against", "retain_grads", retain_grads, updates)
+        paths, structure = jax.tree_util.tree_flatten_with_path(updates)
+        retain = jax.tree.leaves(retain_grads)
+        parts: dict[Any, list[int]] = {}
+        for index, (path, _) in enumerate(paths):
+            parts.setdefault(part(path_of(path)), []).append(index)
+        result = [leaf for _, leaf in paths]
+        total = {"gr": scalar(0.0), "rr": scalar(0.0), "removed": scalar(0.0)}
+        for indices in parts.values():
+            g, r = [result[i] for i in indices], [retain[i] for i in indices]
+            gr, rr = dot(g, r), dot(r, r)
+            c = gr / (rr + eps)
+            if when == "conflict":
+                c = jnp.where(gr < 0, c, 0.0)
+            for i, leaf in zip(indices, add(g, -c, r), strict=True):
+                result[i] = leaf
+            total["gr"] += gr
+            total["rr"] += rr
+            total["removed"] += c * rr
+        numbers = {
+            "project_against_cosine": cosine(
+                total["gr"], dot(updates, updates), total["rr"]
+            ),
+            "project_against_coefficient": total["removed"] / (total["rr"] + eps),
+        }
+        return jax.tree.unflatten(structure, result), ProjectState(numbers)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class SubspaceState(NamedTuple):
+    """State of `retain_subspace_projection`."""
+
+    buffer: Tree
+    """The last retain gradients, float32, on a leading axis; zeros while unfilled."""
+    steps: Int[Array, ""]
+    """Done so far, int32."""
+    monitored: dict[str, Array]
+    """Cosine of the gradient with the subspace, and the number of gradients in it."""
+
+
+def retain_subspace_projection(
+    *,
+    size: int = 8,
+    refresh: int = 1,
+    metric: Literal["euclidean", "adam"] = "euclidean",
+    damping: float = 1e-6,
+    eps: float = 1e-8,
+) -> optax.GradientTransformationExtraArgs:
+    """Remove from the gradient its part in the span of the last retain gradients.
+
+    `u = g - sum_i c_i r_i` with `K c = b`, `K_ij = <r_i, r_j>`, `b_i = <r_i, g>`. With
+    the metric "adam" the inner product is `<a, b> = sum a b / (sqrt(v) + eps)`, so that
+    the preconditioned step `u / (sqrt(v) + eps)` is orthogonal to every `r_i`, which it
+    is not after a Euclidean projection. That holds for the given `v` and without
+    momentum: Adam moves `v` by this very gradient, and its momentum is older. For a
+    guarantee on the executed step wrap the optimizer in `project_realised_update`.
+
+    Args:
+      size: retain gradients kept, `k` copies of the parameters in float32.
+      refresh: steps between two additions; the oldest gradient goes.
+      metric: see above.
+      damping: added to the eigenvalues of `K` after scaling its diagonal to 1.
+      eps: of the optimizer; for the metric "adam" only.
+
+    Returns:
+      A transformation that needs the extra argument `retain_grads`, and with the metric
+      "adam" `second_moment`, the optimizer's bias-corrected second moment (the function
+      `second_moment` reads it from an optimizer's state).
+
+    Raises:
+      ValueError: `size` or `refresh` is less than 1.
+
+    Source: Geometric unlearning, arXiv 2511.17100, in Gram form: no orthonormal basis
+    is built. The damping is relative to each gradient's own length, so that early, long
+    gradients do not hide late, short ones.
+    """
+    if size < 1 or refresh < 1:
+        raise ValueError(
+            f"retain_subspace_projection: size = {size} and refresh = {refresh} must "
+            "be at least 1"
+        )
+    require_choice(
+        "retain_subspace_projection", "metric", metric, ("euclidean", "adam")
+    )
+    adam = metric == "adam"
+
+    def numbers(inside: Any, filled: Any) -> dict[str, Array]:
+        return {
+            "retain_subspace_cosine": scalar(inside),
+            "retain_subspace_size": scalar(filled),
+        }
+
+    def init(params: Tree) -> SubspaceState:
+        steps = jnp.zeros((), jnp.int32)
+        return SubspaceState(zero_stack(params, size), steps, numbers(0.0, 0.0))
+
+    def update(
+        updates: Tree,
+        state: Any,
+        params: Tree = None,
+        *,
+        retain_grads: Tree = None,
+        second_moment: Tree = None,
+        **extra: Any,
+    ) -> tuple[Tree, SubspaceState]:
+        del params, extra
+        who = "retain_subspace_projection"
+        require(who, retain_grads=retain_grads)
+        require_same_tree(who, "retain_grads", retain_grads, updates)
+        weight = None
+        if adam:
+            require(who, second_moment=second_moment)
+            require_same_tree(who, "second_moment", second_moment, updates)
+            weight = jax.tree.map(
+                lambda v: 1.0 / (jnp.sqrt(v.astype(jnp.float32)) + eps), second_moment
+            )
+        added = state.steps // refresh
+        slot, write = added % size, state.steps % refresh == 0
+
+        def store(kept: Array, new: Array) -> Array:
+            # Chosen within the slot: a choice between whole buffers would copy them.
+            old = jax.lax.dynamic_index_in_dim(kept, slot, keepdims=False)
+            row = jnp.where(write, new.astype(jnp.float32), old)
+            return jax.lax.dynamic_update_index_in_dim(kept, row, slot, axis=0)
+
+        buffer = jax.tree.map(store, state.buffer, retain_grads)
+        b = products(buffer, updates, weight)
+        c = solve(gram(buffer, weight), b, damping)
+        result = add(updates, -1.0, combination(c, buffer))
+        whole = (
+            jax.tree.map(lambda g, w: g.astype(jnp.float32) * w, updates, weight)
+            if adam
+            else updates
+        )
+        inside = jnp.maximum(jnp.sum(c * b), 0.0)
+        length = dot(whole, updates)
+        filled = jnp.minimum(added + 1, size)
+        return result, SubspaceState(
+            buffer,
+            state.steps + 1,
+            numbers(cosine(inside, inside, length), filled),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)

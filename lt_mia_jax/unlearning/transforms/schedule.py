@@ -1,0 +1,132 @@
+"""Which transformation acts when, and at which point the gradient is taken."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lt_mia_jax.arrays import Array, Int
+from lt_mia_jax.unlearning.transforms.contract import Tree, require, scalar
+from lt_mia_jax.unlearning.transforms.products import add, norm
+
+
+class AlternateState(NamedTuple):
+    """State of `alternate`."""
+
+    steps: Int[Array, ""]
+    """Done so far, int32."""
+    first: Any
+    """State of the first transformation; moves on its own steps only."""
+    second: Any
+    """State of the second one."""
+
+
+def alternate(
+    first: optax.GradientTransformation,
+    second: optax.GradientTransformation,
+    every: int,
+) -> optax.GradientTransformationExtraArgs:
+    """`second` on every `every`-th step, `first` on all others.
+
+    Learning with forgetting, for example:
+    `alternate(combine_forget_retain(0, 1), combine_forget_retain(1, 0), every)` in
+    front of one optimizer takes a forget step after `every - 1` learning steps.
+
+    The choice is made when both gradients exist. To save the one that is not used,
+    branch around `value_and_grad` in the training step, or keep two compiled steps.
+
+    Args:
+      first: acts on most steps. Both get all extra arguments.
+      second: acts on steps `every`, `2 * every`, ...
+      every: 1 means always `second`.
+
+    Raises:
+      ValueError: `every` is less than 1.
+
+    Source: Learning with forgetting, arXiv 2505.19715.
+    """
+    if every < 1:
+        raise ValueError(f"alternate: every = {every}, expected at least 1")
+    first = optax.with_extra_args_support(first)
+    second = optax.with_extra_args_support(second)
+
+    def init(params: Tree) -> AlternateState:
+        steps = jnp.zeros((), jnp.int32)
+        return AlternateState(steps, first.init(params), second.init(params))
+
+    def update(
+        updates: Tree, state: Any, params: Tree = None, **extra: Any
+    ) -> tuple[Tree, AlternateState]:
+        def use_first() -> tuple[Tree, Any, Any]:
+            step, new = first.update(updates, state.first, params, **extra)
+            return step, new, state.second
+
+        def use_second() -> tuple[Tree, Any, Any]:
+            step, new = second.update(updates, state.second, params, **extra)
+            return step, state.first, new
+
+        turn = (state.steps + 1) % every == 0
+        step, one, two = jax.lax.cond(turn, use_second, use_first)
+        return step, AlternateState(state.steps + 1, one, two)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class SharpnessState(NamedTuple):
+    """State of `sharpness_aware`."""
+
+    inner: Any
+    """State of the wrapped optimizer."""
+    monitored: dict[str, Array]
+    """Norm of the gradient at the parameters, and of the one beside them."""
+
+
+def sharpness_aware(
+    inner: optax.GradientTransformation, radius: float
+) -> optax.GradientTransformationExtraArgs:
+    """Hand `inner` the gradient at the worst nearby point.
+
+    The point is `params + radius * g / |g|`: what is forgotten there is harder to
+    relearn. Costs one more forward and backward pass. Stands outermost, since `grad_fn`
+    takes all parameters; freeze inside `inner`.
+
+    Args:
+      inner: the whole optimizer.
+      radius: length of the move to the worse point.
+
+    Returns:
+      A transformation that needs `params` and the extra argument `grad_fn`: from
+      parameters to the gradient that `update` is given, on the same batch.
+
+    Source: Sharpness-aware minimization, arXiv 2010.01412, equation 2; for unlearning,
+    arXiv 2502.05374.
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Tree) -> SharpnessState:
+        names = ("sharpness_aware_norm", "sharpness_aware_moved_norm")
+        return SharpnessState(inner.init(params), {name: scalar(0.0) for name in names})
+
+    def update(
+        updates: Tree,
+        state: Any,
+        params: Tree = None,
+        *,
+        grad_fn: Callable[[Tree], Tree] | None = None,
+        **extra: Any,
+    ) -> tuple[Tree, SharpnessState]:
+        require("sharpness_aware", params=params, grad_fn=grad_fn)
+        assert grad_fn is not None
+        length = norm(updates)
+        factor = jnp.where(length > 0, radius / jnp.where(length > 0, length, 1.0), 0.0)
+        moved = grad_fn(add(params, factor, updates))
+        numbers = {
+            "sharpness_aware_norm": length,
+            "sharpness_aware_moved_norm": norm(moved),
+        }
+        step, new = inner.update(moved, state.inner, params, **extra)
+        return step, SharpnessState(new, numbers)
+
+    return optax.GradientTransformationExtraArgs(init, update)

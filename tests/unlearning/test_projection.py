@@ -1,0 +1,457 @@
+"""Projections against retain gradients, in front of the optimizer and of its step."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from oracle_transforms import AdamW, flat, flat_rows, nearest_feasible, without_span
+
+from lt_mia_jax.unlearning.transforms import (
+    combine_forget_retain,
+    freeze,
+    monitored,
+    project_against,
+    project_realised_update,
+    retain_subspace_projection,
+    saliency_masked,
+    second_moment,
+    tree_dot,
+)
+from lt_mia_jax.unlearning.transforms.products import gram, solve
+from lt_mia_jax.unlearning.transforms.realised import active_set
+
+SHAPES = {"a": (8, 4), "b": {"c": (4,), "d": (4, 8, 4)}}
+
+
+def tree(seed, *front, scale=1.0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda shape: jnp.asarray(
+            scale * rng.normal(size=(*front, *shape)), jnp.float32
+        ),
+        SHAPES,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+def stacked(*trees):
+    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
+
+def run(tx, g, state, params=None, **extra):
+    return jax.jit(tx.update)(g, state, params, **extra)
+
+
+# ---------------------------------------------------------------- inner products
+
+
+def test_dot_is_that_of_the_flat_vectors():
+    a, b = tree(0), tree(1)
+    np.testing.assert_allclose(tree_dot(a, b), flat(a) @ flat(b), rtol=1e-5)
+    k = gram(tree(2, 3), jax.tree.map(jnp.abs, a))
+    rows = flat_rows(tree(2, 3))
+    np.testing.assert_allclose(k, rows * np.abs(flat(a)) @ rows.T, rtol=1e-5, atol=1e-4)
+
+
+def test_half_precision_products_are_added_in_float32():
+    rng = np.random.default_rng(0)
+    values = jnp.asarray(rng.uniform(size=2**16), jnp.bfloat16)
+    exact = float(np.asarray(values, np.float64) @ np.asarray(values, np.float64))
+    found = jax.jit(tree_dot)({"x": values}, {"x": values})
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, exact, rtol=1e-5)
+    # The product rounded to bfloat16 first would miss by more than that.
+    rounded = float(jnp.sum((values * values).astype(jnp.float32)))
+    assert abs(rounded - exact) > 1e-4 * exact
+    # And the projection uses it: what is left is orthogonal as far as bfloat16 goes.
+    other = jnp.asarray(rng.uniform(size=2**16), jnp.bfloat16)
+    tx = project_against()
+    u, state = run(tx, {"x": values}, tx.init(None), retain_grads={"x": other})
+    assert u["x"].dtype == jnp.bfloat16
+    x, y = np.asarray(values, np.float64), np.asarray(other, np.float64)
+    numbers = monitored(state)
+    np.testing.assert_allclose(
+        numbers["project_against_coefficient"], x @ y / (y @ y), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        numbers["project_against_cosine"],
+        x @ y / np.sqrt((x @ x) * (y @ y)),
+        rtol=1e-5,
+    )
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return jax.make_mesh((2, 2), ("data", "fsdp"))
+
+
+SPECS = {"a": P("fsdp"), "b": {"c": P(), "d": P(None, ("data", "fsdp"))}}
+
+
+def test_dot_of_sharded_trees(mesh):
+    a, b = tree(3), tree(4)
+    whole = float(tree_dot(a, b))
+    place = jax.tree.map(
+        lambda s: NamedSharding(mesh, s), SPECS, is_leaf=lambda s: isinstance(s, P)
+    )
+    sharded = jax.device_put((a, b), (place, place))
+    np.testing.assert_allclose(jax.jit(tree_dot)(*sharded), whole, rtol=1e-6)
+
+    def local(a, b):
+        return tree_dot(a, b, partition_specs=SPECS)
+
+    inside = jax.shard_map(local, mesh=mesh, in_specs=(SPECS, SPECS), out_specs=P())
+    np.testing.assert_allclose(jax.jit(inside)(*sharded), whole, rtol=1e-6)
+
+    # Adding every leaf over every axis counts replicated ones again.
+    def naive(a, b):
+        return jax.lax.psum(tree_dot(a, b), ("data", "fsdp"))
+
+    wrong = jax.shard_map(
+        naive, mesh=mesh, in_specs=(SPECS, SPECS), out_specs=P(), check_vma=False
+    )
+    assert abs(float(jax.jit(wrong)(*sharded)) - whole) > 1e-3 * abs(whole)
+
+
+# ---------------------------------------------------------------- one retain gradient
+
+
+def test_projection_against_one_gradient():
+    g, r = tree(0), tree(1)
+    tx = project_against()
+    u, state = run(tx, g, tx.init(g), retain_grads=r)
+    c = flat(g) @ flat(r) / (flat(r) @ flat(r))
+    np.testing.assert_allclose(flat(u), flat(g) - c * flat(r), atol=1e-6)
+    assert abs(flat(u) @ flat(r)) < 1e-5 * np.linalg.norm(flat(r)) ** 2
+    again, _ = run(tx, u, state, retain_grads=r)
+    np.testing.assert_allclose(flat(again), flat(u), atol=1e-6)
+    numbers = monitored(state)
+    np.testing.assert_allclose(numbers["project_against_coefficient"], c, rtol=1e-5)
+
+
+def test_projection_by_conflict():
+    g, r = tree(0), tree(1)
+    sign = np.sign(flat(g) @ flat(r))
+    agreeing = jax.tree.map(lambda x: sign * x, r)
+    opposed = jax.tree.map(lambda x: -sign * x, r)
+    tx = project_against(when="conflict")
+    u, state = run(tx, g, tx.init(g), retain_grads=agreeing)
+    np.testing.assert_array_equal(flat(u), flat(g))
+    assert monitored(state)["project_against_cosine"] > 0
+    u, state = run(tx, g, tx.init(g), retain_grads=opposed)
+    assert abs(flat(u) @ flat(r)) < 1e-5 * np.linalg.norm(flat(r)) ** 2
+    assert monitored(state)["project_against_coefficient"] < 0
+
+
+def test_projection_by_parts():
+    g, r = tree(0), tree(1)
+    leaf, _ = run(project_against(scope="leaf"), g, None, retain_grads=r)
+    for x, y in zip(jax.tree.leaves(leaf), jax.tree.leaves(r), strict=True):
+        assert abs(flat(x) @ flat(y)) < 1e-5 * (flat(y) @ flat(y))
+    tx = project_against(scope="label", labels=lambda path: path.split("/")[0])
+    label, _ = run(tx, g, None, retain_grads=r)
+    for name in ("a", "b"):
+        whole, _ = run(project_against(), g[name], None, retain_grads=r[name])
+        np.testing.assert_allclose(flat(label[name]), flat(whole), atol=1e-6)
+    assert np.abs(flat(leaf) - flat(label)).max() > 1e-3
+    with pytest.raises(ValueError, match="needs labels"):
+        project_against(scope="label")
+    with pytest.raises(ValueError, match="needs labels"):
+        project_against(labels=str)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_retain_gradient_of_zero_changes_nothing(size):
+    g = tree(0)
+    zero = jax.tree.map(jnp.zeros_like, tree(0) if size == 1 else tree(0, size))
+    chosen = [
+        project_realised_update(optax.sgd(-1.0), size=size, form=form)
+        for form in ("inequality", "equality")
+    ]
+    if size == 1:
+        chosen += [project_against(), retain_subspace_projection(size=2)]
+    for tx in chosen:
+        u, _ = run(tx, g, tx.init(g), retain_grads=zero)
+        np.testing.assert_array_equal(flat(u), flat(g))
+
+
+# ---------------------------------------------------------------- several of them
+
+
+def run_subspace(tx, g, retains, **extra):
+    state = tx.init(g)
+    update = jax.jit(tx.update)
+    for retain in retains:
+        u, state = update(g, state, retain_grads=retain, **extra)
+    return u, state
+
+
+def test_subspace_projection_is_orthogonal_to_every_gradient():
+    g, retains = tree(0), [tree(seed) for seed in (1, 2, 3)]
+    # Lengths that differ by 10^4: a damping relative to the longest would lose one.
+    retains[1] = jax.tree.map(lambda x: 1e-4 * x, retains[1])
+    u, state = run_subspace(retain_subspace_projection(size=4), g, retains)
+    rows = np.stack([flat(r) for r in retains])
+    expected = without_span(flat(g), rows, np.ones(rows.shape[1]))
+    np.testing.assert_allclose(flat(u), expected, atol=2e-5)
+    norms = np.linalg.norm(rows, axis=1) * np.linalg.norm(flat(u))
+    assert (np.abs(rows @ flat(u)) < 1e-5 * norms).all()
+    numbers = monitored(state)
+    inside = 1 - (expected @ expected) / (flat(g) @ flat(g))
+    np.testing.assert_allclose(
+        numbers["retain_subspace_cosine"], np.sqrt(inside), rtol=1e-4
+    )
+    assert numbers["retain_subspace_size"] == 3
+
+
+def test_subspace_projection_twice_is_once_and_leaves_orthogonal_gradients():
+    g, r = tree(0), tree(1)
+    tx = retain_subspace_projection(size=2)
+    u, state = run_subspace(tx, g, [r])
+    again, _ = run(tx, u, state, retain_grads=r)
+    np.testing.assert_allclose(flat(again), flat(u), atol=1e-6)
+
+
+def test_the_oldest_gradient_leaves_and_refresh_waits():
+    g, retains = tree(0), [tree(seed) for seed in range(1, 6)]
+    _, state = run_subspace(retain_subspace_projection(size=2), g, retains)
+    rows = {tuple(row) for row in flat_rows(state.buffer)}
+    assert rows == {tuple(flat(r)) for r in retains[-2:]}
+    tx = retain_subspace_projection(size=4, refresh=2)
+    _, state = run_subspace(tx, g, retains)
+    found = flat_rows(state.buffer)
+    np.testing.assert_array_equal(found[:3], [flat(r) for r in retains[::2]])
+    assert not found[3].any()
+
+
+def test_equal_gradients_are_harmless():
+    g, r = tree(0), tree(1)
+    u, _ = run_subspace(retain_subspace_projection(size=8), g, [r] * 8)
+    c = flat(g) @ flat(r) / (flat(r) @ flat(r))
+    np.testing.assert_allclose(flat(u), flat(g) - c * flat(r), atol=1e-5)
+
+
+def test_only_the_optimizers_metric_keeps_the_preconditioned_step_orthogonal():
+    g, retains = tree(0), [tree(1), tree(2)]
+    v = jax.tree.map(lambda x: 10.0 ** (2 * x), tree(3))
+    p = 1 / (np.sqrt(flat(v)) + 1e-8)
+    rows = np.stack([flat(r) for r in retains])
+
+    def worst(u):
+        step = -1e-3 * p * flat(u)
+        return (
+            np.abs(rows @ step) / (np.linalg.norm(rows, axis=1) * np.linalg.norm(step))
+        ).max()
+
+    adam = retain_subspace_projection(size=2, metric="adam")
+    u, state = run_subspace(adam, g, retains, second_moment=v)
+    np.testing.assert_allclose(flat(u), without_span(flat(g), rows, p), atol=3e-5)
+    assert worst(u) < 1e-4
+    plain, _ = run_subspace(retain_subspace_projection(size=2), g, retains)
+    assert worst(plain) > 1e-2
+    assert 0 < monitored(state)["retain_subspace_cosine"] < 1
+
+
+def test_small_systems():
+    rng = np.random.default_rng(0)
+    for k in (1, 3, 8):
+        rows = rng.normal(size=(k, 40))
+        b = rows @ rng.normal(size=40)
+        found = jax.jit(solve, static_argnums=2)(
+            jnp.float32(rows @ rows.T), jnp.float32(b), 1e-6
+        )
+        np.testing.assert_allclose(found, np.linalg.solve(rows @ rows.T, b), atol=1e-4)
+
+
+# ---------------------------------------------------------------- the realised step
+
+RATE, DECAY = 1e-2, 0.1
+
+
+def warm_adamw(wrapped, params):
+    """State after five steps, and what the optimizer alone does at the sixth."""
+    inner = optax.adamw(RATE, weight_decay=DECAY)
+    alone = inner.init(params)
+    oracle = AdamW(flat(params).size, RATE, decay=DECAY)
+    update = jax.jit(inner.update)
+    for seed in range(20, 25):
+        g = tree(seed, scale=0.3)
+        _, alone = update(g, alone, params)
+        oracle.step(flat(g), flat(params))
+    g = tree(30)
+    expected = oracle.step(flat(g), flat(params))
+    state = wrapped.init(params)._replace(inner=alone)
+    step, _ = update(g, alone, params)
+    np.testing.assert_allclose(flat(step), expected, rtol=1e-3, atol=1e-7)
+    return g, state, step, oracle.denominator()
+
+
+def opposing(step, size):
+    """Retain gradients whose loss the step would raise."""
+    found = []
+    for seed in range(40, 40 + size):
+        r = tree(seed)
+        found.append(
+            jax.tree.map(partial(jnp.multiply, np.sign(flat(r) @ flat(step))), r)
+        )
+    return stacked(*found)
+
+
+@pytest.mark.parametrize("size", [1, 3, 9])
+@pytest.mark.parametrize("form", ["inequality", "equality"])
+def test_the_executed_step_does_not_raise_the_retain_loss(size, form):
+    params = tree(10)
+    tx = project_realised_update(
+        optax.adamw(RATE, weight_decay=DECAY), size=size, form=form
+    )
+    g, state, step, metric = warm_adamw(tx, params)
+    retain = opposing(step, size)
+    u, new = run(tx, g, state, params, retain_grads=retain)
+    rows, found, start = flat_rows(retain), flat(u), flat(step)
+    before = rows @ start
+    assert (before > 0).all()
+    tolerance = 1e-5 * before.max()
+    assert (rows @ found <= tolerance).all()
+    if form == "equality":
+        assert (np.abs(rows @ found) <= tolerance).all()
+        expected = without_span(start * metric, rows, 1 / metric) / metric
+    else:
+        expected, multipliers = nearest_feasible(start, rows, metric)
+        np.testing.assert_allclose(
+            monitored(new)["realised_update_multiplier"], multipliers.max(), rtol=1e-3
+        )
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(start).max())
+    cosines = before / np.linalg.norm(rows, axis=1) / np.linalg.norm(start)
+    np.testing.assert_allclose(
+        monitored(new)["realised_update_cosine"], cosines.max(), rtol=1e-4
+    )
+    # No other feasible point is nearer in the optimizer's metric.
+    rng = np.random.default_rng(0)
+    nearest, inverse = metric @ (found - start) ** 2, np.linalg.pinv(rows)
+    for _ in range(200):
+        size_of_move = 10.0 ** rng.uniform(-3, 0) * np.abs(found).mean()
+        other = found + size_of_move * rng.normal(size=found.size)
+        excess = rows @ other
+        if form == "inequality":
+            excess = np.maximum(excess, 0.0)
+        other = other - inverse @ excess
+        assert (rows @ other <= 1e-9).all()
+        assert metric @ (other - start) ** 2 >= nearest * (1 - 1e-5)
+
+
+def test_a_step_that_lowers_the_retain_loss_comes_back_bit_for_bit():
+    params = tree(10)
+    tx = project_realised_update(optax.adamw(RATE, weight_decay=DECAY), size=3)
+    g, state, step, _ = warm_adamw(tx, params)
+    retain = jax.tree.map(jnp.negative, opposing(step, 3))
+    u, new = run(tx, g, state, params, retain_grads=retain)
+    np.testing.assert_array_equal(flat(u), flat(step))
+    assert monitored(new)["realised_update_multiplier"] == 0
+    assert monitored(new)["realised_update_cosine"] < 0
+
+
+def test_without_a_second_moment_the_metric_is_euclidean():
+    params, r = tree(10), tree(1)
+    tx = project_realised_update(optax.sgd(0.1, momentum=0.9), form="equality")
+    update, state = jax.jit(tx.update), tx.init(params)
+    for seed in (2, 3):
+        u, state = update(tree(seed), state, params, retain_grads=r)
+    expected = -0.1 * (0.9 * flat(tree(2)) + flat(tree(3)))
+    rows = flat(r)[None]
+    np.testing.assert_allclose(
+        flat(u), without_span(expected, rows, np.ones(rows.size)), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("size", [2, 5, 9])
+def test_active_sets_agree_with_non_negative_least_squares(size):
+    rng = np.random.default_rng(size)
+    solved = jax.jit(active_set)
+    for case in range(12):
+        rows = rng.normal(size=(size, 30)) * 10.0 ** rng.integers(-2, 3, (size, 1))
+        if case % 3 == 0:
+            rows[1] = 2 * rows[0]  # singular
+        step = rng.normal(size=30)
+        expected, _ = nearest_feasible(step, rows, np.ones(30))
+        multipliers = np.asarray(
+            solved(jnp.float32(rows @ rows.T), jnp.float32(rows @ step)), np.float64
+        )
+        assert (multipliers >= 0).all()
+        np.testing.assert_allclose(step - rows.T @ multipliers, expected, atol=2e-4)
+
+
+def test_a_gradient_that_is_not_a_number_stays_visible():
+    params = tree(10)
+    bad = jax.tree.map(lambda x: x * jnp.nan, stacked(tree(1), tree(2)))
+    tx = project_realised_update(optax.sgd(0.1), size=2)
+    u, _ = run(tx, tree(0), tx.init(params), params, retain_grads=bad)
+    assert np.isnan(flat(u)).all()
+
+
+def test_the_inner_combination_gets_the_mean_retain_gradient():
+    params, retain = tree(10), tree(1, 3)
+    inner = optax.chain(combine_forget_retain(), optax.sgd(0.1))
+    tx = project_realised_update(inner, size=3)
+    g = tree(0)
+    u, _ = run(tx, g, tx.init(params), params, retain_grads=retain)
+    rows = flat_rows(retain)
+    step = -0.1 * (flat(g) + rows.mean(axis=0))
+    expected, _ = nearest_feasible(step, rows, np.ones(step.size))
+    np.testing.assert_allclose(flat(u), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("cut", ["mask", "freeze"])
+def test_the_guarantee_holds_for_the_parameters_that_move(cut):
+    params, r = tree(10), tree(1)
+    optimizer = project_realised_update(optax.adamw(RATE, weight_decay=DECAY))
+    if cut == "mask":
+        mask = jax.tree.map(lambda x: x > 0, tree(5))
+        tx = saliency_masked(optimizer, mask)
+    else:
+        mask = jax.tree.map(lambda x: jnp.full(x.shape, x.ndim == 3), params)
+        tx = freeze(optimizer, ["b/d"])
+    update, state = jax.jit(tx.update), tx.init(params)
+    conflicts = 0
+    for seed in range(6):
+        u, state = update(tree(seed), state, params, retain_grads=r)
+        product = flat(r) @ flat(u)
+        assert product <= 1e-6 * np.linalg.norm(flat(r)) * np.linalg.norm(flat(u))
+        assert not flat(u)[~flat(mask).astype(bool)].any()
+        conflicts += float(monitored(state)["realised_update_multiplier"]) > 0
+    assert 0 < conflicts
+
+
+def test_what_a_realised_projection_refuses():
+    params, r = tree(10), tree(1)
+    with pytest.raises(ValueError, match="expected 1 to 9"):
+        project_realised_update(optax.sgd(0.1), size=10)
+    tx = project_realised_update(optax.sgd(0.1), size=2)
+    with pytest.raises(ValueError, match=r"other shapes; a: .*expected"):
+        tx.update(tree(0), tx.init(params), params, retain_grads=r)
+    two = optax.chain(optax.scale_by_adam(), optax.scale_by_adam())
+    tx = project_realised_update(two)
+    with pytest.raises(ValueError, match="2 second moments"):
+        tx.update(tree(0), tx.init(params), params, retain_grads=r)
+    tx = project_realised_update(freeze(optax.adam(0.1), ["a"]))
+    with pytest.raises(ValueError, match="nu is another tree"):
+        tx.update(tree(0), tx.init(params), params, retain_grads=r)
+
+
+def test_second_moments_are_found_and_corrected():
+    params, g = tree(10), tree(0)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1e3), optax.adamw(RATE), optax.scale(1.0)
+    )
+    state = optimizer.init(params)
+    assert not flat(second_moment(state)).any()
+    _, state = optimizer.update(g, state, params)
+    np.testing.assert_allclose(flat(second_moment(state)), flat(g) ** 2, rtol=1e-3)
+    assert second_moment(optax.sgd(0.1, momentum=0.9).init(params)) is None
+    rms = optax.scale_by_rms(decay=0.5)
+    _, state = rms.update(g, rms.init(params), params)
+    np.testing.assert_allclose(flat(second_moment(state)), flat(g) ** 2 / 2, rtol=1e-5)
