@@ -184,7 +184,7 @@ def beside_torch(config: AttackSpeed) -> None:
 
 def loader(config: AttackSpeed) -> None:
     """Print the time of an update with features in memory and read from the store."""
-    stores = [FeatureStore(path) for path in config.features]
+    stores = [FeatureStore.open(path) for path in config.features]
     if not stores:
         raise InputError("--loader: no --features; give stores of `lt-mia extract`")
 

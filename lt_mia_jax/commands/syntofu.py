@@ -89,18 +89,18 @@ def run(config: SynTofu) -> None:
 
 def model_config(config: SynTofu, vocabulary: int) -> ModelConfig:
     """The shape of the models."""
-    sizes: dict[str, int] = {"width": config.width, "layers": config.layers}
+    width, layers = config.width, config.layers
     match config.family:
         case "gpt2":
-            return gpt2_like(vocabulary, heads=HEADS, context=CONTEXT, **sizes)
+            return gpt2_like(vocabulary, width, layers, HEADS, CONTEXT)
         case "llama":
-            return llama_like(vocabulary, heads=HEADS, context=CONTEXT, **sizes)
+            return llama_like(vocabulary, width, layers, HEADS, CONTEXT)
         case "mamba":
-            return mamba_like(vocabulary, context=CONTEXT, **sizes)
+            return mamba_like(vocabulary, width, layers, context=CONTEXT)
         case "rwkv":
-            return rwkv_like(vocabulary, context=CONTEXT, **sizes)
+            return rwkv_like(vocabulary, width, layers, context=CONTEXT)
         case "recurrent_gemma":
-            return griffin_like(vocabulary, heads=HEADS, **sizes)
+            return griffin_like(vocabulary, width, layers, HEADS)
         case _:
             assert_never(config.family)
 

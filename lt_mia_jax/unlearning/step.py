@@ -118,6 +118,7 @@ class UnlearnStep:
             else:
                 extra["retain_grads"] = retain_gradient
                 extra["retain_value"] = metrics["retain_loss"]
+        assert gradient is not None, "a method with neither side"
         updates, opt_state = self.transform().update(
             gradient, state.opt_state, state.params, **extra
         )
