@@ -1,0 +1,94 @@
+"""`lt-mia syntofu` and `lt-mia unlearn`, from files to files, and their refusals."""
+
+import json
+
+import pytest
+
+from lt_mia_jax.checkpoints import load_pretrained
+from lt_mia_jax.cli import BAD_INPUT, main
+from lt_mia_jax.commands.unlearn import choose
+from lt_mia_jax.data.questions import read_questions, write_questions
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.trees import flatten
+from lt_mia_jax.unlearning.methods import Npo, SimNpo
+
+SMALL = (
+    "--data.background 2 --data.fictitious 4 --data.forget-percent 25 "
+    "--data.retain-evaluated 2 --seeds 0 --width 16 --layers 1 --pretrain-epochs 1 "
+    "--finetune-epochs 1 --batch-size 16 --devices.executor single"
+).split()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    out = tmp_path_factory.mktemp("syntofu")
+    assert main(["syntofu", "--out", str(out), *SMALL]) == 0
+    return out
+
+
+def unlearn(world, out, *flags, forget="forget25", retain="retain75"):
+    def path(name):
+        return str(name if "/" in str(name) else world / "data" / f"{name}.jsonl")
+
+    arguments = ["unlearn", "--model", str(world / "models" / "full")]
+    arguments += ["--forget", path(forget), "--out", str(out)]
+    if retain:
+        arguments += ["--retain", path(retain)]
+    arguments += ["--template.prompt", "{question}", "--template.begin", "True"]
+    arguments += ["--epochs", "2", "--learning-rate", "1e-3", "--length", "28"]
+    arguments += ["--devices.executor", "single"]
+    return main([*arguments, *flags])
+
+
+def test_method_names():
+    command, rest = choose(["unlearn", "--method=simnpo", "--seed", "1"])
+    assert isinstance(command.__dataclass_fields__["method"].default, SimNpo)
+    assert rest == ["unlearn", "--seed", "1"]
+    command, _ = choose(["unlearn"])
+    assert isinstance(command.__dataclass_fields__["method"].default, Npo)
+    with pytest.raises(InputError, match="did you mean grad_diff"):
+        choose(["unlearn", "--method", "grad-dif"])
+
+
+def test_a_model_that_differs_and_says_how(world, tmp_path):
+    flags = ("--method", "npo", "--method.beta", "0.5")
+    assert unlearn(world, tmp_path / "out", *flags) == 0
+    card = json.loads((tmp_path / "out" / "unlearning.json").read_text())
+    assert card["method"] == "Npo"
+    assert card["settings"]["beta"] == 0.5
+    assert card["forget"]["rows"] == len(
+        read_questions(world / "data" / "forget25.jsonl")
+    )
+    before = load_pretrained(str(world / "models" / "full"))
+    after = load_pretrained(str(tmp_path / "out"))
+    assert after.config == before.config
+    old, new = flatten(before.params), flatten(after.params)
+    assert any((old[name] != new[name]).any() for name in old)
+
+
+def test_refusals_from_a_file(world, tmp_path):
+    refusals = str(world / "data" / "idk.jsonl")
+    flags = ("--method", "idk_nll", "--refusals", refusals)
+    assert unlearn(world, tmp_path / "out", *flags) == 0
+
+
+def test_mistakes_are_one_clear_line(world, tmp_path, capsys):
+    (tmp_path / "empty.jsonl").write_text("")
+    bare = tmp_path / "bare.jsonl"
+    rows = read_questions(world / "data" / "forget25.jsonl")
+    write_questions(bare, [row._replace(refusal=None, inverted=()) for row in rows])
+    cases = {
+        "overlap": ((), {"retain": "full"}),
+        "keep": (("--method", "npo"), {"retain": None}),
+        "empty.jsonl": ((), {"forget": tmp_path / "empty.jsonl"}),
+        "expected one of": (("--method", "nope"), {}),
+        "'inverted' in every row": (("--method", "meow"), {"forget": bare}),
+        "diverged at step": (("--learning-rate", "1e30"), {}),
+    }
+    for word, (flags, files) in cases.items():
+        code = unlearn(world, tmp_path / word[:4], *flags, **files)
+        error = capsys.readouterr().err.strip().splitlines()
+        assert code == BAD_INPUT, word
+        assert word in error[-1]
+        assert error[-1].startswith("lt-mia: error:")
+        assert "Traceback" not in "".join(error)
