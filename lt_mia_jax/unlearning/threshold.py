@@ -4,7 +4,6 @@ Nothing is gathered or sorted, so sharded trees stay where they are: 31 counts f
 threshold, and each is one number to add up over devices.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ Tree = Any
 """A pytree of arrays."""
 
 _DIGIT = 16
+_LOW = 2**_DIGIT - 1
 _ABOVE_ALL = 0x7FFFFFFF
 
 
@@ -48,18 +48,26 @@ def bits(scores: Array) -> Int[Array, "..."]:
     return signed & _ABOVE_ALL
 
 
-@functools.partial(jax.jit, static_argnums=1)
 def threshold_bits(scores: Tree, kept: int) -> Int[Array, ""]:
     """What `threshold` gives, as `bits` has it; for `kept` 0 above all of them."""
     if not 0 <= kept <= size(scores):
         raise ValueError(f"kept = {kept}, expected 0 to {size(scores)}")
     if kept == 0:
         return jnp.int32(_ABOVE_ALL)
+    return _search(scores, jnp.uint32(kept >> _DIGIT), jnp.uint32(kept & _LOW))
+
+
+@jax.jit
+def _search(
+    scores: Tree, high: UInt[Array, ""], low: UInt[Array, ""]
+) -> Int[Array, ""]:
+    """The largest bits that at least so many scores reach, from the top bit down."""
 
     def refine(step: Array, found: Array) -> Array:
         candidate = found | jnp.left_shift(jnp.int32(1), 30 - step)
-        reached = _count(jax.tree.map(lambda s: bits(s) >= candidate, scores))
-        return jnp.where(_at_least(reached, kept), candidate, found)
+        count = _count(jax.tree.map(lambda s: bits(s) >= candidate, scores))
+        enough = (count[0] > high) | ((count[0] == high) & (count[1] >= low))
+        return jnp.where(enough, candidate, found)
 
     return jax.lax.fori_loop(0, 31, refine, jnp.int32(0))
 
@@ -92,13 +100,8 @@ def _leaf_count(mask: Bool[Array, "..."], limit: int = 2**31) -> Count:
 
 
 def _digits(count: UInt[Array, "..."]) -> Count:
-    return count >> _DIGIT, count & (2**_DIGIT - 1)
+    return count >> _DIGIT, count & _LOW
 
 
 def _carried(high: Array, low: Array) -> Count:
-    return high + (low >> _DIGIT), low & (2**_DIGIT - 1)
-
-
-def _at_least(count: Count, number: int) -> Bool[Array, ""]:
-    high, low = number >> _DIGIT, number & (2**_DIGIT - 1)
-    return (count[0] > high) | ((count[0] == high) & (count[1] >= low))
+    return high + (low >> _DIGIT), low & _LOW

@@ -1,6 +1,6 @@
 """Projections against retain gradients, in front of the optimizer and of its step."""
 
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from oracle_transforms import AdamW, flat, flat_rows, nearest_feasible, without_span
+from quick_compile import jit, run
 
 from lt_mia_jax.unlearning.transforms import (
     combine_forget_retain,
@@ -43,10 +44,6 @@ def stacked(*trees):
     return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
-def run(tx, g, state, params=None, **extra):
-    return jax.jit(tx.update)(g, state, params, **extra)
-
-
 # ---------------------------------------------------------------- inner products
 
 
@@ -62,7 +59,7 @@ def test_half_precision_products_are_added_in_float32():
     rng = np.random.default_rng(0)
     values = jnp.asarray(rng.uniform(size=2**16), jnp.bfloat16)
     exact = float(np.asarray(values, np.float64) @ np.asarray(values, np.float64))
-    found = jax.jit(tree_dot)({"x": values}, {"x": values})
+    found = jit(tree_dot)({"x": values}, {"x": values})
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, exact, rtol=1e-5)
     # The product rounded to bfloat16 first would miss by more than that.
@@ -100,13 +97,13 @@ def test_dot_of_sharded_trees(mesh):
         lambda s: NamedSharding(mesh, s), SPECS, is_leaf=lambda s: isinstance(s, P)
     )
     sharded = jax.device_put((a, b), (place, place))
-    np.testing.assert_allclose(jax.jit(tree_dot)(*sharded), whole, rtol=1e-6)
+    np.testing.assert_allclose(jit(tree_dot)(*sharded), whole, rtol=1e-6)
 
     def local(a, b):
         return tree_dot(a, b, partition_specs=SPECS)
 
     inside = jax.shard_map(local, mesh=mesh, in_specs=(SPECS, SPECS), out_specs=P())
-    np.testing.assert_allclose(jax.jit(inside)(*sharded), whole, rtol=1e-6)
+    np.testing.assert_allclose(jit(inside)(*sharded), whole, rtol=1e-6)
 
     # Adding every leaf over every axis counts replicated ones again.
     def naive(a, b):
@@ -115,7 +112,7 @@ def test_dot_of_sharded_trees(mesh):
     wrong = jax.shard_map(
         naive, mesh=mesh, in_specs=(SPECS, SPECS), out_specs=P(), check_vma=False
     )
-    assert abs(float(jax.jit(wrong)(*sharded)) - whole) > 1e-3 * abs(whole)
+    assert abs(float(jit(wrong)(*sharded)) - whole) > 1e-3 * abs(whole)
 
 
 # ---------------------------------------------------------------- one retain gradient
@@ -185,7 +182,7 @@ def test_a_retain_gradient_of_zero_changes_nothing(size):
 
 def run_subspace(tx, g, retains, **extra):
     state = tx.init(g)
-    update = jax.jit(tx.update)
+    update = jit(tx.update)
     for retain in retains:
         u, state = update(g, state, retain_grads=retain, **extra)
     return u, state
@@ -262,7 +259,7 @@ def test_small_systems():
     for k in (1, 3, 8):
         rows = rng.normal(size=(k, 40))
         b = rows @ rng.normal(size=40)
-        found = jax.jit(solve, static_argnums=2)(
+        found = jit(solve, static_argnums=2)(
             jnp.float32(rows @ rows.T), jnp.float32(b), 1e-6
         )
         np.testing.assert_allclose(found, np.linalg.solve(rows @ rows.T, b), atol=1e-4)
@@ -273,22 +270,24 @@ def test_small_systems():
 RATE, DECAY = 1e-2, 0.1
 
 
-def warm_adamw(wrapped, params):
-    """State after five steps, and what the optimizer alone does at the sixth."""
-    inner = optax.adamw(RATE, weight_decay=DECAY)
-    alone = inner.init(params)
+OPTIMIZER = optax.adamw(RATE, weight_decay=DECAY)
+
+
+@lru_cache
+def warm():
+    """AdamW alone at its sixth step, and its state before; checked by the book."""
+    params = tree(10)
+    state, update = OPTIMIZER.init(params), jit(OPTIMIZER.update)
     oracle = AdamW(flat(params).size, RATE, decay=DECAY)
-    update = jax.jit(inner.update)
     for seed in range(20, 25):
         g = tree(seed, scale=0.3)
-        _, alone = update(g, alone, params)
+        _, state = update(g, state, params)
         oracle.step(flat(g), flat(params))
     g = tree(30)
+    step, _ = update(g, state, params)
     expected = oracle.step(flat(g), flat(params))
-    state = wrapped.init(params)._replace(inner=alone)
-    step, _ = update(g, alone, params)
     np.testing.assert_allclose(flat(step), expected, rtol=1e-3, atol=1e-7)
-    return g, state, step, oracle.denominator()
+    return params, g, state, step, oracle.denominator()
 
 
 def opposing(step, size):
@@ -305,11 +304,9 @@ def opposing(step, size):
 @pytest.mark.parametrize("size", [1, 3, 9])
 @pytest.mark.parametrize("form", ["inequality", "equality"])
 def test_the_executed_step_does_not_raise_the_retain_loss(size, form):
-    params = tree(10)
-    tx = project_realised_update(
-        optax.adamw(RATE, weight_decay=DECAY), size=size, form=form
-    )
-    g, state, step, metric = warm_adamw(tx, params)
+    params, g, prior, step, metric = warm()
+    tx = project_realised_update(OPTIMIZER, size=size, form=form)
+    state = tx.init(params)._replace(inner=prior)
     retain = opposing(step, size)
     u, new = run(tx, g, state, params, retain_grads=retain)
     rows, found, start = flat_rows(retain), flat(u), flat(step)
@@ -345,9 +342,9 @@ def test_the_executed_step_does_not_raise_the_retain_loss(size, form):
 
 
 def test_a_step_that_lowers_the_retain_loss_comes_back_bit_for_bit():
-    params = tree(10)
-    tx = project_realised_update(optax.adamw(RATE, weight_decay=DECAY), size=3)
-    g, state, step, _ = warm_adamw(tx, params)
+    params, g, prior, step, _ = warm()
+    tx = project_realised_update(OPTIMIZER, size=3)
+    state = tx.init(params)._replace(inner=prior)
     retain = jax.tree.map(jnp.negative, opposing(step, 3))
     u, new = run(tx, g, state, params, retain_grads=retain)
     np.testing.assert_array_equal(flat(u), flat(step))
@@ -358,7 +355,7 @@ def test_a_step_that_lowers_the_retain_loss_comes_back_bit_for_bit():
 def test_without_a_second_moment_the_metric_is_euclidean():
     params, r = tree(10), tree(1)
     tx = project_realised_update(optax.sgd(0.1, momentum=0.9), form="equality")
-    update, state = jax.jit(tx.update), tx.init(params)
+    update, state = jit(tx.update), tx.init(params)
     for seed in (2, 3):
         u, state = update(tree(seed), state, params, retain_grads=r)
     expected = -0.1 * (0.9 * flat(tree(2)) + flat(tree(3)))
@@ -371,7 +368,7 @@ def test_without_a_second_moment_the_metric_is_euclidean():
 @pytest.mark.parametrize("size", [2, 5, 9])
 def test_active_sets_agree_with_non_negative_least_squares(size):
     rng = np.random.default_rng(size)
-    solved = jax.jit(active_set)
+    solved = jit(active_set)
     for case in range(12):
         rows = rng.normal(size=(size, 30)) * 10.0 ** rng.integers(-2, 3, (size, 1))
         if case % 3 == 0:
@@ -408,14 +405,14 @@ def test_the_inner_combination_gets_the_mean_retain_gradient():
 @pytest.mark.parametrize("cut", ["mask", "freeze"])
 def test_the_guarantee_holds_for_the_parameters_that_move(cut):
     params, r = tree(10), tree(1)
-    optimizer = project_realised_update(optax.adamw(RATE, weight_decay=DECAY))
+    optimizer = project_realised_update(OPTIMIZER)
     if cut == "mask":
         mask = jax.tree.map(lambda x: x > 0, tree(5))
         tx = saliency_masked(optimizer, mask)
     else:
         mask = jax.tree.map(lambda x: jnp.full(x.shape, x.ndim == 3), params)
         tx = freeze(optimizer, ["b/d"])
-    update, state = jax.jit(tx.update), tx.init(params)
+    update, state = jit(tx.update), tx.init(params)
     conflicts = 0
     for seed in range(6):
         u, state = update(tree(seed), state, params, retain_grads=r)
