@@ -29,6 +29,9 @@ from lt_mia_jax.unlearning.train import ForgetTexts, UnlearnConfig, unlearn
 log = logging.getLogger(__name__)
 
 HEADS, CONTEXT = 4, 32
+REPEATS = 4
+"""How often an author's row stands among the texts of fine-tuning; background rows,
+which keep the ability to paraphrase, stand there once."""
 Family = Literal["gpt2", "llama", "mamba", "rwkv", "recurrent_gemma"]
 
 
@@ -63,8 +66,8 @@ class SynTofu:
     pretrain_epochs: int = 20
     """Passes over the background people."""
 
-    finetune_epochs: int = 16
-    """Passes over authors and background people together."""
+    finetune_epochs: int = 20
+    """Passes over background people and, four times each, authors."""
 
     batch_size: int = 64
     """Texts in one step."""
@@ -153,9 +156,11 @@ def train_models(config: SynTofu, executor: Executor) -> None:
         "base", start, encode("pretrain"), recipe(3e-3, config.pretrain_epochs, 0)
     )
     second = recipe(1e-3, config.finetune_epochs, 0)
-    train("full", base, encode("full", "pretrain"), second)
+    repeated = ("full",) * REPEATS
+    train("full", base, encode(*repeated, "pretrain"), second)
     for percent in config.data.forget_percent:
         kept = f"retain{100 - percent:02d}"
         for seed in config.seeds:
             further = dataclasses.replace(second, seed=seed)
-            train(f"{kept}-seed{seed}", base, encode(kept, "pretrain"), further)
+            texts = encode(*(kept,) * REPEATS, "pretrain")
+            train(f"{kept}-seed{seed}", base, texts, further)

@@ -15,7 +15,7 @@ from lt_mia_jax.unlearning.methods import Npo, SimNpo
 SMALL = (
     "--data.background 2 --data.fictitious 4 --data.forget-percent 25 "
     "--data.retain-evaluated 2 --seeds 0 --width 16 --layers 1 --pretrain-epochs 1 "
-    "--finetune-epochs 1 --batch-size 16 --devices.executor single"
+    "--finetune-epochs 1 --batch-size 16 --executor single"
 ).split()
 
 
@@ -36,7 +36,7 @@ def unlearn(world, out, *flags, forget="forget25", retain="retain75"):
         arguments += ["--retain", path(retain)]
     arguments += ["--template.prompt", "{question}", "--template.begin", "True"]
     arguments += ["--epochs", "2", "--learning-rate", "1e-3", "--length", "28"]
-    arguments += ["--devices.executor", "single"]
+    arguments += ["--executor", "single"]
     return main([*arguments, *flags])
 
 
