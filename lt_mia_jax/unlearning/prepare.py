@@ -10,6 +10,7 @@ import numpy as np
 
 from lt_mia_jax.arrays import Array, Float, Key
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.executor import fetch
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.trees import flatten
 from lt_mia_jax.unlearning import (
@@ -150,7 +151,7 @@ def _attributed(
 
 
 def _per_text(setting: Setting, score: Callable[[Any, TextBatch], Array]) -> Array:
-    found = [np.asarray(score(setting.trained, batch)) for batch in setting.forget()]
+    found = [fetch(score(setting.trained, batch)) for batch in setting.forget()]
     return jax.numpy.asarray(np.concatenate(found)[: setting.forget_texts])
 
 

@@ -17,7 +17,7 @@ from lt_mia_jax.arrays import Array, Float, Int, Params
 from lt_mia_jax.data.answers import EncodedAnswers
 from lt_mia_jax.data.batches import batch_indices, bucket_of, length_buckets
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.executor import Executor, make_executor
+from lt_mia_jax.executor import Executor, fetch, make_executor
 from lt_mia_jax.finetune import lora
 from lt_mia_jax.finetune.lora import Adapters, LoraConfig
 from lt_mia_jax.finetune.step import float32, signature
@@ -268,7 +268,7 @@ class _Sets:
     ) -> Float[np.ndarray, "N T"]:
         found = np.zeros(texts.input_ids.shape, np.float32)
         for rows, batch in self._in_order(texts, len(texts.input_ids)):
-            nll = self.executor.fetch_rows(_reference_nll(apply_fn, trained, batch))
+            nll = fetch(_reference_nll(apply_fn, trained, batch))
             found[rows, : nll.shape[1]] = nll[: len(rows)]
         return found
 

@@ -34,7 +34,7 @@ def unlearn(world, out, *flags, forget="forget25", retain="retain75"):
     arguments += ["--forget", path(forget), "--out", str(out)]
     if retain:
         arguments += ["--retain", path(retain)]
-    arguments += ["--template.prompt", "{question}", "--template.begin", "True"]
+    arguments += ["--template.prompt", "{question}", "--template.begin"]
     arguments += ["--epochs", "2", "--learning-rate", "1e-3", "--length", "28"]
     arguments += ["--executor", "single"]
     return main([*arguments, *flags])
@@ -78,7 +78,7 @@ def test_mistakes_are_one_clear_line(world, tmp_path, capsys):
     rows = read_questions(world / "data" / "forget25.jsonl")
     write_questions(bare, [row._replace(refusal=None, inverted=()) for row in rows])
     cases = {
-        "overlap": ((), {"retain": "full"}),
+        "are among the texts to retain": ((), {"retain": "full"}),
         "keep": (("--method", "npo"), {"retain": None}),
         "empty.jsonl": ((), {"forget": tmp_path / "empty.jsonl"}),
         "expected one of": (("--method", "nope"), {}),

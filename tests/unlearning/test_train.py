@@ -166,7 +166,10 @@ def test_every_method_runs_on_every_family(name, family, tmp_path):
 
 def losses_and_params(folder, name, executor):
     config = dataclasses.replace(FAST, epochs=2)
-    result = run(folder, name, config=config, executor=executor)
+    method = METHODS[name]
+    if name == "gu":  # at 4.5 its loss is flat here, and all of it rounding
+        method = dataclasses.replace(method, beta=0.5)
+    result = run(folder, method, config=config, executor=executor)
     found = [row["loss"] for row in rows(folder)]
     return np.array(found), flatten(result.params)
 
@@ -279,6 +282,6 @@ def test_missing_and_empty_texts(tmp_path):
 
 
 def test_divergence_keeps_the_last_good_checkpoint(tmp_path):
-    config = dataclasses.replace(FAST, learning_rate=1e30, epochs=20)
+    config = dataclasses.replace(FAST, learning_rate=1e15, epochs=20)
     with pytest.raises(InputError, match=r"unlearning diverged.*checkpoint.*kept"):
         run(tmp_path, "grad_ascent", config=config, save_every_seconds=0.0)
