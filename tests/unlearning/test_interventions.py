@@ -143,6 +143,10 @@ def test_a_closed_gate_changes_no_bit_of_the_logits():
     found = run(mixed)
     np.testing.assert_array_equal(found[2], plain[2])
     assert (np.abs(found[:2] - plain[:2]).max(axis=(1, 2)) > 0.1).all()
+    # Closed, and not merely open for a vector of zeros: no arithmetic is left.
+    huge = 1e30 * jnp.asarray(STREAM)  # Its lengths overflow.
+    closed = edits.Rotation(VECTORS, jnp.zeros((B, K)))
+    np.testing.assert_array_equal(call(closed, huge), huge)
 
 
 def test_projecting_twice_is_projecting_once():
