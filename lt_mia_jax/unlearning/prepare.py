@@ -42,6 +42,8 @@ class Setting:
 
     model: ModelConfig
     apply_fn: ApplyFn
+    forward_fn: ApplyFn
+    """The same, differentiable in forward mode."""
     trained: Any
     """The tree to be trained, at its start."""
     forget: Callable[[], Iterable[TextBatch]]
@@ -101,7 +103,7 @@ def prepare(method: Method, setting: Setting) -> Prepared:
             arrays["mask"] = _layers(method, setting)
         case Guard():
             direction = _mean_gradient(setting)
-            score = partial(_attributed, setting.apply_fn, direction)
+            score = partial(_attributed, setting.forward_fn, direction)
             scores = _per_text(setting, score)
             weights = attribution.guard_weights(scores, method.temperature)
             row_weight = np.asarray(weights, np.float32)
@@ -157,7 +159,7 @@ def _per_text(setting: Setting, score: Callable[[Any, TextBatch], Array]) -> Arr
 
 def _disturbing(method: Lwf, setting: Setting) -> Float[np.ndarray, " N"]:
     """1 for the share of forget texts with the highest confidence, else 0."""
-    loss = partial(per_example_loss, setting.apply_fn)
+    loss = partial(per_example_loss, setting.forward_fn)
     fisher = attribution.diagonal_fisher(
         loss, setting.trained, setting.retain(), row_weight=lambda b: b.weight
     )

@@ -1,6 +1,6 @@
 """One unlearning update as a pure function: two gradients, one transformation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -52,9 +52,18 @@ class Trainee:
         adapters = lora.scaled(trained, self.lora.scale)
         return self.model.apply(base, input_ids, adapters=adapters, **options)
 
-    def apply_fn(self, base: Params | None) -> ApplyFn:
-        """`apply_fn(trained, input_ids, **options)`, which may enter `jit`."""
-        return jax.tree_util.Partial(self, base)
+    def apply_fn(self, base: Params | None, *, forward: bool = False) -> ApplyFn:
+        """`apply_fn(trained, input_ids, **options)`, which may enter `jit`.
+
+        Args:
+          base: the model under the adapters, or None.
+          forward: whether `jax.jvp` is to go through.
+        """
+        if not forward:
+            return jax.tree_util.Partial(self, base)
+        execution = replace(self.model.execution, forward_mode=True)
+        model = replace(self.model, execution=execution)
+        return jax.tree_util.Partial(replace(self, model=model), base)
 
 
 @dataclass(frozen=True, kw_only=True)

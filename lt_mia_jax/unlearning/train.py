@@ -175,6 +175,7 @@ def unlearn(
         Setting(
             model=model.config,
             apply_fn=apply_fn,
+            forward_fn=trainee.apply_fn(base, forward=True),
             trained=trained,
             forget=sets.all_forget,
             retain=sets.some_retain,
