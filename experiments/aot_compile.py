@@ -16,9 +16,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import tyro
+from compiled import Figures, describe
 from jax.experimental import topologies
 from jax.sharding import Mesh
-from program_cost import Cost, describe
 
 from lt_mia_jax.attacks import classifier
 from lt_mia_jax.attacks import recipe as attack_recipe
@@ -227,20 +227,20 @@ def _key(mesh: Mesh) -> Any:
     return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
 
 
-def report(cost: Cost, seconds: float, memory_gb: float) -> str:
+def report(cost: Figures, seconds: float, memory_gb: float) -> str:
     """The table of one program, per chip."""
-    share = cost.memory / (memory_gb * 1e9)
+    share = cost.peak / (memory_gb * 1e9)
     rows = [
         ("arguments", f"{cost.arguments / 1e9:.2f} GB"),
         ("temporaries", f"{cost.temporaries / 1e9:.2f} GB"),
         ("outputs", f"{cost.outputs / 1e9:.3f} GB"),
-        ("memory in all", f"{cost.memory / 1e9:.2f} GB, {share:.0%} of {memory_gb:g}"),
-        ("matrix products", f"{cost.flops / 1e12:.3f} TFLOP"),
-        ("main memory traffic", f"{cost.bytes / 1e9:.1f} GB"),
+        ("memory in all", f"{cost.peak / 1e9:.2f} GB, {share:.0%} of {memory_gb:g}"),
+        ("matrix products", f"{cost.products / 1e12:.3f} TFLOP"),
+        ("main memory traffic", f"{cost.bytes_accessed / 1e9:.1f} GB"),
     ]
     rows += [
-        (kind, f"{number:,} sending {size / 1e9:.2f} GB")
-        for kind, (number, size) in sorted(cost.collectives.items())
+        (kind, f"{cost.collectives_run[kind]:,} sending {size / 1e9:.2f} GB")
+        for kind, size in sorted(cost.sent.items())
     ]
     rows.append(("compile time", f"{seconds:.0f} s"))
     lines = ["| per chip and step | |", "|---|---|"]

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from hlo import Program
+from hlo import COLLECTIVES, Program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Figures:
     bytes_loops_once: float | None
     """The compiler's own figure, None if it gives none."""
     unbounded_loops: int
-    """Loops that count once because the compiler does not know how often they run."""
+    """Loops that count once because nothing tells how often they run."""
     collectives: dict[str, int]
     """How often each kind stands in the program."""
     collectives_run: dict[str, int]
@@ -30,6 +30,10 @@ class Figures:
     """Bytes, without those that reuse arguments."""
     temporaries: int
     """Bytes."""
+    products: float = 0.0
+    """FLOPs of matrix products alone."""
+    sent: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Bytes that this device sends by each kind of collective."""
 
     @property
     def peak(self) -> int:
@@ -41,16 +45,19 @@ def describe(compiled: Any) -> Figures:
     """The figures of what `jax.jit(f).lower(...).compile()` returns."""
     program = Program(compiled.as_text())
     cost = program.cost()
+    run = {kind: cost[kind] for kind in COLLECTIVES if cost[kind]}
     own, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     return Figures(
-        flops=cost.flops,
+        flops=cost["flops"],
         flops_loops_once=own.get("flops"),
-        bytes_accessed=cost.bytes,
+        bytes_accessed=cost["bytes"],
         bytes_loops_once=own.get("bytes accessed"),
-        unbounded_loops=cost.unbounded,
-        collectives=dict(program.static_collectives()),
-        collectives_run=dict(cost.collectives),
+        unbounded_loops=program.unbounded,
+        collectives=dict(program.collectives),
+        collectives_run=run,
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
+        products=cost["products"],
+        sent={kind: cost["sent " + kind] for kind in run},
     )

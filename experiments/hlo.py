@@ -1,14 +1,19 @@
 """Reading the text of an optimised XLA program, and what running it once costs.
 
 The compiler's own cost analysis visits the body of a loop once. Here a loop counts as
-often as it runs: XLA writes the number beside each loop that it could bound.
+often as it runs: CPU programs state the number beside it, TPU programs hold a counter.
 """
 
 import dataclasses
 import functools
 import math
+import operator
 import re
 from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
 
 COLLECTIVES = (
     "all-gather",
@@ -18,25 +23,55 @@ COLLECTIVES = (
     "collective-permute",
 )
 
-_INSTRUCTION = re.compile(r"\s*(ROOT )?%?([\w.\-]+) = ")
-_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
+_HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
+_LINE = re.compile(
+    r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*?)\)(?:, (.*))?$"
+)
+_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _REFERENCE = re.compile(r"%([\w.\-]+)")
-_TRIPS = r'"known_trip_count":\{"n":"(\d+)"\}'
 _CALLED = r"\b(?:calls|to_apply|called_computations)=\{?%([\w.\-]+)"
+_BODY, _CONDITION = r"\bbody=%([\w.\-]+)", r"\bcondition=%([\w.\-]+)"
 _BRANCHES = r"\b(?:branch|true|false)_computations?=(\{[^}]*\}|%[\w.\-]+)"
+_TRIPS = r'"known_trip_count":\{"n":"(\d+)"\}'
+_CONTRACTED = r'lhs_contracting_dim(?:ension)?s"?[=:][{\[]([^}\]]*)'
+_BUFFER = r'custom_call_target="(AllocateBuffer|ConcatBitcast)"'
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}")
 
 _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast iota after-all opt-barrier "
-    "partition-id replica-id domain".split()
+    "partition-id replica-id domain fusion call async-start".split()
 )
-"""Instructions that move nothing."""
+"""Instructions that move nothing, or whose computation is counted in their place."""
 
 _MOVES = frozenset(
     "broadcast copy reshape transpose slice dynamic-slice dynamic-update-slice "
     "concatenate pad reverse gather scatter custom-call rng-bit-generator "
-    "copy-start copy-done bitcast-convert infeed outfeed send recv".split()
+    "bitcast-convert infeed outfeed send recv".split()
 )
 """Instructions that move values and compute none."""
+
+_SLICES = ("slice", "dynamic-slice", "gather")
+
+
+class Array(NamedTuple):
+    """The type of an array."""
+
+    kind: str
+    dims: tuple[int, ...]
+    on_chip: bool
+    """Kept outside main memory."""
+
+    @property
+    def elements(self) -> int:
+        """Their number."""
+        return math.prod(self.dims)
+
+    @property
+    def bytes(self) -> int:
+        """Of all elements."""
+        bits = re.search(r"\d+", self.kind)  # bf16, s32, f8e4m3fn, c64
+        width = int(bits[0]) if bits else 8 * (self.kind == "pred")
+        return self.elements * width // 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,89 +79,51 @@ class Instruction:
     """One line of a computation."""
 
     name: str
-    shape: str
+    arrays: list[Array]
+    """The result, or the parts of a tuple."""
     opcode: str
-    operands: tuple[str, ...]
+    given: str
+    """What stands in the parentheses."""
     attributes: str
     root: bool
 
-    def attribute(self, pattern: str) -> str | None:
-        """The first group of `pattern` in the attributes."""
-        found = re.search(pattern, self.attributes)
-        return found and found[1]
-
-    def axes(self, name: str) -> list[int]:
-        """A list of dimensions, `name={0,2}`."""
-        listed = self.attribute(name + r"=\{([\d,]+)\}")
-        return [int(n) for n in listed.split(",")] if listed else []
+    @functools.cached_property
+    def operands(self) -> list[str]:
+        """Names of instructions."""
+        return _REFERENCE.findall(self.given)
 
     @property
-    def collective(self) -> str | None:
-        """Its kind, if it is one; of an asynchronous pair only the start counts."""
-        kind = self.opcode.removesuffix("-start")
-        return kind if kind in COLLECTIVES else None
+    def bytes(self) -> int:
+        """Of the result."""
+        return sum(array.bytes for array in self.arrays)
+
+    @property
+    def main_memory(self) -> int:
+        """Bytes of the result in main memory."""
+        return _main_memory(self.arrays)
+
+    @property
+    def passes(self) -> bool:
+        """Whether a fusion only hands it on: what collectives move is theirs."""
+        started = "AsyncCollective" in self.attributes
+        return self.opcode in (*COLLECTIVES, "tuple") or started
+
+    @property
+    def channel(self) -> str:
+        """What the steps of one collective have in common."""
+        return self.attribute(r"channel_id=(\d+)")
+
+    def attribute(self, pattern: str) -> str:
+        """The first group of `pattern` in the attributes, empty if it is not there."""
+        found = re.search(pattern, self.attributes)
+        return found[1] if found else ""
+
+    def numbers(self, pattern: str) -> list[int]:
+        """The numbers in it."""
+        return [int(n) for n in re.findall(r"\d+", self.attribute(pattern))]
 
 
 Computation = dict[str, Instruction]
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """What running a computation once costs."""
-
-    flops: float = 0.0
-    bytes: float = 0.0
-    collectives: Counter[str] = dataclasses.field(default_factory=Counter)
-    unbounded: int = 0
-    """Loops whose number of trips the compiler does not know; they count once."""
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(
-            self.flops + other.flops,
-            self.bytes + other.bytes,
-            self.collectives + other.collectives,
-            self.unbounded + other.unbounded,
-        )
-
-    def times(self, n: int) -> "Cost":
-        """Of `n` runs."""
-        repeated = Counter({kind: n * c for kind, c in self.collectives.items()})
-        return Cost(n * self.flops, n * self.bytes, repeated, self.unbounded)
-
-    def largest(self, other: "Cost") -> "Cost":
-        """The larger of each figure: of branches only one is taken."""
-        return Cost(
-            max(self.flops, other.flops),
-            max(self.bytes, other.bytes),
-            self.collectives | other.collectives,
-            max(self.unbounded, other.unbounded),
-        )
-
-
-def arrays(shape: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Element type and dimensions of an array, or of each part of a tuple."""
-    return [
-        (kind, tuple(int(n) for n in dims.split(",") if n))
-        for kind, dims in _ARRAY.findall(shape)
-    ]
-
-
-def elements(shape: str) -> int:
-    """Elements of the first array."""
-    found = arrays(shape)
-    return math.prod(found[0][1]) if found else 0
-
-
-def size(shape: str) -> float:
-    """Bytes of all arrays."""
-    return sum(math.prod(dims) * _width(kind) for kind, dims in arrays(shape))
-
-
-def _width(kind: str) -> float:
-    if kind in ("pred", "token"):
-        return float(kind == "pred")
-    bits = re.search(r"\d+", kind)  # bf16, s32, f8e4m3fn, c64
-    return int(bits[0]) / 8 if bits else 0.0
 
 
 class Program:
@@ -135,163 +132,287 @@ class Program:
     def __init__(self, text: str):
         self.computations: dict[str, Computation] = {}
         self.entry = ""
-        inside: Computation | None = None
-        for line in text.splitlines():
-            if line.startswith(("%", "ENTRY ")) and line.endswith("{"):
-                name = line.removeprefix("ENTRY ").split()[0].lstrip("%")
-                inside = self.computations[name] = {}
-                if line.startswith("ENTRY "):
-                    self.entry = name
-            elif line.startswith("}"):
-                inside = None
-            elif inside is not None and (found := _INSTRUCTION.match(line)):
-                read = _read(found[2], line[found.end() :], bool(found[1]))
-                inside[read.name] = read
+        partitions = re.search(r"num_partitions=(\d+)", text)
+        self.devices = int(partitions[1]) if partitions else 1
+        inside: Computation = {}
+        # Long tuples are annotated by comments, which hold an equals sign.
+        for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
+            if found := _LINE.match(line):
+                root, name, shape, opcode, given, attributes = found.groups("")
+                inside[name] = Instruction(
+                    name, _arrays(shape), opcode, given, attributes, bool(root)
+                )
+            elif found := _HEAD.match(line):
+                inside = self.computations[found[2]] = {}
+                if found[1]:
+                    self.entry = found[2]
+        for name, scope in self.computations.items():
+            if name != self.entry:
+                _join_reduce_scatter(scope)
+        self._started = {
+            scope[x.operands[0]].channel: x.operands[0]
+            for scope in self.computations.values()
+            for x in scope.values()
+            if "AsyncCollectiveStart" in x.attributes
+        }
 
-    def static_collectives(self) -> Counter[str]:
+    @property
+    def collectives(self) -> Counter[str]:
         """How often each kind stands in the program, however often it runs."""
         everywhere = (x for c in self.computations.values() for x in c.values())
-        return Counter(kind for x in everywhere if (kind := x.collective))
+        return Counter(kind for x in everywhere if (kind := self._collective(x)))
 
-    def cost(self, *, loops_once: bool = False) -> Cost:
-        """Of one run on one device.
+    @property
+    def unbounded(self) -> int:
+        """Loops of which nothing tells how often they run; they count once."""
+        return sum(
+            x.opcode == "while" and self._trips(x, scope) is None
+            for scope in self.computations.values()
+            for x in scope.values()
+        )
 
-        One operation for each element of an arithmetic result, comparisons and
-        transcendental functions included, and two for each multiply-add of a product.
-        Each instruction outside a fusion, and each fusion, reads its arguments and
-        writes its result; of an array that is only sliced it reads the slices.
+    def cost(self) -> Counter[str]:
+        """Of one run on one device, by name.
 
-        Args:
-          loops_once: visit the body of each loop once, as the compiler does.
+        `flops` are one operation for each element of an arithmetic result, comparisons
+        and transcendental functions included, and two for each multiply-add of a
+        product; `products` are the latter alone. `bytes` are those of main memory: each
+        instruction outside a fusion, and each fusion, reads its arguments and writes
+        its result, but only the slices of an array that it slices or updates in place,
+        and nothing that stays on the chip. A kind of collective is how often it runs,
+        with `sent` before it the bytes that this device sends.
         """
-        return self._computation(self.entry, loops_once, False)
+        return self._cost(self.entry)
 
     @functools.cache  # noqa: B019  (programs are few and live as long as the process)
-    def _computation(self, name: str, once: bool, fused: bool) -> Cost:
-        scope = self.computations[name]
-        parts = (self._instruction(x, scope, once, fused) for x in scope.values())
-        return sum(parts, Cost())
-
-    def _instruction(
-        self, x: Instruction, scope: Computation, once: bool, fused: bool
-    ) -> Cost:
-        moved = 0.0 if fused or x.opcode in _FREE else self._bytes(x, scope)
-        called = x.attribute(_CALLED)
-        match x.opcode:
-            case "while":
-                trips = x.attribute(_TRIPS)
-                n = int(trips) if trips and not once else 1
-                turn = Cost(unbounded=int(trips is None))
-                for part in ("body", "condition"):
-                    inner = x.attribute(part + r"=%([\w.\-]+)")
-                    assert inner
-                    turn += self._computation(inner, once, fused).times(n)
-                return turn
-            case "conditional":
+    def _cost(self, name: str) -> Counter[str]:
+        total = Counter[str]()
+        for x, scope, fused in self._visit(name):
+            if x.opcode == "while":
+                trips = self._trips(x, scope)
+                for part in (_BODY, _CONDITION):
+                    once = self._cost(x.attribute(part))
+                    for key, n in once.items():
+                        total[key] += n * (1 if trips is None else trips)
+            elif x.opcode == "conditional":  # one branch is taken: the dearest counts
                 listed = " ".join(re.findall(_BRANCHES, x.attributes))
-                named = _REFERENCE.findall(listed)
-                branches = (self._computation(b, once, fused) for b in named)
-                return functools.reduce(Cost.largest, branches, Cost())
-            case "fusion":
-                assert called
-                return self._computation(called, once, True) + Cost(bytes=moved)
-            case "call" | "async-start" if called:
-                return self._computation(called, once, fused)
-        kind = x.collective
-        found = Counter([kind]) if kind else Counter()
-        return Cost(self._flops(x, scope), moved, found)
+                branches = map(self._cost, _REFERENCE.findall(listed))
+                total.update(functools.reduce(operator.or_, branches))
+            elif kind := self._collective(x):
+                total.update(self._messages(x, kind, scope))
+            else:
+                product = _product(x, scope)
+                flops = product or _arithmetic(x, scope)
+                moved = 0 if fused else self._bytes(x, scope)
+                total.update(flops=flops, products=product, bytes=moved)
+        return total
 
-    def _flops(self, x: Instruction, scope: Computation) -> float:
-        shapes = [scope[o].shape for o in x.operands if o in scope]
-        target = x.attribute(r'custom_call_target="([^"]+)"') or ""
-        if x.opcode == "dot":
-            return _product(x, shapes, x.axes("lhs_contracting_dims"))
-        if target.startswith("__cublas$"):
-            axes = x.attribute(r'"lhs_contracting_dimensions":\[([^\]]*)\]') or ""
-            return _product(x, shapes, [int(n) for n in re.findall(r"\d+", axes)])
-        if x.opcode == "convolution":
-            kernel = arrays(shapes[1])[0][1]
-            labels = x.attribute(r"dim_labels=\w+_(\w+)->") or "o"
-            per_output = math.prod(kernel) / kernel[labels.index("o")]
-            return 2.0 * elements(x.shape) * per_output  # padding counts as data
-        if x.opcode in ("reduce", "all-reduce", "reduce-scatter"):
-            return max(elements(shapes[0]) - elements(x.shape), 0)
-        if x.opcode == "reduce-window":
-            window = (x.attribute(r"window=\{size=([\dx]+)") or "1").split("x")
-            return elements(x.shape) * (math.prod(map(int, window)) - 1)
-        if x.opcode == "sort":
-            length = arrays(shapes[0])[0][1][x.axes("dimensions")[0]]
-            return elements(shapes[0]) * math.ceil(math.log2(max(length, 1)))
-        if x.opcode in _FREE or x.opcode in _MOVES or x.collective:
-            return 0.0
-        return 0.0 if x.opcode.endswith(("-start", "-done")) else elements(x.shape)
+    def _visit(
+        self, name: str, fused: bool = False
+    ) -> Iterator[tuple[Instruction, Computation, bool]]:
+        """Instructions of a computation and of those that it runs once."""
+        scope = self.computations[name]
+        for x in scope.values():
+            yield x, scope, fused
+            if x.opcode in ("fusion", "call", "async-start"):
+                inner = x.attribute(_CALLED)
+                yield from self._visit(inner, fused or x.opcode == "fusion")
 
-    def _bytes(self, x: Instruction, scope: Computation) -> float:
-        shapes = [scope[o].shape for o in x.operands if o in scope]
-        match x.opcode:
-            case "while" | "conditional" | "call":
-                return 0.0
-            case "dynamic-slice" | "slice" | "gather":
-                return 2 * size(x.shape)
-            case "dynamic-update-slice":
-                return 2 * size(shapes[1])  # in place
-            case "fusion":
-                called = x.attribute(_CALLED)
-                assert called
-                inner = self.computations[called]
-                root = next(i for i in inner.values() if i.root)
+    def _trips(self, loop: Instruction, scope: Computation) -> int | None:
+        """How often a loop runs: as stated, or until its counter meets its bound."""
+        if stated := loop.attribute(_TRIPS):
+            return int(stated)
+        condition = self.computations[loop.attribute(_CONDITION)]
+        body = self.computations[loop.attribute(_BODY)]
+        test = _root(condition)
+        if "direction=LT" not in test.attributes:
+            return None
+        counter, bound = test.operands
+        place = condition[counter].attribute(r"index=(\d+)")
+        if not place:
+            return None
+        first, turn = (
+            inside[x.operands[int(place)]]
+            for x, inside in ((scope[loop.operands[0]], scope), (_root(body), body))
+        )
+        start, end = _constant(first, scope), _constant(condition[bound], condition)
+        added = turn.operands if turn.opcode == "add" else []
+        step = next(filter(None, (_constant(body[x], body) for x in added)), None)
+        if start is None or end is None or step is None:
+            return None
+        return max(0, -((start - end) // step))
+
+    def _collective(self, x: Instruction) -> str | None:
+        """Its kind, if it is a collective; of several steps only the first counts."""
+        kind = x.opcode.removesuffix("-start")
+        first = self._started.get(x.channel, x.name) == x.name
+        return kind if kind in COLLECTIVES and first else None
+
+    def _messages(
+        self, x: Instruction, kind: str, scope: Computation
+    ) -> dict[str, int]:
+        operands = [scope[name] for name in x.operands]
+        given, members = sum(o.bytes for o in operands), self._members(x)
+        share = given * (members - 1) // members
+        sent = {
+            "all-gather": given * (members - 1),
+            "all-reduce": 2 * share,
+            "collective-permute": given,
+        }
+        # Most starts of asynchronous pairs name their operands before their results.
+        results = x.arrays[len(operands) :] or x.arrays
+        read = sum(o.main_memory for o in operands)
+        return {
+            kind: 1,
+            "sent " + kind: sent.get(kind, share),
+            "bytes": read + _main_memory(results),
+        }
+
+    def _members(self, x: Instruction) -> int:
+        """Devices that take part in one collective."""
+        if mesh := _MESH.search(x.attributes):
+            sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+            axes = re.findall(r"'(\w+)'", mesh[2])
+            return math.prod(int(sizes[axis]) for axis in axes)
+        if size := x.attribute(r"replica_groups=\[\d+,(\d+)\]"):
+            return int(size)
+        return len(x.numbers(r"replica_groups=\{\{([\d,]+)\}")) or self.devices
+
+    def _bytes(self, x: Instruction, scope: Computation) -> int:
+        operands = [scope[name] for name in x.operands]
+        if x.opcode == "fusion":
+            inner = self.computations[x.attribute(_CALLED)]
+            given = (i for i in inner.values() if i.opcode == "parameter")
+            read = sum(self._read(i.name, inner, i.main_memory) for i in given)
+            return read + _written(_root(inner), inner)
+        if x.opcode in _FREE or x.opcode.endswith("-done") or x.attribute(_BUFFER):
+            return 0
+        if x.opcode in (*_SLICES, "copy-start", "slice-start"):
+            target = x.arrays[x.opcode == "slice-start"]
+            return target.bytes * (2 - target.on_chip - operands[0].arrays[0].on_chip)
+        if x.opcode == "dynamic-update-slice":
+            (update,) = operands[1].arrays
+            return update.bytes * (2 - update.on_chip - x.arrays[0].on_chip)
+        return x.main_memory + sum(o.main_memory for o in operands)
+
+    def _read(self, name: str, fusion: Computation, whole: int) -> int:
+        """Bytes that a fusion reads of an array that has `whole` in main memory."""
+        total = 0
+        for user in fusion.values():
+            if name not in user.operands:
+                continue
+            place = user.operands.index(name)
+            first = place == 0
+            if user.opcode == "bitcast" and not user.root:
+                total += self._read(user.name, fusion, whole)
+            elif user.opcode == "fusion":
+                inner = self.computations[user.attribute(_CALLED)]
                 given = (i for i in inner.values() if i.opcode == "parameter")
-                return _written(root, inner) + sum(_read_by(inner, i) for i in given)
-        if x.opcode.endswith("-done"):
-            return 0.0
-        return size(x.shape) + sum(map(size, shapes))
+                (same,) = (i.name for i in given if i.given == str(place))
+                total += self._read(same, inner, whole)
+            elif first and user.opcode in _SLICES:
+                total += user.bytes
+            elif not (user.passes or (first and user.opcode == "dynamic-update-slice")):
+                return whole
+        return min(total, whole)
 
 
-def _read(name: str, rest: str, root: bool) -> Instruction:
-    """The instruction behind `name = `: a shape, an opcode, operands, attributes."""
-    end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
-    shape, rest = rest[:end], rest[end:].lstrip()
-    start = rest.index("(")
-    end = _closing(rest, start)
-    operands = tuple(_REFERENCE.findall(rest[start:end]))
-    return Instruction(name, shape, rest[:start], operands, rest[end:], root)
+def _arrays(shape: str) -> list[Array]:
+    return [
+        Array(kind, tuple(int(n) for n in dims.split(",") if n), "S(" in layout)
+        for kind, dims, layout in _ARRAY.findall(shape)
+    ]
 
 
-def _closing(text: str, start: int) -> int:
-    """The position behind the parenthesis that closes the one at `start`."""
-    depth = 0
-    for position in range(start, len(text)):
-        depth += (text[position] == "(") - (text[position] == ")")
-        if depth == 0:
-            return position + 1
-    return len(text)
+def _main_memory(arrays: list[Array]) -> int:
+    return sum(array.bytes for array in arrays if not array.on_chip)
 
 
-def _product(x: Instruction, shapes: list[str], contracted: list[int]) -> float:
-    left = arrays(shapes[0])[0][1]
-    return 2.0 * elements(x.shape) * math.prod(left[axis] for axis in contracted)
+def _root(scope: Computation) -> Instruction:
+    return next(x for x in scope.values() if x.root)
 
 
-def _read_by(inner: Computation, parameter: Instruction) -> float:
-    """Bytes that a fusion reads of one of its parameters."""
-    total = 0.0
-    for user in inner.values():
-        if parameter.name not in user.operands:
-            continue
-        first = user.operands[0] == parameter.name
-        if first and user.opcode in ("dynamic-slice", "slice", "gather"):
-            total += size(user.shape)
-        elif not (first and user.opcode == "dynamic-update-slice"):
-            return size(parameter.shape)
-    return min(total, size(parameter.shape))
+def _constant(x: Instruction, scope: Computation) -> int | None:
+    while x.opcode == "copy":
+        x = scope[x.operands[0]]
+    found = x.opcode == "constant" and re.fullmatch(r"-?\d+", x.given)
+    return int(x.given) if found else None
 
 
-def _written(root: Instruction, inner: Computation) -> float:
-    """Bytes that a fusion writes: of an update in place, the update."""
-    if root.opcode == "tuple":
-        return sum(_written(inner[name], inner) for name in root.operands)
-    if root.opcode == "bitcast" and root.operands:
-        return _written(inner[root.operands[0]], inner)
-    if root.opcode == "dynamic-update-slice":
-        return size(inner[root.operands[1]].shape)
-    return size(root.shape)
+def _join_reduce_scatter(fusion: Computation) -> None:
+    """TPUs write it as an all-reduce of which each device keeps a slice."""
+    root = _root(fusion)
+    if root.opcode == "dynamic-slice":
+        whole = fusion[root.operands[0]]
+        if whole.opcode == "all-reduce":
+            fusion[root.name] = dataclasses.replace(
+                whole, opcode="reduce-scatter", arrays=root.arrays, root=True
+            )
+            del fusion[whole.name]
+
+
+def _product(x: Instruction, scope: Computation) -> int:
+    """Operations of a product, by whatever name; 0 of anything else."""
+    if x.opcode == "convolution":
+        return _convolution(x, *(scope[name].arrays[0] for name in x.operands))
+    if x.opcode != "dot" and "__cublas$" not in x.attributes:
+        return 0
+    left = scope[x.operands[0]].arrays[0].dims
+    contracted = math.prod(left[axis] for axis in x.numbers(_CONTRACTED))
+    return 2 * x.arrays[0].elements * contracted
+
+
+def _convolution(x: Instruction, left: Array, right: Array) -> int:
+    """Without padding and holes, by which TPU programs write batched products."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", x.attributes)
+    assert labels is not None
+    given, kernel, result = (
+        dict(zip(axes, array.dims, strict=True))
+        for axes, array in zip(labels.groups(), (left, right, x.arrays[0]), strict=True)
+    )
+    window = dict(re.findall(r"(\w+)=([\dx_-]+)", x.attribute(r"window=\{([^}]*)\}")))
+
+    def option(name: str, axis: str, default: int) -> int:
+        listed = window.get(name)
+        return int(listed.split("x")[int(axis)].split("_")[0]) if listed else default
+
+    count = 2 * result["b"] * result["f"] * kernel["i"]
+    for axis in filter(str.isdigit, kernel):
+        corner = option("stride", axis, 1) * np.arange(result[axis])[:, None]
+        place = corner + option("rhs_dilate", axis, 1) * np.arange(kernel[axis])
+        place = place - option("pad", axis, 0)
+        gap = option("lhs_dilate", axis, 1)
+        inside = (place >= 0) & (place <= gap * (given[axis] - 1)) & (place % gap == 0)
+        count *= int(inside.sum())
+    return count
+
+
+def _arithmetic(x: Instruction, scope: Computation) -> int:
+    """Operations of anything but a product."""
+    if x.opcode in _FREE | _MOVES or x.opcode.endswith(("-start", "-done")):
+        return 0
+    result = x.arrays[0].elements
+    given = scope[x.operands[0]].arrays[0] if x.operands else x.arrays[0]
+    match x.opcode:
+        case "reduce":
+            return max(given.elements - result, 0)
+        case "reduce-window":
+            return result * (math.prod(x.numbers(r"size=([\dx]+)")) - 1)
+        case "sort":
+            length = given.dims[x.numbers(r"dimensions=\{(\d+)")[0]]
+            return given.elements * math.ceil(math.log2(max(length, 1)))
+    return result
+
+
+def _written(result: Instruction, inner: Computation) -> int:
+    """Bytes of main memory that a fusion writes: of an update in place, the update."""
+    if result.opcode == "tuple":
+        return sum(_written(inner[name], inner) for name in result.operands)
+    made = result
+    while made.opcode == "bitcast":
+        made = inner[made.operands[0]]
+    if made.opcode == "parameter" or made.passes:
+        return 0
+    if made.opcode == "dynamic-update-slice" and result.main_memory:
+        return inner[made.operands[1]].bytes
+    return result.main_memory

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import tyro
 from aot_compile import Compile, described_mesh, lower
-from program_cost import Cost, describe
+from compiled import Figures, describe
 
 CHIPS = 16
 """Of v5e-16, for which programs are compiled."""
@@ -123,18 +123,18 @@ class Costs:
         kept = file is not None and file.exists()
         self.known: dict[str, Any] = json.loads(file.read_text()) if kept else {}  # type: ignore[reportOptionalMemberAccess]
 
-    def of(self, program: Compile) -> Cost:
+    def of(self, program: Compile) -> Figures:
         """The cost of one step on each of the chips it was compiled for."""
         key = repr(program)
         if key not in self.known:
             logging.info("compiling %s of %s", program.step, program.model)
             mesh = described_mesh(program.topology, program.data, program.fsdp)
-            cost = describe(lower(program, mesh).compile())
-            self.known[key] = dataclasses.asdict(cost)
+            figures = describe(lower(program, mesh).compile())
+            self.known[key] = dataclasses.asdict(figures)
             jax.clear_caches()
             if self.file is not None:
                 self.file.write_text(json.dumps(self.known, indent=1))
-        return Cost(**self.known[key])
+        return Figures(**self.known[key])
 
 
 def extraction(group: Group) -> Compile:
@@ -150,7 +150,7 @@ def extraction(group: Group) -> Compile:
     )
 
 
-def times(cost: Cost, machine: Machine, efficiency: float) -> dict[str, float]:
+def times(cost: Figures, machine: Machine, efficiency: float) -> dict[str, float]:
     """Seconds of a step, by what would bound it.
 
     On another number of chips than the program was compiled for, products and traffic
@@ -159,9 +159,9 @@ def times(cost: Cost, machine: Machine, efficiency: float) -> dict[str, float]:
     """
     more = CHIPS / machine.chips
     return {
-        "products": more * cost.flops / (machine.tflops * 1e12 * efficiency),
-        "memory": more * cost.bytes / (machine.bandwidth * 1e9 * efficiency),
-        "links": cost.sent / (machine.link * 1e9 * efficiency),
+        "products": more * cost.products / (machine.tflops * 1e12 * efficiency),
+        "memory": more * cost.bytes_accessed / (machine.bandwidth * 1e9 * efficiency),
+        "links": sum(cost.sent.values()) / (machine.link * 1e9 * efficiency),
     }
 
 
@@ -188,16 +188,16 @@ def rows(config: Scaling, costs: Costs, machine: Machine) -> list[list[str]]:
             [
                 group.label,
                 str(group.models * CORPORA),
-                f"{more * (tuned.memory + kept) / 1e9:.1f}",
+                f"{more * (tuned.peak + kept) / 1e9:.1f}",
                 f"{tune:.1f} ({why})",
-                f"{more * read.memory / 1e9:.1f}",
+                f"{more * read.peak / 1e9:.1f}",
                 f"{extract:.2f} ({reason})",
                 f"{hours:.1f}",
             ]
         )
     attack = costs.of(ATTACK)
     parts = times(attack, machine, config.efficiency)
-    memory = f"{more * attack.memory / 1e9:.1f}"
+    memory = f"{more * attack.peak / 1e9:.1f}"
     for name, rate in zip(("read again", "in memory"), config.host_rows, strict=True):
         parts["host"] = ATTACK_BATCH / rate
         why, seconds = bound(parts)

@@ -25,6 +25,7 @@ def test_a_product_in_a_loop_counts_every_time():
     x, kernels = jnp.ones((8, 64)), jnp.ones((7, 64, 64))
     found = describe(compiled(repeated_product, x, kernels))
     product = 2 * 8 * 64 * 64
+    assert found.products == 7 * product
     assert found.flops == pytest.approx(7 * product, rel=0.01)
     assert found.flops_loops_once == pytest.approx(product, rel=0.01)
     assert found.unbounded_loops == 0
@@ -32,6 +33,11 @@ def test_a_product_in_a_loop_counts_every_time():
     assert kernels.nbytes <= found.bytes_accessed <= 4 * kernels.nbytes
     assert found.arguments == x.nbytes + kernels.nbytes
     assert found.outputs == x.nbytes
+
+
+def test_a_batch_of_products():
+    found = describe(compiled(jnp.matmul, jnp.ones((3, 16, 32)), jnp.ones((3, 32, 8))))
+    assert found.products == 2 * 3 * 16 * 32 * 8
 
 
 def test_loops_in_loops_multiply():
@@ -107,6 +113,68 @@ def test_collectives_are_counted_in_the_text_and_as_they_run(layers):
     )
 
 
+SHARDED = P("fsdp")
+
+
+def one_collective(kind, x):
+    match kind:
+        case "all-gather":
+            return jax.lax.all_gather(x, "fsdp", tiled=True)
+        case "all-reduce":
+            return jax.lax.psum(x, "fsdp")
+        case "reduce-scatter":
+            return jax.lax.psum_scatter(x, "fsdp", tiled=True)
+        case "all-to-all":
+            return jax.lax.all_to_all(x, "fsdp", 0, 0, tiled=True)
+    return jax.lax.ppermute(x, "fsdp", [(i, (i + 1) % 4) for i in range(4)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent"),
+    [
+        # Of the 256 bytes that each of four devices holds.
+        ("all-gather", 3 * 256),
+        ("all-reduce", 2 * 3 / 4 * 256),
+        ("reduce-scatter", 3 / 4 * 256),
+        ("all-to-all", 3 / 4 * 256),
+        ("collective-permute", 256),
+    ],
+)
+def test_a_collective_sends_its_share_and_reads_and_writes_memory(kind, sent):
+    run = jax.shard_map(
+        partial(one_collective, kind),
+        mesh=make_mesh(fsdp=4),
+        in_specs=SHARDED,
+        out_specs=P() if kind == "all-gather" else SHARDED,
+        check_vma=False,
+    )
+    program = compiled(run, jnp.ones((64, 4)))
+    found = describe(program)
+    assert found.collectives == found.collectives_run == {kind: 1}
+    assert found.sent == {kind: sent}
+    own = program.cost_analysis()["bytes accessed"]
+    assert found.bytes_accessed == pytest.approx(own)
+
+
+def test_weights_gathered_in_a_loop_are_sent_in_every_turn():
+    place = partial(jax.NamedSharding, make_mesh(fsdp=4))
+    kernels = jax.ShapeDtypeStruct(
+        (6, 64, 64), jnp.float32, sharding=place(P(None, "fsdp"))
+    )
+    x = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=place(SHARDED))
+
+    def layers(kernels, x):
+        def layer(x, kernel):
+            return x @ jax.lax.with_sharding_constraint(kernel, place(P())), None
+
+        return jax.lax.scan(layer, x, kernels)[0]
+
+    found = describe(compiled(layers, kernels, x))
+    assert found.collectives == {"all-gather": 1}
+    assert found.collectives_run == {"all-gather": 6}
+    assert found.sent == {"all-gather": 6 * 64 * 64 * 4 * 3 / 4}
+
+
 GEMM = """HloModule gemm
 
 ENTRY %main (a: bf16[4,32,64], b: bf16[4,64,16]) -> bf16[4,32,16] {
@@ -126,8 +194,8 @@ custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":\
 
 def test_library_products_and_asynchronous_collectives_of_accelerators():
     program = Program(GEMM)
-    assert program.cost().flops == 2 * 4 * 32 * 64 * 16
-    assert program.static_collectives() == {"all-gather": 1}
+    assert program.cost()["products"] == 2 * 4 * 32 * 64 * 16
+    assert program.collectives == {"all-gather": 1}
 
 
 def test_a_missing_figure_of_the_compiler_is_none():
