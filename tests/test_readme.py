@@ -69,12 +69,17 @@ def test_the_audit_command_runs_as_it_stands(demo, monkeypatch):
 
 def test_every_command_of_the_readme_parses(demo):
     import lt_mia_jax.cli as cli
+    from lt_mia_jax.commands.unlearn import choose
 
-    known = cli._commands()
-    for verb in ("audit", "finetune", "extract", "train", "evaluate", "report"):
+    verbs = "audit finetune extract train evaluate report syntofu unlearn"
+    for verb in verbs.split():
         assert commands(verb), verb
         for arguments in commands(verb):
-            assert type(cli.parse(arguments, known)).__name__.lower() == verb
+            method = None
+            if verb == "unlearn":
+                method, arguments = choose(arguments)
+            found = cli.parse(arguments, cli._commands(method))
+            assert type(found).__name__.lower() == verb
 
 
 MODELS = blocks("python", (ROOT / "docs" / "models.md").read_text())
