@@ -21,16 +21,16 @@ from typing import Any, Literal
 
 import numpy as np
 import tyro
-from lt_mia_jax.data.answers import EncodedAnswers, encode_answers
-from lt_mia_jax.data.questions import Question
-from lt_mia_jax.data.syntofu import MAX_LENGTH, TEMPLATE, SynTofuConfig, build
 from tqdm import tqdm
 
 from lt_mia_jax.checkpoints import load_pretrained
 from lt_mia_jax.cli import BAD_INPUT, keep_freed_memory, use_all_cores
 from lt_mia_jax.commands import syntofu
 from lt_mia_jax.commands.unlearn import inverted, refused
+from lt_mia_jax.data.answers import EncodedAnswers, encode_answers
+from lt_mia_jax.data.questions import Question
 from lt_mia_jax.data.splits import hash_unit
+from lt_mia_jax.data.syntofu import MAX_LENGTH, TEMPLATE, SynTofuConfig, build
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import read_json, write_json
 from lt_mia_jax.models import LanguageModel
