@@ -66,11 +66,13 @@ class JointStep:
     ) -> tuple[TrainState, dict[str, Any]]:
         """One update."""
 
+        texts, kept = batch.forget, batch.retain
+        assert texts is not None
+        assert kept is not None
+
         def loss(params: Any) -> Any:
-            forget, _ = objectives.neg_nll(
-                params, batch.forget, apply_fn=self.model.apply
-            )
-            retain, _ = objectives.nll(params, batch.retain, apply_fn=self.model.apply)
+            forget, _ = objectives.neg_nll(params, texts, apply_fn=self.model.apply)
+            retain, _ = objectives.nll(params, kept, apply_fn=self.model.apply)
             return forget + retain
 
         value, gradient = jax.value_and_grad(loss)(state.params)
