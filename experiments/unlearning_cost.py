@@ -65,7 +65,6 @@ class JointStep:
         self, state: TrainState, batch: PairBatch, key: Any
     ) -> tuple[TrainState, dict[str, Any]]:
         """One update."""
-
         texts, kept = batch.forget, batch.retain
         assert texts is not None
         assert kept is not None
