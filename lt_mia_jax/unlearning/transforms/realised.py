@@ -21,6 +21,7 @@ from lt_mia_jax.unlearning.transforms.contract import (
     require_same_tree,
     scalar,
 )
+from lt_mia_jax.unlearning.transforms.mask import MaskState
 from lt_mia_jax.unlearning.transforms.products import (
     add,
     combination,
@@ -84,7 +85,7 @@ def project_realised_update(
       gradients, or with `size` of them on a leading axis.
 
     Raises:
-      ValueError: `size` is not in 1..9.
+      ValueError: `size` is not in 1..9; at `init`, a mask is inside.
 
     Source: the realised-step form of Geometric unlearning (arXiv 2511.17100), a
     projection onto a polyhedral cone; optimality by its Karush-Kuhn-Tucker conditions.
@@ -105,7 +106,13 @@ def project_realised_update(
         }
 
     def init(params: Tree) -> RealisedState:
-        return RealisedState(inner.init(params), numbers(0.0, 0.0))
+        state = inner.init(params)
+        if any(map(_is_mask, jax.tree.leaves(state, is_leaf=_is_mask))):
+            raise ValueError(
+                "project_realised_update would move masked parameters again; put "
+                "saliency_masked or fisher_masked around it"
+            )
+        return RealisedState(state, numbers(0.0, 0.0))
 
     def update(
         updates: Tree,
@@ -228,6 +235,10 @@ def second_moment(opt_state: Any, *, b2: float = 0.999) -> Tree | None:
     count = found[0].count
     correction = jnp.where(count > 0, 1.0 - b2 ** jnp.maximum(count, 1), 1.0)
     return jax.tree.map(lambda v: v / correction, nu)
+
+
+def _is_mask(x: Any) -> bool:
+    return isinstance(x, MaskState)
 
 
 def _stacked(retain_grads: Tree, updates: Tree, size: int) -> Tree:
