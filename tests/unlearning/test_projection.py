@@ -399,6 +399,20 @@ def test_many_gradients_in_few_directions():
         )
         found = step - rows.T @ multipliers
         np.testing.assert_allclose(found, expected, atol=1e-3)
+        # Nearly equal ones: the point is another, the promise holds.
+        rows = rows + 1e-3 * rng.normal(size=rows.shape)
+        multipliers = np.asarray(
+            solved(jnp.float32(rows @ rows.T), jnp.float32(rows @ step)), np.float64
+        )
+        excess = rows @ (step - rows.T @ multipliers)
+        lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(step)
+        assert (excess < 2e-4 * lengths).all()
+
+
+def test_a_gram_matrix_that_rounding_made_indefinite():
+    k = jnp.array([[1.0, 1 + 1e-6], [1 + 1e-6, 1.0]])
+    found = jit(solve, static_argnums=2)(k, jnp.array([1.0, 1 + 1e-7]), 1e-6)
+    np.testing.assert_allclose(found, 0.5, atol=0.2)
 
 
 def test_damping_leaves_no_bias_between_nearly_opposed_gradients():
