@@ -31,6 +31,8 @@ def threshold(scores: Tree, kept: int) -> Float[Array, ""]:
 
     Raises:
       ValueError: `kept` is out of range.
+
+    Source: the order of IEEE 754 bit patterns; selection by bisection.
     """
     found = threshold_bits(scores, kept)
     return jax.lax.bitcast_convert_type(found, jnp.float32)

@@ -525,6 +525,19 @@ def test_a_clip_in_front_of_a_combination_does_not_reach_the_retain_side():
     np.testing.assert_allclose(flat(u), short["g"] + short["r"], atol=1e-6)
 
 
+def test_both_sides_get_all_extra_arguments():
+    def update(updates, state, params=None, *, forget_value, retain_grads, **extra):
+        factor = forget_value * retain_grads["b"]["c"][0]
+        return jax.tree.map(lambda x: factor * x, updates), state
+
+    own = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    g, r = tree(0), tree(1)
+    tx = combine_forget_retain(forget_transform=own, retain_transform=own)
+    u, _ = run(tx, g, tx.init(g), retain_grads=r, forget_value=jnp.float32(3.0))
+    factor = 3.0 * float(r["b"]["c"][0])
+    np.testing.assert_allclose(flat(u), factor * (flat(g) + flat(r)), rtol=1e-5)
+
+
 def test_adam_sees_only_the_ratio_of_the_weights():
     g, r = tree(0), tree(1)
 
@@ -1017,6 +1030,15 @@ def test_sharpness_awareness_takes_the_gradient_at_the_worse_point():
     np.testing.assert_allclose(
         numbers["sharpness_aware_moved_norm"], np.linalg.norm(expected), rtol=1e-5
     )
+    both = {**params, "y": jnp.ones(2)}
+    wrong = freeze(tx, ["x"])
+    with pytest.raises(ValueError, match=r"put freeze.*inside"):
+        wrong.update(both, wrong.init(both), both, grad_fn=jax.grad(loss))
+    right = sharpness_aware(freeze(optax.sgd(1.0), ["x"]), 0.1)
+    g = {**g, "y": jnp.zeros(2)}
+    v, _ = right.update(g, right.init(both), both, grad_fn=jax.grad(loss))
+    np.testing.assert_allclose(v["x"], u["x"], rtol=1e-6)
+    assert not v["y"].any()
 
 
 # ---------------------------------------------------------------- toy problems

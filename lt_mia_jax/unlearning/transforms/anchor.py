@@ -116,6 +116,9 @@ def trust_region(
 
     Raises:
       ValueError: `radius` is not positive.
+
+    Source: clipping by norm, arXiv 1211.5063, algorithm 1, of the step in place of the
+    gradient; with a Fisher metric the trust region of arXiv 1502.05477.
     """
     require_choice("trust_region", "around", around, ("step", "start"))
     if not radius > 0:

@@ -22,10 +22,11 @@ from lt_mia_jax.unlearning.transforms.contract import (
 
 
 class MaskState(NamedTuple):
-    """State of `saliency_masked` and of `fisher_masked` with a fixed Fisher."""
+    """State of `saliency_masked` and of `fisher_masked`."""
 
     mask: Tree
-    """Boolean, of each parameter's shape or with axes of size 1: True moves."""
+    """Boolean, of each parameter's shape or with axes of size 1: True moves. None when
+    each step makes its own."""
     inner: Any
     """State of the wrapped optimizer."""
 
@@ -95,14 +96,18 @@ def fisher_masked(
         return _masked(inner, lambda params: make(at_params(fisher, params)))
     inner = optax.with_extra_args_support(inner)
 
+    def init(params: Tree) -> MaskState:
+        return MaskState(None, inner.init(params))
+
     def update(
         updates: Tree, state: Any, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, Any]:
+    ) -> tuple[Tree, MaskState]:
         # The magnitude has the order of the square, and does not underflow.
         mask = make(jax.tree.map(jnp.abs, updates))
-        return _update(inner, mask, updates, state, params, extra)
+        step, new = _update(inner, mask, updates, state.inner, params, extra)
+        return step, MaskState(None, new)
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def freeze(

@@ -89,8 +89,9 @@ def sharpness_aware(
     """Hand `inner` the gradient at the worst nearby point.
 
     The point is `params + radius * g / |g|`: what is forgotten there is harder to
-    relearn. Costs one more forward and backward pass. Stands outermost, since `grad_fn`
-    takes all parameters; freeze inside `inner`.
+    relearn. Costs one more forward and backward pass. `freeze` belongs inside `inner`,
+    since `grad_fn` takes all parameters; those that are frozen are moved too, for the
+    gradient only.
 
     Args:
       inner: the whole optimizer.
@@ -119,6 +120,11 @@ def sharpness_aware(
     ) -> tuple[Tree, SharpnessState]:
         require("sharpness_aware", params=params, grad_fn=grad_fn)
         assert grad_fn is not None
+        if any(map(_is_cut, jax.tree.leaves(updates, is_leaf=_is_cut))):
+            raise ValueError(
+                "sharpness_aware sees a part of the parameters only; put freeze, "
+                "optax.masked or optax.partition inside it"
+            )
         length = norm(updates)
         factor = jnp.where(length > 0, radius / jnp.where(length > 0, length, 1.0), 0.0)
         moved = grad_fn(add(params, factor, updates))
@@ -130,3 +136,7 @@ def sharpness_aware(
         return step, SharpnessState(new, numbers)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _is_cut(x: Any) -> bool:
+    return isinstance(x, optax.MaskedNode)
