@@ -28,8 +28,6 @@ from lt_mia_jax.unlearning import metrics
 from lt_mia_jax.unlearning.metrics import Interval, bootstrap_interval
 
 BATCH = 64
-PRIVACY_ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus", "ratio")
-"""Baselines of the card; the learned attack joins them when one is given."""
 UTILITY = metrics.UTILITY_SETS
 
 

@@ -189,7 +189,7 @@ def _layers(method: Sha256, setting: Setting) -> Any:
         case "first":
             layers = range(count)
         case "trace":
-            layers = np.argsort(-_traced_effect(setting), kind="stable")[:count]
+            layers = [n - 1 for n in tracing.causal_layers(_trace(setting), count)]
         case layers:
             pass
     return transforms.layer_mask(
@@ -197,7 +197,7 @@ def _layers(method: Sha256, setting: Setting) -> Any:
     )
 
 
-def _traced_effect(setting: Setting) -> Float[np.ndarray, " L"]:
+def _trace(setting: Setting) -> tracing.Trace:
     """What each layer's clean stream brings back of the forgotten answers.
 
     The noise falls on the whole prompt: which tokens name the subject is not known.
@@ -214,4 +214,4 @@ def _traced_effect(setting: Setting) -> Float[np.ndarray, " L"]:
         key=setting.key,
     )
     real = np.asarray(batch.weight) > 0
-    return np.asarray(trace.effect)[1:, real].mean(axis=1)
+    return jax.tree.map(lambda x: x[..., real], trace)

@@ -245,6 +245,18 @@ def test_masked_weights_keep_every_bit(tmp_path):
     assert all("/feed_forward/" in name for name in moved)
 
 
+def test_traced_layers_are_the_ones_that_move(tmp_path):
+    method = dataclasses.replace(METHODS["sha256"], layers="trace")
+    before, after = flatten(start()), flatten(run(tmp_path, method).params)
+    moved = set()
+    for name in before:
+        changed = np.asarray(after[name]) != np.asarray(before[name])
+        if changed.any():
+            assert "/feed_forward/" in name
+            moved |= set(np.flatnonzero(changed.reshape(len(changed), -1).any(axis=1)))
+    assert len(moved) == 1  # a third of two layers, at least one
+
+
 def test_compiled_once(tmp_path):
     traced = []
 
