@@ -60,15 +60,28 @@ class Combination:
     """Texts that choose the epoch."""
 
     epochs: int = 6
-    """Most passes over the members."""
+    """Most passes over the members; 0 leaves the base as it is, a control."""
 
     learning_rate: float = 5e-4
     """Constant rate of AdamW."""
 
+    batch_size: int = 16
+    """Texts in one step."""
+
+    lora: LoraConfig | None = None
+    """Train adapters instead of all parameters."""
+
+    draw: int = 0
+    """Tells repetitions apart: each draws members of its own."""
+
+    familiar: bool = True
+    """Whether bases may have been pretrained on half of the corpus; only the other
+    half is used then."""
+
     @property
     def name(self) -> str:
-        """Base and corpus, as tables show it."""
-        return f"{self.base}-{self.corpus}"
+        """Base, corpus and draw (unless it is the first), as tables show it."""
+        return f"{self.base}-{self.corpus}" + (f"-{self.draw}" if self.draw else "")
 
 
 def stage(
@@ -139,10 +152,12 @@ def make_base(
 
 def split(corpus: Corpus, combination: Combination, *, seed: int) -> Split:
     """Members, non-members and validation rows, by hash; pretraining texts left out."""
+    drawn = f"#{combination.draw}" if combination.draw else ""
     return split_corpus(
         corpus.ids,
         seed=seed,
-        model=combination.base,
+        model=combination.base + drawn,
+        pool="attack" if combination.familiar else None,
         corpus=corpus.name,
         n_members=combination.members,
         n_nonmembers=combination.nonmembers,
@@ -165,7 +180,10 @@ def make_target(
     )
 
     def make() -> list[str]:
-        log.info("  fine-tuning %s on %d texts", directory.name, len(members))
+        if not combination.epochs:
+            save_pretrained(directory, base.config, base.params, base.tokenizer)
+            return ["config.json", "model.safetensors"]
+        log.info("  fine-tuning %s on %d texts", combination.name, len(members))
         encoded = [
             encode(texts, base.tokenizer, length=LENGTH, side=side_of(corpus))
             for texts in (members, validation)
@@ -178,12 +196,14 @@ def make_target(
             FinetuneConfig(
                 epochs=combination.epochs,
                 learning_rate=combination.learning_rate,
-                seed=seed,
+                batch_size=combination.batch_size,
+                lora=combination.lora,
+                seed=seed + combination.draw,
             ),
             directory=directory / "training",
         )
         save_pretrained(directory, base.config, result.params, base.tokenizer)
-        log.info("  %s: best epoch %d", directory.name, result.best_epoch)
+        log.info("  %s: best epoch %d", combination.name, result.best_epoch)
         return ["config.json", "model.safetensors"]
 
     settings = {
@@ -206,6 +226,7 @@ def make_store(
     *,
     names: tuple[str, str],
     seed: int,
+    config: ExtractConfig | None = None,
 ) -> FeatureStore:
     """Features of members and non-members; `names` are reference and target."""
     if (directory / MANIFEST).exists():
@@ -231,7 +252,7 @@ def make_store(
         flags=flag_texts(encoded),
         lower=lower,
         out_dir=directory,
-        config=ExtractConfig(),
+        config=config,
         meta={
             "name": combination.name,
             "reference": names[0],
