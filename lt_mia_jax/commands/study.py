@@ -28,6 +28,7 @@ from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.files import MANIFEST, read_json, write_manifest
 from lt_mia_jax.finetune import (
     FinetuneConfig,
+    LoraConfig,
     PretrainConfig,
     finetune,
     pack,
