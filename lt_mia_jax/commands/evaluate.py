@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Int
 
 from lt_mia_jax.attacks import score_store
 from lt_mia_jax.attacks import scores as formulas
@@ -147,6 +148,24 @@ def score_combination(
             f"{store.path}: all {store.n} texts were used to train this attack, so "
             "none is left to judge it; extract other texts or another seed"
         )
+    published = score_published(store, rows)
+    learned = score_store(attack, store, rows)
+    seen = attack.card.get("combinations", [])
+    return dataclasses.replace(
+        published,
+        scores={results.LEARNED: learned, **published.scores},
+        unseen=not any(
+            store.meta["reference"] == other["reference"]
+            or store.meta["corpus"] == other["corpus"]
+            for other in seen
+        ),
+    )
+
+
+def score_published(
+    store: FeatureStore, rows: Int[np.ndarray, " B"]
+) -> results.ScoredTexts:
+    """All scores of some rows but the learned attack's."""
     found: dict[str, list[np.ndarray]] = {}
     words, n_tokens = [], []
     for start in range(0, len(rows), BLOCK):
@@ -162,8 +181,6 @@ def score_combination(
         for ids, valid in zip(statistics.input_ids, statistics.valid, strict=True):
             words.append(" ".join(f"t{token}" for token in ids[valid]))
             n_tokens.append(int(valid.sum()) + 1)
-    learned = score_store(attack, store, rows)
-    seen = attack.card.get("combinations", [])
     return results.ScoredTexts(
         name=store.name,
         target=store.meta["target"],
@@ -171,16 +188,8 @@ def score_combination(
         corpus=store.meta["corpus"],
         ids=[store.ids[row] for row in rows],
         n_tokens=np.array(n_tokens),
-        scores={
-            results.LEARNED: learned,
-            **{name: np.concatenate(parts) for name, parts in found.items()},
-        },
+        scores={name: np.concatenate(parts) for name, parts in found.items()},
         flags=[store.flags[row] for row in rows],
         labels=np.asarray(store.labels)[rows],
         words=words,
-        unseen=not any(
-            store.meta["reference"] == other["reference"]
-            or store.meta["corpus"] == other["corpus"]
-            for other in seen
-        ),
     )

@@ -23,6 +23,7 @@ from lt_mia_jax.data.splits import Split, attack_split, rows_by_role, split_corp
 from lt_mia_jax.data.texts import fingerprint
 from lt_mia_jax.data.tokenize import encode, train_bpe
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.executor import Executor
 from lt_mia_jax.features.extract import ExtractConfig, extract
 from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.files import MANIFEST, read_json, write_manifest
@@ -127,6 +128,8 @@ def make_base(
     texts: Sequence[str],
     tokenizer: Any,
     config: PretrainConfig,
+    *,
+    executor: Executor | None = None,
 ) -> Pretrained:
     """A base model pretrained on texts, as a Hugging Face directory."""
 
@@ -138,6 +141,7 @@ def make_base(
             pack(encode(texts, tokenizer, length=LENGTH)),
             config,
             directory=directory / "training",
+            executor=executor,
         )
         save_pretrained(directory, model, result.params, tokenizer)
         return ["config.json", "model.safetensors"]
@@ -174,6 +178,7 @@ def make_target(
     combination: Combination,
     *,
     seed: int,
+    executor: Executor | None = None,
 ) -> Pretrained:
     """The base fine-tuned on the members, best epoch by validation loss."""
     members, validation = (
@@ -202,6 +207,7 @@ def make_target(
                 seed=seed + combination.draw,
             ),
             directory=directory / "training",
+            executor=executor,
         )
         save_pretrained(directory, base.config, result.params, base.tokenizer)
         log.info("  %s: best epoch %d", combination.name, result.best_epoch)
@@ -228,6 +234,7 @@ def make_store(
     names: tuple[str, str],
     seed: int,
     config: ExtractConfig | None = None,
+    executor: Executor | None = None,
 ) -> FeatureStore:
     """Features of members and non-members; `names` are reference and target."""
     if (directory / MANIFEST).exists():
@@ -254,6 +261,7 @@ def make_store(
         lower=lower,
         out_dir=directory,
         config=config,
+        executor=executor,
         meta={
             "name": combination.name,
             "reference": names[0],

@@ -1,0 +1,133 @@
+"""One signature across architectures: train the attack on transformers, judge it on
+an unseen transformer, Mamba, RWKV-4 and RecurrentGemma, and on corpora it never saw.
+
+python experiments/transfer.py --preset tiny --out runs/transfer
+python experiments/transfer.py --preset paper --out runs/paper --launcher slurm
+
+Every base, combination and attack is a job with a folder of its own: a stopped command
+goes on where it was, and --launcher spreads the jobs. At the end the tables are
+printed; --docs DIR writes results.md and its figures there, --tables-only does so from
+what is finished, and --package DIR copies the attack that the package ships.
+"""
+
+import dataclasses
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import transfer_jobs
+import transfer_tables
+import tyro
+from launch import Job, LauncherFlags, run_jobs
+from transfer_attacks import attacks
+from transfer_jobs import Study
+
+from lt_mia_jax.cli import BAD_INPUT, keep_freed_memory, use_all_cores
+from lt_mia_jax.errors import InputError, Stopped
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transfer(Study):
+    """Make, train and judge everything of a preset."""
+
+    launcher: Annotated[LauncherFlags, tyro.conf.arg(name="")] = LauncherFlags()
+    """How the jobs run."""
+
+    attacks: tuple[str, ...] = ()
+    """Only attacks whose names begin with one of these; all by default."""
+
+    tables_only: bool = False
+    """Make no models; report what is finished."""
+
+    docs: Path | None = None
+    """Write results.md and its figures into this folder."""
+
+    package: Path | None = None
+    """Copy the main attack, in the form in which the package ships it, to here."""
+
+    resamples: int = 500
+    """Behind each interval."""
+
+    @property
+    def study(self) -> Study:
+        """What jobs need to know."""
+        return Study(
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(Study)}
+        )
+
+
+def jobs(config: Transfer) -> list[Job]:
+    """Every base, combination and attack, with what it needs."""
+    study, plan = config.study, config.plan()
+    bases = {base.name: f"base/{base.name}" for base in plan.bases}
+    found = [
+        Job(name="corpora", function=transfer_jobs.make_corpora, arguments=(study,))
+    ]
+    found += [
+        Job(
+            name=job,
+            function=transfer_jobs.make_base,
+            arguments=(study, name),
+            needs=("corpora",),
+        )
+        for name, job in bases.items()
+    ]
+    named = {}
+    for part, judged in ((plan.train, False), (plan.judge, True)):
+        for combination in part:
+            named[combination.name] = f"combination/{combination.name}"
+            found.append(
+                Job(
+                    name=named[combination.name],
+                    function=transfer_jobs.make_combination,
+                    arguments=(study, combination, judged),
+                    needs=(bases[combination.base],),
+                )
+            )
+    everywhere = tuple(named[c.name] for c in plan.judge)
+    for name, spec in attacks(plan, study.seed).items():
+        if config.attacks and not name.startswith(config.attacks):
+            continue
+        found.append(
+            Job(
+                name=f"attack/{name}",
+                function=transfer_jobs.make_attack,
+                arguments=(study, name),
+                needs=(*sorted(named[c] for c in spec.combinations), *everywhere),
+            )
+        )
+    return found
+
+
+def run(config: Transfer) -> None:
+    """Run the jobs that are not finished, and report."""
+    if not config.tables_only:
+        run_jobs(jobs(config), config.launcher, logs=config.out / "logs")
+    report = transfer_tables.report(config.study, resamples=config.resamples)
+    transfer_tables.write(report, config.out, config.docs)
+    print(report.markdown)
+    if config.package is not None:
+        transfer_tables.package(config.study, config.package, report)
+
+
+def main() -> int:
+    """Parse and run."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("lt_mia_jax").setLevel(logging.INFO)
+    config = tyro.cli(Transfer, description=__doc__)
+    use_all_cores()
+    keep_freed_memory()
+    try:
+        run(config)
+    except InputError as error:
+        print(f"transfer: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except (Stopped, KeyboardInterrupt) as stop:
+        print(f"transfer: {stop or 'stopped'}; run it again to go on", file=sys.stderr)
+        return 143
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

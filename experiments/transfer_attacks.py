@@ -1,0 +1,179 @@
+"""The attacks that the transfer study trains: the main one, ablations and scaling."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from transfer_plan import Plan
+
+from lt_mia_jax.attacks import ClassifierConfig, TrainConfig
+from lt_mia_jax.data.splits import hash_unit
+from lt_mia_jax.features.layout import FeatureLayout
+from lt_mia_jax.features.store import FeatureStore
+
+Columns = Literal["all", "target", "reference", "comparison", "no_lists", "lists"]
+
+MAIN = "main"
+SEEDS = 3
+"""Attacks of the main kind, which differ in their seed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttackSpec:
+    """One attack: what it learns from and how."""
+
+    study: str
+    """Table that it belongs to."""
+    setting: str
+    """Its row there."""
+    classifier: ClassifierConfig
+    recipe: TrainConfig
+    combinations: frozenset[str]
+    """Names of the training combinations."""
+    rows: int | None = None
+    """Training texts of each combination; None takes all."""
+    columns: Columns = "all"
+
+    def views(self, stores: Sequence[FeatureStore]) -> list["View"]:
+        """What it sees of some stores."""
+        return [View(store, self) for store in stores]
+
+
+class View:
+    """A store of which some columns and training rows are hidden."""
+
+    def __init__(self, store: FeatureStore, spec: AttackSpec) -> None:
+        """Rows are kept by hash, as many members as non-members."""
+        self.store = store
+        self.meta: Mapping[str, Any] = store.meta
+        self.name = store.name + ("" if spec.columns == "all" else f" {spec.columns}")
+        self.n, self.ids, self.labels = store.n, store.ids, store.labels
+        self.split: Sequence[str] = store.split
+        self._hidden = ~columns_of(store.layout, spec.columns)
+        if spec.rows is not None:
+            self.split = _fewer(store, spec.rows, spec.recipe.seed)
+
+    def features(self, rows: Any) -> tuple[Any, Any]:
+        """Features and mask of some texts; hidden columns are zero."""
+        features, mask = self.store.features(rows)
+        if self._hidden.any():
+            features[..., self._hidden] = 0
+        return features, mask
+
+
+def columns_of(layout: FeatureLayout, columns: Columns) -> np.ndarray:
+    """Which feature columns `[C]` (bool) are about one model, or about both.
+
+    `target` and `reference` hold what one model alone says of the true token;
+    `comparison` is everything that depends on both. `lists` are the head and the tail
+    of the distributions, `no_lists` the rest.
+    """
+    names = np.array(layout.names)
+    if columns == "all":
+        return np.ones(len(names), bool)
+    lists = np.array([name.startswith(("head[", "tail[")) for name in names])
+    if columns in ("lists", "no_lists"):
+        return lists if columns == "lists" else ~lists
+
+    def alone(model: str) -> np.ndarray:
+        wanted = {
+            f"truth.{model}_rank",
+            f"loss.{model}_loss",
+            f"text.{model}_loss_mean",
+            f"text.{model}_loss_std",
+        }
+        return np.isin(names, list(wanted))
+
+    if columns == "comparison":
+        return ~(alone("target") | alone("reference"))
+    return alone(columns)
+
+
+def _fewer(store: FeatureStore, rows: int, seed: int) -> list[str]:
+    split = np.asarray(store.split, dtype=object)
+    for label in (0, 1):
+        own = np.flatnonzero(
+            (split == "train") & (np.asarray(store.labels, np.int64) == label)
+        )
+        order = sorted(own, key=lambda row: hash_unit("rows", seed, store.ids[row]))
+        split[order[rows // 2 :]] = "unused"
+    return split.tolist()
+
+
+def attacks(plan: Plan, seed: int) -> dict[str, AttackSpec]:
+    """Every attack of the study by name."""
+    everything = frozenset(c.name for c in plan.train)
+    # A text is for training with probability 0.7 (`attack_split`).
+    per_combination = int(
+        0.7 * min(c.members + min(c.members, c.nonmembers) for c in plan.train)
+    )
+    found: dict[str, AttackSpec] = {}
+
+    def add(name: str, study: str, setting: str, **changes: Any) -> None:
+        own = changes.pop("seed", seed)
+        recipe = changes.pop("recipe", plan.recipe)
+        found[name] = AttackSpec(
+            study=study,
+            setting=setting,
+            **{
+                "classifier": plan.classifier,
+                "combinations": everything,
+                "recipe": dataclasses.replace(recipe, seed=own),
+                **changes,
+            },
+        )
+
+    for draw in range(SEEDS):
+        add(f"{MAIN}-{draw}", MAIN, f"seed {draw}", seed=seed + draw)
+    for architecture in ("lr", "mlp", "mean_mlp", "pooled_transformer"):
+        changed = dataclasses.replace(plan.classifier, architecture=architecture)
+        add(
+            f"architecture-{architecture}",
+            "architecture",
+            architecture,
+            classifier=changed,
+        )
+    changed = dataclasses.replace(
+        plan.classifier, standardise=not plan.classifier.standardise
+    )
+    add(
+        "inputs",
+        "inputs",
+        "standardised" if changed.standardise else "as they are",
+        classifier=changed,
+    )
+    for columns in ("target", "reference", "comparison", "no_lists", "lists"):
+        add(f"columns-{columns}", "columns", columns, columns=columns)
+    _add_scaling(plan, seed, per_combination, add)
+    return found
+
+
+def _add_scaling(plan: Plan, seed: int, per_combination: int, add: Any) -> None:
+    """Diversity at a fixed number of texts, and texts of each combination."""
+    names = [c.name for c in plan.train]
+    counts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n < len(names)] + [len(names)]
+    # As many updates as with all texts would be many times more than these need.
+    for count in counts:
+        rows = 2 * max(1, per_combination // count // 2)
+        for draw in range(SEEDS):
+            order = sorted(names, key=lambda name: hash_unit("order", draw, name))
+            add(
+                f"diversity-{count}-{draw}",
+                "diversity",
+                str(count),
+                seed=seed + draw,
+                combinations=frozenset(order[:count]),
+                rows=rows,
+                recipe=_small(plan.recipe),
+            )
+    for share in (32, 8, 2):
+        rows = 2 * max(1, per_combination // share // 2)
+        add(f"volume-{rows}", "volume", str(rows), rows=rows)
+
+
+def _small(recipe: TrainConfig) -> TrainConfig:
+    """For a few hundred rows: smaller batches, more passes."""
+    return dataclasses.replace(
+        recipe, epochs=3 * recipe.epochs, batch_size=min(32, recipe.batch_size)
+    )

@@ -1,0 +1,309 @@
+"""What the transfer study computes, one resumable job at a time.
+
+Every job is a function of the study and a name. It returns at once when its folder is
+finished, and it can run in any process that sees the study's folder:
+
+    OUT/corpora        distinct documents, split by hash, and the tokenizers
+    OUT/bases/NAME     a base model
+    OUT/combinations/NAME/{target,features,scores}
+    OUT/attacks/NAME   a learned attack and its scores of every judged combination
+"""
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transfer_attacks
+import transfer_plan
+from transfer_plan import Base, Plan, Preset
+
+from lt_mia_jax.attacks import controls, load_attack, score_store, train_attack
+from lt_mia_jax.checkpoints import Pretrained, load_pretrained
+from lt_mia_jax.commands import evaluate, study
+from lt_mia_jax.commands.devices import Devices, DevicesFlags
+from lt_mia_jax.commands.study import Combination
+from lt_mia_jax.configs import to_dict
+from lt_mia_jax.data.corpora import Corpus, deduplicate, load_corpus
+from lt_mia_jax.data.texts import fingerprint, read_texts, write_texts
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.executor import Executor
+from lt_mia_jax.features.extract import ExtractConfig
+from lt_mia_jax.features.store import FeatureStore
+from lt_mia_jax.files import MANIFEST, read_json, write_json, write_manifest
+
+log = logging.getLogger("lt_mia_jax.transfer")
+
+CORPORA, SCORES, LOGITS = "corpora.json", "scores.npz", "logits.npz"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+    """One run of the transfer study."""
+
+    preset: Preset = "tiny"
+    """tiny: own small models and offline text, about two hours on 2 cores. paper: the
+    published grid of hub models and data sets. check: a few minutes, to try it out."""
+
+    out: Path = Path("runs/transfer")
+    """Folder of everything that is made."""
+
+    seed: int = 0
+    """Decides roles of texts, membership, initial weights and order."""
+
+    models_from: Path | None = None
+    """Folder with the preset's models: for a/b the directory a_b, in lower case."""
+
+    data_from: Path | None = None
+    """Folder with the preset's data sets: NAME.jsonl, or NAME/ with Parquet files."""
+
+    members: int | None = None
+    """Texts to fine-tune on in each combination; the preset's number by default."""
+
+    nonmembers: int | None = None
+    """Texts that stay unseen; the preset's number by default."""
+
+    validation: int | None = None
+    """Texts that choose the epoch; the preset's number by default."""
+
+    attack_epochs: int | None = None
+    """Passes over the attack's rows; the preset's number by default."""
+
+    batch_size: int = 32
+    """Texts in one forward pass of the extraction."""
+
+    devices: DevicesFlags = dataclasses.field(default_factory=Devices)
+    """Where each job runs."""
+
+    def plan(self) -> Plan:
+        """The preset with the numbers that were given."""
+        plan = transfer_plan.PRESETS[self.preset]()
+        given = {
+            name: getattr(self, name)
+            for name in ("members", "nonmembers", "validation")
+            if getattr(self, name) is not None
+        }
+        recipe = plan.recipe
+        if self.attack_epochs is not None:
+            recipe = dataclasses.replace(
+                recipe,
+                epochs=self.attack_epochs,
+                warmup_epochs=min(recipe.warmup_epochs, self.attack_epochs / 4),
+            )
+        return dataclasses.replace(
+            plan,
+            train=tuple(dataclasses.replace(c, **given) for c in plan.train),
+            judge=tuple(dataclasses.replace(c, **given) for c in plan.judge),
+            recipe=dataclasses.replace(recipe, seed=self.seed),
+        )
+
+    def folder(self, combination: Combination) -> Path:
+        """Of one combination."""
+        return self.out / "combinations" / combination.name
+
+
+def make_corpora(config: Study) -> None:
+    """Documents of all corpora, no near-copies across them, and the tokenizers."""
+    plan = config.plan()
+    folder = config.out / "corpora"
+    if (folder / MANIFEST).exists():
+        return
+    loaded = deduplicate([_load(config, name) for name in plan.corpora])
+    for corpus in loaded:
+        write_texts(
+            folder / f"{corpus.name}.jsonl",
+            [
+                {"id": id, "text": text}
+                for id, text in zip(corpus.ids, corpus.texts, strict=True)
+            ],
+        )
+        log.info("  %-14s %6d documents", corpus.name, len(corpus.ids))
+    known = dict(zip(plan.corpora, loaded, strict=True))
+    texts = _pretraining_texts(
+        [known[name] for name in transfer_plan.TRAINING_CORPORA if name in known],
+        config.seed,
+    )
+    for size in plan.vocabularies:
+        study.make_tokenizer(
+            config.out / "tokenizers" / str(size), texts, vocab_size=size
+        )
+    write_json(
+        folder / CORPORA,
+        {
+            name: {
+                "name": corpus.name,
+                "code": corpus.code,
+                "versions": corpus.versions,
+                "fingerprint": corpus.fingerprint,
+                "documents": len(corpus.ids),
+            }
+            for name, corpus in known.items()
+        },
+    )
+    write_manifest(folder, [CORPORA, *(f"{c.name}.jsonl" for c in loaded)])
+
+
+def read_corpus(config: Study, name: str) -> Corpus:
+    """A corpus that `make_corpora` wrote."""
+    folder = config.out / "corpora"
+    entry = read_json(folder / CORPORA)[name]
+    rows = read_texts(folder / f"{entry['name']}.jsonl")
+    ids, texts = tuple(row.id for row in rows), tuple(row.text for row in rows)
+    if fingerprint(ids) != entry["fingerprint"]:
+        raise InputError(
+            f"{folder / name}.jsonl has changed; delete {folder} and run again"
+        )
+    return Corpus(name, ids, texts, entry["code"], entry["versions"])
+
+
+def make_base(config: Study, name: str) -> None:
+    """Pretrain a base, unless it is one that exists."""
+    plan = config.plan()
+    base = plan.base(name)
+    if base.model is None:
+        return
+    directory = config.out / "bases" / name
+    texts = _pretraining_texts(
+        [read_corpus(config, corpus) for corpus in base.corpora], config.seed
+    )
+    study.make_base(
+        directory,
+        base.model,
+        texts,
+        _tokenizer(config, base),
+        dataclasses.replace(plan.pretrain, seed=config.seed),
+        executor=config.devices.make(),
+    )
+    shutil.rmtree(directory / "training" / "state", ignore_errors=True)
+
+
+def make_combination(config: Study, combination: Combination, judged: bool) -> None:
+    """Target and features of a combination, and if judged all published scores."""
+    folder = config.folder(combination)
+    if (folder / MANIFEST).exists():
+        return
+    executor = config.devices.make()
+    base = _base(config, config.plan().base(combination.base), executor)
+    corpus = read_corpus(config, combination.corpus)
+    rows = study.split(corpus, combination, seed=config.seed)
+    target = study.make_target(
+        folder / "target",
+        base,
+        corpus,
+        rows,
+        combination,
+        seed=config.seed,
+        executor=executor,
+    )
+    store = study.make_store(
+        folder / "features",
+        base,
+        target,
+        corpus,
+        rows,
+        combination,
+        names=(combination.base, combination.name),
+        seed=config.seed,
+        config=ExtractConfig(batch_size=config.batch_size),
+        executor=executor,
+    )
+    if judged:
+        _save_scores(folder / SCORES, store, config.seed)
+    # Checkpoints of a finished run are of no more use, and the largest part of it.
+    shutil.rmtree(folder / "target" / "training" / "state", ignore_errors=True)
+    write_json(
+        folder / "combination.json",
+        {"combination": to_dict(combination), "meta": store.meta, "texts": store.n},
+    )
+    write_manifest(folder, ["combination.json", *([SCORES] if judged else [])])
+
+
+def _save_scores(path: Path, store: FeatureStore, seed: int) -> None:
+    """Ids, labels, every published score and the text-only control of a store."""
+    scored = evaluate.score_published(store, np.arange(store.n))
+    labels = np.asarray(store.labels, np.int64)
+    try:
+        blind = controls.blind_baseline(scored.words, labels, seed=seed)
+    except InputError:
+        blind = np.full(len(labels), np.nan)
+    np.savez_compressed(
+        path,
+        **{f"score_{name}": values for name, values in scored.scores.items()},
+        ids=np.array(store.ids),
+        labels=labels,
+        blind=blind,
+        n_tokens=scored.n_tokens,
+    )
+
+
+def make_attack(config: Study, name: str) -> None:
+    """Train one attack and score every judged combination with it."""
+    plan = config.plan()
+    spec = transfer_attacks.attacks(plan, config.seed)[name]
+    directory = config.out / "attacks" / name
+    if (directory / LOGITS).exists():
+        return
+    executor = config.devices.make()
+    chosen = [c for c in plan.train if c.name in spec.combinations]
+    opened = [FeatureStore.open(config.folder(c) / "features") for c in chosen]
+    if not (directory / MANIFEST).exists():
+        train_attack(
+            spec.views(opened),
+            spec.classifier,
+            spec.recipe,
+            directory,
+            executor=executor,
+        )
+        shutil.rmtree(directory / "state", ignore_errors=True)
+    attack = load_attack(directory)
+    logits: dict[str, np.ndarray] = {}
+    for combination in plan.judge:
+        store = FeatureStore.open(config.folder(combination) / "features")
+        used = attack.text_ids & set(store.ids)
+        if used:
+            raise InputError(
+                f"{len(used)} texts of {combination.name} were used to train the "
+                "attack; judged corpora must be others than training corpora"
+            )
+        view = spec.views([store])[0]
+        logits[combination.name] = score_store(attack, view)
+    temporary = directory / f"partial-{LOGITS}"
+    np.savez_compressed(temporary, **logits)
+    temporary.replace(directory / LOGITS)
+
+
+def _load(config: Study, name: str) -> Corpus:
+    if config.data_from is None:
+        return load_corpus(name, cache=config.out / "sources")
+    single = config.data_from / f"{name}.jsonl"
+    if single.exists():
+        return load_corpus(str(single))._replace(
+            code=name in transfer_plan.CODE and name != "ml_code"
+        )
+    return load_corpus(name, local=config.data_from / name)
+
+
+def _pretraining_texts(corpora: Sequence[Corpus], seed: int) -> list[str]:
+    return study.pretraining_texts(corpora, seed=seed, most=6000)
+
+
+def _tokenizer(config: Study, base: Base) -> Any:
+    from transformers import AutoTokenizer
+
+    assert base.model is not None
+    return AutoTokenizer.from_pretrained(
+        str(config.out / "tokenizers" / str(base.model.vocab_size)),
+        trust_remote_code=False,
+    )
+
+
+def _base(config: Study, base: Base, executor: Executor) -> Pretrained:
+    if base.source is None:
+        return load_pretrained(config.out / "bases" / base.name)
+    source = base.source
+    if config.models_from is not None:
+        source = str(config.models_from / transfer_plan.short(source))
+    return load_pretrained(source, mesh=executor.mesh)
