@@ -31,7 +31,9 @@ from lt_mia_jax.errors import InputError, Stopped
 class Transfer(Study):
     """Make, train and judge everything of a preset."""
 
-    launcher: Annotated[LauncherFlags, tyro.conf.arg(name="")] = LauncherFlags()
+    launcher: Annotated[LauncherFlags, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=LauncherFlags
+    )
     """How the jobs run."""
 
     attacks: tuple[str, ...] = ()

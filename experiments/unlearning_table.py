@@ -5,8 +5,8 @@ python experiments/unlearning_table.py --out runs/unlearning --percents 10
 For each method the same grid of learning rates and epochs is tried on one seed, and one
 trial is chosen by a validation part of the forget set that is not reported on; that
 setting then runs on every seed. Each run is a file: a stopped command goes on where it
-was. --markdown DIR prints the table and --plot-only DIR draws the figure of what is
-there, both without running anything.
+was, and --launcher spreads the methods. --markdown DIR prints the table and --plot-only
+DIR draws the figure of what is there, both without running anything.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from tqdm import tqdm
+from launch import Job, LauncherFlags, run_jobs
 
 from lt_mia_jax.checkpoints import load_pretrained
 from lt_mia_jax.cli import BAD_INPUT, keep_freed_memory, use_all_cores
@@ -58,8 +58,8 @@ SHOWN = (
 
 
 @dataclasses.dataclass(frozen=True)
-class UnlearningTable:
-    """Run methods and print their report cards side by side."""
+class Settings:
+    """Data, models and what is tried on them."""
 
     preset: Literal["syntofu"] = "syntofu"
     """Data and models."""
@@ -85,6 +85,16 @@ class UnlearningTable:
     epochs: tuple[int, ...] = (5, 20)
     """Numbers of passes over the forget set that are tried."""
 
+
+@dataclasses.dataclass(frozen=True)
+class UnlearningTable(Settings):
+    """Run methods and print their report cards side by side."""
+
+    launcher: Annotated[LauncherFlags, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=LauncherFlags
+    )
+    """How the jobs run."""
+
     markdown: Path | None = None
     """Print the table of the results in this folder."""
 
@@ -95,24 +105,26 @@ class UnlearningTable:
     """Where --plot-only draws."""
 
 
+def models_of(config: Settings) -> syntofu.SynTofu:
+    """The command that writes the data and trains the models."""
+    out = config.out / config.family
+    return syntofu.SynTofu(out=out, family=config.family, data=SynTofuConfig())
+
+
 class World:
     """SynTOFU with one size of the forget set, its models and its files."""
 
-    def __init__(self, config: UnlearningTable, percent: int) -> None:
-        """Write data and train models that are not there yet."""
-        data = SynTofuConfig()
-        command = syntofu.SynTofu(
-            out=config.out / config.family, family=config.family, data=data
-        )
-        syntofu.run(command)
-        splits = build(data)
+    def __init__(self, config: Settings, percent: int) -> None:
+        """Open what `make_models` made."""
+        command = models_of(config)
+        splits = build(command.data)
         forget, retain = f"forget{percent:02d}", f"retain{100 - percent:02d}"
         self.forget = list(splits[forget])
         self.perturbed = list(splits[f"{forget}_perturbed"])
         self.holdout = list(splits[f"holdout{percent:02d}"])
         self.utility = {name: list(splits[f"{name}_perturbed"]) for name in UTILITY}
         self.models = command.out / "models"
-        self.results = config.out / "results" / config.family / f"{percent:02d}"
+        self.results = results_of(config, percent)
         self.base, self.full = self.load("base"), self.load("full")
         self.retrained = {
             f"retrained-{seed}": self.load(f"{retain}-seed{seed}")
@@ -184,6 +196,11 @@ class World:
         return self.full._replace(params=result.params)
 
 
+def results_of(config: Settings, percent: int) -> Path:
+    """Folder of one size of the forget set."""
+    return config.out / "results" / config.family / f"{percent:02d}"
+
+
 def preference(card: dict[str, Any], retrained_utility: float) -> float:
     """What a setting is chosen by: utility and forget quality, both needed."""
     kept = min(1.0, card["model_utility"]["value"] / retrained_utility)
@@ -204,7 +221,7 @@ def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return read_json(path)
 
 
-def compare(world: World, name: str, config: UnlearningTable) -> None:
+def compare(world: World, name: str, config: Settings) -> None:
     """Choose the setting of one method, and run it on every seed."""
     utility = report_card(world.truth[True], world.truth[True])["model_utility"][
         "value"
@@ -233,17 +250,62 @@ def compare(world: World, name: str, config: UnlearningTable) -> None:
         )
 
 
-def run(config: UnlearningTable) -> None:
-    """Everything that is not there yet."""
+def make_models(config: Settings) -> None:
+    """Job: the data and every model, unless they are there."""
+    done = config.out / config.family / "models.json"
+    if not done.exists():
+        syntofu.run(models_of(config))
+        write_json(done, {})
+
+
+@functools.lru_cache(maxsize=1)
+def world_of(config: Settings, percent: int) -> World:
+    """Opened once in each process."""
+    return World(config, percent)
+
+
+def judge_controls(config: Settings, percent: int) -> None:
+    """Job: cards of the model that knows everything and of the retrained ones."""
+    world = world_of(config, percent)
+    for name, subject in {"full": world.full, **world.retrained}.items():
+        once(
+            world.results / name / "card.json",
+            functools.partial(world.card, subject, False),
+        )
+
+
+def try_method(config: Settings, percent: int, name: str) -> None:
+    """Job: one method on one size of the forget set."""
+    folder = results_of(config, percent) / name
+    if not all((folder / f"seed{seed}.json").exists() for seed in config.seeds):
+        compare(world_of(config, percent), name, config)
+
+
+def jobs(config: UnlearningTable) -> list[Job]:
+    """Models first, then everything else in any order."""
+    settings = Settings(
+        **{f.name: getattr(config, f.name) for f in dataclasses.fields(Settings)}
+    )
+    found = [Job(name="models", function=make_models, arguments=(settings,))]
     for percent in config.percents:
-        world = World(config, percent)
-        for name, subject in {"full": world.full, **world.retrained}.items():
-            once(
-                world.results / name / "card.json",
-                functools.partial(world.card, subject, False),
+        found.append(
+            Job(
+                name=f"{percent}/controls",
+                function=judge_controls,
+                arguments=(settings, percent),
+                needs=("models",),
             )
-        for name in tqdm(config.methods, desc=f"forget {percent} %"):
-            compare(world, name, config)
+        )
+        found += [
+            Job(
+                name=f"{percent}/{name}",
+                function=try_method,
+                arguments=(settings, percent, name),
+                needs=("models",),
+            )
+            for name in config.methods
+        ]
+    return found
 
 
 def collect(config: UnlearningTable, out: Path) -> dict[tuple[int, str], list[Any]]:
@@ -353,7 +415,7 @@ def main() -> int:
         elif config.plot_only is not None:
             draw(config, config.plot_only)
         else:
-            run(config)
+            run_jobs(jobs(config), config.launcher, logs=config.out / "logs")
             print(table(config, config.out))
     except InputError as error:
         print(f"unlearning_table: {error}", file=sys.stderr)
