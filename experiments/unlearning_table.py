@@ -115,7 +115,7 @@ class World:
     """SynTOFU with one size of the forget set, its models and its files."""
 
     def __init__(self, config: Settings, percent: int) -> None:
-        """Open what `make_models` made."""
+        """Open what the jobs of `make_model` made."""
         command = models_of(config)
         splits = build(command.data)
         forget, retain = f"forget{percent:02d}", f"retain{100 - percent:02d}"
@@ -250,11 +250,17 @@ def compare(world: World, name: str, config: Settings) -> None:
         )
 
 
-def make_models(config: Settings) -> None:
-    """Job: the data and every model, unless they are there."""
-    done = config.out / config.family / "models.json"
+def make_data(config: Settings) -> None:
+    """Job: the files, and what they are made with."""
+    syntofu.write_data(models_of(config))
+
+
+def make_model(config: Settings, name: str) -> None:
+    """Job: one model, unless it is there."""
+    command = models_of(config)
+    done = command.out / "models" / name / "finished.json"
     if not done.exists():
-        syntofu.run(models_of(config))
+        syntofu.train_model(command, name, command.devices.make())
         write_json(done, {})
 
 
@@ -286,14 +292,30 @@ def jobs(config: UnlearningTable) -> list[Job]:
     settings = Settings(
         **{f.name: getattr(config, f.name) for f in dataclasses.fields(Settings)}
     )
-    found = [Job(name="models", function=make_models, arguments=(settings,))]
+    found = [Job(name="data", function=make_data, arguments=(settings,))]
+    kept = {f"retain{100 - percent:02d}" for percent in config.percents}
+    names = [
+        name
+        for name in syntofu.model_names(models_of(settings))
+        if name.partition("-")[0] in {"base", "full", *kept}
+    ]
+    found += [
+        Job(
+            name=f"model/{name}",
+            function=make_model,
+            arguments=(settings, name),
+            needs=("data",) if name == "base" else ("model/base",),
+        )
+        for name in names
+    ]
+    models = tuple(f"model/{name}" for name in names)
     for percent in config.percents:
         found.append(
             Job(
                 name=f"{percent}/controls",
                 function=judge_controls,
                 arguments=(settings, percent),
-                needs=("models",),
+                needs=models,
             )
         )
         found += [
@@ -301,7 +323,7 @@ def jobs(config: UnlearningTable) -> list[Job]:
                 name=f"{percent}/{name}",
                 function=try_method,
                 arguments=(settings, percent, name),
-                needs=("models",),
+                needs=models,
             )
             for name in config.methods
         ]

@@ -8,7 +8,7 @@ from typing import Any, Literal, assert_never
 import jax
 import numpy as np
 
-from lt_mia_jax.checkpoints import load_tokenizer, save_pretrained
+from lt_mia_jax.checkpoints import load_pretrained, load_tokenizer, save_pretrained
 from lt_mia_jax.commands.devices import Devices, DevicesFlags
 from lt_mia_jax.data.answers import EncodedAnswers, encode_answers
 from lt_mia_jax.data.syntofu import MAX_LENGTH, TEMPLATE, SynTofuConfig, build, write
@@ -82,12 +82,18 @@ def run(config: SynTofu) -> None:
     Raises:
       InputError: the sizes do not fit, or the folder holds another run.
     """
+    write_data(config)
     executor = config.devices.make()
+    for name in model_names(config):
+        train_model(config, name, executor)
+
+
+def write_data(config: SynTofu) -> None:
+    """The files, and the record of the run."""
     if is_primary():
         write(config.out / "data", config.data)
     wait_for_all("data written")
     write_run_record(config.out, "syntofu", config)
-    train_models(config, executor)
 
 
 def model_config(config: SynTofu, vocabulary: int) -> ModelConfig:
@@ -108,59 +114,52 @@ def model_config(config: SynTofu, vocabulary: int) -> ModelConfig:
             assert_never(config.family)
 
 
-def train_models(config: SynTofu, executor: Executor) -> None:
-    """`base`, `full`, and `retainNN-seedS`."""
+def model_names(config: SynTofu) -> tuple[str, ...]:
+    """`base`, `full`, and `retainNN-seedS`; the others start from the first."""
+    retrained = (
+        f"retain{100 - percent:02d}-seed{seed}"
+        for percent in config.data.forget_percent
+        for seed in config.seeds
+    )
+    return ("base", "full", *retrained)
+
+
+def train_model(config: SynTofu, name: str, executor: Executor) -> None:
+    """One model of `model_names`; all but `base` need that one."""
     splits = build(config.data)
     tokenizer = load_tokenizer(config.out / "data" / "tokenizer")
     shape = model_config(config, len(tokenizer))
     model = LanguageModel(shape)
-
-    def encode(*names: str) -> EncodedAnswers:
-        rows = [row for name in names for row in splits[name]]
-        return encode_answers(rows, tokenizer, max_length=MAX_LENGTH, template=TEMPLATE)
-
-    def train(
-        name: str, start: Any, texts: EncodedAnswers, recipe: UnlearnConfig
-    ) -> Any:
-        folder = config.out / "models" / name
-        none = ForgetTexts(texts.take(np.arange(0)))
-        result = unlearn(
-            model,
-            start,
-            none,
-            texts,
-            Retrain(),
-            recipe,
-            directory=folder / "training",
-            executor=executor,
-        )
-        params = fetch(result.params)
-        if is_primary():
-            save_pretrained(folder, shape, params, tokenizer)
-        wait_for_all(f"{name} saved")
-        log.info("wrote %s", folder)
-        return params
-
-    def recipe(rate: float, epochs: int, seed: int) -> UnlearnConfig:
-        return UnlearnConfig(
+    folder = config.out / "models" / name
+    kept, _, seed = name.partition("-seed")
+    rows = [*splits["pretrain"]]
+    if name == "base":
+        start = fetch(model.init(jax.random.key(config.data.seed)))
+        rate, epochs = 3e-3, config.pretrain_epochs
+    else:
+        start = load_pretrained(config.out / "models" / "base").params
+        rate, epochs = 1e-3, config.finetune_epochs
+        rows = [*splits[kept]] * REPEATS + rows
+    texts = encode_answers(rows, tokenizer, max_length=MAX_LENGTH, template=TEMPLATE)
+    result = unlearn(
+        model,
+        start,
+        ForgetTexts(texts.take(np.arange(0))),
+        texts,
+        Retrain(),
+        UnlearnConfig(
             learning_rate=rate,
             epochs=epochs,
             batch_size=config.batch_size,
             clip_norm=1.0,
             schedule=Cosine(),
-            seed=seed,
-        )
-
-    start = fetch(model.init(jax.random.key(config.data.seed)))
-    base = train(
-        "base", start, encode("pretrain"), recipe(3e-3, config.pretrain_epochs, 0)
+            seed=int(seed or 0),
+        ),
+        directory=folder / "training",
+        executor=executor,
     )
-    second = recipe(1e-3, config.finetune_epochs, 0)
-    repeated = ("full",) * REPEATS
-    train("full", base, encode(*repeated, "pretrain"), second)
-    for percent in config.data.forget_percent:
-        kept = f"retain{100 - percent:02d}"
-        for seed in config.seeds:
-            further = dataclasses.replace(second, seed=seed)
-            texts = encode(*(kept,) * REPEATS, "pretrain")
-            train(f"{kept}-seed{seed}", base, texts, further)
+    params = fetch(result.params)
+    if is_primary():
+        save_pretrained(folder, shape, params, tokenizer)
+    wait_for_all(f"{name} saved")
+    log.info("wrote %s", folder)
