@@ -60,8 +60,14 @@ class Study:
     data_from: Path | None = None
     """Folder with the preset's data sets: NAME.jsonl, or NAME/ with Parquet files."""
 
+    only: tuple[str, ...] = ()
+    """Use only bases whose names begin with one of these; all by default."""
+
     members: int | None = None
     """Texts to fine-tune on in each combination; the preset's number by default."""
+
+    epochs: int | None = None
+    """Most passes over the members; the preset's numbers by default."""
 
     nonmembers: int | None = None
     """Texts that stay unseen; the preset's number by default."""
@@ -81,9 +87,11 @@ class Study:
     def plan(self) -> Plan:
         """The preset with the numbers that were given."""
         plan = transfer_plan.PRESETS[self.preset]()
+        if self.only:
+            plan = transfer_plan.only(plan, self.only)
         given = {
             name: getattr(self, name)
-            for name in ("members", "nonmembers", "validation")
+            for name in ("members", "nonmembers", "validation", "epochs")
             if getattr(self, name) is not None
         }
         recipe = plan.recipe

@@ -8,6 +8,7 @@ from typing import Literal
 
 from lt_mia_jax.attacks import ClassifierConfig, TrainConfig
 from lt_mia_jax.commands.study import Combination
+from lt_mia_jax.errors import InputError
 from lt_mia_jax.finetune import LoraConfig, PretrainConfig
 from lt_mia_jax.finetune.pretrain import ADAMW
 from lt_mia_jax.models import ModelConfig, assembly, presets
@@ -182,18 +183,16 @@ _ADAPTERS = LoraConfig(rank=16, alpha=32.0, dropout=0.0)
 
 # Strengths of fine-tuning, from hardly any loss gap to a large one.
 _STRENGTHS = (
-    {"epochs": 3, "learning_rate": 5e-4},
+    {"epochs": 4, "learning_rate": 5e-4},
     {"epochs": 6, "learning_rate": 5e-4},
-    {"epochs": 4, "learning_rate": 1e-3},
-    {"epochs": 8, "learning_rate": 2e-3, "lora": _ADAPTERS},
+    {"epochs": 3, "learning_rate": 1e-3},
+    {"epochs": 6, "learning_rate": 2e-3, "lora": _ADAPTERS},
     {"epochs": 2, "learning_rate": 5e-4},
-    {"epochs": 10, "learning_rate": 5e-4},
-    {"epochs": 12, "learning_rate": 2e-3, "lora": _ADAPTERS},
 )
-_USUAL = _STRENGTHS[1]
+_USUAL = _STRENGTHS[0]
 
 
-def tiny(*, draws: int = 3, repeats: int = 2) -> Plan:
+def tiny(*, draws: int = 3, repeats: int = 1) -> Plan:
     """Eight transformers x four corpora, judged on four families x three corpora.
 
     Args:
@@ -214,8 +213,8 @@ def tiny(*, draws: int = 3, repeats: int = 2) -> Plan:
             base=base,
             corpus=corpus,
             draw=draw,
-            # 5 is prime to 7: neighbours differ, and each strength is used alike.
-            **_STRENGTHS[5 * i % len(_STRENGTHS)],
+            # Five strengths, four corpora: each base and each corpus gets all sorts.
+            **_STRENGTHS[i % len(_STRENGTHS)],
         )
         for i, (base, corpus, draw) in enumerate(cells)
     ]
@@ -240,14 +239,14 @@ def tiny(*, draws: int = 3, repeats: int = 2) -> Plan:
         train=tuple(train),
         judge=tuple(judge),
         pretrain=PretrainConfig(
-            steps=600, optimizer=dataclasses.replace(ADAMW, learning_rate=2e-3)
+            steps=400, optimizer=dataclasses.replace(ADAMW, learning_rate=2e-3)
         ),
         classifier=ClassifierConfig(
             width=96, heads=4, layers=2, feed_forward=288, standardise=True
         ),
         recipe=TrainConfig(
             epochs=12,
-            batch_size=256,
+            batch_size=128,
             learning_rate=1e-3,
             warmup_epochs=1.0,
             balance="plain",
@@ -257,7 +256,8 @@ def tiny(*, draws: int = 3, repeats: int = 2) -> Plan:
     )
 
 
-_JUDGED = {"nonmembers": 1400, "familiar": False}
+# Of 3,201 documents of the smallest corpus 45 % are non-members, give or take 28.
+_JUDGED = {"nonmembers": 1300, "familiar": False}
 
 
 def check() -> Plan:
@@ -363,6 +363,28 @@ def paper() -> Plan:
 def short(model: str) -> str:
     """A hub id as a folder's name."""
     return model.replace("/", "_").lower()
+
+
+def only(plan: Plan, beginnings: tuple[str, ...]) -> Plan:
+    """The part of a plan with bases whose names begin with one of the given words.
+
+    Raises:
+      InputError: nothing is left to train or to judge.
+    """
+    found = dataclasses.replace(
+        plan,
+        bases=tuple(b for b in plan.bases if b.name.startswith(beginnings)),
+        train=tuple(c for c in plan.train if c.base.startswith(beginnings)),
+        judge=tuple(c for c in plan.judge if c.base.startswith(beginnings)),
+    )
+    if not (found.train and found.judge):
+        raise InputError(
+            f"--only {' '.join(beginnings)} leaves {len(found.train)} combinations to "
+            f"train on and {len(found.judge)} to judge; training bases are "
+            f"{', '.join(dict.fromkeys(c.base for c in plan.train))}, judged ones "
+            f"{', '.join(dict.fromkeys(c.base for c in plan.judge))}"
+        )
+    return found
 
 
 PRESETS: dict[Preset, Callable[[], Plan]] = {
