@@ -32,8 +32,7 @@ class Job:
 
     name: str
     function: Callable[..., None]
-    """Importable, and returns at once when its work is finished. In other processes
-    the script's `main` has not run: call `lt_mia_jax.cli.use_all_cores` here."""
+    """Importable, and returns at once when its work is finished."""
     arguments: tuple = ()
     needs: tuple[str, ...] = ()
     """Names of jobs that must have succeeded before."""

@@ -166,7 +166,9 @@ class Lane:
         if self._pipe is not None:
             self._pipe.close()
         spawn = get_context("spawn")
-        self._pipe, other = spawn.Pipe()
+        ours, other = spawn.Pipe()
+        assert isinstance(ours, Connection)
+        self._pipe = ours
         _take_share(self.number, self.count)
         self._process = spawn.Process(
             target=launch_worker.serve, args=(self.number, self.count, other)

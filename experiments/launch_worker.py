@@ -1,7 +1,7 @@
 """A launched job where it runs: its log is a file, its error one line.
 
-Nothing of the project is imported here: a process loads what its job needs, after it
-was given its share of the machine.
+What the project needs is imported with the job, after the process was given its share
+of the machine.
 """
 
 import contextlib
@@ -108,4 +108,10 @@ def call(work: Recorded, *needed: str | None) -> str | None:
 
 def _call(payload: bytes) -> None:
     function, arguments = pickle.loads(payload)
+    if "jax" in sys.modules:
+        # As the script's own `main` does, which has not run in this process.
+        from lt_mia_jax.cli import keep_freed_memory, use_all_cores
+
+        use_all_cores()
+        keep_freed_memory()
     function(*arguments)
