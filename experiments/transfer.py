@@ -1,5 +1,7 @@
-"""One signature across architectures: train the attack on transformers, judge it on
-an unseen transformer, Mamba, RWKV-4 and RecurrentGemma, and on corpora it never saw.
+"""One signature across architectures: trained on transformers, judged on the others.
+
+Judged are an unseen transformer, Mamba, RWKV-4 and RecurrentGemma, fine-tuned on
+corpora that neither the attack nor their own pretraining has seen.
 
 python experiments/transfer.py --preset tiny --out runs/transfer
 python experiments/transfer.py --preset paper --out runs/paper --launcher slurm
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Annotated
 
 import transfer_jobs
-import transfer_tables
+import transfer_report
 import tyro
 from launch import Job, LauncherFlags, run_jobs
 from transfer_attacks import attacks
@@ -106,11 +108,11 @@ def run(config: Transfer) -> None:
     """Run the jobs that are not finished, and report."""
     if not config.tables_only:
         run_jobs(jobs(config), config.launcher, logs=config.out / "logs")
-    report = transfer_tables.report(config.study, resamples=config.resamples)
-    transfer_tables.write(report, config.out, config.docs)
+    report = transfer_report.report(config.study, resamples=config.resamples)
+    transfer_report.write(report, config.out, config.docs)
     print(report.markdown)
     if config.package is not None:
-        transfer_tables.package(config.study, config.package, report)
+        transfer_report.package(config.study, config.package, report)
 
 
 def main() -> int:

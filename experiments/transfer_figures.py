@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transfer_plan import FAMILY_NAMES
+from transfer_tables import LEARNED, NAMES
 
 from lt_mia_jax.attacks.metrics import roc
 
 if TYPE_CHECKING:
-    from transfer_tables import Report
+    from transfer_report import Report
 
 INK = "#7a7a7a"  # legible on light and on dark pages
 COLOURS = {
@@ -65,14 +66,11 @@ def _save(figure: Any, path: Path) -> bool:
 
 
 def _rocs(report: "Report", path: Path) -> bool:
-    from transfer_tables import LEARNED, NAMES, families, usual
-
-    main, family_of = usual(report.plan, report.judged), families(report.plan)
-    shown = [f for f in FAMILY_NAMES if f in {family_of[j.base] for j in main}]
+    shown = list(report.found.families)
     figure, axes = _axes(len(shown), sharey=True)
     lines = {LEARNED: "-", "ez": "--", "ratio": ":", "loss": "-."}
     for axis, family in zip(axes, shown, strict=True):
-        part = [j for j in main if family_of[j.base] == family]
+        part = report.found.families[family]
         labels = np.concatenate([j.labels for j in part])
         for name, style in lines.items():
             scores = np.concatenate([j.scores[name] for j in part])
@@ -95,20 +93,17 @@ def _rocs(report: "Report", path: Path) -> bool:
 
 
 def _gaps(report: "Report", path: Path) -> bool:
-    from transfer_tables import LEARNED, families
-
-    family_of = families(report.plan)
     figure, axes = _axes(2, sharey=True)
-    entries = {e["name"]: e for e in report.values["combinations"]}
+    entries = report.values["combinations"]
     for axis, name, title in zip(
         axes, (LEARNED, "ez"), ("LT-MIA", "EZ-MIA"), strict=True
     ):
         for family, colour in COLOURS.items():
-            part = [j for j in report.judged if family_of[j.base] == family]
+            part = [entry for entry in entries if entry["family"] == family]
             if part:
                 axis.scatter(
-                    [entries[j.name]["loss_gap_nats"] for j in part],
-                    [entries[j.name]["auc"][name] for j in part],
+                    [entry["loss_gap_nats"] for entry in part],
+                    [entry["auc"][name] for entry in part],
                     color=colour,
                     s=18,
                     label=FAMILY_NAMES[family],

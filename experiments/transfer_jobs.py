@@ -233,18 +233,19 @@ def _save_scores(path: Path, store: FeatureStore, seed: int) -> None:
     """Ids, labels, every published score and the text-only control of a store."""
     scored = evaluate.score_published(store, np.arange(store.n))
     labels = np.asarray(store.labels, np.int64)
+    assert scored.words is not None
     try:
         blind = controls.blind_baseline(scored.words, labels, seed=seed)
     except InputError:
         blind = np.full(len(labels), np.nan)
-    np.savez_compressed(
-        path,
+    arrays: dict[str, Any] = {
+        "ids": np.array(store.ids),
+        "labels": labels,
+        "blind": blind,
+        "n_tokens": scored.n_tokens,
         **{f"score_{name}": values for name, values in scored.scores.items()},
-        ids=np.array(store.ids),
-        labels=labels,
-        blind=blind,
-        n_tokens=scored.n_tokens,
-    )
+    }
+    np.savez_compressed(path, **arrays)
 
 
 def make_attack(config: Study, name: str) -> None:
@@ -267,7 +268,7 @@ def make_attack(config: Study, name: str) -> None:
         )
         shutil.rmtree(directory / "state", ignore_errors=True)
     attack = load_attack(directory)
-    logits: dict[str, np.ndarray] = {}
+    logits: dict[str, Any] = {}
     for combination in plan.judge:
         store = FeatureStore.open(config.folder(combination) / "features")
         used = attack.text_ids & set(store.ids)

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from lt_mia_jax.attacks import ClassifierConfig, TrainConfig
 from lt_mia_jax.commands.study import Combination
@@ -182,7 +182,7 @@ _PAIRS = tuple(itertools.combinations(TRAINING_CORPORA, 2))
 _ADAPTERS = LoraConfig(rank=16, alpha=32.0, dropout=0.0)
 
 # Strengths of fine-tuning, from hardly any loss gap to a large one.
-_STRENGTHS = (
+_STRENGTHS: tuple[dict[str, Any], ...] = (
     {"epochs": 4, "learning_rate": 5e-4},
     {"epochs": 6, "learning_rate": 5e-4},
     {"epochs": 3, "learning_rate": 1e-3},
@@ -257,7 +257,7 @@ def tiny(*, draws: int = 3, repeats: int = 1) -> Plan:
 
 
 # Of 3,201 documents of the smallest corpus 45 % are non-members, give or take 28.
-_JUDGED = {"nonmembers": 1300, "familiar": False}
+_JUDGED: dict[str, Any] = {"nonmembers": 1300, "familiar": False}
 
 
 def check() -> Plan:
@@ -336,14 +336,13 @@ def paper() -> Plan:
             lora=None if rank is None else LoraConfig(rank=rank, alpha=2.0 * rank),
         )
 
+    seen = [Base(name=short(model), source=model) for model, _ in PAPER_TRAIN]
+    unseen = [
+        Base(name=short(model), family=family, source=model)
+        for model, _, family in PAPER_JUDGE
+    ]
     return Plan(
-        bases=tuple(
-            Base(name=short(model), family=family, source=model)
-            for model, family in [
-                *((m, "transformer") for m, _ in PAPER_TRAIN),
-                *((m, f) for m, _, f in PAPER_JUDGE),
-            ]
-        ),
+        bases=(*seen, *unseen),
         train=tuple(
             combine(model, rank, corpus)
             for model, rank in PAPER_TRAIN

@@ -60,6 +60,12 @@ class Curve(NamedTuple):
         """This one minus another of the same resamples."""
         return Curve(self.value - other.value, self.resampled - other.resampled).mean
 
+    def over(self, other: "Curve") -> Mean:
+        """This one divided by another of the same resamples."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = self.resampled / other.resampled
+        return Curve(self.value / other.value, np.nan_to_num(ratios, nan=1.0)).mean
+
 
 class Resamples:
     """How often each text counts in each resample, and which repetitions do."""

@@ -1,0 +1,251 @@
+"""The transfer study's numbers, page and packaged attack, from its finished jobs."""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transfer_attacks
+import transfer_figures
+import transfer_tables
+from transfer_attacks import AttackSpec
+from transfer_jobs import CORPORA, LOGITS, SCORES, Study
+from transfer_plan import CODE, FAMILY_NAMES, Family, Plan
+from transfer_statistics import Judged, Resamples, group, loss_gap
+from transfer_tables import LEARNED, RATE, TEXT_ONLY, Found, point
+
+from lt_mia_jax.attacks import load_attack
+from lt_mia_jax.attacks.storage import FILES, save_attack
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.files import MANIFEST, read_json, write_atomic, write_json
+from lt_mia_jax.provenance import git_commit, versions
+
+RESULTS, PAGE = "results.json", "results.md"
+MOST = 4_000_000
+"""Bytes of a packaged attack."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that is reported."""
+
+    markdown: str
+    """The sections of the page."""
+    values: dict[str, Any]
+    """The numbers, as JSON values."""
+    found: Found
+
+
+def collect(study: Study) -> tuple[Plan, list[Judged], dict[str, AttackSpec]]:
+    """Judged combinations with the scores of every finished attack, and those.
+
+    Raises:
+      InputError: nothing is finished yet.
+    """
+    plan = study.plan()
+    specs = transfer_attacks.attacks(plan, study.seed)
+    logits = {}
+    for name in specs:
+        path = study.out / "attacks" / name / LOGITS
+        if path.exists():
+            with np.load(path) as found:
+                logits[name] = {key: found[key] for key in found.files}
+    if LEARNED not in logits:
+        raise InputError(
+            f"{study.out}: the attack {LEARNED} is not finished; run without "
+            "--tables-only first"
+        )
+    judged = []
+    for combination in plan.judge:
+        path = study.folder(combination) / SCORES
+        if not path.exists():
+            raise InputError(f"{path}: not there; run without --tables-only first")
+        with np.load(path) as found:
+            scores = {
+                key.removeprefix("score_"): found[key]
+                for key in found.files
+                if key.startswith("score_")
+            }
+            scores[TEXT_ONLY] = found["blind"]
+            judged.append(
+                Judged(
+                    name=combination.name,
+                    base=combination.base,
+                    corpus=combination.corpus,
+                    draw=combination.draw,
+                    ids=found["ids"],
+                    labels=found["labels"],
+                    scores={
+                        **{name: logits[name][combination.name] for name in logits},
+                        **scores,
+                    },
+                )
+            )
+    return plan, judged, {name: specs[name] for name in logits}
+
+
+def families(plan: Plan) -> dict[str, Family]:
+    """Of each judged base."""
+    names = {c.base for c in plan.judge}
+    return {base.name: base.family for base in plan.bases if base.name in names}
+
+
+def usual(plan: Plan, judged: Sequence[Judged]) -> list[Judged]:
+    """Combinations of the main table: fine-tuned, with the base's most usual recipe."""
+    recipes = {c.name: (c.epochs, c.learning_rate, c.lora) for c in plan.judge}
+    chosen = []
+    for base in {j.base: None for j in judged}:
+        own = [j for j in judged if j.base == base]
+        every = [recipes[j.name] for j in own if recipes[j.name][0]]
+        most = max(every, key=every.count)
+        chosen += [j for j in own if recipes[j.name] == most]
+    return chosen
+
+
+def report(study: Study, *, resamples: int) -> Report:
+    """Compute every number.
+
+    Raises:
+      InputError: nothing is finished yet.
+    """
+    plan, judged, specs = collect(study)
+    main = usual(plan, judged)
+    drawn = Resamples(judged, count=resamples, seed=study.seed)
+    published = [n for n in main[0].scores if n not in specs and n != TEXT_ONLY]
+    family_of = families(plan)
+    by_family = {
+        family: part
+        for family in FAMILY_NAMES
+        if (part := [j for j in main if family_of[j.base] == family])
+    }
+    groups: dict[str, list[Judged]] = {**by_family, "all": main}
+    if code := [j for j in main if j.corpus in CODE]:
+        groups["code"] = code
+    curves = {
+        (label, name): group(part, name, drawn, rate=RATE)
+        for label, part in groups.items()
+        for name in (*specs, *published, TEXT_ONLY)
+    }
+    found = Found(
+        plan=plan,
+        specs=specs,
+        published=published,
+        judged=judged,
+        main=main,
+        families=by_family,
+        curves=curves,
+        resamples=drawn,
+    )
+    sections = (
+        transfer_tables.headline,
+        transfer_tables.strict,
+        transfer_tables.baselines,
+        transfer_tables.controls,
+        transfer_tables.ablations,
+        transfer_tables.combinations,
+    )
+    points = {(j.name, n): point(j, n) for j in judged for n in j.scores}
+    values = {
+        "means": {
+            f"{label}/{name}": {"auc": auc.mean._asdict(), "tpr": tpr.mean._asdict()}
+            for (label, name), (auc, tpr) in curves.items()
+        },
+        "combinations": [
+            {
+                "name": j.name,
+                "family": family_of[j.base],
+                "members": int((j.labels == 1).sum()),
+                "nonmembers": int((j.labels == 0).sum()),
+                "loss_gap_nats": loss_gap(j),
+                "auc": {n: points[j.name, n][0] for n in j.scores},
+                "tpr_at_1_percent": {n: points[j.name, n][1] for n in j.scores},
+            }
+            for j in judged
+        ],
+        "corpora": read_json(study.out / "corpora" / CORPORA),
+        "versions": versions(),
+        "commit": git_commit(),
+    }
+    markdown = "\n\n".join(section(found) for section in sections)
+    return Report(markdown=markdown, values=values, found=found)
+
+
+def write(found: Report, out: Path, docs: Path | None) -> None:
+    """`results.json` into the study's folder, the page and its figures into `docs`."""
+    write_json(out / RESULTS, found.values)
+    if docs is None:
+        return
+    figures = transfer_figures.draw(found, docs)
+    corpora = found.values["corpora"]
+    lines = [
+        f"- `{name}`: {entry['documents']:,} documents, fingerprint "
+        f"`{entry['fingerprint'][:16]}`"
+        for name, entry in corpora.items()
+    ]
+    intro = read_json(out / "about.json") if (out / "about.json").exists() else {}
+    text = "\n\n".join(
+        [
+            "# Results of the transfer study",
+            "Made by `python experiments/transfer.py --preset tiny --docs docs`"
+            + (f" {intro['machine']}" if "machine" in intro else "")
+            + ". Tiny models (about a million parameters) on code, technical text and "
+            "speeches: figures show the mechanism, not the size of the effect on "
+            "production models.",
+            *(f"![{title}]({name})" for name, title in figures.items()),
+            found.markdown,
+            "### Texts\n\n" + "\n".join(lines),
+            "Versions: "
+            + ", ".join(f"{k} {v}" for k, v in found.values["versions"].items())
+            + ".",
+        ]
+    )
+    write_atomic(docs / PAGE, text + "\n")
+
+
+def package(study: Study, directory: Path, found: Report) -> None:
+    """The main attack as the package ships it: small, and with a model card.
+
+    Ids of its training texts are left out: the texts of this study are not those that
+    a user audits, and they would outweigh the weights.
+    """
+    attack = load_attack(study.out / "attacks" / LEARNED)
+    means = found.values["means"]
+    card = {
+        "name": "LT-MIA, trained on tiny transformers",
+        "command": "python experiments/transfer.py --preset "
+        f"{study.preset} --seed {study.seed} --package DIR",
+        "intended_use": "ranking texts by how likely they were in the fine-tuning data "
+        "of a causal language model, given that model and the one it was tuned from; "
+        "for audits of models one may audit.",
+        "limits": "trained on models of about a million parameters, English technical "
+        "text, code and speeches, texts of up to 128 tokens, full fine-tuning and "
+        "LoRA. Scores are not calibrated: use --nonmembers for error rates.",
+        "seed": study.seed,
+        "combinations": [
+            {
+                key: entry[key]
+                for key in ("name", "reference", "corpus", "fingerprint")
+                if key in entry
+            }
+            for entry in attack.card["combinations"]
+        ],
+        "rows": attack.card["rows"],
+        "recipe": attack.card["recipe"],
+        "validation_auc": attack.card["validation_auc"],
+        "corpora": found.values["corpora"],
+        "zero_shot": {
+            key.split("/")[0]: value
+            for key, value in means.items()
+            if key.endswith(f"/{LEARNED}")
+        },
+        "versions": attack.card["versions"],
+    }
+    if directory.exists() and not (directory / MANIFEST).exists():
+        raise InputError(f"{directory} is there and is no attack; choose another")
+    shutil.rmtree(directory, ignore_errors=True)
+    save_attack(directory, attack.config, attack.params, card)
+    size = sum((directory / name).stat().st_size for name in FILES)
+    if size > MOST:
+        raise InputError(f"{directory}: {size} bytes; the package takes 4 MB at most")
