@@ -75,9 +75,12 @@ def _rocs(report: "Report", path: Path) -> bool:
         for name, style in lines.items():
             scores = np.concatenate([j.scores[name] for j in part])
             curve = roc(labels, scores)
+            # Two hundred points instead of every threshold: a tenth of the file.
+            rates = np.geomspace(1e-3, 1, 200)
+            reached = curve.tpr[np.searchsorted(curve.fpr, rates, side="right") - 1]
             axis.plot(
-                np.maximum(curve.fpr, 1e-4),
-                np.maximum(curve.tpr, 1e-4),
+                rates,
+                np.maximum(reached, 1e-4),
                 style,
                 color=COLOURS[family] if name == LEARNED else INK,
                 linewidth=1.8 if name == LEARNED else 1.1,

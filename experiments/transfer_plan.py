@@ -224,15 +224,14 @@ def tiny(*, draws: int = 3, repeats: int = 1) -> Plan:
             UNSEEN, JUDGED_CORPORA, range(draws)
         )
     ]
-    # Other strengths for the figure of AUC against loss gap, and the control.
+    # The control, and other strengths for the figure of AUC against loss gap.
+    others: list[dict[str, Any]] = [{"epochs": 0}, *_STRENGTHS[1:]]
     judge += [
         Combination(
             base=base, corpus=JUDGED_CORPORA[0], draw=draws + i, **_JUDGED, **strength
         )
         for base in UNSEEN
-        for i, strength in enumerate(
-            [{"epochs": 0}, *(s for s in _STRENGTHS if s != _USUAL)]
-        )
+        for i, strength in enumerate(others)
     ]
     return Plan(
         bases=tuple(bases),

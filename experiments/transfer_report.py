@@ -115,7 +115,7 @@ def report(study: Study, *, resamples: int) -> Report:
     drawn = Resamples(judged, count=resamples, seed=study.seed)
     published = [n for n in main[0].scores if n not in specs and n != TEXT_ONLY]
     family_of = families(plan)
-    by_family = {
+    by_family: dict[Family, list[Judged]] = {
         family: part
         for family in FAMILY_NAMES
         if (part := [j for j in main if family_of[j.base] == family])
@@ -123,10 +123,11 @@ def report(study: Study, *, resamples: int) -> Report:
     groups: dict[str, list[Judged]] = {**by_family, "all": main}
     if code := [j for j in main if j.corpus in CODE]:
         groups["code"] = code
+    names = (*specs, *published, TEXT_ONLY)
     curves = {
-        (label, name): group(part, name, drawn, rate=RATE)
+        (label, name): found
         for label, part in groups.items()
-        for name in (*specs, *published, TEXT_ONLY)
+        for name, found in group(part, names, drawn, rate=RATE).items()
     }
     found = Found(
         plan=plan,

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from lt_mia_jax.attacks.metrics import refuses
 
 LEVEL = (0.025, 0.975)
+_CELLS = 2**21  # resamples x texts at a time: 16 MiB an array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,38 +69,39 @@ class Curve(NamedTuple):
 
 
 class Resamples:
-    """How often each text counts in each resample, and which repetitions do."""
+    """How often each text counts in each resample, and each repetition."""
 
     def __init__(self, judged: Sequence[Judged], *, count: int, seed: int) -> None:
-        """Draw for all corpora and cells of the given combinations."""
-        self.count = count
+        """Draw texts of all corpora of the given combinations."""
+        self.count, self.seed = count, seed
         rng = np.random.default_rng(seed)
         self._weights: dict[str, tuple[dict[str, int], np.ndarray]] = {}
         for corpus in sorted({j.corpus for j in judged}):
             ids = sorted({i for j in judged if j.corpus == corpus for i in j.ids})
-            drawn = rng.multinomial(
-                len(ids), np.full(len(ids), 1 / len(ids)), size=count
-            )
-            self._weights[corpus] = (
-                {text: k for k, text in enumerate(ids)},
-                drawn.astype(np.float32),
-            )
-        self._draws: dict[tuple[str, str], tuple[list[int], np.ndarray]] = {}
-        for cell in sorted({(j.base, j.corpus) for j in judged}):
-            draws = sorted({j.draw for j in judged if (j.base, j.corpus) == cell})
-            picked = rng.integers(len(draws), size=(count, len(draws)))
-            times = np.stack([(picked == k).sum(1) for k in range(len(draws))], axis=1)
-            self._draws[cell] = (draws, times / len(draws))
+            even = np.full(len(ids), 1 / len(ids))
+            drawn = rng.multinomial(len(ids), even, size=count).astype(np.float32)
+            self._weights[corpus] = {id: k for k, id in enumerate(ids)}, drawn
 
     def weights(self, judged: Judged) -> Float[np.ndarray, "R N"]:
         """Of the texts of a combination."""
         numbers, drawn = self._weights[judged.corpus]
         return drawn[:, [numbers[i] for i in judged.ids]]
 
-    def share(self, judged: Judged) -> Float[np.ndarray, " R"]:
-        """Of a repetition within its cell; adds up to 1 over repetitions."""
-        draws, share = self._draws[judged.base, judged.corpus]
-        return share[:, draws.index(judged.draw)]
+    def shares(self, judged: Sequence[Judged]) -> Float[np.ndarray, "R J"]:
+        """Of each combination in a mean over cells; a resample adds up to 1.
+
+        Within a cell (base and corpus) repetitions are drawn with replacement.
+        """
+        cells: dict[tuple[str, str], list[int]] = {}
+        for k, one in enumerate(judged):
+            cells.setdefault((one.base, one.corpus), []).append(k)
+        found = np.zeros((self.count, len(judged)))
+        rng = np.random.default_rng([self.seed, 1])
+        for rows in cells.values():
+            even = np.full(len(rows), 1 / len(rows))
+            drawn = rng.multinomial(len(rows), even, size=self.count)
+            found[:, rows] = drawn / len(rows) / len(cells)
+        return found
 
 
 def weighted_roc(
@@ -112,6 +114,12 @@ def weighted_roc(
 
     Ties count one half in the AUC, and a threshold never divides them.
     """
+    if weights.size > _CELLS and len(weights) > 1:
+        blocks = np.array_split(weights, min(len(weights), -(-weights.size // _CELLS)))
+        parts = [weighted_roc(labels, scores, block, rate) for block in blocks]
+        return np.concatenate([p[0] for p in parts]), np.concatenate(
+            [p[1] for p in parts]
+        )
     keep = ~np.isnan(scores)
     order = np.flatnonzero(keep)[np.argsort(-scores[keep], kind="stable")]
     sorted_scores = scores[order]
@@ -130,39 +138,64 @@ def weighted_roc(
 
 
 def group(
-    judged: Sequence[Judged], attack: str, resamples: Resamples, *, rate: float
-) -> tuple[Curve, Curve]:
-    """Mean AUC and mean TPR at `rate` over the cells of some combinations."""
-    cells = {(j.base, j.corpus) for j in judged}
-    repeats = {cell: sum((j.base, j.corpus) == cell for j in judged) for cell in cells}
-    values, drawn = np.zeros(2), np.zeros((2, resamples.count))
-    for one in judged:
-        truth = one.labels, one.scores[attack]
-        point = weighted_roc(*truth, np.ones((1, len(one.labels))), rate)
-        share = 1 / repeats[one.base, one.corpus] / len(cells)
-        values += share * np.concatenate(point)
-        found = np.stack(weighted_roc(*truth, resamples.weights(one), rate))
-        drawn += resamples.share(one) * found / len(cells)
-    return Curve(values[0], drawn[0]), Curve(values[1], drawn[1])
+    judged: Sequence[Judged],
+    attacks: Sequence[str],
+    resamples: Resamples,
+    *,
+    rate: float,
+) -> dict[str, tuple[Curve, Curve]]:
+    """Mean AUC and mean TPR at `rate` over the cells of some combinations, by attack.
+
+    A cell is a base and a corpus; its repetitions count alike.
+    """
+    cells = [(j.base, j.corpus) for j in judged]
+    shares = resamples.shares(judged)
+    values = {name: np.zeros(2) for name in attacks}
+    drawn = {name: np.zeros((2, resamples.count)) for name in attacks}
+    for k, one in enumerate(judged):
+        share = 1 / cells.count(cells[k]) / len(set(cells))
+        weights = resamples.weights(one)
+        plain = np.ones((1, len(one.labels)))
+        for name in attacks:
+            scores = one.scores[name]
+            point = weighted_roc(one.labels, scores, plain, rate)
+            values[name] += share * np.concatenate(point)
+            found = np.stack(weighted_roc(one.labels, scores, weights, rate))
+            drawn[name] += shares[:, k] * found
+    return {
+        name: (
+            Curve(float(values[name][0]), drawn[name][0]),
+            Curve(float(values[name][1]), drawn[name][1]),
+        )
+        for name in attacks
+    }
 
 
 def pooled_tpr(
-    judged: Sequence[Judged], attack: str, resamples: Resamples, *, rate: float
-) -> Curve | None:
-    """TPR at `rate` with all texts of some combinations under one threshold.
+    judged: Sequence[Judged],
+    attacks: Sequence[str],
+    resamples: Resamples,
+    *,
+    rate: float,
+) -> dict[str, Curve]:
+    """TPR at `rate` with all texts of some combinations under one threshold, by attack.
 
-    None when there are too few non-members for that rate.
+    Empty when there are too few non-members for that rate.
     """
     labels = np.concatenate([j.labels for j in judged])
     if refuses(rate, int((labels == 0).sum())):
-        return None
-    scores = np.concatenate([j.scores[attack] for j in judged])
+        return {}
+    shares = resamples.shares(judged)
     weights = np.hstack(
-        [resamples.weights(j) * resamples.share(j)[:, None] for j in judged]
+        [resamples.weights(j) * shares[:, k : k + 1] for k, j in enumerate(judged)]
     )
-    _, value = weighted_roc(labels, scores, np.ones((1, len(labels))), rate)
-    _, drawn = weighted_roc(labels, scores, weights, rate)
-    return Curve(float(value[0]), drawn)
+    found = {}
+    for name in attacks:
+        scores = np.concatenate([j.scores[name] for j in judged])
+        _, value = weighted_roc(labels, scores, np.ones((1, len(labels))), rate)
+        _, drawn = weighted_roc(labels, scores, weights, rate)
+        found[name] = Curve(float(value[0]), drawn)
+    return found
 
 
 def loss_gap(judged: Judged) -> float:

@@ -131,11 +131,8 @@ def strict(found: Found) -> str:
     rows = []
     parts = {FAMILY_NAMES[f]: part for f, part in found.families.items()}
     for label, part in {**parts, "all": found.main}.items():
-        every = {
-            name: curve
-            for name in (LEARNED, *found.published)
-            if (curve := pooled_tpr(part, name, found.resamples, rate=STRICT))
-        }
+        names = (LEARNED, *found.published)
+        every = pooled_tpr(part, names, found.resamples, rate=STRICT)
         count = sum(int((j.labels == 0).sum()) for j in part)
         if not every:
             rows.append([label, f"{count:,}", "too few non-members", "", ""])
@@ -204,7 +201,7 @@ def controls(found: Found) -> str:
     def around(part: Sequence[Judged], name: str) -> tuple[int, float, float]:
         inside, values = 0, []
         for one in part:
-            auc, _ = group([one], name, found.resamples, rate=RATE)
+            auc, _ = group([one], [name], found.resamples, rate=RATE)[name]
             inside += auc.mean.low <= 0.5 <= auc.mean.high
             values.append(auc.value)
         return inside, min(values), max(values)
