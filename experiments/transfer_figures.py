@@ -66,11 +66,10 @@ def _save(figure: Any, path: Path) -> bool:
 
 
 def _rocs(report: "Report", path: Path) -> bool:
-    shown = list(report.found.families)
+    shown = report.found.families
     figure, axes = _axes(len(shown), sharey=True)
     lines = {LEARNED: "-", "ez": "--", "ratio": ":", "loss": "-."}
-    for axis, family in zip(axes, shown, strict=True):
-        part = report.found.families[family]
+    for axis, (family, part) in zip(axes, shown.items(), strict=True):
         labels = np.concatenate([j.labels for j in part])
         for name, style in lines.items():
             scores = np.concatenate([j.scores[name] for j in part])

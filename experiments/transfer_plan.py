@@ -199,11 +199,11 @@ def tiny(*, draws: int = 3, repeats: int = 1) -> Plan:
       draws: judged repetitions of each base and corpus, with other members.
       repeats: combinations of each training base and corpus, of different strength.
     """
-    bases = [
+    seen = [
         Base(name=name, model=make(), corpora=_PAIRS[i % len(_PAIRS)])
         for i, (name, make) in enumerate(SEEN.items())
     ]
-    bases += [
+    unseen = [
         Base(name=name, family=family, model=make(), corpora=TRAINING_CORPORA)
         for name, (family, make) in UNSEEN.items()
     ]
@@ -234,7 +234,7 @@ def tiny(*, draws: int = 3, repeats: int = 1) -> Plan:
         for i, strength in enumerate(others)
     ]
     return Plan(
-        bases=tuple(bases),
+        bases=(*seen, *unseen),
         train=tuple(train),
         judge=tuple(judge),
         pretrain=PretrainConfig(
