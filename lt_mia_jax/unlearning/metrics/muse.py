@@ -114,12 +114,22 @@ def priv_leak_of_scores(
 
     Source: MUSE, arXiv 2407.06460.
     """
-    unlearned = _auc("unlearned", forget_unlearned, holdout_unlearned)
-    retrained = _auc("retrained", forget_retrained, holdout_retrained)
+    unlearned = member_auc(forget_unlearned, holdout_unlearned, "unlearned")
+    retrained = member_auc(forget_retrained, holdout_retrained, "retrained")
     return PrivLeak(priv_leak(unlearned, retrained), unlearned, retrained)
 
 
-def _auc(model: str, forget: Values, holdout: Values) -> float:
+def member_auc(forget: Values, holdout: Values, model: str = "audited") -> float:
+    """AUC of forget texts (members) against holdout texts under one model.
+
+    Args:
+      forget: membership scores, higher for members.
+      holdout: of texts that no model has seen.
+      model: its name in messages.
+
+    Raises:
+      InputError: no text on a side, or NaN.
+    """
     members = per_item(f"forget scores of the {model} model", forget)
     others = per_item(f"holdout scores of the {model} model", holdout)
     labels = np.repeat([1, 0], [len(members), len(others)])
