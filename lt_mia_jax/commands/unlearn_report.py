@@ -125,7 +125,8 @@ def write_evaluation(
     method = str(about["method"])
     document = {
         "kind": "unlearning",
-        "title": f"{method} on {Path(about['model']).name}",
+        "title": f"{method}: {Path(about['model']).name} forgets "
+        f"{Path(about['forget']['file']).stem}",
         "method": method,
         "settings": about["settings"],
         "forget": fingerprint([text_id(row.text) for row in material.sets["forget"]]),

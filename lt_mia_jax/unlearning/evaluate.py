@@ -128,10 +128,14 @@ def membership(
 ) -> dict[str, Float[np.ndarray, " N"]]:
     """Membership scores of texts, higher for members, by attack.
 
+    Only answers are scored: a question was a prompt in training, so that nothing of it
+    was learned, and its tokens would drown those that were. Of plain text every token
+    counts.
+
     Args:
       subject: the model under audit, edited by its intervention if it has one.
       reference: the model that neither side was trained into; None leaves `ratio` out.
-      rows: questions; question and answer together are the text.
+      rows: questions with answers, or plain texts.
       attack: a learned attack, `lt_mia`; needs a reference.
 
     Raises:
@@ -155,7 +159,10 @@ def membership(
         stats = scorer.statistics(encoded)
     else:
         stats = _edited_statistics(subject, reference, encoded, k)
-    sizes = np.array([zlib_length(row.text) for row in rows])
+    answers = np.zeros(stats.valid.shape, bool)
+    answers[:, :-1] = encoded.label_mask[:, 1:] != 0
+    stats = stats._replace(valid=answers)
+    sizes = np.array([zlib_length(row.answer) for row in rows])
     found = {
         "loss": scores.loss(stats),
         "zlib": scores.zlib(stats, sizes),

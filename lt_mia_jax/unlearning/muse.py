@@ -103,19 +103,17 @@ def measure_muse(
     continued = generate(
         subject, [_question(row) for row in texts.verbatim], VERBATIM_TOKENS
     )
-    known = [
-        metrics.knowledge_memorisation(
+
+    def known(asked: Sequence[Question], examples: Sequence[Question]) -> PerItem:
+        return metrics.knowledge_memorisation(
             generate(subject, _prompts(asked, examples), KNOWLEDGE_TOKENS),
             [row.answer for row in asked],
         )
-        for asked, examples in (
-            (texts.forget_questions, texts.forget_examples),
-            (texts.retain_questions, texts.retain_examples),
-        )
-    ]
+
     return MuseMeasured(
         metrics.verbatim_memorisation(continued, [r.answer for r in texts.verbatim]),
-        *known,
+        known(texts.forget_questions, texts.forget_examples),
+        known(texts.retain_questions, texts.retain_examples),
         membership(subject, reference, texts.forget, attack=attack),
         membership(subject, reference, texts.holdout, attack=attack),
     )
