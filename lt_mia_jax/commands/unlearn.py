@@ -12,6 +12,7 @@ from lt_mia_jax.commands.finetune import Lora
 from lt_mia_jax.commands.unlearn_report import (
     Evaluation,
     EvaluationFlags,
+    check_evaluation,
     write_evaluation,
 )
 from lt_mia_jax.data.answers import AnswerTemplate, EncodedAnswers, encode_answers
@@ -147,6 +148,7 @@ def run(config: Unlearn) -> None:
         raise InputError(f"{config.forget}: no rows; there is nothing to forget")
     if retain is not None:
         check_disjoint(forget, retain)
+    check_evaluation(config.evaluation, forget, retain)
     refusals = () if config.refusals is None else read_questions(config.refusals)
     executor = config.devices.make()
     model, params, tokenizer = load_pretrained(config.model, mesh=executor.mesh)

@@ -76,6 +76,21 @@ EvaluationFlags = Annotated[Evaluation, tyro.conf.arg(name="")]
 """As a field of a command: its flags have no prefix."""
 
 
+def check_evaluation(
+    options: Evaluation,
+    forget: Sequence[Question],
+    retain: Sequence[Question] | None,
+) -> None:
+    """Read every file of the evaluation, so that mistakes show before training.
+
+    Raises:
+      InputError: a file cannot be used, or texts stand where they must not.
+    """
+    if options.evaluated:
+        _material(options, forget, retain)
+        _attack(options, forget)
+
+
 def write_evaluation(
     out: Path,
     options: Evaluation,

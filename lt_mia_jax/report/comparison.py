@@ -42,7 +42,7 @@ def view_group(group: Group, index: int) -> GroupView:
     first = ["model_utility", "forget_quality", "priv_leak"]
     if not any("model_utility" in card for card in cards):
         first[:1] = ["retain_probability"]
-    first += ["forget_probability", "forget_slot_accuracy", "forget_rouge"]
+    first += ["forget_probability", "forget_slot_accuracy"]
     rest = [name for name in METRICS if name not in first]
     parts = [
         (

@@ -56,9 +56,13 @@ METRICS = {
         0,
     ),
     "forget_probability": Metric(
-        "Probability", "geometric mean over the tokens of the true answer", "retrained"
+        "Forget probability",
+        "geometric mean over the tokens of the true answer",
+        "retrained",
     ),
-    "forget_rouge": Metric("ROUGE-L", "recall of the greedy answer", "retrained"),
+    "forget_rouge": Metric(
+        "Forget ROUGE-L", "recall of the greedy answer", "retrained"
+    ),
     "forget_truth_ratio": Metric(
         "Truth ratio", "1 where truth and falsehood are equally likely", "retrained"
     ),
@@ -167,7 +171,10 @@ def _lede(method: str, before: Card, after: Card) -> str:
     word = leak_word(after)[1]
     quality = (after.get("forget_quality") or {}).get("value")
     if word == "over":
-        did = "made the model forget more than a model that never saw the texts"
+        did = (
+            "made the model forget too much: the texts look less familiar than texts "
+            "that it has never seen"
+        )
     elif word == "leaks":
         did = "left traces: the forgotten texts are still recognised"
     elif quality is not None:

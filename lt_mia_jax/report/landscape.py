@@ -26,6 +26,8 @@ class Figure(NamedTuple):
     """CSS class and text."""
     title: str
     caption: str
+    tall: bool = False
+    """Stands beside two others."""
 
 
 class Spot(NamedTuple):
@@ -127,9 +129,16 @@ def curve_figure(
     *,
     x_label: str,
     y_label: str,
-    ticks: Sequence[Number] | None = None,
+    ticks: Mapping[Number, str],
 ) -> Markup:
-    """Curves over layers or steps; every point is marked."""
+    """Curves over layers or steps; every point is marked.
+
+    Args:
+      lines: the curves.
+      x_label: name of the horizontal axis.
+      y_label: name of the vertical axis.
+      ticks: labels of the horizontal axis by place.
+    """
     width, height = 460, 300
     every = np.concatenate([line.y for line in lines])
     columns = np.concatenate([line.x for line in lines])
@@ -184,15 +193,15 @@ def _axes(
     y_label: str,
     height: int,
     *,
-    x_ticks: Sequence[Number] | None = None,
+    x_ticks: Mapping[Number, str] | None = None,
 ) -> list[Markup]:
     marks = []
-    for tick in svg.nice_ticks(x.low, x.high) if x_ticks is None else x_ticks:
+    if x_ticks is None:
+        x_ticks = {t: svg.label_number(t) for t in svg.nice_ticks(x.low, x.high)}
+    for tick, label in x_ticks.items():
         place = x.at(tick)
         marks.append(svg.rule(place, y.start, place, y.stop, "grid"))
-        marks.append(
-            svg.text(place, y.start + 18, svg.label_number(tick), anchor="middle")
-        )
+        marks.append(svg.text(place, y.start + 18, label, anchor="middle"))
     for tick in svg.nice_ticks(y.low, y.high):
         level = y.at(tick)
         marks.append(svg.rule(x.start, level, x.stop, level, "grid"))

@@ -26,7 +26,7 @@ from lt_mia_jax.report.wording import ATTACKS, LEARNED, signed
 
 SHOWN = 100
 """Examples on the page."""
-MODELS = {"before": "fourth", "after": "lead", "retrained": "nonmember"}
+MODELS = {"before": "second", "after": "lead", "retrained": "third"}
 """CSS class of each model's curves."""
 
 
@@ -184,7 +184,10 @@ def _figures(document: Mapping[str, Any]) -> Iterator[Figure]:
         area = curve["area"]
         yield Figure(
             curve_figure(
-                lines, x_label="log(1 + steps)", y_label="probability of the answer"
+                lines,
+                x_label="training steps",
+                y_label="probability of the answer",
+                ticks={float(np.log1p(n)): str(n) for n in curve["steps"]},
             ),
             [(f"curve {line.css}", line.name) for line in lines],
             "Relearning.",
@@ -202,13 +205,11 @@ def _attack_figures(scores: Mapping[str, Any]) -> Iterator[Figure]:
     attack = LEARNED if LEARNED in attacks else "min_k"
     label = ATTACKS.get(attack, (attack, ""))[0]
     bands, key = {}, []
-    for css, name in zip(
-        plots.CURVES, [n for n in MODELS if n in scores], strict=False
-    ):
+    # The order in which a ROC figure gives out the classes of `MODELS`.
+    for name in sorted(scores, key=lambda name: plots.CURVES.index(MODELS[name])):
         sides = [np.array(scores[name][side][attack]) for side in ("forget", "holdout")]
-        finite = [side[np.isfinite(side)] for side in sides]
-        bands[name] = roc_band(*finite)
-        key.append((f"curve {css}", name))
+        bands[name] = roc_band(*(side[np.isfinite(side)] for side in sides))
+        key.append((f"curve {MODELS[name]}", name))
     count = len(scores["after"]["holdout"][attack])
     yield Figure(
         plots.roc_figure(bands, count),
@@ -217,6 +218,7 @@ def _attack_figures(scores: Mapping[str, Any]) -> Iterator[Figure]:
         "Forgotten against unseen texts under each model. After good unlearning the "
         "curve is that of the retrained model; one far below the diagonal gives the "
         "forgotten texts away as well.",
+        tall=True,
     )
     for name in ("before", "after", "retrained"):
         if name not in scores:
@@ -255,7 +257,7 @@ def _layer_figure(part: str, found: Mapping[str, Any]) -> Figure:
             lines,
             x_label="layers passed",
             y_label="linear CKA",
-            ticks=list(range(0, count, step)),
+            ticks={n: str(n) for n in range(0, count, step)},
         ),
         [(f"curve {line.css}", line.name) for line in lines],
         f"Similarity to the retrained model, {what} texts.",

@@ -70,7 +70,7 @@ def test_the_page_of_one_run_has_its_numbers(runs):
 @pytest.mark.parametrize(
     ("after", "words"),
     [
-        (OVER, ["more than a model that never saw", "Over-forgotten", "less familiar"]),
+        (OVER, ["forget too much", "Over-forgotten", "less familiar"]),
         (OVER, ["Forget quality alone misleads", "Utility lost"]),
         (LEAKING, ["still recognised", "an attack still tells"]),
         ({}, ["No leak beyond retraining", "Utility kept"]),

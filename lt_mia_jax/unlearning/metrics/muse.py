@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lt_mia_jax.attacks.metrics import auc
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.unlearning.metrics.checks import (
     PerItem,
@@ -131,6 +130,8 @@ def member_auc(forget: Values, holdout: Values, model: str = "audited") -> float
       InputError: no text on a side, or NaN.
     """
     members = per_item(f"forget scores of the {model} model", forget)
-    others = per_item(f"holdout scores of the {model} model", holdout)
-    labels = np.repeat([1, 0], [len(members), len(others)])
-    return auc(labels, np.concatenate([members, others]))
+    others = np.sort(per_item(f"holdout scores of the {model} model", holdout))
+    # Counts of holdout texts below, and not above, each forget text: ties are halves.
+    below = np.searchsorted(others, members, side="left").sum()
+    reached = np.searchsorted(others, members, side="right").sum()
+    return float(below + reached) / (2 * len(members) * len(others))
