@@ -117,7 +117,9 @@ def write_evaluation(
     if not options.evaluated:
         return
     if jax.process_count() > 1:
-        log.warning("no report from several processes; the same command in one writes it")
+        log.warning(
+            "no report from several processes; the same command in one writes it"
+        )
         return
     material = _material(options, forget, retain)
     subjects = {"before": before, "after": after}

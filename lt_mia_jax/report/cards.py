@@ -24,6 +24,10 @@ CONTROLS = ("before", "full", "retrained")
 
 Card = Mapping[str, Any]
 
+_ESTIMATE = Fields(
+    {"value": "number"}, {"low": Maybe("number"), "high": Maybe("number")}
+)
+_MODEL = Fields({"n_forget": "count", "forget_probability": _ESTIMATE})
 _SAID = Fields(
     {
         "answer": "text",
@@ -41,7 +45,7 @@ DOCUMENT: Schema = Fields(
         "method": "text",
         "settings": MapOf("anything"),
         "forget": "text",
-        "models": Fields({"before": MapOf("anything"), "after": MapOf("anything")}),
+        "models": Fields({"before": _MODEL, "after": _MODEL}),
         "examples": ListOf(
             Fields(
                 {
@@ -82,9 +86,6 @@ DOCUMENT: Schema = Fields(
         "versions": MapOf("text"),
         "command": "text",
     }
-)
-_ESTIMATE = Fields(
-    {"value": "number"}, {"low": Maybe("number"), "high": Maybe("number")}
 )
 _OTHERS = {
     "n_forget": "count",
@@ -167,6 +168,11 @@ def read_document(directory: Path | str) -> Mapping[str, Any]:
             problem
             for name, card in document["models"].items()
             for problem in card_problems(card, f"models.{name}")
+        ]
+        found += [
+            f"examples[{i}].said has {sorted(example['said'])} instead of the models"
+            for i, example in enumerate(document["examples"])
+            if example["said"].keys() != document["models"].keys()
         ]
     _raise_if(str(path), iter(found))
     return document

@@ -193,6 +193,16 @@ def test_kinds_do_not_mix(runs, tmp_path, capsys):
         render([write(tmp_path / "broken", broken)])
 
 
+def test_answers_of_other_models_are_refused(tmp_path):
+    content = document()
+    content["examples"][1]["said"] = {"after": content["examples"][1]["said"]["after"]}
+    with pytest.raises(InputError, match=r"examples\[1\]\.said has \['after'\]"):
+        render([write(tmp_path / "run", content)])
+    # Cards of tables that were made without attacks or intervals.
+    bare = {"forget_probability": {"value": 0.2}, "retain_probability": {"value": 0.9}}
+    assert "0.200" in render_comparison({"a": {"npo": [bare], "rmu": [bare]}})
+
+
 def test_pages_are_safe_and_refer_to_nothing(runs, tmp_path):
     def hostile(value):
         if isinstance(value, dict):
