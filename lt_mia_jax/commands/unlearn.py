@@ -9,6 +9,12 @@ from typing import Any
 from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
 from lt_mia_jax.commands.devices import Devices, DevicesFlags
 from lt_mia_jax.commands.finetune import Lora
+from lt_mia_jax.commands.unlearn_report import (
+    Evaluation,
+    EvaluationFlags,
+    check_evaluation,
+    write_evaluation,
+)
 from lt_mia_jax.data.answers import AnswerTemplate, EncodedAnswers, encode_answers
 from lt_mia_jax.data.questions import Question, check_disjoint, read_questions
 from lt_mia_jax.data.tokenize import check_vocabulary
@@ -17,6 +23,7 @@ from lt_mia_jax.executor import fetch, is_primary, wait_for_all
 from lt_mia_jax.files import write_json
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.provenance import write_run_record
+from lt_mia_jax.unlearning.evaluate import Subject
 from lt_mia_jax.unlearning.methods import METHODS, Method
 from lt_mia_jax.unlearning.train import ForgetTexts, UnlearnConfig, unlearn
 
@@ -27,7 +34,7 @@ DEFAULT = "npo"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Unlearn:
-    """Make a model forget texts, and write a Hugging Face directory.
+    """Make a model forget texts; write a Hugging Face directory and a report.
 
     --method NAME chooses how (--help then shows that method's own settings); the run
     continues where it was interrupted, with the same result.
@@ -78,6 +85,9 @@ class Unlearn:
 
     seed: int = 0
     """Seed of the order of texts, and of all draws."""
+
+    evaluation: EvaluationFlags = dataclasses.field(default_factory=Evaluation)
+    """What the result is compared with."""
 
     devices: DevicesFlags = dataclasses.field(default_factory=Devices)
     """Where it runs."""
@@ -138,6 +148,7 @@ def run(config: Unlearn) -> None:
         raise InputError(f"{config.forget}: no rows; there is nothing to forget")
     if retain is not None:
         check_disjoint(forget, retain)
+    check_evaluation(config.evaluation, forget, retain)
     refusals = () if config.refusals is None else read_questions(config.refusals)
     executor = config.devices.make()
     model, params, tokenizer = load_pretrained(config.model, mesh=executor.mesh)
@@ -173,22 +184,34 @@ def run(config: Unlearn) -> None:
         executor=executor,
         save_every_seconds=config.save_seconds,
     )
-    params = fetch(result.params)
+    before, params = fetch(params), fetch(result.params)
+    card = {
+        "method": type(result.method).__name__,
+        "settings": dataclasses.asdict(result.method),
+        "model": config.model,
+        "forget": {"file": str(config.forget), "rows": len(forget)},
+        "retain": None
+        if retain is None
+        else {"file": str(config.retain), "rows": len(retain)},
+        "steps": result.steps,
+    }
     if is_primary():
         save_pretrained(config.out, model, params, tokenizer, like=config.model)
-        card = {
-            "method": type(result.method).__name__,
-            "settings": dataclasses.asdict(result.method),
-            "model": config.model,
-            "forget": {"file": str(config.forget), "rows": len(forget)},
-            "retain": None
-            if retain is None
-            else {"file": str(config.retain), "rows": len(retain)},
-            "steps": result.steps,
-        }
         write_json(config.out / "unlearning.json", card)
     wait_for_all("model saved")
     log.info("wrote %s (%d steps)", config.out, result.steps)
+    subject = Subject(
+        LanguageModel(model), before, tokenizer, config.template, config.length
+    )
+    write_evaluation(
+        config.out,
+        config.evaluation,
+        forget,
+        retain,
+        subject,
+        subject._replace(params=params),
+        card,
+    )
 
 
 def refused(

@@ -1,5 +1,10 @@
-"""Audit and evaluation reports: one self-contained HTML page from run directories."""
+"""Reports: self-contained HTML pages of audits, evaluations and unlearning runs."""
 
-from lt_mia_jax.report.render import render, write_report
+from lt_mia_jax.report.render import (
+    render,
+    render_comparison,
+    write_comparison,
+    write_report,
+)
 
-__all__ = ["render", "write_report"]
+__all__ = ["render", "render_comparison", "write_comparison", "write_report"]

@@ -2,9 +2,10 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -12,7 +13,18 @@ from markupsafe import Markup
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import write_atomic
 from lt_mia_jax.report import wording
+from lt_mia_jax.report.cards import (
+    CONTROLS,
+    Card,
+    Group,
+    group_cards,
+    group_runs,
+    kind_of,
+    read_document,
+)
+from lt_mia_jax.report.comparison import view_group
 from lt_mia_jax.report.data import read_run
+from lt_mia_jax.report.unlearned import view_document
 from lt_mia_jax.report.views import TOP_TEXTS, view_run
 
 
@@ -24,14 +36,75 @@ def render(runs: Sequence[Path]) -> str:
     the page may run only the one script it carries, named by its hash.
 
     Args:
-      runs: directories with `summary.json` and `scores.jsonl`.
+      runs: directories with `summary.json` and `scores.jsonl`, or directories with the
+        `card.json` of an unlearning run; one of these has a page of its own, several
+        are compared.
 
     Raises:
-      InputError: no run, or a run that is incomplete or malformed.
+      InputError: no run, runs of both kinds, or a run that is incomplete or malformed.
     """
     if not runs:
         raise InputError("no run directories; give at least one to --runs")
+    kinds = {str(path): kind_of(path) for path in runs}
+    if len(set(kinds.values())) > 1:
+        found = ", ".join(f"{path} ({kind})" for path, kind in kinds.items())
+        raise InputError(
+            f"runs of two kinds do not share a page: {found}; make one page of each"
+        )
+    if "unlearning" in kinds.values():
+        if len(runs) > 1:
+            return _comparison(group_runs(runs))
+        view = view_document(read_document(runs[0]))
+        return _page("unlearning.html.j2", view=view)
     views = [view_run(read_run(path), index) for index, path in enumerate(runs)]
+    return _page("page.html.j2", runs=views, top_texts=TOP_TEXTS)
+
+
+def render_comparison(
+    cards: Mapping[str, Mapping[str, Sequence[Card]]],
+    controls: Sequence[str] = CONTROLS,
+) -> str:
+    """The page that compares methods, from cards that lie in no run directory.
+
+    Args:
+      cards: of `unlearning.card.report_card`, one a seed, by title of a section and
+        name of a method; `{"failed": WHY}` for a run without result.
+      controls: how the names begin that are no methods but models to compare with.
+
+    Raises:
+      InputError: no cards, or malformed ones.
+    """
+    return _comparison(group_cards(cards, controls))
+
+
+def write_report(runs: Sequence[Path], out: Path) -> None:
+    """Render `runs` and write the page to `out`, atomically.
+
+    Raises:
+      InputError: as `render`, or `out` cannot be written.
+    """
+    write_atomic(out, render(runs))
+
+
+def write_comparison(
+    cards: Mapping[str, Mapping[str, Sequence[Card]]],
+    out: Path,
+    controls: Sequence[str] = CONTROLS,
+) -> None:
+    """Write the page of `render_comparison`, atomically."""
+    write_atomic(out, render_comparison(cards, controls))
+
+
+def _comparison(groups: Sequence[Group]) -> str:
+    methods = {e.name for group in groups for e in group.entries if not e.control}
+    return _page(
+        "comparison.html.j2",
+        title=f"Unlearning: {wording.plural(len(methods), 'method')} compared",
+        groups=[view_group(group, index) for index, group in enumerate(groups)],
+    )
+
+
+def _page(template: str, **content: Any) -> str:
     environment = Environment(
         loader=PackageLoader("lt_mia_jax.report", "."),
         autoescape=True,
@@ -50,19 +123,9 @@ def render(runs: Sequence[Path]) -> str:
     here = files("lt_mia_jax.report")
     script = (here / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("page.html.j2").render(
-        runs=views,
-        top_texts=TOP_TEXTS,
+    return environment.get_template(template).render(
         style=Markup((here / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=digest,
+        **content,
     )
-
-
-def write_report(runs: Sequence[Path], out: Path) -> None:
-    """Render `runs` and write the page to `out`, atomically.
-
-    Raises:
-      InputError: as `render`, or `out` cannot be written.
-    """
-    write_atomic(out, render(runs))

@@ -1,34 +1,53 @@
-"""The report card: what a model still knows, what it kept, and what still leaks.
+"""Measuring a model: what it still knows, what it kept, and what still leaks.
 
 `examine` measures one set of questions item by item; `membership` scores forgotten
-texts against texts that no model has seen; `report_card` turns the items of one model,
-and those of the retrained one, into numbers with intervals. Nothing is aggregated
-before the end, so that a card can be made again, or compared, from what was stored.
+texts against texts that no model has seen; `card.report_card` turns the items of one
+model, and those of the retrained one, into numbers with intervals. Other measurements
+stand beside: `stress` (rounding, relearning), `layers` (representations), `muse`.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Integer
 
 from lt_mia_jax.arrays import Array, Float, Params
 from lt_mia_jax.attacks import scores
-from lt_mia_jax.attacks.metrics import auc
+from lt_mia_jax.attacks.attack import Attack, score_features
 from lt_mia_jax.data.answers import AnswerTemplate, EncodedAnswers, encode_answers
 from lt_mia_jax.data.questions import Question
-from lt_mia_jax.data.texts import zlib_length
+from lt_mia_jax.data.texts import well_formed, zlib_length
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.features.lt_mia import assemble
+from lt_mia_jax.features.program import ExtractConfig
 from lt_mia_jax.features.scorer import TextScorer
+from lt_mia_jax.features.statistics import TokenStatistics, token_statistics
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.models.generation import greedy
 from lt_mia_jax.models.language_model import Intervention
 from lt_mia_jax.unlearning import metrics
-from lt_mia_jax.unlearning.metrics import Interval, bootstrap_interval
+from lt_mia_jax.unlearning.card import UTILITY, Items, Measured, report_card
+from lt_mia_jax.unlearning.metrics.checks import PerItem
+
+__all__ = [
+    "UTILITY",
+    "Items",
+    "Measured",
+    "Subject",
+    "examine",
+    "generate",
+    "measure_memo",
+    "membership",
+    "report_card",
+    "teacher_forced",
+]
 
 BATCH = 64
-UTILITY = metrics.UTILITY_SETS
+LEARNED = "lt_mia"
+"""Name of the learned attack's score."""
 
 
 class Subject(NamedTuple):
@@ -42,39 +61,34 @@ class Subject(NamedTuple):
     """Tokens a text is cut to."""
     intervention: Intervention | None = None
 
+    def edit(self, prompts: Integer[np.ndarray, " B"]) -> Any:
+        """The intervention on texts with prompts of so many tokens, as a pytree."""
+        del prompts  # interventions act on every token
+        bare = jax.tree.leaves(self.intervention) == [self.intervention]
+        # A plain function becomes a pytree without leaves.
+        return jax.tree_util.Partial(self.intervention) if bare else self.intervention
 
-class Items(NamedTuple):
-    """Values of each question of a set, `[N]`; NaN where a question has none."""
-
-    probability: Float[np.ndarray, " N"]
-    """exp(-mean loss of the answer)."""
-    rouge: Float[np.ndarray, " N"]
-    """ROUGE-L recall of the greedy answer."""
-    exact_memorisation: Float[np.ndarray, " N"]
-    extraction_strength: Float[np.ndarray, " N"]
-    slot_accuracy: Float[np.ndarray, " N"]
-    """Whether the value alone is predicted, teacher forced."""
-    slot_log_rank: Float[np.ndarray, " N"]
-    truth_ratio: Float[np.ndarray, " N"]
-    """Wrong answers over the paraphrased (or plain) right one."""
-    normalised_probability: Float[np.ndarray, " N"]
-    """Probability among right and wrong answers."""
-    generated: tuple[str, ...]
-    """The greedy answers."""
+    def encode(self, rows: Sequence[Question]) -> EncodedAnswers:
+        """Token ids and masks of questions with their answers."""
+        return encode_answers(
+            rows, self.tokenizer, max_length=self.length, template=self.template
+        )
 
 
 def examine(subject: Subject, rows: Sequence[Question]) -> Items:
     """Measure what a model says to each question.
+
+    Of plain text the second half of the tokens is what is to be generated.
 
     Raises:
       InputError: no rows, or rows that cannot be encoded.
     """
     if not rows:
         raise InputError("a set of questions to be examined is empty")
-    encoded = _encode(subject, rows)
-    answer = _statistics(subject, encoded, encoded.label_mask)
-    value = _statistics(subject, encoded, encoded.value_mask)
-    generated = _generate(subject, encoded)
+    encoded = subject.encode(rows)
+    answer = teacher_forced(subject, encoded, encoded.label_mask)
+    value = teacher_forced(subject, encoded, encoded.value_mask)
+    generated, expected = _answers(subject, rows, encoded)
     ratio = normalised = np.full(len(rows), np.nan)
     wrong = min(len(row.wrong_answers) for row in rows)
     if wrong:
@@ -94,7 +108,7 @@ def examine(subject: Subject, rows: Sequence[Question]) -> Items:
         )
     return Items(
         probability=metrics.probability(answer),
-        rouge=metrics.rouge_l_recall(generated, [row.answer for row in rows]),
+        rouge=_rouge(generated, expected),
         exact_memorisation=metrics.exact_memorisation(answer),
         extraction_strength=metrics.extraction_strength(answer),
         slot_accuracy=metrics.slot_accuracy(value),
@@ -109,23 +123,46 @@ def membership(
     subject: Subject,
     reference: Subject | None,
     rows: Sequence[Question],
+    *,
+    attack: Attack | None = None,
 ) -> dict[str, Float[np.ndarray, " N"]]:
     """Membership scores of texts, higher for members, by attack.
 
+    Only answers are scored: a question was a prompt in training, so that nothing of it
+    was learned, and its tokens would drown those that were. Of plain text every token
+    counts.
+
     Args:
-      subject: the model under audit.
+      subject: the model under audit, edited by its intervention if it has one.
       reference: the model that neither side was trained into; None leaves `ratio` out.
-      rows: questions; question and answer together are the text.
+      rows: questions with answers, or plain texts.
+      attack: a learned attack, `lt_mia`; needs a reference.
+
+    Raises:
+      InputError: an attack without a reference, or models that do not fit each other.
     """
-    encoded = _encode(subject, rows)
-    scorer = TextScorer(
-        subject.model,
-        subject.params,
-        None if reference is None else reference.model,
-        None if reference is None else reference.params,
-    )
-    stats = scorer(encoded).statistics
-    sizes = np.array([zlib_length(row.text) for row in rows])
+    if attack is not None and reference is None:
+        raise InputError(
+            "the learned attack compares with a reference; give the model from before "
+            "the texts were learned (--reference)"
+        )
+    encoded = subject.encode(rows)
+    k = 0 if attack is None else attack.k
+    if subject.intervention is None:
+        scorer = TextScorer(
+            subject.model,
+            subject.params,
+            None if reference is None else reference.model,
+            None if reference is None else reference.params,
+            ExtractConfig(k=k),
+        )
+        stats = scorer.statistics(encoded)
+    else:
+        stats = _edited_statistics(subject, reference, encoded, k)
+    answers = np.zeros(stats.valid.shape, bool)
+    answers[:, :-1] = encoded.label_mask[:, 1:] != 0
+    stats = stats._replace(valid=answers)
+    sizes = np.array([zlib_length(row.answer) for row in rows])
     found = {
         "loss": scores.loss(stats),
         "zlib": scores.zlib(stats, sizes),
@@ -134,89 +171,142 @@ def membership(
     }
     if reference is not None:
         found["ratio"] = scores.ratio(stats)
+    if attack is not None:
+        found[LEARNED] = score_features(attack, *assemble(stats))
     return {name: np.asarray(values, np.float64) for name, values in found.items()}
 
 
-class Measured(NamedTuple):
-    """Everything about one model that a card is made of."""
-
-    sets: Mapping[str, Items]
-    """`forget`, and for model utility `retain`, `real_authors`, `world_facts`."""
-    forget_scores: Mapping[str, Float[np.ndarray, " N"]]
-    """Membership scores of forgotten texts."""
-    holdout_scores: Mapping[str, Float[np.ndarray, " M"]]
-    """Of texts that no model has seen."""
-
-
-def report_card(
-    measured: Measured, retrained: Measured, *, seed: int = 0
-) -> dict[str, Any]:
-    """Numbers of a model beside the retrained one, each with a 95 % interval.
-
-    Intervals are over items; they say nothing about seeds of training. Forget quality
-    and its distance come from the exact two-sample test and have none.
+def measure_memo(
+    subject: Subject,
+    rows: Sequence[Question],
+    *,
+    step: int = 5,
+    max_new_tokens: int = 200,
+) -> PerItem:
+    """MEMO of each answer: many greedy continuations of each, so it is slow.
 
     Args:
-      measured: the model.
-      retrained: the model that never saw the forget texts.
-      seed: of the bootstrap.
+      subject: the model.
+      rows: questions with answers.
+      step: characters between prefixes.
+      max_new_tokens: of each continuation.
     """
-    interval = functools.partial(bootstrap_interval, seed=seed)
-    forget, truth = measured.sets["forget"], retrained.sets["forget"]
-    card: dict[str, Any] = {}
-    for name in (
-        "probability",
-        "rouge",
-        "exact_memorisation",
-        "extraction_strength",
-        "slot_accuracy",
-        "slot_log_rank",
-    ):
-        values = getattr(forget, name)
-        if not np.isnan(values).any():
-            card[f"forget_{name}"] = _interval(interval(_mean, values))
-    quality = metrics.forget_quality(forget.truth_ratio, truth.truth_ratio)
-    card["forget_truth_ratio"] = _interval(
-        interval(_mean, metrics.forget_truth_score(forget.truth_ratio))
+    prompts = [
+        ""
+        if row.question is None
+        else subject.template.prompt.replace("{question}", row.question)
+        for row in rows
+    ]
+    return metrics.memo(
+        prompts,
+        [row.answer for row in rows],
+        lambda texts: generate(subject, texts, max_new_tokens),
+        step=step,
     )
-    card["forget_quality"] = {
-        "value": quality.p_value,
-        "log10": quality.log10_p,
-        "distance": quality.distance,
-        "n": [quality.n_unlearned, quality.n_retrained],
-        "note": quality.note,
-    }
-    if set(UTILITY) <= set(measured.sets):
-        parts = metrics.utility_parts(_utility(measured.sets))
-        card["utility_parts"] = parts
-        groups = [
-            (x.probability, x.rouge_recall, x.truth_ratio)
-            for x in _utility(measured.sets).values()
-        ]
-        card["model_utility"] = _interval(interval(_model_utility, *groups))
-    for name, values in measured.forget_scores.items():
-        others = measured.holdout_scores[name]
-        card[f"auc_{name}"] = _interval(interval(_auc, values, others))
-        mine, theirs = (
-            _auc(x.forget_scores[name], x.holdout_scores[name])
-            for x in (measured, retrained)
-        )
-        card[f"leak_{name}"] = {"value": metrics.priv_leak(mine, theirs)}
-    if "min_k" in measured.forget_scores:
-        card["priv_leak"] = _interval(
-            interval(
-                _priv_leak,
-                (measured.forget_scores["min_k"], retrained.forget_scores["min_k"]),
-                (measured.holdout_scores["min_k"], retrained.holdout_scores["min_k"]),
-            )
-        )
-    return card
 
 
-def _encode(subject: Subject, rows: Sequence[Question]) -> EncodedAnswers:
-    return encode_answers(
-        rows, subject.tokenizer, max_length=subject.length, template=subject.template
-    )
+def generate(
+    subject: Subject, prompts: Sequence[str], max_new_tokens: int
+) -> list[str]:
+    """Greedy continuations of texts.
+
+    A prompt that leaves no room in the model's context is cut on the left.
+
+    Raises:
+      InputError: a prompt without a token.
+    """
+    room = subject.model.config.context
+    count = max(1, min(max_new_tokens, room // 2))
+    begin = [subject.tokenizer.bos_token_id] if subject.template.begin else []
+    encoded = subject.tokenizer(
+        [well_formed(prompt) for prompt in prompts],
+        add_special_tokens=False,
+        verbose=False,
+    )["input_ids"]
+    kept = room - count + 1 - len(begin)
+    ids = [[*begin, *each[-kept:]] for each in encoded]
+    empty = [i for i, each in enumerate(ids) if not each]
+    if empty:
+        raise InputError(
+            f"{len(empty)} of {len(ids)} prompts have no token, first number {empty[0]}"
+        )
+    lengths = np.array([len(each) for each in ids], np.int32)
+    padded = np.zeros((len(ids), int(lengths.max())), np.int32)
+    for row, each in zip(padded, ids, strict=True):
+        row[: len(each)] = each
+    return _greedy(subject, padded, lengths, np.full(len(ids), count))
+
+
+def teacher_forced(
+    subject: Subject, encoded: EncodedAnswers, mask: np.ndarray
+) -> metrics.AnswerStatistics:
+    """Statistics of the marked tokens of texts."""
+
+    def reduce(rows: np.ndarray, intervention: Any) -> metrics.AnswerStatistics:
+        return _reduce(
+            subject.model,
+            subject.params,
+            encoded.input_ids[rows],
+            mask[rows],
+            intervention,
+        )
+
+    return _in_batches(subject, encoded, reduce)
+
+
+def _in_batches(
+    subject: Subject,
+    encoded: EncodedAnswers,
+    reduce: Callable[[np.ndarray, Any], Any],
+) -> Any:
+    """`reduce(rows, intervention)` of all texts, in batches of one shape."""
+    count, prompts = len(encoded.input_ids), encoded.label_mask.argmax(axis=1)
+    parts = []
+    for start in range(0, count, BATCH):
+        rows = np.arange(start, start + BATCH)
+        kept = np.minimum(rows, count - 1)
+        found = reduce(kept, subject.edit(prompts[kept]))
+        real = int((rows < count).sum())
+        parts.append(jax.tree.map(lambda x, n=real: np.asarray(x)[:n], found))
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def _edited_statistics(
+    subject: Subject, reference: Subject | None, encoded: EncodedAnswers, k: int
+) -> TokenStatistics:
+    """What `TextScorer` gives, which knows no interventions."""
+
+    def reduce(rows: np.ndarray, intervention: Any) -> TokenStatistics:
+        return _reduce_pair(
+            subject.model,
+            None if reference is None else reference.model,
+            k,
+            subject.params,
+            None if reference is None else reference.params,
+            encoded.input_ids[rows],
+            encoded.attention_mask[rows],
+            intervention,
+        )
+
+    return _in_batches(subject, encoded, reduce)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _reduce_pair(
+    model: LanguageModel,
+    other: LanguageModel | None,
+    k: int,
+    params: Params,
+    other_params: Params | None,
+    ids: Array,
+    mask: Array,
+    intervention: Any,
+) -> TokenStatistics:
+    logits = model.apply(params, ids, intervention=intervention)
+    reference = None
+    if other is not None and other_params is not None:
+        reference = other.apply(other_params, ids)
+    return token_statistics(logits, reference, ids, mask, k=k)
 
 
 def _instead(row: Question, answer: str) -> Question:
@@ -224,27 +314,8 @@ def _instead(row: Question, answer: str) -> Question:
 
 
 def _nll(subject: Subject, rows: Sequence[Question]) -> Float[np.ndarray, " N"]:
-    encoded = _encode(subject, rows)
-    return metrics.mean_nll(_statistics(subject, encoded, encoded.label_mask))
-
-
-def _statistics(
-    subject: Subject, encoded: EncodedAnswers, mask: np.ndarray
-) -> metrics.AnswerStatistics:
-    parts = []
-    for start in range(0, len(mask), BATCH):
-        rows = np.arange(start, start + BATCH)
-        kept = np.minimum(rows, len(mask) - 1)
-        found = _reduce(
-            subject.model,
-            subject.params,
-            encoded.input_ids[kept],
-            mask[kept],
-            subject.intervention,
-        )
-        real = int((rows < len(mask)).sum())
-        parts.append(jax.tree.map(lambda x, n=real: np.asarray(x)[:n], found))
-    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    encoded = subject.encode(rows)
+    return metrics.mean_nll(teacher_forced(subject, encoded, encoded.label_mask))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -255,66 +326,71 @@ def _reduce(
     return metrics.answer_statistics(logits, ids, mask)
 
 
-def _generate(subject: Subject, encoded: EncodedAnswers) -> tuple[str, ...]:
-    first = encoded.label_mask.argmax(axis=1)
-    width, longest = int(first.max()), int(encoded.label_mask.sum(axis=1).max())
+def _rouge(generated: Sequence[str], expected: Sequence[str]) -> PerItem:
+    """ROUGE-L recall; NaN where nothing that ROUGE counts is expected."""
+    found = np.full(len(expected), np.nan)
+    rows = [i for i, text in enumerate(expected) if metrics.has_words(text)]
+    if rows:
+        found[rows] = metrics.rouge_l_recall(
+            [generated[i] for i in rows], [expected[i] for i in rows]
+        )
+    return found
+
+
+def _answers(
+    subject: Subject, rows: Sequence[Question], encoded: EncodedAnswers
+) -> tuple[tuple[str, ...], list[str]]:
+    """Greedy answers, and the right ones."""
+    lengths = encoded.attention_mask.sum(axis=1, dtype=np.int64)
+    plain = np.array([row.question is None for row in rows])
+    half = np.maximum(1, lengths // 2)
+    first = np.where(plain, half, encoded.label_mask.argmax(axis=1))
+    expected = [
+        row.answer
+        if row.question is not None
+        else subject.tokenizer.decode(ids[start:end], skip_special_tokens=True)
+        for row, ids, start, end in zip(
+            rows, encoded.input_ids, first, lengths, strict=True
+        )
+    ]
+    width = int(first.max())
     place = np.arange(width)[None, :]
     prompts = np.where(place < first[:, None], encoded.input_ids[:, :width], 0)
-    texts: list[str] = []
+    found = _greedy(
+        subject, prompts.astype(np.int32), first.astype(np.int32), lengths - first
+    )
+    return tuple(found), expected
+
+
+def _greedy(
+    subject: Subject, prompts: np.ndarray, lengths: np.ndarray, wanted: np.ndarray
+) -> list[str]:
+    """Continuations of at least `wanted` tokens each, where the context has room.
+
+    One program serves all rows, unless the longest prompt and the longest answer do
+    not fit the context together; then rows of like prompts share one.
+    """
+    room = subject.model.config.context
+    order = np.arange(len(prompts))
+    together = prompts.shape[1] + int(wanted.max()) - 1 <= room
+    if not together:
+        order = np.argsort(lengths, kind="stable")
+    texts = [""] * len(prompts)
     for start in range(0, len(prompts), BATCH):
-        kept = np.minimum(np.arange(start, start + BATCH), len(prompts) - 1)
+        kept = order[np.minimum(np.arange(start, start + BATCH), len(prompts) - 1)]
+        width = prompts.shape[1] if together else int(lengths[kept].max())
+        count = int((wanted if together else wanted[kept]).max())
         found = greedy(
             subject.model,
             subject.params,
-            prompts[kept].astype(np.int32),
-            first[kept].astype(np.int32),
-            max_new_tokens=longest,
+            prompts[kept, :width],
+            lengths[kept],
+            max_new_tokens=max(1, min(count, room - width + 1)),
             end_token=subject.tokenizer.eos_token_id,
-            intervention=subject.intervention,
+            intervention=subject.edit(lengths[kept]),
         )
-        tokens, lengths = np.asarray(found.tokens), np.asarray(found.lengths)
-        texts += [
-            subject.tokenizer.decode(row[:n], skip_special_tokens=True).strip()
-            for row, n in zip(tokens, lengths, strict=True)
-        ]
-    return tuple(texts[: len(prompts)])
-
-
-def _utility(sets: Mapping[str, Items]) -> dict[str, metrics.UtilityItems]:
-    return {
-        name: metrics.UtilityItems(
-            items.probability if name == "retain" else items.normalised_probability,
-            items.rouge,
-            items.truth_ratio,
-        )
-        for name, items in ((name, sets[name]) for name in UTILITY)
-    }
-
-
-def _model_utility(*groups: tuple[np.ndarray, ...]) -> float:
-    sets = {
-        name: metrics.UtilityItems(*group)
-        for name, group in zip(UTILITY, groups, strict=True)
-    }
-    return metrics.model_utility(metrics.utility_parts(sets))
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(np.mean(values))
-
-
-def _auc(members: np.ndarray, others: np.ndarray) -> float:
-    labels = np.repeat([1, 0], [len(members), len(others)])
-    return float(auc(labels, np.concatenate([members, others])))
-
-
-def _priv_leak(
-    forget: tuple[np.ndarray, np.ndarray], holdout: tuple[np.ndarray, np.ndarray]
-) -> float:
-    """Percent; on a draw where the retrained model separates perfectly, its limit."""
-    mine, theirs = (1 - _auc(f, h) for f, h in zip(forget, holdout, strict=True))
-    return 100 * (mine - theirs) / max(theirs, 1e-10)
-
-
-def _interval(found: Interval) -> dict[str, float]:
-    return {"value": found.value, "low": found.low, "high": found.high}
+        tokens, produced = np.asarray(found.tokens), np.asarray(found.lengths)
+        for row, ids, n in zip(kept, tokens, produced, strict=True):
+            decoded = subject.tokenizer.decode(ids[:n], skip_special_tokens=True)
+            texts[row] = decoded.strip()
+    return texts

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from lt_mia_jax.checkpoints import load_pretrained
@@ -26,7 +27,7 @@ def world(tmp_path_factory):
     return out
 
 
-def unlearn(world, out, *flags, forget="forget25", retain="retain75"):
+def unlearn(world, out, *flags, forget="forget25", retain="retain75", report=False):
     def path(name):
         return str(name if "/" in str(name) else world / "data" / f"{name}.jsonl")
 
@@ -36,7 +37,7 @@ def unlearn(world, out, *flags, forget="forget25", retain="retain75"):
         arguments += ["--retain", path(retain)]
     arguments += ["--template.prompt", "{question}", "--template.begin"]
     arguments += ["--epochs", "2", "--learning-rate", "1e-3", "--length", "28"]
-    arguments += ["--executor", "single"]
+    arguments += ["--executor", "single", "--evaluated", "12" if report else "0"]
     return main([*arguments, *flags])
 
 
@@ -66,10 +67,49 @@ def test_a_model_that_differs_and_says_how(world, tmp_path):
     assert any((old[name] != new[name]).any() for name in old)
 
 
-def test_refusals_from_a_file(world, tmp_path):
+def test_refusals_from_a_file_and_a_report_of_little(world, tmp_path):
     refusals = str(world / "data" / "idk.jsonl")
     flags = ("--method", "idk_nll", "--refusals", refusals)
-    assert unlearn(world, tmp_path / "out", *flags) == 0
+    assert unlearn(world, tmp_path / "out", *flags, report=True) == 0
+    found = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert list(found["models"]) == ["before", "after"]
+    for card in found["models"].values():
+        assert {"forget_probability", "forget_rouge", "retain_probability"} <= set(card)
+        assert "forget_extraction_strength" in card
+        assert "forget_quality" not in card
+    assert "No retrained model" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_report_beside_the_retrained_model(world, tmp_path, capsys):
+    data = world / "data"
+    flags = ["--holdout", data / "holdout25.jsonl", "--utility", data]
+    flags += ["--retrained", world / "models" / "retain75-seed0"]
+    flags += ["--probes", data / "forget25_perturbed.jsonl"]
+    flags += ["--reference", world / "models" / "base", "--quantise", "4", "--relearn"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert unlearn(world, one, *map(str, flags), report=True) == 0
+    found = json.loads((one / "card.json").read_text())
+    after, truth = found["models"]["after"], found["models"]["retrained"]
+    expected = {"model_utility", "forget_quality", "priv_leak", "auc_ratio"}
+    assert expected | {"completeness", "loss_gap_nats"} <= set(after)
+    assert truth["forget_quality"]["value"] == 1
+    assert truth["priv_leak"]["value"] == 0
+    rows = read_questions(data / "forget25_perturbed.jsonl")
+    assert {each["id"] for each in found["examples"]} <= {row.id for row in rows}
+    said = [each["said"]["after"]["probability"] for each in found["examples"]]
+    assert np.mean(said) == pytest.approx(after["forget_probability"]["value"])
+    assert len(found["layers"]["forget"]["models"]["after"]) == 2
+    assert [each["bits"] for each in found["rounded"]] == [4]
+    assert len(found["relearning"]["models"]["retrained"]) == 5
+    two.mkdir()
+    (two / "card.json").write_text((one / "card.json").read_text())
+    page = tmp_path / "both.html"
+    assert main(["report", "--runs", str(one), str(two), "--out", str(page)]) == 0
+    assert "compared" in page.read_text()
+    capsys.readouterr()
+    seen = ["--holdout", str(data / "retain75.jsonl")]
+    assert unlearn(world, tmp_path / "seen", *seen, report=True) == BAD_INPUT
+    assert "takes texts that no model has seen" in capsys.readouterr().err
 
 
 def test_mistakes_are_one_clear_line(world, tmp_path, capsys):

@@ -3,7 +3,11 @@
 import jax
 import numpy as np
 import pytest
+from quick_compile import jit
 
+from lt_mia_jax.attacks.attack import Attack
+from lt_mia_jax.attacks.classifier import init
+from lt_mia_jax.attacks.classifier_config import ClassifierConfig
 from lt_mia_jax.data.answers import encode_answers
 from lt_mia_jax.data.syntofu import (
     MAX_LENGTH,
@@ -14,13 +18,17 @@ from lt_mia_jax.data.syntofu import (
 )
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models import LanguageModel, gpt2_like
+from lt_mia_jax.unlearning import layers, stress
 from lt_mia_jax.unlearning.evaluate import (
     Measured,
     Subject,
     examine,
+    generate,
+    measure_memo,
     membership,
     report_card,
 )
+from lt_mia_jax.unlearning.interventions import Steering
 
 DATA = SynTofuConfig(
     background=2, fictitious=4, forget_percent=(25,), retain_evaluated=2
@@ -42,6 +50,9 @@ def subjects():
     ]
 
 
+apply = jit(lambda model, params, ids: model.apply(params, ids), static_argnums=0)
+
+
 def answer_loss(subject, rows):
     """Mean over the answer's tokens, one text at a time, in float64."""
     encoded = encode_answers(
@@ -49,7 +60,7 @@ def answer_loss(subject, rows):
     )
     found = []
     for ids, labels in zip(encoded.input_ids, encoded.label_mask, strict=True):
-        logits = subject.model.apply(subject.params, ids[None])
+        logits = apply(subject.model, subject.params, ids[None])
         logits = np.asarray(logits, np.float64)[0]
         log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         places = np.flatnonzero(labels)
@@ -76,6 +87,117 @@ def test_items_against_single_texts(subjects, splits):
     np.testing.assert_allclose(items.normalised_probability, share, rtol=1e-4)
     assert len(items.generated) == len(rows)
     assert not np.isnan(items.slot_accuracy).any()
+
+
+def test_attacks_score_answers_alone(subjects, splits):
+    rows = splits["holdout25"]
+    found = membership(subjects[0], subjects[1], rows)
+    mine, theirs = (answer_loss(subject, rows) for subject in subjects)
+    np.testing.assert_allclose(found["loss"], -mine, rtol=1e-4)
+    np.testing.assert_allclose(found["ratio"], -mine / theirs, rtol=1e-4)
+
+
+def test_an_intervention_is_part_of_the_model(subjects, splits):
+    rows = splits["holdout25"]
+    plain = membership(subjects[0], subjects[1], rows)
+    still = Steering(np.arange(16, dtype=np.float32), 0.0)
+    moved = Steering(np.arange(16, dtype=np.float32), 3.0)
+    same = membership(subjects[0]._replace(intervention=still), subjects[1], rows)
+    other = membership(subjects[0]._replace(intervention=moved), subjects[1], rows)
+    for name, values in plain.items():
+        np.testing.assert_allclose(same[name], values, rtol=1e-4)
+        assert np.abs(other[name] - values).max() > 1e-3
+
+
+def test_the_learned_attack_is_one_more_score(subjects, splits):
+    config = ClassifierConfig(
+        inputs=7 * 2 + 14, length=MAX_LENGTH, architecture="mlp", hidden=(4,)
+    )
+    attack = Attack(config, init(config, jax.random.key(3)), {})
+    rows = splits["holdout25"]
+    found = membership(subjects[0], subjects[1], rows, attack=attack)
+    # Scores belong to texts, whatever their order.
+    turned = membership(subjects[0], subjects[1], rows[::-1], attack=attack)
+    np.testing.assert_allclose(found["lt_mia"], turned["lt_mia"][::-1], rtol=1e-4)
+    assert len(np.unique(found["lt_mia"])) > 1
+    with pytest.raises(InputError, match="compares with a reference"):
+        membership(subjects[0], None, rows, attack=attack)
+
+
+def test_generation_from_text_is_that_from_tokens(subjects, splits):
+    rows = splits["forget25"][:5]
+    expected = examine(subjects[0], rows).generated
+    # The context leaves room for half of it; answers are cut at the shorter of both.
+    found = generate(subjects[0], [row.question for row in rows], 8)
+    for short, long in zip(found, expected, strict=True):
+        assert long.startswith(short) or short.startswith(long)
+    longer = [" ".join([row.question] * 9) for row in rows]
+    cut = generate(subjects[0], longer, 8)
+    words = [text.split() for text in longer]
+    kept = 32 - 8 + 1 - 1
+    assert cut == generate(subjects[0], [" ".join(w[-kept:]) for w in words], 8)
+    with pytest.raises(InputError, match="no token"):
+        generate(subjects[0]._replace(template=TEMPLATE.__class__()), [""], 4)
+
+
+def test_memo_and_plain_texts(subjects, splits):
+    rows = splits["forget25"][:2]
+    found = measure_memo(subjects[0], rows, step=20, max_new_tokens=4)
+    assert found.shape == (2,)
+    assert ((found >= 0) & (found <= 1)).all()
+    plain = [row._replace(question=None, value=None) for row in rows]
+    items = examine(subjects[0], plain)
+    assert np.isnan(items.truth_ratio).all()
+    assert not np.isnan(items.rouge).any()
+    unread = [row._replace(answer="? !", value=None) for row in rows]
+    assert np.isnan(examine(subjects[0], unread).rouge).all()
+
+
+def test_rounding_and_relearning(subjects, splits):
+    rows = splits["forget25"]
+    fine = examine(stress.quantised(subjects[0], 16), rows)
+    plain = examine(subjects[0], rows)
+    np.testing.assert_allclose(fine.probability, plain.probability, rtol=1e-3)
+    curve = stress.relearn(
+        subjects[0], rows[::2], rows[::2], steps=(0, 3), learning_rate=1e-2
+    )
+    start = plain.probability[::2].mean()
+    assert curve.probability[0] == pytest.approx(start, rel=1e-4)
+    assert curve.probability[1] > 1.5 * start
+    with pytest.raises(InputError, match="at least one each"):
+        stress.relearn(subjects[0], rows, [])
+    with pytest.raises(InputError, match="rising"):
+        stress.relearn(subjects[0], rows, rows, steps=(3, 0))
+
+
+def test_streams_by_layer(subjects, splits):
+    rows = splits["forget25"]
+    one, other = (layers.streams(subject, rows) for subject in subjects)
+    encoded = subjects[0].encode(rows)
+    assert len(one.text) == encoded.label_mask.sum()
+    # The embedding: token and position, of the token before each target.
+    text, place = np.nonzero(encoded.label_mask)
+    params = subjects[0].params["embedding"]
+    expected = (
+        np.asarray(params["tokens"])[encoded.input_ids[text, place - 1]]
+        + np.asarray(params["positions"])[place - 1]
+    )
+    np.testing.assert_allclose(one.layers[0], expected, rtol=1e-5)
+    assert layers.similarity(one, one) == pytest.approx([1.0, 1.0])
+    assert max(layers.similarity(one, other)) < 0.999
+    few = layers.streams(subjects[0], rows, tokens=7)
+    np.testing.assert_array_equal(few.layers[1], one.layers[1][:7])
+    plane = layers.flat_map({"a": one, "b": other})
+    assert plane["a"].shape == (len(rows), 2)
+    both = np.concatenate(list(plane.values()))
+    pooled = np.concatenate(
+        [
+            [s.layers[1][s.text == i].mean(0) for i in range(len(rows))]
+            for s in (one, other)
+        ]
+    ).astype(np.float64)
+    largest = np.sort(np.linalg.eigvalsh(np.cov(pooled.T)))[::-1][:2]
+    np.testing.assert_allclose(np.cov(both.T), np.diag(largest), atol=1e-9)
 
 
 def measured(subject, reference, splits):

@@ -1,5 +1,6 @@
 """Numbers of the unlearning report card: per-item values first, then aggregates."""
 
+from lt_mia_jax.unlearning.metrics.generation import has_words as has_words
 from lt_mia_jax.unlearning.metrics.generation import memo as memo
 from lt_mia_jax.unlearning.metrics.generation import ngram_entropy as ngram_entropy
 from lt_mia_jax.unlearning.metrics.generation import (
@@ -35,6 +36,7 @@ from lt_mia_jax.unlearning.metrics.muse import cut_at_stop as cut_at_stop
 from lt_mia_jax.unlearning.metrics.muse import (
     knowledge_memorisation as knowledge_memorisation,
 )
+from lt_mia_jax.unlearning.metrics.muse import member_auc as member_auc
 from lt_mia_jax.unlearning.metrics.muse import priv_leak as priv_leak
 from lt_mia_jax.unlearning.metrics.muse import (
     priv_leak_of_scores as priv_leak_of_scores,

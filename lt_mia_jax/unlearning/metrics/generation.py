@@ -87,7 +87,7 @@ def memo(
     items, prompts, expected = [], [], []
     for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
         for prompt, rest in _prefixes(question, answer, mode, step):
-            if _words(rest):
+            if has_words(rest):
                 items.append(i)
                 prompts.append(prompt)
                 expected.append(rest)
@@ -146,7 +146,7 @@ def _rouge(
     predictions = texts("predictions", predictions)
     references = texts("references", references)
     same_items(predictions=predictions, references=references)
-    empty = [i for i, text in enumerate(references) if not _words(text)]
+    empty = [i for i, text in enumerate(references) if not has_words(text)]
     if empty:
         raise InputError(
             f"{len(empty)} references have no word, first {empty[:5]}; ROUGE counts "
@@ -173,8 +173,8 @@ def _scorer(kind: str) -> Any:
     return RougeScorer([kind], use_stemmer=True)
 
 
-def _words(text: str) -> bool:
-    """Whether the library finds a word."""
+def has_words(text: str) -> bool:
+    """Whether ROUGE finds a word in it: ASCII letters and digits."""
     return any(c.isascii() and c.isalnum() for c in text.lower())
 
 

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lt_mia_jax.attacks.metrics import auc
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.unlearning.metrics.checks import (
     PerItem,
@@ -114,13 +113,25 @@ def priv_leak_of_scores(
 
     Source: MUSE, arXiv 2407.06460.
     """
-    unlearned = _auc("unlearned", forget_unlearned, holdout_unlearned)
-    retrained = _auc("retrained", forget_retrained, holdout_retrained)
+    unlearned = member_auc(forget_unlearned, holdout_unlearned, "unlearned")
+    retrained = member_auc(forget_retrained, holdout_retrained, "retrained")
     return PrivLeak(priv_leak(unlearned, retrained), unlearned, retrained)
 
 
-def _auc(model: str, forget: Values, holdout: Values) -> float:
+def member_auc(forget: Values, holdout: Values, model: str = "audited") -> float:
+    """AUC of forget texts (members) against holdout texts under one model.
+
+    Args:
+      forget: membership scores, higher for members.
+      holdout: of texts that no model has seen.
+      model: its name in messages.
+
+    Raises:
+      InputError: no text on a side, or NaN.
+    """
     members = per_item(f"forget scores of the {model} model", forget)
-    others = per_item(f"holdout scores of the {model} model", holdout)
-    labels = np.repeat([1, 0], [len(members), len(others)])
-    return auc(labels, np.concatenate([members, others]))
+    others = np.sort(per_item(f"holdout scores of the {model} model", holdout))
+    # Counts of holdout texts below, and not above, each forget text: ties are halves.
+    below = np.searchsorted(others, members, side="left").sum()
+    reached = np.searchsorted(others, members, side="right").sum()
+    return float(below + reached) / (2 * len(members) * len(others))

@@ -1,0 +1,406 @@
+"""What `lt-mia unlearn` says of its result: `card.json` and `report.html`."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+
+from lt_mia_jax.attacks.storage import Attack, load_attack
+from lt_mia_jax.checkpoints import load_pretrained
+from lt_mia_jax.commands.results import command_line
+from lt_mia_jax.configs import to_dict
+from lt_mia_jax.data.questions import Question, read_questions
+from lt_mia_jax.data.texts import fingerprint, text_id
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.files import write_json
+from lt_mia_jax.models import LanguageModel
+from lt_mia_jax.provenance import versions
+from lt_mia_jax.report import write_report
+from lt_mia_jax.unlearning import layers, metrics, stress
+from lt_mia_jax.unlearning.card import UTILITY, Measured, report_card
+from lt_mia_jax.unlearning.evaluate import (
+    Subject,
+    examine,
+    measure_memo,
+    membership,
+)
+
+log = logging.getLogger(__name__)
+
+CARD = "card.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What the result is compared with, and how much is measured."""
+
+    holdout: Path | None = None
+    """JSONL of texts like those to forget that no model has seen; attacks need them."""
+
+    retrained: str | None = None
+    """The gold standard: a model trained without the texts to forget."""
+
+    probes: Path | None = None
+    """JSONL of the questions to forget with `wrong_answers` and `paraphrased_answer`,
+    for truth ratio and forget quality; without it --forget is asked."""
+
+    utility: Path | None = None
+    """Folder with retain_perturbed.jsonl, real_authors_perturbed.jsonl and
+    world_facts_perturbed.jsonl, as `lt-mia syntofu` writes them, for model utility."""
+
+    reference: str | None = None
+    """The model from before any of the texts were learned, for attacks with one."""
+
+    attack: Path | None = None
+    """A learned attack (DIR/attack of `lt-mia train` or `demo`); needs --reference."""
+
+    quantise: tuple[int, ...] = ()
+    """Bits to round the weights to, such as 8 4: what comes back?"""
+
+    relearn: bool = False
+    """Teach half of the forgotten questions again: does the other half come back?"""
+
+    memo: bool = False
+    """Measure MEMO, which generates from many beginnings of each answer; slow."""
+
+    evaluated: int = 400
+    """Rows of each set that are measured at most; 0 writes no report."""
+
+
+EvaluationFlags = Annotated[Evaluation, tyro.conf.arg(name="")]
+"""As a field of a command: its flags have no prefix."""
+
+
+def check_evaluation(
+    options: Evaluation,
+    forget: Sequence[Question],
+    retain: Sequence[Question] | None,
+) -> None:
+    """Read every file of the evaluation, so that mistakes show before training.
+
+    Raises:
+      InputError: a file cannot be used, or texts stand where they must not.
+    """
+    if options.evaluated:
+        _material(options, forget, retain)
+        _attack(options, forget)
+
+
+def write_evaluation(
+    out: Path,
+    options: Evaluation,
+    forget: Sequence[Question],
+    retain: Sequence[Question] | None,
+    before: Subject,
+    after: Subject,
+    about: Mapping[str, Any],
+) -> None:
+    """Measure a model before and after unlearning; write `card.json` and the page.
+
+    Args:
+      out: the folder of the run.
+      options: what to measure.
+      forget: what was to be forgotten.
+      retain: what was to be kept.
+      before: the model before.
+      after: the model after, with its intervention if it has one.
+      about: method, settings and steps, as in `unlearning.json`.
+
+    Raises:
+      InputError: a file or a model cannot be used, or texts stand where they must not.
+    """
+    if not options.evaluated:
+        return
+    if jax.process_count() > 1:
+        log.warning(
+            "no report from several processes; the same command in one writes it"
+        )
+        return
+    material = _material(options, forget, retain)
+    subjects = {"before": before, "after": after}
+    reference = None
+    if options.reference is not None:
+        reference = _load(options.reference, "reference", before)
+    if options.retrained is not None:
+        subjects["retrained"] = _load(options.retrained, "retrained", before)
+    attack = _attack(options, forget)
+    measured: dict[str, Measured] = {}
+    for name, subject in subjects.items():
+        log.info("measuring the model %s", _SAID.get(name, name))
+        measured[name] = _measure(subject, reference, attack, material, options.memo)
+    truth = measured.get("retrained")
+    cards = {
+        name: report_card(found, truth, original=measured["before"])
+        for name, found in measured.items()
+    }
+    notes = list(dict.fromkeys(n for c in cards.values() for n in c.pop("notes", ())))
+    method = str(about["method"])
+    document = {
+        "kind": "unlearning",
+        "title": f"{method}: {Path(about['model']).name} forgets "
+        f"{Path(about['forget']['file']).stem}",
+        "method": method,
+        "settings": about["settings"],
+        "forget": fingerprint([text_id(row.text) for row in material.sets["forget"]]),
+        "models": cards,
+        "examples": _examples(material.sets["forget"], measured),
+        "scores": _scores(measured),
+        "layers": None,
+        "map": None,
+        "rounded": _rounded(options.quantise, subjects, material, measured),
+        "relearning": _relearning(subjects, material) if options.relearn else None,
+        "notes": notes,
+        "about": dict(about),
+        "config": to_dict(options),
+        "versions": versions(),
+        "command": command_line(),
+    }
+    if "retrained" in subjects:
+        document |= _layers(subjects, material)
+    write_json(out / CARD, document)
+    write_report([out], out / "report.html")
+    log.info("wrote %s", out / "report.html")
+
+
+_SAID = {"before": "before unlearning", "after": "after unlearning"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Material:
+    sets: Mapping[str, Sequence[Question]]
+    """Questions by set; `forget` is always there."""
+    texts: Sequence[Question]
+    """Forgotten texts, as they were trained on, for attacks."""
+    holdout: Sequence[Question]
+
+
+def _material(
+    options: Evaluation,
+    forget: Sequence[Question],
+    retain: Sequence[Question] | None,
+) -> _Material:
+    def some(rows: Sequence[Question]) -> list[Question]:
+        """Evenly spaced rows, in their order."""
+        count = min(len(rows), options.evaluated)
+        kept = np.linspace(0, len(rows) - 1, count).round().astype(int)
+        return [rows[i] for i in kept]
+
+    probes = forget if options.probes is None else read_questions(options.probes)
+    sets = {"forget": some(probes)}
+    if options.utility is not None:
+        for name in UTILITY:
+            file = options.utility / f"{name}_perturbed.jsonl"
+            sets[name] = some(read_questions(file))
+    elif retain:
+        sets["retain"] = some(retain)
+    holdout: list[Question] = []
+    if options.holdout is not None:
+        holdout = read_questions(options.holdout)
+        trained = {text_id(row.text) for row in (*forget, *(retain or ()))}
+        seen = [row for row in holdout if text_id(row.text) in trained]
+        if seen:
+            raise InputError(
+                f"{options.holdout}: {len(seen)} of {len(holdout)} texts are among "
+                f"those to forget or to keep, first {seen[0].name}; --holdout takes "
+                "texts that no model has seen"
+            )
+    return _Material(sets, some(forget), some(holdout) if holdout else [])
+
+
+def _load(name: str, role: str, like: Subject) -> Subject:
+    config, params, tokenizer = load_pretrained(name)
+    if tokenizer.get_vocab() != like.tokenizer.get_vocab():
+        raise InputError(
+            f"--{role} {name}: its tokenizer is not that of --model; expected a model "
+            "of the same family, trained on the same tokens"
+        )
+    return Subject(
+        LanguageModel(config), params, like.tokenizer, like.template, like.length
+    )
+
+
+def _attack(options: Evaluation, forget: Sequence[Question]) -> Attack | None:
+    if options.attack is None:
+        return None
+    if options.holdout is None or options.reference is None:
+        raise InputError(
+            "--attack compares forgotten with unseen texts, and the model with a "
+            "reference; give --holdout and --reference"
+        )
+    attack = load_attack(options.attack)
+    seen = [row for row in forget if text_id(row.text) in attack.text_ids]
+    if seen:
+        raise InputError(
+            f"{options.attack}: {len(seen)} of the texts to forget were used to train "
+            f"the attack, first {seen[0].name}; train it on other texts"
+        )
+    return attack
+
+
+def _measure(
+    subject: Subject,
+    reference: Subject | None,
+    attack: Attack | None,
+    material: _Material,
+    memo: bool,
+) -> Measured:
+    scores: list[dict[str, np.ndarray]] = [{}, {}]
+    if material.holdout:
+        scores = [
+            membership(subject, reference, rows, attack=attack)
+            for rows in (material.texts, material.holdout)
+        ]
+    return Measured(
+        {name: examine(subject, rows) for name, rows in material.sets.items()},
+        *scores,
+        memo=measure_memo(subject, material.sets["forget"]) if memo else None,
+    )
+
+
+def _examples(
+    rows: Sequence[Question], measured: Mapping[str, Measured]
+) -> list[dict[str, Any]]:
+    """Every forgotten question, with what each model says to it."""
+    return [
+        {
+            "id": row.id,
+            "topic": row.topic,
+            "question": row.question,
+            "answer": row.answer,
+            "said": {
+                name: {
+                    "answer": found.sets["forget"].generated[i],
+                    "probability": float(found.sets["forget"].probability[i]),
+                    "rouge": _number(found.sets["forget"].rouge[i]),
+                    "extraction": _number(found.sets["forget"].extraction_strength[i]),
+                }
+                for name, found in measured.items()
+            },
+        }
+        for i, row in enumerate(rows)
+    ]
+
+
+def _scores(measured: Mapping[str, Measured]) -> dict[str, Any]:
+    """Membership scores by model, side and attack, for curves and histograms."""
+    return {
+        name: {
+            side: {attack: x.tolist() for attack, x in scores.items()}
+            for side, scores in (
+                ("forget", found.forget_scores),
+                ("holdout", found.holdout_scores),
+            )
+        }
+        for name, found in measured.items()
+        if found.forget_scores
+    }
+
+
+def _rounded(
+    widths: Sequence[int],
+    subjects: Mapping[str, Subject],
+    material: _Material,
+    measured: Mapping[str, Measured],
+) -> list[dict[str, Any]]:
+    """The forget set under rounded weights, one entry a number of bits."""
+    found = []
+    for bits in widths:
+        items = {
+            name: examine(stress.quantised(x, bits), material.sets["forget"])
+            for name, x in subjects.items()
+            if name != "before"
+        }
+        entry: dict[str, Any] = {
+            "bits": bits,
+            "changed_codes": metrics.changed_codes(
+                subjects["before"].params, subjects["after"].params, bits
+            ),
+            "models": {
+                name: report_card(Measured({"forget": x})) for name, x in items.items()
+            },
+            "recovered": None,
+        }
+        if "retrained" in items:
+            original, zero = (
+                float(x.probability.mean())
+                for x in (measured["before"].sets["forget"], items["retrained"])
+            )
+            if original != zero:
+                entry["recovered"] = metrics.recovered_fraction(
+                    float(items["after"].probability.mean()),
+                    original=original,
+                    retrained=zero,
+                )
+        found.append(entry)
+    return found
+
+
+def _relearning(
+    subjects: Mapping[str, Subject], material: _Material
+) -> dict[str, Any] | None:
+    """Every other forgotten question is taught, the rest is asked."""
+    rows = material.sets["forget"]
+    if len(rows) < 2:
+        return None
+    curves = {
+        name: stress.relearn(subject, rows[::2], rows[1::2])
+        for name, subject in subjects.items()
+        if name != "before"
+    }
+    after, truth = curves["after"], curves.get("retrained")
+    found: dict[str, Any] = {
+        "steps": list(after.steps),
+        "models": {name: x.probability.tolist() for name, x in curves.items()},
+        "area": None,
+        "robustness": None,
+    }
+    if truth is not None:
+        found["area"] = metrics.relearning_area(
+            after.steps, after.probability, truth.probability
+        )
+        found["robustness"] = metrics.relearning_robustness(
+            unlearned_before=float(after.probability[0]),
+            unlearned_after=float(after.probability[-1]),
+            retrained_before=float(truth.probability[0]),
+            retrained_after=float(truth.probability[-1]),
+        )
+    return found
+
+
+def _layers(subjects: Mapping[str, Subject], material: _Material) -> dict[str, Any]:
+    """Similarity to the retrained model by layer, and texts in the plane."""
+    shapes = {(s.model.config.layers, s.model.config.width) for s in subjects.values()}
+    if len(shapes) > 1:
+        log.warning("the retrained model has another shape; no layers are compared")
+        return {}
+    similar: dict[str, Any] = {}
+    plane: dict[str, Any] = {}
+    for part in ("forget", "retain"):
+        if part not in material.sets:
+            continue
+        streams = {
+            name: layers.streams(subject, material.sets[part])
+            for name, subject in subjects.items()
+        }
+        similar[part] = {
+            "tokens": len(streams["after"].text),
+            "models": {
+                name: layers.similarity(found, streams["retrained"])
+                for name, found in streams.items()
+                if name != "retrained"
+            },
+        }
+        plane[part] = {
+            name: np.round(x, 4).tolist()
+            for name, x in layers.flat_map(streams).items()
+        }
+    return {"layers": similar, "map": plane}
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
