@@ -1,13 +1,44 @@
-"""Paths, selection and sizes of parameter trees."""
+"""Paths, selection and sizes of parameter trees; dataclasses that are trees."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
 
 from lt_mia_jax.errors import InputError
+
+Class = TypeVar("Class", bound=type)
+
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+def pytree(cls: Class) -> Class:
+    """A frozen dataclass that is a pytree, equal to nothing but itself.
+
+    Fields are children, but for those with `metadata={"static": True}`: they are part
+    of the structure, and must be hashable.
+    """
+    made = dataclass(frozen=True, eq=False)(cls)
+    static = [f.name for f in fields(made) if f.metadata.get("static")]
+    names = [f.name for f in fields(made) if f.name not in static]
+
+    def join(settings: Sequence[Any], children: Sequence[Any]) -> Any:
+        # Past the constructor: children may be anything while jax transforms a tree.
+        node = object.__new__(made)
+        for name, child in zip([*names, *static], [*children, *settings], strict=True):
+            object.__setattr__(node, name, child)
+        return node
+
+    def split(node: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        return (
+            tuple(getattr(node, name) for name in names),
+            tuple(getattr(node, name) for name in static),
+        )
+
+    jax.tree_util.register_pytree_node(made, split, join)
+    return made
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ before the end, so that a card can be made again, or compared, from what was sto
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,11 +21,13 @@ from lt_mia_jax.data.questions import Question
 from lt_mia_jax.data.texts import zlib_length
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.features.scorer import TextScorer
+from lt_mia_jax.features.statistics import TokenStatistics, token_statistics
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.models.generation import greedy
 from lt_mia_jax.models.language_model import Intervention
 from lt_mia_jax.unlearning import metrics
 from lt_mia_jax.unlearning.metrics import Interval, bootstrap_interval
+from lt_mia_jax.unlearning.placement import prompted
 
 BATCH = 64
 UTILITY = metrics.UTILITY_SETS
@@ -41,6 +43,8 @@ class Subject(NamedTuple):
     length: int
     """Tokens a text is cut to."""
     intervention: Intervention | None = None
+    """What the model comes with, as `storage.load_intervention` gives it; it is told
+    here where prompts end."""
 
 
 class Items(NamedTuple):
@@ -118,13 +122,16 @@ def membership(
       rows: questions; question and answer together are the text.
     """
     encoded = _encode(subject, rows)
-    scorer = TextScorer(
-        subject.model,
-        subject.params,
-        None if reference is None else reference.model,
-        None if reference is None else reference.params,
-    )
-    stats = scorer(encoded).statistics
+    if subject.intervention is None:
+        scorer = TextScorer(
+            subject.model,
+            subject.params,
+            None if reference is None else reference.model,
+            None if reference is None else reference.params,
+        )
+        stats = scorer(encoded).statistics
+    else:
+        stats = _edited_statistics(subject, reference, encoded)
     sizes = np.array([zlib_length(row.text) for row in rows])
     found = {
         "loss": scores.loss(stats),
@@ -231,20 +238,72 @@ def _nll(subject: Subject, rows: Sequence[Question]) -> Float[np.ndarray, " N"]:
 def _statistics(
     subject: Subject, encoded: EncodedAnswers, mask: np.ndarray
 ) -> metrics.AnswerStatistics:
-    parts = []
-    for start in range(0, len(mask), BATCH):
-        rows = np.arange(start, start + BATCH)
-        kept = np.minimum(rows, len(mask) - 1)
-        found = _reduce(
+    def reduce(rows: np.ndarray, intervention: Any) -> metrics.AnswerStatistics:
+        return _reduce(
             subject.model,
             subject.params,
-            encoded.input_ids[kept],
-            mask[kept],
-            subject.intervention,
+            encoded.input_ids[rows],
+            mask[rows],
+            intervention,
         )
-        real = int((rows < len(mask)).sum())
+
+    return _in_batches(subject, encoded, reduce)
+
+
+def _in_batches(
+    subject: Subject,
+    encoded: EncodedAnswers,
+    reduce: Callable[[np.ndarray, Any], Any],
+) -> Any:
+    """`reduce(rows, intervention)` of all texts, the intervention told their prompts.
+
+    Prompts are those of the texts, whatever part of the answer is looked at.
+    """
+    count, prompts = len(encoded.input_ids), encoded.label_mask.argmax(axis=1)
+    parts = []
+    for start in range(0, count, BATCH):
+        rows = np.arange(start, start + BATCH)
+        kept = np.minimum(rows, count - 1)
+        found = reduce(kept, prompted(subject.intervention, prompts[kept]))
+        real = int((rows < count).sum())
         parts.append(jax.tree.map(lambda x, n=real: np.asarray(x)[:n], found))
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def _edited_statistics(
+    subject: Subject, reference: Subject | None, encoded: EncodedAnswers
+) -> TokenStatistics:
+    """What `TextScorer` gives, which knows neither interventions nor prompts."""
+
+    def reduce(rows: np.ndarray, intervention: Any) -> TokenStatistics:
+        return _reduce_pair(
+            subject.model,
+            None if reference is None else reference.model,
+            subject.params,
+            None if reference is None else reference.params,
+            encoded.input_ids[rows],
+            encoded.attention_mask[rows],
+            intervention,
+        )
+
+    return _in_batches(subject, encoded, reduce)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _reduce_pair(
+    model: LanguageModel,
+    other: LanguageModel | None,
+    params: Params,
+    other_params: Params | None,
+    ids: Array,
+    mask: Array,
+    intervention: Any,
+) -> TokenStatistics:
+    logits = model.apply(params, ids, intervention=intervention)
+    reference = None
+    if other is not None and other_params is not None:
+        reference = other.apply(other_params, ids)
+    return token_statistics(logits, reference, ids, mask, k=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -270,7 +329,7 @@ def _generate(subject: Subject, encoded: EncodedAnswers) -> tuple[str, ...]:
             first[kept].astype(np.int32),
             max_new_tokens=longest,
             end_token=subject.tokenizer.eos_token_id,
-            intervention=subject.intervention,
+            intervention=prompted(subject.intervention, first[kept]),
         )
         tokens, lengths = np.asarray(found.tokens), np.asarray(found.lengths)
         texts += [

@@ -206,7 +206,7 @@ def test_continues_exactly(tmp_path):
     config = dataclasses.replace(FAST)
     from lt_mia_jax.unlearning import train
 
-    original = train._Sets.batch_at
+    original = train.Sets.batch_at
     calls = []
 
     def failing(self, step):
@@ -216,7 +216,7 @@ def test_continues_exactly(tmp_path):
         return original(self, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train._Sets, "batch_at", failing)
+        patch.setattr(train.Sets, "batch_at", failing)
         with pytest.raises(Killed):
             run(tmp_path / "part", "npo", config=config, save_every_seconds=0.0)
     result = run(tmp_path / "part", "npo", config=config)

@@ -16,6 +16,8 @@ from lt_mia_jax.unlearning.methods.guarded import Pdu as Pdu
 from lt_mia_jax.unlearning.methods.guarded import SalUn as SalUn
 from lt_mia_jax.unlearning.methods.guarded import Sha256 as Sha256
 from lt_mia_jax.unlearning.methods.guarded import Sure as Sure
+from lt_mia_jax.unlearning.methods.intervened import GuardIt as GuardIt
+from lt_mia_jax.unlearning.methods.intervened import Mrp as Mrp
 from lt_mia_jax.unlearning.methods.method import Alternative as Alternative
 from lt_mia_jax.unlearning.methods.method import Method as Method
 from lt_mia_jax.unlearning.methods.method import Schedule as Schedule
@@ -56,6 +58,8 @@ METHODS: dict[str, Method] = {
     "guard": Guard(),
     "sha256": Sha256(),
     "lwf": Lwf(),
+    "mrp": Mrp(),
+    "guard_it": GuardIt(),
     "retrain": Retrain(),
 }
 """By name, with published defaults."""

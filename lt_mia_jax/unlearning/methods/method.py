@@ -9,13 +9,15 @@ A new method is a new dataclass, here or anywhere: `train.unlearn` takes any val
 this interface.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import optax
 
 from lt_mia_jax.models.config import ModelConfig
+from lt_mia_jax.models.language_model import Intervention
+from lt_mia_jax.training.optimizer import OptimizerConfig, make_optimizer
 from lt_mia_jax.unlearning import objectives, transforms
 from lt_mia_jax.unlearning.batch import Objective
 
@@ -40,6 +42,14 @@ class Schedule(NamedTuple):
     epoch: int
 
 
+class Recipe(NamedTuple):
+    """Published settings of a run, for whoever has no better ones."""
+
+    learning_rate: float = 1e-5
+    epochs: int = 10
+    batch_size: int = 32
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """What all methods share; by itself it says nothing about the forget texts."""
@@ -55,6 +65,8 @@ class Method:
     """Whether forget batches carry the reference's -log p, computed once."""
     weights_only: ClassVar[bool] = False
     """Whether it needs all weights as parameters, not LoRA adapters."""
+    recipe: ClassVar[Recipe] = Recipe()
+    """Defaults of the command line; the usual ones are those of TOFU."""
 
     def fitted(self, model: ModelConfig) -> "Method":
         """This method with what depends on the model filled in."""
@@ -68,6 +80,31 @@ class Method:
     def retain(self) -> Term | None:
         """The objective on retain texts; None reads none."""
         return Term(objectives.nll) if self.retain_weight else None
+
+    @property
+    def needs_forget(self) -> bool:
+        """Whether it reads texts to forget, in a step or before the first one."""
+        return self.forget() is not None
+
+    @property
+    def needs_retain(self) -> bool:
+        """Whether it reads texts to keep."""
+        return self.retain() is not None
+
+    def intervention(self) -> Callable[[Any], Intervention] | None:
+        """How what is trained becomes an intervention; None trains weights.
+
+        With it the model is frozen, and `fitting.start` makes the numbers that are
+        trained. The value is part of a compiled program: hashable, and equal for equal
+        methods.
+        """
+        return None
+
+    def optimizer(
+        self, config: OptimizerConfig, total_steps: int
+    ) -> optax.GradientTransformation:
+        """The optimizer, AdamW unless the method wants another one."""
+        return make_optimizer(config, total_steps)
 
     def combine(self, schedule: Schedule) -> optax.GradientTransformationExtraArgs:
         """Both gradients become one, in front of the optimizer."""
