@@ -25,11 +25,8 @@ def pytree(cls: Class) -> Class:
     names = [f.name for f in fields(made) if f.name not in static]
 
     def join(settings: Sequence[Any], children: Sequence[Any]) -> Any:
-        # Past the constructor: children may be anything while jax transforms a tree.
-        node = object.__new__(made)
-        for name, child in zip([*names, *static], [*children, *settings], strict=True):
-            object.__setattr__(node, name, child)
-        return node
+        values = [*children, *settings]
+        return node_of(made, dict(zip([*names, *static], values, strict=True)))
 
     def split(node: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         return (
@@ -39,6 +36,18 @@ def pytree(cls: Class) -> Class:
 
     jax.tree_util.register_pytree_node(made, split, join)
     return made
+
+
+def node_of(kind: type, values: Mapping[str, Any]) -> Any:
+    """A dataclass made past its constructor, from the values of all its fields.
+
+    Children may be anything while jax transforms a tree, and stacked ones have a shape
+    of their own.
+    """
+    node = object.__new__(kind)
+    for name, value in values.items():
+        object.__setattr__(node, name, value)
+    return node
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:

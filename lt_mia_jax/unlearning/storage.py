@@ -21,6 +21,7 @@ from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import read_json, write_atomic, write_json
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.models.language_model import Intervention
+from lt_mia_jax.trees import node_of
 from lt_mia_jax.unlearning.gated import GatedRotation
 from lt_mia_jax.unlearning.interventions import InputAware, Projection, Steering
 from lt_mia_jax.unlearning.placement import AtLayers, ByLayer, Composed, OnPrompt
@@ -131,7 +132,7 @@ def _describe(node: Any, where: str, tensors: dict[str, np.ndarray]) -> Any:
         return [_describe(x, f"{where}{i}.", tensors) for i, x in enumerate(node)]
     if isinstance(node, np.ndarray | np.generic | jax.Array):
         name = where.removesuffix(".")
-        tensors[name] = np.ascontiguousarray(node)
+        tensors[name] = np.asarray(node, order="C")
         return {"tensor": name}
     kind = type(node).__name__
     if KINDS.get(kind) is not type(node) or not is_dataclass(node):
@@ -171,7 +172,11 @@ def _build(described: Any, tensors: dict[str, np.ndarray]) -> Any:
     missing = {n for n, f in known.items() if f.default is MISSING} - given
     if missing or given - set(known):
         raise InputError(f"{kind} has fields {sorted(given)}, expected {sorted(known)}")
-    return KINDS[kind](**{name: _build(described[name], tensors) for name in given})
+    values = {name: field.default for name, field in known.items()}
+    values |= {name: _build(described[name], tensors) for name in given}
+    if _OF_A_BATCH in (field.name for field in fields(KINDS[kind])):
+        values[_OF_A_BATCH] = None
+    return node_of(KINDS[kind], values)
 
 
 def _check_fit(made: Any, model: ModelConfig) -> None:

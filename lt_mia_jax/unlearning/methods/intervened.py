@@ -17,7 +17,7 @@ from lt_mia_jax.training.optimizer import OptimizerConfig, make_sgd
 from lt_mia_jax.unlearning.gated import GatedRotation, Weighting
 from lt_mia_jax.unlearning.interventions import Projection, orthonormal_rows
 from lt_mia_jax.unlearning.methods.method import Method, Recipe
-from lt_mia_jax.unlearning.placement import AtLayers, ByLayer
+from lt_mia_jax.unlearning.placement import AtLayers, ByLayer, by_layer
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Projections:
 
     layers: tuple[int, ...]
 
-    def __call__(self, trained: Any) -> ByLayer:
+    def __call__(self, trained: Any) -> Intervention:
         """The intervention.
 
         Args:
@@ -37,8 +37,12 @@ class Projections:
         if "earlier" in trained:
             earlier = jax.lax.stop_gradient(jnp.asarray(trained["earlier"]))
             rows = jnp.concatenate([earlier, rows], axis=1)
-        orthonormal = jax.vmap(orthonormal_rows)(rows)
-        return ByLayer(Projection(orthonormal), np.asarray(self.layers, np.int32))
+        return by_layer(
+            {
+                layer: Projection(orthonormal_rows(own))
+                for layer, own in zip(self.layers, rows, strict=True)
+            }
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
