@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transfer_plan import FAMILY_NAMES
+from transfer_plan import FAMILY_NAMES, Family
 from transfer_tables import LEARNED, NAMES
 
 from lt_mia_jax.attacks.metrics import roc
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transfer_report import Report
 
 INK = "#7a7a7a"  # legible on light and on dark pages
-COLOURS = {
+COLOURS: dict[Family, str] = {
     "transformer": "#4c78a8",
     "mamba": "#f58518",
     "rwkv": "#54a24b",

@@ -6,7 +6,8 @@ For each method the same grid of learning rates and epochs is tried on one seed,
 trial is chosen by a validation part of the forget set that is not reported on; that
 setting then runs on every seed. Each run is a file: a stopped command goes on where it
 was, and --launcher spreads the methods. --markdown DIR prints the table and --plot-only
-DIR draws the figure of what is there, both without running anything.
+DIR draws the figure of what is there, both without running anything. The whole command
+ends with OUT/comparison.html.
 """
 
 import dataclasses
@@ -34,6 +35,7 @@ from lt_mia_jax.data.syntofu import MAX_LENGTH, TEMPLATE, SynTofuConfig, build
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import read_json, write_json
 from lt_mia_jax.models import LanguageModel
+from lt_mia_jax.report import write_comparison
 from lt_mia_jax.unlearning.evaluate import (
     UTILITY,
     Measured,
@@ -47,6 +49,8 @@ from lt_mia_jax.unlearning.train import ForgetTexts, UnlearnConfig, unlearn
 
 VALIDATION = 0.3
 """Share of the forget questions that choose the setting, and are not reported on."""
+RATE_FACTORS = {"mrp": 1000.0}
+"""MRP trains directions by plain SGD, whose rates are of another size."""
 SHOWN = (
     "model_utility",
     "forget_probability",
@@ -176,7 +180,7 @@ class World:
     def attempt(self, name: str, rate: float, epochs: int, seed: int) -> Subject:
         """`full` after unlearning."""
         recipe = UnlearnConfig(
-            learning_rate=rate,
+            learning_rate=rate * RATE_FACTORS.get(name, 1.0),
             epochs=epochs,
             batch_size=32,
             weight_decay=0.0,
@@ -193,7 +197,9 @@ class World:
             directory=self.results / name / f"{rate:g}-{epochs}-{seed}",
             save_every_seconds=1e9,
         )
-        return self.full._replace(params=result.params)
+        return self.full._replace(
+            params=result.params, intervention=result.intervention
+        )
 
 
 def results_of(config: Settings, percent: int) -> Path:
@@ -439,6 +445,18 @@ def main() -> int:
         else:
             run_jobs(jobs(config), config.launcher, logs=config.out / "logs")
             print(table(config, config.out))
+            found = collect(config, config.out)
+            write_comparison(
+                {
+                    f"forget {percent} %": {
+                        name: cards
+                        for (own, name), cards in found.items()
+                        if own == percent
+                    }
+                    for percent in config.percents
+                },
+                config.out / "comparison.html",
+            )
     except InputError as error:
         print(f"unlearning_table: {error}", file=sys.stderr)
         return BAD_INPUT

@@ -1,13 +1,53 @@
-"""Paths, selection and sizes of parameter trees."""
+"""Paths, selection and sizes of parameter trees; dataclasses that are trees."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
 
 from lt_mia_jax.errors import InputError
+
+Class = TypeVar("Class", bound=type)
+
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+def pytree(cls: Class) -> Class:
+    """A frozen dataclass that is a pytree, equal to nothing but itself.
+
+    Fields are children, but for those with `metadata={"static": True}`: they are part
+    of the structure, and must be hashable.
+    """
+    made = dataclass(frozen=True, eq=False)(cls)
+    static = [f.name for f in fields(made) if f.metadata.get("static")]
+    names = [f.name for f in fields(made) if f.name not in static]
+
+    def join(settings: Sequence[Any], children: Sequence[Any]) -> Any:
+        values = [*children, *settings]
+        return node_of(made, dict(zip([*names, *static], values, strict=True)))
+
+    def split(node: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        return (
+            tuple(getattr(node, name) for name in names),
+            tuple(getattr(node, name) for name in static),
+        )
+
+    jax.tree_util.register_pytree_node(made, split, join)
+    return made
+
+
+def node_of(kind: type, values: Mapping[str, Any]) -> Any:
+    """A dataclass made past its constructor, from the values of all its fields.
+
+    Children may be anything while jax transforms a tree, and stacked ones have a shape
+    of their own.
+    """
+    node = object.__new__(kind)
+    for name, value in values.items():
+        object.__setattr__(node, name, value)
+    return node
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:

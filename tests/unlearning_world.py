@@ -1,6 +1,10 @@
 """Tiny models and texts to unlearn."""
 
+from functools import lru_cache, partial
+
+import jax
 import numpy as np
+import quick_compile
 
 from lt_mia_jax.data.answers import EncodedAnswers
 from lt_mia_jax.models import LanguageModel
@@ -11,6 +15,7 @@ from lt_mia_jax.models.presets import (
     mamba_like,
     rwkv_like,
 )
+from lt_mia_jax.unlearning.interventions import prompted
 from lt_mia_jax.unlearning.train import ForgetTexts
 
 VOCABULARY, LENGTH = 41, 12
@@ -26,6 +31,29 @@ MODELS = {
 
 def model(family="gpt2"):
     return LanguageModel(MODELS[family])
+
+
+@lru_cache
+def start(family="gpt2"):
+    """Parameters of a usual size: the initial ones make every prediction flat."""
+    params = model(family).init(jax.random.key(3))
+    return jax.tree.map(lambda x: x * 4 if x.ndim > 2 else x, params)
+
+
+@partial(quick_compile.jit, static_argnums=0)
+def logits(model, params, ids, edit):
+    return model.apply(params, ids, intervention=edit)
+
+
+def answer_loss(params, texts, family="gpt2", intervention=None):
+    """Mean over answer tokens, in float64, from the logits."""
+    edit = prompted(intervention, texts.label_mask.argmax(axis=1))
+    found = logits(model(family), params, texts.input_ids, edit)
+    found = np.asarray(found, np.float64)[:, :-1]
+    shifted = found - found.max(-1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    found = np.take_along_axis(log_p, texts.input_ids[:, 1:, None], -1)[..., 0]
+    return -found[texts.label_mask[:, 1:] == 1].mean()
 
 
 def answers(seed, count):

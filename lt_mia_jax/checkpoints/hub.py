@@ -10,6 +10,7 @@ SNAPSHOT_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
     "config.json",
+    "intervention.json",
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",

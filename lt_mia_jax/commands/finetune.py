@@ -7,6 +7,7 @@ from typing import Literal
 
 from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
 from lt_mia_jax.commands.devices import Devices, DevicesFlags
+from lt_mia_jax.commands.scoring import warn_of_intervention
 from lt_mia_jax.data.splits import hash_unit
 from lt_mia_jax.data.texts import Text, read_texts, write_texts
 from lt_mia_jax.data.tokenize import check_vocabulary, encode
@@ -111,6 +112,7 @@ def run(config: Finetune) -> None:
     """
     train, validation = _split(config)
     executor = config.devices.make()
+    warn_of_intervention(config.model)
     config_, params, tokenizer = load_pretrained(config.model, mesh=executor.mesh)
     check_vocabulary(tokenizer, config_.vocab_size)
     write_run_record(config.out / "training", "finetune", config)

@@ -18,6 +18,7 @@ from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor
 from lt_mia_jax.features.extract import ExtractConfig, TextScorer
 from lt_mia_jax.models import LanguageModel
+from lt_mia_jax.unlearning.storage import DESCRIPTION, has_intervention
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ def load_pair(reference: str, target: str, executor: Executor) -> ModelPair:
       InputError: a model cannot be loaded, or vocabularies differ.
     """
     log.info("loading the reference %s", reference)
+    warn_of_intervention(reference)
+    warn_of_intervention(target)
     before = load_pretrained(reference, mesh=executor.mesh)
     log.info("loading the target %s", target)
     after = load_pretrained(target, mesh=executor.mesh)
@@ -71,6 +74,17 @@ def load_pair(reference: str, target: str, executor: Executor) -> ModelPair:
             "share one tokenizer: pass the model that the target was fine-tuned from"
         )
     return ModelPair(before, after, executor)
+
+
+def warn_of_intervention(model: str) -> None:
+    """Say that a model's weights alone are read, when they come with more."""
+    if has_intervention(model):
+        log.warning(
+            "%s comes with an intervention (%s), which this command does not apply: "
+            "the weights alone are read, and they have forgotten nothing",
+            model,
+            DESCRIPTION,
+        )
 
 
 def score_texts(

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
+from lt_mia_jax.checkpoints.gguf import is_gguf
+from lt_mia_jax.checkpoints.hub import resolve
 from lt_mia_jax.commands.devices import Devices, DevicesFlags
 from lt_mia_jax.commands.finetune import Lora
 from lt_mia_jax.commands.unlearn_report import (
@@ -25,6 +27,11 @@ from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.provenance import write_run_record
 from lt_mia_jax.unlearning.evaluate import Subject
 from lt_mia_jax.unlearning.methods import METHODS, Method
+from lt_mia_jax.unlearning.storage import (
+    DESCRIPTION,
+    load_intervention,
+    save_intervention,
+)
 from lt_mia_jax.unlearning.train import ForgetTexts, UnlearnConfig, unlearn
 
 log = logging.getLogger(__name__)
@@ -41,7 +48,8 @@ class Unlearn:
     """
 
     model: str
-    """The model that knows the texts: a Hugging Face directory or hub id."""
+    """The model that knows the texts: a Hugging Face directory or hub id. The
+    projection of an earlier run of mrp is extended by another one."""
 
     forget: Path
     """JSONL of what to forget: `question` and `answer`, or `text`."""
@@ -66,7 +74,8 @@ class Unlearn:
     """Texts to forget in one step, and as many to keep."""
 
     learning_rate: float = 1e-5
-    """Highest rate of AdamW; it rises over the first epoch and then falls to 0."""
+    """Highest rate of AdamW (mrp: of gradient descent); it rises over the first epoch
+    and then falls to 0."""
 
     weight_decay: float = 0.01
     """Decoupled weight decay, on all parameters."""
@@ -122,15 +131,18 @@ def choose(arguments: list[str]) -> tuple[type[Unlearn], list[str]]:
 
 
 def with_method(method: Method) -> type[Unlearn]:
-    """`Unlearn` with that method for default, and its settings as flags."""
+    """`Unlearn` with that method and its recipe for defaults, its settings as flags."""
+    recipe = method.recipe._asdict()
+    types = {name: type(value) for name, value in recipe.items()}
     made: Any = type(
         "Unlearn",
         (Unlearn,),
         {
-            "__annotations__": {"method": type(method)},
+            "__annotations__": {"method": type(method), **types},
             "__doc__": Unlearn.__doc__,
             "__module__": __name__,
             "method": method,
+            **recipe,
         },
     )
     return dataclasses.dataclass(frozen=True, kw_only=True)(made)
@@ -153,6 +165,9 @@ def run(config: Unlearn) -> None:
     executor = config.devices.make()
     model, params, tokenizer = load_pretrained(config.model, mesh=executor.mesh)
     check_vocabulary(tokenizer, model.vocab_size)
+    earlier = None
+    if not is_gguf(config.model):
+        earlier = load_intervention(resolve(config.model), model)
     state = config.out / "training"
     write_run_record(state, "unlearn", config)
 
@@ -183,8 +198,10 @@ def run(config: Unlearn) -> None:
         directory=state,
         executor=executor,
         save_every_seconds=config.save_seconds,
+        intervention=earlier,
     )
     before, params = fetch(params), fetch(result.params)
+    made = fetch(result.intervention)
     card = {
         "method": type(result.method).__name__,
         "settings": dataclasses.asdict(result.method),
@@ -194,14 +211,21 @@ def run(config: Unlearn) -> None:
         if retain is None
         else {"file": str(config.retain), "rows": len(retain)},
         "steps": result.steps,
+        "intervention": None if made is None else DESCRIPTION,
     }
     if is_primary():
         save_pretrained(config.out, model, params, tokenizer, like=config.model)
+        save_intervention(config.out, made)
         write_json(config.out / "unlearning.json", card)
     wait_for_all("model saved")
     log.info("wrote %s (%d steps)", config.out, result.steps)
     subject = Subject(
-        LanguageModel(model), before, tokenizer, config.template, config.length
+        LanguageModel(model),
+        before,
+        tokenizer,
+        config.template,
+        config.length,
+        earlier,
     )
     write_evaluation(
         config.out,
@@ -209,7 +233,7 @@ def run(config: Unlearn) -> None:
         forget,
         retain,
         subject,
-        subject._replace(params=params),
+        subject._replace(params=params, intervention=made),
         card,
     )
 

@@ -1,4 +1,4 @@
-"""AdamW with a schedule, from a config."""
+"""AdamW and plain gradient descent with a schedule, from a config."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -134,6 +134,20 @@ def make_optimizer(
         eps=config.eps,
         weight_decay=config.weight_decay,
     )
+    return _clipped(config, adamw)
+
+
+def make_sgd(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+    """Plain gradient descent, `-rate * gradient`, after optional clipping.
+
+    Rate, schedule and clipping of the config count; its decays do not.
+    """
+    return _clipped(config, optax.sgd(learning_rate(config, total_steps)))
+
+
+def _clipped(
+    config: OptimizerConfig, optimizer: optax.GradientTransformation
+) -> optax.GradientTransformation:
     if config.clip_norm is None:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)

@@ -5,6 +5,7 @@ from lt_mia_jax.unlearning.distributions import ce_u as ce_u
 from lt_mia_jax.unlearning.distributions import kl_to_reference as kl_to_reference
 from lt_mia_jax.unlearning.distributions import pdu_flatten as pdu_flatten
 from lt_mia_jax.unlearning.distributions import undial as undial
+from lt_mia_jax.unlearning.interventions import prompted as prompted
 from lt_mia_jax.unlearning.methods import METHODS as METHODS
 from lt_mia_jax.unlearning.methods import Method as Method
 from lt_mia_jax.unlearning.objectives import alternative_nll as alternative_nll
@@ -23,6 +24,8 @@ from lt_mia_jax.unlearning.objectives import wtnpo as wtnpo
 from lt_mia_jax.unlearning.representation import control_vector as control_vector
 from lt_mia_jax.unlearning.representation import rmu as rmu
 from lt_mia_jax.unlearning.representation import rmu_retain as rmu_retain
+from lt_mia_jax.unlearning.storage import load_intervention as load_intervention
+from lt_mia_jax.unlearning.storage import save_intervention as save_intervention
 from lt_mia_jax.unlearning.train import ForgetTexts as ForgetTexts
 from lt_mia_jax.unlearning.train import UnlearnConfig as UnlearnConfig
 from lt_mia_jax.unlearning.train import unlearn as unlearn

@@ -31,6 +31,7 @@ from lt_mia_jax.models.language_model import Intervention
 from lt_mia_jax.unlearning import metrics
 from lt_mia_jax.unlearning.card import UTILITY, Items, Measured, report_card
 from lt_mia_jax.unlearning.metrics.checks import PerItem
+from lt_mia_jax.unlearning.placement import prompted
 
 __all__ = [
     "UTILITY",
@@ -60,13 +61,15 @@ class Subject(NamedTuple):
     length: int
     """Tokens a text is cut to."""
     intervention: Intervention | None = None
+    """What the model comes with, as `storage.load_intervention` gives it; it is told
+    here where prompts end."""
 
     def edit(self, prompts: Integer[np.ndarray, " B"]) -> Any:
         """The intervention on texts with prompts of so many tokens, as a pytree."""
-        del prompts  # interventions act on every token
-        bare = jax.tree.leaves(self.intervention) == [self.intervention]
+        told = prompted(self.intervention, prompts)
+        bare = jax.tree.leaves(told) == [told]
         # A plain function becomes a pytree without leaves.
-        return jax.tree_util.Partial(self.intervention) if bare else self.intervention
+        return jax.tree_util.Partial(told) if bare else told
 
     def encode(self, rows: Sequence[Question]) -> EncodedAnswers:
         """Token ids and masks of questions with their answers."""
@@ -274,7 +277,7 @@ def _in_batches(
 def _edited_statistics(
     subject: Subject, reference: Subject | None, encoded: EncodedAnswers, k: int
 ) -> TokenStatistics:
-    """What `TextScorer` gives, which knows no interventions."""
+    """What `TextScorer` gives, which knows neither interventions nor prompts."""
 
     def reduce(rows: np.ndarray, intervention: Any) -> TokenStatistics:
         return _reduce_pair(

@@ -5,7 +5,7 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from lt_mia_jax.arrays import Array, Float, Int, UInt
+from lt_mia_jax.arrays import Array, Bool, Float, Int, UInt
 
 
 def prompt_mask(
@@ -21,7 +21,8 @@ def prompt_mask(
 
 
 def masked_mean(
-    stream: Float[Array, "B T D"], mask: UInt[Array | np.ndarray, "B T"]
+    stream: Float[Array, "B T D"],
+    mask: UInt[Array | np.ndarray, "B T"] | Bool[Array, "B T"],
 ) -> Float[Array, "B D"]:
     """Mean over the tokens where `mask` is set, in float32; zero where there is none.
 

@@ -12,10 +12,9 @@ those of generation, and the answer cannot open its own gate. Arithmetic is floa
 result has the dtype of the stream.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,33 +23,17 @@ from jax import lax
 
 from lt_mia_jax.arrays import Array, Float, Int, Params
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.models.language_model import Intervention
-from lt_mia_jax.trees import flatten, unflatten
+from lt_mia_jax.trees import flatten, pytree, unflatten
+from lt_mia_jax.unlearning.placement import at_layers as at_layers
+from lt_mia_jax.unlearning.placement import before, check_rows
+from lt_mia_jax.unlearning.placement import by_layer as by_layer
+from lt_mia_jax.unlearning.placement import compose as compose
+from lt_mia_jax.unlearning.placement import on_prompt as on_prompt
+from lt_mia_jax.unlearning.placement import prompted as prompted
 
 Scalar = Float[Array | np.ndarray, ""] | float
-Class = TypeVar("Class", bound=type)
 
 _product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-
-
-@dataclass_transform(frozen_default=True, eq_default=False)
-def _pytree(cls: Class) -> Class:
-    """A frozen dataclass whose fields are children, equal to nothing but itself."""
-    made = dataclass(frozen=True, eq=False)(cls)
-    names = [field.name for field in fields(made)]
-
-    def join(_: None, children: Sequence[Any]) -> Any:
-        # Past the constructor: children may be anything while jax transforms a tree.
-        node = object.__new__(made)
-        for name, child in zip(names, children, strict=True):
-            object.__setattr__(node, name, child)
-        return node
-
-    def split(node: Any) -> tuple[tuple[Any, ...], None]:
-        return tuple(getattr(node, name) for name in names), None
-
-    jax.tree_util.register_pytree_node(made, split, join)
-    return made
 
 
 def steer(
@@ -63,7 +46,7 @@ def steer(
     return moved.astype(stream.dtype)
 
 
-@_pytree
+@pytree
 class Steering:
     """A constant is added to the stream.
 
@@ -107,7 +90,7 @@ def _lengths(x: Float[Array, "B T D"]) -> Float[Array, "B T 1"]:
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
 
-@_pytree
+@pytree
 class Rotation:
     """Texts whose prompt is near a forgotten topic are turned away from it.
 
@@ -126,14 +109,14 @@ class Rotation:
         self, stream: Float[Array, "B T D"], layer: Int[Array, ""]
     ) -> Float[Array, "B T D"]:
         """The edited stream."""
-        _check_rows("weights", self.weights, stream)
+        check_rows("weights", self.weights, stream)
         vectors = _product(self.weights, self.vectors)
         turned = rotate(stream, vectors, self.strength)
         opened = (self.weights != 0).any(axis=1)
         return jnp.where(opened[:, None, None], turned, stream)
 
 
-@_pytree
+@pytree
 class InputAware:
     """A direction is added as strongly as the end of the prompt asks for.
 
@@ -149,23 +132,27 @@ class InputAware:
     """
     direction: Float[Array | np.ndarray, "D"]
     """r, from recall to erasure."""
-    lengths: Int[Array | np.ndarray, "B"]
-    """Tokens of each prompt."""
+    lengths: Int[Array | np.ndarray, "B"] | None = None
+    """Tokens of each prompt; see `prompted`."""
     strength: Scalar = 1.0
     """Factor on the edit."""
+
+    def for_prompts(self, lengths: Int[Array | np.ndarray, "B"]) -> "InputAware":
+        """The same for texts with prompts of these lengths."""
+        return replace(self, lengths=lengths)
 
     def __call__(
         self, stream: Float[Array, "B T D"], layer: Int[Array, ""]
     ) -> Float[Array, "B T D"]:
         """The edited stream."""
-        _check_rows("lengths", self.lengths, stream)
+        check_rows("lengths", self.lengths, stream)
         lengths = jnp.asarray(self.lengths)
         h = stream.astype(jnp.float32)
         last = jnp.maximum(lengths - 1, 0)[:, None, None]
         last = jnp.take_along_axis(h, last, axis=1)[:, 0]
         wanted = self.strength * _product(last, self.factor)
         moved = h + (wanted[:, None] * self.direction[None, :])[:, None, :]
-        return jnp.where(_before(stream, lengths), moved.astype(stream.dtype), stream)
+        return jnp.where(before(stream, lengths), moved.astype(stream.dtype), stream)
 
 
 def project(
@@ -182,7 +169,7 @@ def project(
     return (h - _product(_product(h, rows.T), rows)).astype(stream.dtype)
 
 
-@_pytree
+@pytree
 class Projection:
     """A subspace is taken out of the stream.
 
@@ -283,109 +270,3 @@ def fold_projection(
     if bias in flat:
         flat[bias] = folded(jnp.asarray(flat[bias])[..., None, :])[..., 0, :]
     return unflatten(flat)
-
-
-@_pytree
-class _Composed:
-    parts: tuple[Intervention, ...]
-
-    def __call__(self, stream: Array, layer: Array) -> Array:
-        for part in self.parts:
-            stream = part(stream, layer).astype(stream.dtype)
-        return stream
-
-
-def compose(*interventions: Intervention) -> Intervention:
-    """All of them, the first one first; none is the identity."""
-    return _Composed(interventions)
-
-
-@_pytree
-class _AtLayers:
-    inner: Intervention
-    layers: Int[Array | np.ndarray, "N"]
-
-    def __call__(self, stream: Array, layer: Array) -> Array:
-        chosen = (jnp.asarray(self.layers) == layer).any()
-        return jnp.where(chosen, self.inner(stream, layer).astype(stream.dtype), stream)
-
-
-def at_layers(intervention: Intervention, layers: Sequence[int]) -> Intervention:
-    """The intervention at these layers only.
-
-    Args:
-      intervention: any.
-      layers: how many layers the stream has passed: 0 is the embedding, n follows the
-        n-th layer. A number beyond the last layer is never met.
-
-    Raises:
-      InputError: no layer at all, or a negative one.
-    """
-    return _AtLayers(intervention, _layer_numbers(layers))
-
-
-@_pytree
-class _ByLayer:
-    stacked: Any
-    layers: Int[Array | np.ndarray, "N"]
-
-    def __call__(self, stream: Array, layer: Array) -> Array:
-        hit = jnp.asarray(self.layers) == layer
-        row = jnp.argmax(hit)
-        own: Callable[..., Array] = jax.tree.map(lambda leaf: leaf[row], self.stacked)
-        return jnp.where(hit.any(), own(stream, layer).astype(stream.dtype), stream)
-
-
-def by_layer(interventions: Mapping[int, Intervention]) -> Intervention:
-    """A layer's own numbers in one kind of intervention.
-
-    Args:
-      interventions: by layer, as in `at_layers`; of one kind and one shape, without
-        plain functions.
-
-    Raises:
-      InputError: no layer at all, or a negative one.
-      ValueError: they differ in kind or shape.
-    """
-    layers = _layer_numbers(list(interventions))
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *interventions.values())
-    return _ByLayer(stacked, layers)
-
-
-def on_prompt(
-    intervention: Intervention, lengths: Int[Array | np.ndarray, "B"]
-) -> Intervention:
-    """The intervention on the prompt only: what follows `lengths` tokens is kept."""
-    return _OnPrompt(intervention, lengths)
-
-
-@_pytree
-class _OnPrompt:
-    inner: Intervention
-    lengths: Int[Array | np.ndarray, "B"]
-
-    def __call__(self, stream: Array, layer: Array) -> Array:
-        _check_rows("lengths", self.lengths, stream)
-        edited = self.inner(stream, layer).astype(stream.dtype)
-        return jnp.where(_before(stream, jnp.asarray(self.lengths)), edited, stream)
-
-
-def _before(stream: Float[Array, "B T D"], lengths: Int[Array, "B"]) -> Any:
-    return jnp.arange(stream.shape[1])[None, :, None] < lengths[:, None, None]
-
-
-def _check_rows(name: str, given: Any, stream: Array) -> None:
-    # One row would silently be taken for all texts.
-    if given.shape[0] != stream.shape[0]:
-        raise ValueError(
-            f"{name} has {given.shape[0]} rows for a batch of {stream.shape[0]} texts"
-        )
-
-
-def _layer_numbers(layers: Sequence[int]) -> np.ndarray:
-    if not layers or min(layers) < 0:
-        raise InputError(
-            f"layers = {list(layers)}; expected at least one number, from 0 (the "
-            "embedding) on"
-        )
-    return np.asarray(list(layers), np.int32)

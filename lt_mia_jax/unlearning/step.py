@@ -1,5 +1,6 @@
 """One unlearning update as a pure function: two gradients, one transformation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -11,7 +12,8 @@ from lt_mia_jax.arrays import Array, Key, Params
 from lt_mia_jax.executor import own_key, total
 from lt_mia_jax.finetune import lora
 from lt_mia_jax.finetune.lora import LoraConfig
-from lt_mia_jax.training.optimizer import OptimizerConfig, make_optimizer
+from lt_mia_jax.models.language_model import Intervention
+from lt_mia_jax.training.optimizer import OptimizerConfig
 from lt_mia_jax.training.state import TrainState
 from lt_mia_jax.unlearning.batch import ApplyFn, TextBatch
 from lt_mia_jax.unlearning.methods import Method, Schedule, Term
@@ -29,7 +31,8 @@ class Frozen(NamedTuple):
     """Arrays that an update reads and does not change."""
 
     base: Params | None
-    """The model under the adapters; None when all weights are trained."""
+    """The model under the adapters or the intervention; None when all weights are
+    trained."""
     data: dict[str, Any]
     """Further arguments of the objectives, by name."""
 
@@ -42,11 +45,16 @@ class Trainee:
     """A `LanguageModel`."""
     lora: LoraConfig | None = None
     """With it adapters are trained, over a frozen base."""
+    intervention: Callable[[Any], Intervention] | None = None
+    """With it the numbers of an intervention are, likewise: `Method.intervention`."""
 
     def __call__(
         self, base: Params | None, trained: Any, input_ids: Any, **options: Any
     ) -> Any:
         """What `LanguageModel.apply` gives for the model that `trained` makes."""
+        if self.intervention is not None:
+            edit = self.intervention(trained)
+            return self.model.apply(base, input_ids, intervention=edit, **options)
         if self.lora is None:
             return self.model.apply(trained, input_ids, **options)
         adapters = lora.scaled(trained, self.lora.scale)
@@ -56,7 +64,7 @@ class Trainee:
         """`apply_fn(trained, input_ids, **options)`, which may enter `jit`.
 
         Args:
-          base: the model under the adapters, or None.
+          base: the model under what is trained, or None.
           forward: whether `jax.jvp` is to go through.
         """
         if not forward:
@@ -81,7 +89,7 @@ class UnlearnStep:
         self, arrays: dict[str, Any] | None = None
     ) -> optax.GradientTransformationExtraArgs:
         """The method's transformation around the optimizer."""
-        optimizer = make_optimizer(self.optimizer, self.schedule.total)
+        optimizer = self.method.optimizer(self.optimizer, self.schedule.total)
         return self.method.transform(optimizer, self.schedule, arrays or {})
 
     def __call__(

@@ -7,11 +7,14 @@ import pytest
 
 from lt_mia_jax.checkpoints import load_pretrained
 from lt_mia_jax.cli import BAD_INPUT, main
+from lt_mia_jax.commands.scoring import load_pair
 from lt_mia_jax.commands.unlearn import choose
 from lt_mia_jax.data.questions import read_questions, write_questions
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.executor import make_executor
 from lt_mia_jax.trees import flatten
 from lt_mia_jax.unlearning.methods import Npo, SimNpo
+from lt_mia_jax.unlearning.storage import load_intervention
 
 SMALL = (
     "--data.background 2 --data.fictitious 4 --data.forget-percent 25 "
@@ -27,11 +30,19 @@ def world(tmp_path_factory):
     return out
 
 
-def unlearn(world, out, *flags, forget="forget25", retain="retain75", report=False):
+def unlearn(
+    world,
+    out,
+    *flags,
+    forget="forget25",
+    retain="retain75",
+    model="models/full",
+    report=False,
+):
     def path(name):
         return str(name if "/" in str(name) else world / "data" / f"{name}.jsonl")
 
-    arguments = ["unlearn", "--model", str(world / "models" / "full")]
+    arguments = ["unlearn", "--model", str(world / model)]
     arguments += ["--forget", path(forget), "--out", str(out)]
     if retain:
         arguments += ["--retain", path(retain)]
@@ -110,6 +121,37 @@ def test_a_report_beside_the_retrained_model(world, tmp_path, capsys):
     seen = ["--holdout", str(data / "retain75.jsonl")]
     assert unlearn(world, tmp_path / "seen", *seen, report=True) == BAD_INPUT
     assert "takes texts that no model has seen" in capsys.readouterr().err
+
+
+def test_an_intervention_beside_the_same_weights(world, tmp_path, capsys):
+    steep = ("--method", "mrp", "--learning-rate", "1")
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert unlearn(world, first, *steep) == 0
+    before = load_pretrained(str(world / "models" / "full"))
+    after = load_pretrained(str(first))
+    old, new = flatten(before.params), flatten(after.params)
+    assert all((old[name] == new[name]).all() for name in old)
+    made = load_intervention(first, after.config)
+    assert made.stacked.rows.shape == (1, 2, 16)
+    assert json.loads((first / "unlearning.json").read_text())["intervention"]
+
+    # Unlearning goes on from it or is refused; to others it is not there, they say.
+    assert unlearn(world, tmp_path / "npo", model=first) == BAD_INPUT
+    assert "Npo would lose it" in capsys.readouterr().err
+    assert unlearn(world, second, *steep, model=first) == 0
+    assert load_intervention(second).stacked.rows.shape == (1, 4, 16)
+    load_pair(str(world / "models" / "full"), str(second), make_executor("single"))
+    assert "second comes with an intervention" in capsys.readouterr().err
+
+
+def test_a_gate_from_files_to_files(world, tmp_path):
+    flags = ("--method", "guard_it", "--method.most-topics", "3")
+    assert unlearn(world, tmp_path, *flags) == 0
+    gate = load_intervention(tmp_path).inner
+    assert gate.vectors.shape == gate.centroids.shape
+    (tmp_path / "intervention.safetensors").unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        load_intervention(tmp_path)
 
 
 def test_mistakes_are_one_clear_line(world, tmp_path, capsys):

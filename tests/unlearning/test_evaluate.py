@@ -1,8 +1,10 @@
 """The report card: against hand calculation, and what must hold at its corners."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick_compile
 from quick_compile import jit
 
 from lt_mia_jax.attacks.attack import Attack
@@ -28,7 +30,8 @@ from lt_mia_jax.unlearning.evaluate import (
     membership,
     report_card,
 )
-from lt_mia_jax.unlearning.interventions import Steering
+from lt_mia_jax.unlearning.gated import GatedRotation
+from lt_mia_jax.unlearning.interventions import Rotation, Steering, at_layers, compose
 
 DATA = SynTofuConfig(
     background=2, fictitious=4, forget_percent=(25,), retain_evaluated=2
@@ -243,3 +246,52 @@ def test_known_texts_leak(subjects, splits):
 def test_no_questions(subjects):
     with pytest.raises(InputError, match="empty"):
         examine(subjects[0], [])
+
+
+def test_an_intervention_that_does_nothing(subjects, splits):
+    rows = splits["forget25"]
+    plain = membership(subjects[0], subjects[1], rows)
+    edited = subjects[0]._replace(intervention=compose())
+    for name, scores in membership(edited, subjects[1], rows).items():
+        np.testing.assert_allclose(scores, plain[name], rtol=1e-4, err_msg=name)
+
+
+def test_the_gate_is_told_where_prompts_end(subjects, splits):
+    """Each text alone, its gate worked out by hand from its prompt."""
+    rows = splits["forget25_perturbed"][:4]
+    subject, rng = subjects[0], np.random.default_rng(0)
+    width = subject.model.config.width
+    encoded = encode_answers(
+        rows, subject.tokenizer, max_length=MAX_LENGTH, template=TEMPLATE
+    )
+
+    @quick_compile.jit
+    def run(ids, edit):
+        return subject.model.apply(subject.params, ids, intervention=edit, capture=(0,))
+
+    lengths = encoded.label_mask.argmax(axis=1)
+    streams = np.asarray(run(encoded.input_ids, None)[1][0], np.float64)
+    prompts = np.array(
+        [x[:n].mean(axis=0) for x, n in zip(streams, lengths, strict=True)]
+    )
+    vectors = 0.05 * rng.normal(size=(1, width)).astype(np.float32)
+    # The first prompt is the topic; the threshold lies between those of all four.
+    centre = prompts[:1].astype(np.float32)
+    near = prompts @ centre[0] / np.linalg.norm(prompts, axis=1)
+    near /= np.linalg.norm(centre)
+    threshold = float(np.sort(near)[:2].mean())
+    gate = at_layers(GatedRotation(vectors, centre, threshold), [0])
+    found = membership(subject._replace(intervention=gate), None, rows)["loss"]
+    items = examine(subject._replace(intervention=gate), rows)
+    assert (near > threshold).sum() == 3
+    for n, row in enumerate(encoded.input_ids):
+        weights = jnp.full((1, 1), float(near[n] > threshold))
+        logits, _ = run(row[None], at_layers(Rotation(vectors, weights), [0]))
+        logits = np.asarray(logits, np.float64)[0, :-1]
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        nll = -log_p[np.arange(len(log_p)), row[1:]]
+        real = encoded.attention_mask[n, 1:] == 1
+        assert found[n] == pytest.approx(-nll[real].mean(), rel=1e-4)
+        answer = encoded.label_mask[n, 1:] == 1
+        expected = np.exp(-nll[answer].mean())
+        assert items.probability[n] == pytest.approx(expected, rel=1e-4)

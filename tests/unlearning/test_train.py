@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import unlearning_world as world
+from unlearning_world import answer_loss, start
 
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import make_executor
@@ -22,12 +23,6 @@ from lt_mia_jax.unlearning.step import Frozen, PairBatch, Trainee, UnlearnStep
 from lt_mia_jax.unlearning.train import UnlearnConfig, unlearn
 
 FAST = UnlearnConfig(learning_rate=3e-3, epochs=4, batch_size=4, warmup_epochs=0.0)
-
-
-def start(family="gpt2"):
-    """Parameters of a usual size: the initial ones make every prediction flat."""
-    params = world.model(family).init(jax.random.key(3))
-    return jax.tree.map(lambda x: x * 4 if x.ndim > 2 else x, params)
 
 
 def run(folder, method, *, family="gpt2", config=FAST, **options):
@@ -56,18 +51,11 @@ def rows(folder):
     return [json.loads(line) for line in lines]
 
 
-def answer_loss(params, texts, family="gpt2"):
-    """Mean over answer tokens, in float64, from the logits."""
-    logits = np.asarray(world.model(family).apply(params, texts.input_ids), np.float64)
-    shifted = logits[:, :-1] - logits[:, :-1].max(-1, keepdims=True)
-    log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    found = np.take_along_axis(log_p, texts.input_ids[:, 1:, None], -1)[..., 0]
-    return -found[texts.label_mask[:, 1:] == 1].mean()
-
-
 EVERYTHING = "LT_MIA_EVERY_METHOD" in os.environ
 """Run every method, on every family: about a quarter of an hour."""
-FORGETS = [name for name in METHODS if name not in ("retrain", "undial")]
+INTERVENED = [name for name in METHODS if METHODS[name].intervention() is not None]
+"""They have tests of their own, in test_intervened.py."""
+FORGETS = [n for n in METHODS if n not in ("retrain", "undial", *INTERVENED)]
 if not EVERYTHING:  # one of each kind of objective and of transformation
     FORGETS = ["npo", "rmu", "salun", "guard", "lwf"]
 
@@ -114,13 +102,13 @@ def test_retraining_learns_what_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("family", world.MODELS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "guard_it"])
 def test_every_method_fits_every_family(name, family):
     """Traced and not compiled: shapes, data and states of all of them fit."""
     model, method = world.model(family), METHODS[name]
     method = method.fitted(model.config)
     step = UnlearnStep(
-        trainee=Trainee(model=model),
+        trainee=Trainee(model=model, intervention=method.intervention()),
         method=method,
         optimizer=FAST.optimizer,
         schedule=Schedule(12, 3),
@@ -138,8 +126,12 @@ def test_every_method_fits_every_family(name, family):
 
     def update(params, texts, retain):
         mask = jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
-        state = init_state(params, step.transform({"mask": mask}))
-        frozen = Frozen(None, {**data, "reference_params": params})
+        base, trained = None, params
+        if name == "mrp":
+            rows = jnp.ones((len(method.layers), method.rows, model.config.width))
+            base, trained = params, {"rows": rows, "earlier": rows}
+        state = init_state(trained, step.transform({"mask": mask}))
+        frozen = Frozen(base, {**data, "reference_params": params})
         return state, step(frozen, state, PairBatch(texts, retain), jax.random.key(0))
 
     state, (after, metrics) = jax.eval_shape(update, model.shapes(), texts, retain)
@@ -158,7 +150,12 @@ def test_every_method_runs_on_every_family(name, family, tmp_path):
         with pytest.raises(InputError, match="has none"):
             run(tmp_path, name, family=family, config=config)
         return
+    if name == "guard_it":
+        name = dataclasses.replace(METHODS[name], threshold=0.5)
     result = run(tmp_path, name, family=family, config=config)
+    if result.intervention is not None:
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(result.intervention))
+        return
     pairs = zip(
         jax.tree.leaves(result.params), jax.tree.leaves(start(family)), strict=True
     )
@@ -173,10 +170,16 @@ def losses_and_params(folder, name, executor):
         method = dataclasses.replace(method, beta=0.5)
     result = run(folder, method, config=config, executor=executor)
     found = [row["loss"] for row in rows(folder)]
+    if name == "mrp":  # of the basis only the span means anything
+        q = np.asarray(result.intervention.stacked.rows)
+        return np.array(found), {"projector": q.swapaxes(1, 2) @ q}
     return np.array(found), flatten(result.params)
 
 
-@pytest.mark.parametrize("name", METHODS if EVERYTHING else ["npo", "gu"])
+DEVICES = [name for name in METHODS if name != "guard_it"]
+
+
+@pytest.mark.parametrize("name", DEVICES if EVERYTHING else ["npo", "gu"])
 def test_devices_do_not_matter(name, tmp_path):
     # Adam's first steps are signs: where a gradient is rounding, so is its sign.
     losses, params = losses_and_params(tmp_path / "one", name, make_executor("single"))
@@ -198,15 +201,16 @@ def test_devices_do_not_matter(name, tmp_path):
         assert max(far.values()) < 0.01, (label, far)
 
 
-def test_continues_exactly(tmp_path):
+@pytest.mark.parametrize("name", ["npo", "mrp"])
+def test_continues_exactly(name, tmp_path):
     class Killed(Exception):
         pass
 
-    whole = run(tmp_path / "whole", "npo")
+    whole = run(tmp_path / "whole", name)
     config = dataclasses.replace(FAST)
     from lt_mia_jax.unlearning import train
 
-    original = train._Sets.batch_at
+    original = train.Sets.batch_at
     calls = []
 
     def failing(self, step):
@@ -216,12 +220,13 @@ def test_continues_exactly(tmp_path):
         return original(self, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train._Sets, "batch_at", failing)
+        patch.setattr(train.Sets, "batch_at", failing)
         with pytest.raises(Killed):
-            run(tmp_path / "part", "npo", config=config, save_every_seconds=0.0)
-    result = run(tmp_path / "part", "npo", config=config)
+            run(tmp_path / "part", name, config=config, save_every_seconds=0.0)
+    result = run(tmp_path / "part", name, config=config)
     assert result.resumed_from > 0
     jax.tree.map(np.testing.assert_array_equal, result.params, whole.params)
+    jax.tree.map(np.testing.assert_array_equal, result.intervention, whole.intervention)
 
 
 def test_adapters_leave_the_base(tmp_path):
@@ -292,6 +297,11 @@ def test_missing_and_empty_texts(tmp_path):
     config = dataclasses.replace(FAST, lora=LoraConfig(rank=2))
     with pytest.raises(InputError, match="leave --lora out"):
         run(tmp_path / "lora", "salun", config=config)
+    with pytest.raises(InputError, match="Mrp trains no weights; leave --lora out"):
+        run(tmp_path / "lora", "mrp", config=config)
+    for name in ("mrp", "guard_it"):
+        with pytest.raises(InputError, match="needs texts to keep"):
+            run(tmp_path / name, name, retain=None)
     assert not list(tmp_path.rglob("history.jsonl"))
 
 

@@ -1,0 +1,118 @@
+"""Ascent on what is to be forgotten, plain, weighted, or in the stream."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from lt_mia_jax.models.config import ModelConfig
+from lt_mia_jax.unlearning import distributions, objectives, representation
+from lt_mia_jax.unlearning.methods.method import Method, Term
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradAscent(Method):
+    """Gradient ascent on the forget texts alone; unbounded, keep it short.
+
+    Source: Knowledge Unlearning, arXiv 2210.01504.
+    """
+
+    retain_weight: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradDiff(Method):
+    """Gradient ascent on forget texts, descent on retain texts.
+
+    Source: Continual Learning and Private Unlearning, arXiv 2203.12817.
+    """
+
+
+class ToReference(Method):
+    """Retain texts are held by the KL divergence to the model before unlearning."""
+
+    def retain(self) -> Term | None:
+        """KL to the reference."""
+        return Term(distributions.kl_to_reference, data=("reference_params",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class KlMin(ToReference):
+    """Gradient ascent on forget texts, KL to the reference on retain texts.
+
+    Source: TOFU, arXiv 2401.06121, section 4.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rmu(Method):
+    """The stream on forget texts is sent to a random direction, held on retain texts.
+
+    Source: WMDP, arXiv 2403.03218.
+    """
+
+    layer: int | None = None
+    """Layers that the stream has passed; None is the middle of the model."""
+    steering: float = 2.0
+    """Length of the vector aimed at."""
+    direction: Literal["isotropic", "positive"] = "isotropic"
+    """How the vector is drawn; "positive" is the published one."""
+
+    def fitted(self, model: ModelConfig) -> "Rmu":
+        """With a layer."""
+        middle = max(1, model.layers // 2)
+        layer = middle if self.layer is None else self.layer
+        return dataclasses.replace(self, layer=layer)
+
+    def forget(self) -> Term:
+        """Distance to the control vector."""
+        settings = {"layer": self.layer, "steering": self.steering}
+        return Term(representation.rmu, settings, ("control",))
+
+    def retain(self) -> Term:
+        """Distance to the reference's stream."""
+        settings = {"layer": self.layer}
+        return Term(representation.rmu_retain, settings, ("reference_params",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wga(Method):
+    """Gradient ascent, weighted by the probability of each token.
+
+    Source: arXiv 2502.19301.
+    """
+
+    beta: float = 1.0
+    """Exponent of the probability."""
+
+    def forget(self) -> Term:
+        """WGA."""
+        return Term(objectives.wga, {"beta": self.beta})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SatImp(Method):
+    """Ascent weighted by saturation and importance.
+
+    Source: arXiv 2505.11953.
+    """
+
+    retain_weight: float = 0.1
+    beta1: float = 5.0
+    """Exponent of the probability."""
+    beta2: float = 1.0
+    """Exponent of its complement."""
+
+    def forget(self) -> Term:
+        """SatImp."""
+        return Term(objectives.satimp, {"beta1": self.beta1, "beta2": self.beta2})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrain(Method):
+    """The gold standard: learn the retain texts, never the forget texts.
+
+    Give it the model that was there before both.
+    """
+
+    def forget(self) -> None:
+        """Nothing."""

@@ -1,0 +1,147 @@
+"""Bounded objectives: preferences, other answers, lowered predictions."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lt_mia_jax.unlearning import distributions, objectives
+from lt_mia_jax.unlearning.methods.method import Alternative, Method, Term
+
+
+@dataclass(frozen=True, kw_only=True)
+class Npo(Method):
+    """Negative preference optimisation.
+
+    Source: arXiv 2404.05868.
+    """
+
+    beta: float = 0.1
+    """Inverse temperature; towards 0 it becomes gradient ascent."""
+    cached_reference: ClassVar[bool] = True
+
+    def forget(self) -> Term:
+        """NPO."""
+        return Term(objectives.npo, {"beta": self.beta})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimNpo(Method):
+    """NPO on the mean loss of a token, without a reference.
+
+    Source: arXiv 2410.07163.
+    """
+
+    forget_weight: float = 0.125
+    beta: float = 4.5
+    """Inverse temperature."""
+    delta: float = 0.0
+    """Margin in nats a token."""
+
+    def forget(self) -> Term:
+        """SimNPO."""
+        return Term(objectives.simnpo, {"beta": self.beta, "delta": self.delta})
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdkDpo(Method):
+    """Preference of a refusal over the answer.
+
+    Source: TOFU, arXiv 2401.06121; DPO, arXiv 2305.18290.
+    """
+
+    beta: float = 0.1
+    """Inverse temperature."""
+    alternative: ClassVar[Alternative | None] = "refusal"
+    cached_reference: ClassVar[bool] = True
+
+    def forget(self) -> Term:
+        """DPO."""
+        return Term(objectives.dpo, {"beta": self.beta})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AltPo(IdkDpo):
+    """Preference of a plausible other answer over the answer.
+
+    The published method has the model write the alternatives; here they are the
+    inverted facts of the data.
+
+    Source: arXiv 2409.13474.
+    """
+
+    alternative: ClassVar[Alternative | None] = "inverted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdkNll(Method):
+    """Learn refusals in place of the answers (PO of TOFU).
+
+    Source: arXiv 2401.06121.
+    """
+
+    alternative: ClassVar[Alternative | None] = "refusal"
+
+    def forget(self) -> Term:
+        """Loss of the refusal."""
+        return Term(objectives.alternative_nll)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meow(IdkNll):
+    """Learn inverted facts in place of the answers.
+
+    Source: MEOW, arXiv 2409.11844.
+    """
+
+    alternative: ClassVar[Alternative | None] = "inverted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tnpo(Method):
+    """Token-wise NPO; with `alpha` also weighted by the probability (WTNPO).
+
+    Source: arXiv 2502.19301.
+    """
+
+    beta: float = 4.0
+    """Exponent of the ratio to the reference."""
+    alpha: float = 0.0
+    """Exponent of the probability; 1.5 is WTNPO."""
+    cached_reference: ClassVar[bool] = True
+
+    def forget(self) -> Term:
+        """TNPO or WTNPO."""
+        settings = {"beta": self.beta, "alpha": self.alpha}
+        return Term(objectives.wtnpo, settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Undial(Method):
+    """Self-distillation with the true token's logit lowered.
+
+    Source: arXiv 2402.10052.
+    """
+
+    retain_weight: float = 0.0
+    beta: float = 10.0
+    """What is taken from the logit of the target."""
+
+    def forget(self) -> Term:
+        """UNDIAL."""
+        data = ("reference_params",)
+        return Term(distributions.undial, {"beta": self.beta}, data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CeU(Method):
+    """Cross-entropy to the own prediction without the true token.
+
+    Source: arXiv 2503.01224.
+    """
+
+    retain_weight: float = 0.0
+    skip: int = 1
+    """First target tokens that are left out."""
+
+    def forget(self) -> Term:
+        """CE-U."""
+        return Term(distributions.ce_u, {"skip": self.skip})

@@ -1,0 +1,204 @@
+"""The batches of a run: passes over the forget texts, draws of retain texts."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from lt_mia_jax.arrays import Array, Float, Int
+from lt_mia_jax.data.answers import EncodedAnswers
+from lt_mia_jax.data.batches import batch_indices, bucket_of, length_buckets
+from lt_mia_jax.executor import Executor, fetch
+from lt_mia_jax.unlearning import objectives
+from lt_mia_jax.unlearning.batch import TextBatch
+from lt_mia_jax.unlearning.methods import Method, Schedule
+from lt_mia_jax.unlearning.recipe import ForgetTexts, UnlearnConfig
+from lt_mia_jax.unlearning.step import PairBatch
+
+_RETAIN, _ALTERNATIVE, _RANDOM = range(3)
+"""Streams of random numbers, all from the config's seed."""
+
+
+class Sets:
+    """Host rows of forget and retain texts, and the batches made of them."""
+
+    def __init__(
+        self,
+        forget: ForgetTexts,
+        retain: EncodedAnswers | None,
+        method: Method,
+        config: UnlearnConfig,
+        executor: Executor,
+        vocabulary: int,
+    ) -> None:
+        self.method, self.config, self.executor = method, config, executor
+        self.forget = forget.answers
+        self.retain = retain if method.needs_retain else None
+        match method.alternative:
+            case "refusal":
+                self.alternatives = tuple(forget.refusals)
+            case "inverted":
+                self.alternatives = tuple(forget.inverted)
+            case "random":
+                self.alternatives = (
+                    _random_labels(self.forget, vocabulary, config.seed),
+                )
+            case None:
+                self.alternatives = ()
+        main = self.forget if method.needs_forget else self.retain
+        assert main is not None
+        self.order = batch_indices(
+            len(main.input_ids),
+            config.batch_size,
+            seed=config.seed,
+            epochs=config.epochs,
+        )
+        self.schedule = Schedule(len(self.order), self.order.steps_per_epoch)
+        self.reference: Float[np.ndarray, "N T"] | None = None
+        self.alternative_reference: list[Float[np.ndarray, "N T"]] = []
+        self.row_weight: Float[np.ndarray, " N"] | None = None
+
+    def remember_reference(self, apply_fn: Any, trained: Any) -> None:
+        """Compute -log p of all forget texts, if the method wants it."""
+        if not self.method.cached_reference:
+            return
+        self.reference = self._nll(self.forget, apply_fn, trained)
+        self.alternative_reference = [
+            self._nll(texts, apply_fn, trained) for texts in self.alternatives
+        ]
+
+    def _nll(
+        self, texts: EncodedAnswers, apply_fn: Any, trained: Any
+    ) -> Float[np.ndarray, "N T"]:
+        found = np.zeros(texts.input_ids.shape, np.float32)
+        for rows, batch in self._in_order(texts, len(texts.input_ids)):
+            nll = fetch(_reference_nll(apply_fn, trained, batch))
+            found[rows, : nll.shape[1]] = nll[: len(rows)]
+        return found
+
+    def all_forget(self) -> Iterator[TextBatch]:
+        """Forget texts in order, on the devices."""
+        for _, batch in self._in_order(self.forget, len(self.forget.input_ids)):
+            yield batch
+
+    def some_retain(self) -> Iterator[TextBatch]:
+        """The first retain texts, on the devices."""
+        if self.retain is None:
+            return
+        count = min(len(self.retain.input_ids), self.config.prepare_texts)
+        for _, batch in self._in_order(self.retain, count):
+            yield batch
+
+    def _in_order(
+        self, texts: EncodedAnswers, count: int
+    ) -> Iterator[tuple[Int[np.ndarray, " B"], TextBatch]]:
+        size = self.executor.round_up(self.config.batch_size)
+        for start in range(0, count, size):
+            rows = np.arange(start, min(start + size, count))
+            batch = self._texts(
+                texts, *self._filled(rows, np.ones(len(rows), np.float32), size)
+            )
+            yield rows, self.executor.place_rows(batch)
+
+    def batch_at(self, step: int) -> PairBatch:
+        """This process's host rows of one update."""
+        rows, weight = self.order[step]
+        size = self.executor.round_up(self.config.batch_size)
+        if self.method.forget() is None:
+            assert self.retain is not None
+            return PairBatch(
+                None, self._texts(self.retain, *self._filled(rows, weight, size))
+            )
+        if self.row_weight is not None:
+            weight = weight * self.row_weight[rows]
+        rows, weight = self._filled(rows, weight, size)
+        batch = self._texts(self.forget, rows, weight, self.reference)
+        if self.alternatives:
+            which = self._draw(_ALTERNATIVE, step, len(self.alternatives), len(rows))
+            batch = batch._replace(alternative=self._alternative(rows, weight, which))
+        retain = None
+        if self.retain is not None:
+            drawn = self._draw(
+                _RETAIN, step, len(self.retain.input_ids), self.config.batch_size
+            )
+            ones = np.ones(len(drawn), np.float32)
+            retain = self._texts(self.retain, *self._filled(drawn, ones, size))
+        return PairBatch(batch, retain)
+
+    def _draw(self, stream: int, step: int, options: int, count: int) -> np.ndarray:
+        """Numbers below `options`, the same on every machine and NumPy."""
+        philox = np.random.Philox(
+            key=[self.config.seed % 2**64, step], counter=[stream, 0, 0, 0]
+        )
+        return (philox.random_raw(count) % np.uint64(options)).astype(np.int64)
+
+    def _filled(
+        self, rows: np.ndarray, weight: np.ndarray, size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """With rows of weight 0 up to `size`."""
+        extra = size - len(rows)
+        if extra:
+            rows = np.concatenate([rows, np.zeros(extra, rows.dtype)])
+            weight = np.concatenate([weight, np.zeros(extra, weight.dtype)])
+        return rows, weight.astype(np.float32)
+
+    def _texts(
+        self,
+        texts: EncodedAnswers,
+        rows: np.ndarray,
+        weight: np.ndarray,
+        reference: Float[np.ndarray, "N T"] | None = None,
+    ) -> TextBatch:
+        """Rows as a batch, cut to one of a few widths; a process takes its share."""
+        lengths = texts.attention_mask[rows].sum(axis=1, dtype=np.int64)
+        width = bucket_of(int(lengths.max()), length_buckets(texts.input_ids.shape[1]))
+        rows, weight = self.executor.share(rows), self.executor.share(weight)
+        host: Any = (
+            texts.input_ids[rows, :width],
+            texts.attention_mask[rows, :width],
+            texts.label_mask[rows, :width],
+            weight,
+            None if reference is None else reference[rows, :width],
+        )
+        return TextBatch(*host)
+
+    def _alternative(
+        self, rows: np.ndarray, weight: np.ndarray, which: np.ndarray
+    ) -> TextBatch:
+        """Row `i` from alternative `which[i]`."""
+        stacked = EncodedAnswers(
+            *(
+                np.stack(
+                    [
+                        np.asarray(field[k][row])
+                        for k, row in zip(which, rows, strict=True)
+                    ]
+                )
+                for field in zip(*self.alternatives, strict=True)
+            )
+        )
+        reference = None
+        if self.alternative_reference:
+            reference = np.stack(
+                [
+                    self.alternative_reference[k][row]
+                    for k, row in zip(which, rows, strict=True)
+                ]
+            )
+        return self._texts(stacked, np.arange(len(rows)), weight, reference)
+
+
+@jax.jit
+def _reference_nll(apply_fn: Any, trained: Any, batch: TextBatch) -> Array:
+    return objectives.cached_reference_nll(trained, batch, apply_fn=apply_fn)
+
+
+def _random_labels(texts: EncodedAnswers, vocabulary: int, seed: int) -> EncodedAnswers:
+    """The same prompts with random tokens for targets, drawn once."""
+    philox = np.random.Philox(key=[seed % 2**64, 0], counter=[_RANDOM, 0, 0, 0])
+    words = philox.random_raw(texts.input_ids.size) % np.uint64(vocabulary)
+    drawn = words.reshape(texts.input_ids.shape).astype(np.int32)
+    return texts._replace(
+        input_ids=np.where(texts.label_mask != 0, drawn, texts.input_ids)
+    )
