@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick_compile
 from quick_compile import jit
 
 from lt_mia_jax.attacks.attack import Attack
@@ -265,7 +264,7 @@ def test_the_gate_is_told_where_prompts_end(subjects, splits):
         rows, subject.tokenizer, max_length=MAX_LENGTH, template=TEMPLATE
     )
 
-    @quick_compile.jit
+    @jit
     def run(ids, edit):
         return subject.model.apply(subject.params, ids, intervention=edit, capture=(0,))
 
@@ -290,8 +289,7 @@ def test_the_gate_is_told_where_prompts_end(subjects, splits):
         logits = np.asarray(logits, np.float64)[0, :-1]
         log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         nll = -log_p[np.arange(len(log_p)), row[1:]]
-        real = encoded.attention_mask[n, 1:] == 1
-        assert found[n] == pytest.approx(-nll[real].mean(), rel=1e-4)
         answer = encoded.label_mask[n, 1:] == 1
+        assert found[n] == pytest.approx(-nll[answer].mean(), rel=1e-4)
         expected = np.exp(-nll[answer].mean())
         assert items.probability[n] == pytest.approx(expected, rel=1e-4)
