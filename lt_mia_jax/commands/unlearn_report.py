@@ -29,6 +29,7 @@ from lt_mia_jax.unlearning.evaluate import (
     measure_memo,
     membership,
 )
+from lt_mia_jax.unlearning.storage import load_intervention
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +221,12 @@ def _load(name: str, role: str, like: Subject) -> Subject:
             "of the same family, trained on the same tokens"
         )
     return Subject(
-        LanguageModel(config), params, like.tokenizer, like.template, like.length
+        LanguageModel(config),
+        params,
+        like.tokenizer,
+        like.template,
+        like.length,
+        load_intervention(name, config),
     )
 
 

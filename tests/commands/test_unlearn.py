@@ -138,8 +138,11 @@ def test_an_intervention_beside_the_same_weights(world, tmp_path, capsys):
     # Unlearning goes on from it or is refused; to others it is not there, they say.
     assert unlearn(world, tmp_path / "npo", model=first) == BAD_INPUT
     assert "Npo would lose it" in capsys.readouterr().err
-    assert unlearn(world, second, *steep, model=first) == 0
+    assert unlearn(world, second, *steep, model=first, report=True) == 0
     assert load_intervention(second).stacked.rows.shape == (1, 4, 16)
+    cards = json.loads((second / "card.json").read_text())["models"]
+    known = [cards[name]["forget_probability"]["value"] for name in cards]
+    assert known[0] != known[1]  # the weights are the same
     load_pair(str(world / "models" / "full"), str(second), make_executor("single"))
     assert "second comes with an intervention" in capsys.readouterr().err
 
