@@ -1,0 +1,240 @@
+"""Data, models and runs of the unlearning table: SynTOFU, or TOFU."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from lt_mia_jax.checkpoints import load_pretrained
+from lt_mia_jax.commands import syntofu
+from lt_mia_jax.commands.unlearn import inverted, refused
+from lt_mia_jax.data.answers import AnswerTemplate, EncodedAnswers
+from lt_mia_jax.data.benchmark_catalog import BENCHMARKS
+from lt_mia_jax.data.benchmarks import load_benchmark
+from lt_mia_jax.data.questions import Question, read_questions
+from lt_mia_jax.data.splits import hash_unit
+from lt_mia_jax.data.syntofu import MAX_LENGTH, TEMPLATE, SynTofuConfig, build
+from lt_mia_jax.models import LanguageModel
+from lt_mia_jax.unlearning.evaluate import (
+    UTILITY,
+    Measured,
+    Subject,
+    examine,
+    membership,
+    report_card,
+)
+from lt_mia_jax.unlearning.methods import METHODS
+from lt_mia_jax.unlearning.train import ForgetTexts, UnlearnConfig, unlearn
+
+VALIDATION = 0.3
+"""Share of the forget questions that choose the setting, and are not reported on."""
+RATE_FACTORS = {"mrp": 1000.0}
+"""MRP trains directions by plain SGD, whose rates are of another size."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tofu:
+    """Data and models of TOFU, from the hub or from folders."""
+
+    data: Path | None = None
+    """A copy of the data set locuslab/TOFU; the hub by default."""
+
+    models: str = "open-unlearning/tofu_Llama-3.2-1B-Instruct_{}"
+    """Directory or hub id of the models, {} standing for full, retain90 and so on."""
+
+    base: str = "meta-llama/Llama-3.2-1B-Instruct"
+    """The model before it learned TOFU."""
+
+    refusals: Path | None = None
+    """JSONL of refusals (`text`), for the methods that teach them."""
+
+    template: AnswerTemplate = dataclasses.field(default_factory=AnswerTemplate)
+    """How question and answer become one text; as in the models' own fine-tuning."""
+
+    length: int = 256
+    """Tokens a text is cut to."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Data, models and what is tried on them."""
+
+    preset: Literal["syntofu", "tofu"] = "syntofu"
+    """Data and models. syntofu: made here. tofu: those of TOFU, see --tofu.*."""
+
+    tofu: Tofu = dataclasses.field(default_factory=Tofu)
+    """What the preset tofu reads."""
+
+    out: Path = Path("runs/unlearning")
+    """Models, and one result a run."""
+
+    family: syntofu.Family = "gpt2"
+    """Architecture of the models."""
+
+    methods: tuple[str, ...] = tuple(m for m in METHODS if m != "retrain")
+    """Which ones."""
+
+    percents: tuple[int, ...] = (1, 5, 10)
+    """Sizes of the forget set."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the reported runs."""
+
+    rates: tuple[float, ...] = (1e-4, 1.7e-4, 3e-4, 1e-3)
+    """Learning rates that are tried."""
+
+    epochs: tuple[int, ...] = (10,)
+    """Numbers of passes over the forget set that are tried."""
+
+
+def models_of(config: Settings) -> syntofu.SynTofu:
+    """The command that writes SynTOFU's data and trains its models."""
+    out = config.out / config.family
+    return syntofu.SynTofu(out=out, family=config.family, data=SynTofuConfig())
+
+
+class Setup(NamedTuple):
+    """Where questions and models of a preset are."""
+
+    split: Callable[[str], list[Question]]
+    """Rows of a part of the data, by TOFU's names."""
+    extra: tuple[str, ...]
+    """Parts that are kept beside the retain set."""
+    base: str
+    full: str
+    retrained: dict[str, str]
+    """Directories or hub ids; several retrained ones show the noise between equals."""
+    template: AnswerTemplate
+    length: int
+
+
+def setup(config: Settings, percent: int) -> Setup:
+    """The preset with one size of the forget set.
+
+    Raises:
+      InputError: the preset needs settings that are missing.
+    """
+    kept = f"retain{100 - percent:02d}"
+    if config.preset == "syntofu":
+        command = models_of(config)
+        splits, models = build(command.data), command.out / "models"
+        return Setup(
+            split=lambda name: list(splits[name]),
+            extra=("pretrain",),
+            base=str(models / "base"),
+            full=str(models / "full"),
+            retrained={
+                f"retrained-{seed}": str(models / f"{kept}-seed{seed}")
+                for seed in command.seeds
+            },
+            template=TEMPLATE,
+            length=MAX_LENGTH,
+        )
+    tofu = config.tofu
+
+    def read(name: str) -> list[Question]:
+        if name == "idk":
+            if tofu.refusals is None:
+                return []
+            return read_questions(tofu.refusals)
+        return load_benchmark(BENCHMARKS["tofu"], name, local=tofu.data)
+
+    return Setup(
+        split=read,
+        extra=(),
+        base=tofu.base,
+        full=tofu.models.format("full"),
+        retrained={"retrained": tofu.models.format(kept)},
+        template=tofu.template,
+        length=tofu.length,
+    )
+
+
+class World:
+    """One size of the forget set, its models and its files."""
+
+    def __init__(self, config: Settings, percent: int) -> None:
+        """Open what the jobs before have made, or what exists."""
+        self.setup = made = setup(config, percent)
+        forget = f"forget{percent:02d}"
+        self.forget = made.split(forget)
+        self.perturbed = made.split(f"{forget}_perturbed")
+        self.holdout = made.split(f"holdout{percent:02d}")
+        self.utility = {name: made.split(f"{name}_perturbed") for name in UTILITY}
+        self.results = results_of(config, percent)
+        self.base, self.full = self.load(made.base), self.load(made.full)
+        self.retrained = {
+            name: self.load(path) for name, path in made.retrained.items()
+        }
+        refusals = made.split("idk")
+        self.texts = ForgetTexts(
+            self.encode(self.forget),
+            [self.encode(rows) for rows in refused(self.forget, refusals)],
+            [self.encode(rows) for rows in inverted(self.forget)],
+        )
+        kept = [f"retain{100 - percent:02d}", *made.extra]
+        self.keep = self.encode([row for name in kept for row in made.split(name)])
+        first = next(iter(self.retrained.values()))
+        self.truth = {part: self.measure(first, part) for part in (True, False)}
+
+    def load(self, path: str) -> Subject:
+        """One of the models."""
+        config, params, tokenizer = load_pretrained(path)
+        model, made = LanguageModel(config), self.setup
+        return Subject(model, params, tokenizer, made.template, made.length)
+
+    def encode(self, rows: list[Question]) -> EncodedAnswers:
+        """What training reads."""
+        return self.full.encode(rows)
+
+    def measure(self, subject: Subject, validation: bool) -> Measured:
+        """All that a card needs, on one part of the forget set."""
+
+        def part(rows: list[Question]) -> list[Question]:
+            return [
+                row
+                for row in rows
+                if (hash_unit("validation", row.id) < VALIDATION) == validation
+            ]
+
+        sets = {"forget": part(self.perturbed), **self.utility}
+        return Measured(
+            {name: examine(subject, rows) for name, rows in sets.items()},
+            membership(subject, self.base, part(self.forget)),
+            membership(subject, self.base, self.holdout),
+        )
+
+    def card(self, subject: Subject, validation: bool) -> dict[str, Any]:
+        """The report card of one model."""
+        measured = self.measure(subject, validation)
+        return report_card(measured, self.truth[validation])
+
+    def attempt(self, name: str, rate: float, epochs: int, seed: int) -> Subject:
+        """`full` after unlearning."""
+        recipe = UnlearnConfig(
+            learning_rate=rate * RATE_FACTORS.get(name, 1.0),
+            epochs=epochs,
+            batch_size=32,
+            weight_decay=0.0,
+            clip_norm=1.0,
+            seed=seed,
+        )
+        result = unlearn(
+            self.full.model,
+            self.full.params,
+            self.texts,
+            self.keep,
+            METHODS[name],
+            recipe,
+            directory=self.results / name / f"{rate:g}-{epochs}-{seed}",
+            save_every_seconds=1e9,
+        )
+        return self.full._replace(
+            params=result.params, intervention=result.intervention
+        )
+
+
+def results_of(config: Settings, percent: int) -> Path:
+    """Folder of one size of the forget set."""
+    name = config.family if config.preset == "syntofu" else config.preset
+    return config.out / "results" / name / f"{percent:02d}"
