@@ -1,6 +1,7 @@
 """The attacks that the transfer study trains: the main one, ablations and scaling."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -91,13 +92,15 @@ def columns_of(layout: FeatureLayout, columns: Columns) -> np.ndarray:
 
 
 def _fewer(store: FeatureStore, rows: int, seed: int) -> list[str]:
+    """Leave so many training rows, and a quarter as many for validation."""
     split = np.asarray(store.split, dtype=object)
-    for label in (0, 1):
-        own = np.flatnonzero(
-            (split == "train") & (np.asarray(store.labels, np.int64) == label)
-        )
+    labels = np.asarray(store.labels, np.int64)
+    for label, (part, count) in itertools.product(
+        (0, 1), (("train", rows), ("validation", max(8, rows // 4)))
+    ):
+        own = np.flatnonzero((split == part) & (labels == label))
         order = sorted(own, key=lambda row: hash_unit("rows", seed, store.ids[row]))
-        split[order[rows // 2 :]] = "unused"
+        split[order[count // 2 :]] = "unused"
     return split.tolist()
 
 
@@ -169,7 +172,11 @@ def _add_scaling(plan: Plan, seed: int, per_combination: int, add: Any) -> None:
             )
     for share in (32, 8, 2):
         rows = 2 * max(1, per_combination // share // 2)
-        add(f"volume-{rows}", "volume", str(rows), rows=rows)
+        # As many updates as with all rows, on batches of 32 at least.
+        batch = max(32, plan.recipe.batch_size // share)
+        epochs = max(1, plan.recipe.epochs * share * batch // plan.recipe.batch_size)
+        recipe = dataclasses.replace(plan.recipe, epochs=epochs, batch_size=batch)
+        add(f"volume-{rows}", "volume", str(rows), rows=rows, recipe=recipe)
 
 
 def _small(recipe: TrainConfig) -> TrainConfig:

@@ -21,23 +21,25 @@ import transfer_attacks
 import transfer_plan
 from transfer_plan import Base, Plan, Preset
 
-from lt_mia_jax.attacks import controls, load_attack, score_store, train_attack
+from lt_mia_jax.attacks import controls, score_store, train_attack
 from lt_mia_jax.checkpoints import Pretrained, load_pretrained
 from lt_mia_jax.commands import evaluate, study
 from lt_mia_jax.commands.devices import Devices, DevicesFlags
 from lt_mia_jax.commands.study import Combination
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.data.corpora import Corpus, deduplicate, load_corpus
-from lt_mia_jax.data.texts import fingerprint, read_texts, write_texts
+from lt_mia_jax.data.texts import fingerprint, read_texts, text_id, write_texts
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor
 from lt_mia_jax.features.extract import ExtractConfig
 from lt_mia_jax.features.store import FeatureStore
-from lt_mia_jax.files import MANIFEST, read_json, write_json, write_manifest
+from lt_mia_jax.files import MANIFEST, read_json, write_json
 
 log = logging.getLogger("lt_mia_jax.transfer")
 
 CORPORA, SCORES, LOGITS = "corpora.json", "scores.npz", "logits.npz"
+ATTACK = "attack"
+"""Folder of a learned attack beside its scores."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ class Study:
     """Texts to fine-tune on in each combination; the preset's number by default."""
 
     epochs: int | None = None
-    """Most passes over the members; the preset's numbers by default."""
+    """Most passes over the members, where the preset has more."""
 
     nonmembers: int | None = None
     """Texts that stay unseen; the preset's number by default."""
@@ -89,11 +91,6 @@ class Study:
         plan = transfer_plan.PRESETS[self.preset]()
         if self.only:
             plan = transfer_plan.only(plan, self.only)
-        given = {
-            name: getattr(self, name)
-            for name in ("members", "nonmembers", "validation", "epochs")
-            if getattr(self, name) is not None
-        }
         recipe = plan.recipe
         if self.attack_epochs is not None:
             recipe = dataclasses.replace(
@@ -103,10 +100,20 @@ class Study:
             )
         return dataclasses.replace(
             plan,
-            train=tuple(dataclasses.replace(c, **given) for c in plan.train),
-            judge=tuple(dataclasses.replace(c, **given) for c in plan.judge),
+            train=tuple(map(self._changed, plan.train)),
+            judge=tuple(map(self._changed, plan.judge)),
             recipe=dataclasses.replace(recipe, seed=self.seed),
         )
+
+    def _changed(self, combination: Combination) -> Combination:
+        given = {
+            name: getattr(self, name)
+            for name in ("members", "nonmembers", "validation")
+            if getattr(self, name) is not None
+        }
+        if self.epochs is not None:
+            given["epochs"] = min(combination.epochs, self.epochs)
+        return dataclasses.replace(combination, **given)
 
     def folder(self, combination: Combination) -> Path:
         """Of one combination."""
@@ -117,48 +124,46 @@ def make_corpora(config: Study) -> None:
     """Documents of all corpora, no near-copies across them, and the tokenizers."""
     plan = config.plan()
     folder = config.out / "corpora"
-    if (folder / MANIFEST).exists():
-        return
-    loaded = deduplicate([_load(config, name) for name in plan.corpora])
-    for corpus in loaded:
-        write_texts(
-            folder / f"{corpus.name}.jsonl",
-            [
-                {"id": id, "text": text}
-                for id, text in zip(corpus.ids, corpus.texts, strict=True)
-            ],
-        )
-        log.info("  %-14s %6d documents", corpus.name, len(corpus.ids))
-    known = dict(zip(plan.corpora, loaded, strict=True))
-    texts = _pretraining_texts(
-        [known[name] for name in transfer_plan.TRAINING_CORPORA if name in known],
-        config.seed,
-    )
-    for size in plan.vocabularies:
-        study.make_tokenizer(
-            config.out / "tokenizers" / str(size), texts, vocab_size=size
-        )
-    write_json(
-        folder / CORPORA,
-        {
-            name: {
-                "name": corpus.name,
+
+    def make() -> list[str]:
+        loaded = deduplicate([_load(config, name) for name in plan.corpora])
+        entries = {}
+        for name, corpus in zip(plan.corpora, loaded, strict=True):
+            rows = zip(corpus.ids, corpus.texts, strict=True)
+            write_texts(
+                folder / f"{name}.jsonl",
+                [{"id": id, "text": text} for id, text in rows],
+            )
+            log.info("  %-14s %6d documents", name, len(corpus.ids))
+            entries[name] = {
                 "code": corpus.code,
                 "versions": corpus.versions,
                 "fingerprint": corpus.fingerprint,
                 "documents": len(corpus.ids),
             }
-            for name, corpus in known.items()
-        },
-    )
-    write_manifest(folder, [CORPORA, *(f"{c.name}.jsonl" for c in loaded)])
+        write_json(folder / CORPORA, entries)
+        return [CORPORA, *(f"{name}.jsonl" for name in plan.corpora)]
+
+    source = None if config.data_from is None else str(config.data_from.absolute())
+    study.stage(folder, {"corpora": plan.corpora, "from": source}, make)
+    if plan.vocabularies:
+        known = [
+            name for name in transfer_plan.TRAINING_CORPORA if name in plan.corpora
+        ]
+        texts = _pretraining_texts(
+            [read_corpus(config, name) for name in known], config.seed
+        )
+        for size in plan.vocabularies:
+            study.make_tokenizer(
+                config.out / "tokenizers" / str(size), texts, vocab_size=size
+            )
 
 
 def read_corpus(config: Study, name: str) -> Corpus:
     """A corpus that `make_corpora` wrote."""
     folder = config.out / "corpora"
     entry = read_json(folder / CORPORA)[name]
-    rows = read_texts(folder / f"{entry['name']}.jsonl")
+    rows = read_texts(folder / f"{name}.jsonl")
     ids, texts = tuple(row.id for row in rows), tuple(row.text for row in rows)
     if fingerprint(ids) != entry["fingerprint"]:
         raise InputError(
@@ -191,42 +196,55 @@ def make_base(config: Study, name: str) -> None:
 def make_combination(config: Study, combination: Combination, judged: bool) -> None:
     """Target and features of a combination, and if judged all published scores."""
     folder = config.folder(combination)
-    if (folder / MANIFEST).exists():
-        return
-    executor = config.devices.make()
-    base = _base(config, config.plan().base(combination.base), executor)
-    corpus = read_corpus(config, combination.corpus)
-    rows = study.split(corpus, combination, seed=config.seed)
-    target = study.make_target(
-        folder / "target",
-        base,
-        corpus,
-        rows,
-        combination,
-        seed=config.seed,
-        executor=executor,
-    )
-    store = study.make_store(
-        folder / "features",
-        base,
-        target,
-        corpus,
-        rows,
-        combination,
-        names=(combination.base, combination.name),
-        seed=config.seed,
-        config=ExtractConfig(batch_size=config.batch_size),
-        executor=executor,
-    )
-    if judged:
-        _save_scores(folder / SCORES, store, config.seed)
-    # Checkpoints of a finished run are of no more use, and the largest part of it.
-    shutil.rmtree(folder / "target" / "training" / "state", ignore_errors=True)
-    write_json(
-        folder / "combination.json",
-        {"combination": to_dict(combination), "meta": store.meta, "texts": store.n},
-    )
-    write_manifest(folder, ["combination.json", *([SCORES] if judged else [])])
+    corpora = read_json(config.out / "corpora" / CORPORA)
+    plan = config.plan()
+    base = plan.base(combination.base)
+
+    def make() -> list[str]:
+        executor = config.devices.make()
+        before = _base(config, base, executor)
+        corpus = read_corpus(config, combination.corpus)
+        rows = study.split(corpus, combination, seed=config.seed)
+        target = study.make_target(
+            folder / "target",
+            before,
+            corpus,
+            rows,
+            combination,
+            seed=config.seed,
+            executor=executor,
+        )
+        store = study.make_store(
+            folder / "features",
+            before,
+            target,
+            corpus,
+            rows,
+            combination,
+            names=(combination.base, combination.name),
+            seed=config.seed,
+            config=ExtractConfig(batch_size=config.batch_size),
+            executor=executor,
+        )
+        if judged:
+            _save_scores(folder / SCORES, store, config.seed)
+        # Checkpoints of a finished run are of no more use, and the largest part of it.
+        shutil.rmtree(folder / "target" / "training" / "state", ignore_errors=True)
+        write_json(
+            folder / "combination.json",
+            {"combination": to_dict(combination), "meta": store.meta, "texts": store.n},
+        )
+        return ["combination.json", *([SCORES] if judged else [])]
+
+    settings = {
+        "combination": to_dict(combination),
+        "judged": judged,
+        "seed": config.seed,
+        "corpus": corpora[combination.corpus]["fingerprint"],
+        "base": to_dict(base),
+        "pretrain": to_dict(plan.pretrain),
+    }
+    study.stage(folder, settings, make)
 
 
 def _save_scores(path: Path, store: FeatureStore, seed: int) -> None:
@@ -253,35 +271,46 @@ def make_attack(config: Study, name: str) -> None:
     plan = config.plan()
     spec = transfer_attacks.attacks(plan, config.seed)[name]
     directory = config.out / "attacks" / name
-    if (directory / LOGITS).exists():
-        return
-    executor = config.devices.make()
-    chosen = [c for c in plan.train if c.name in spec.combinations]
-    opened = [FeatureStore.open(config.folder(c) / "features") for c in chosen]
-    if not (directory / MANIFEST).exists():
-        train_attack(
-            spec.views(opened),
+
+    def features(combination: Combination) -> FeatureStore:
+        return FeatureStore.open(config.folder(combination) / "features")
+
+    def make() -> list[str]:
+        executor = config.devices.make()
+        chosen = [features(c) for c in plan.train if c.name in spec.combinations]
+        attack = train_attack(
+            spec.views(chosen),
             spec.classifier,
             spec.recipe,
-            directory,
+            directory / ATTACK,
             executor=executor,
-        )
-        shutil.rmtree(directory / "state", ignore_errors=True)
-    attack = load_attack(directory)
-    logits: dict[str, Any] = {}
-    for combination in plan.judge:
-        store = FeatureStore.open(config.folder(combination) / "features")
-        used = attack.text_ids & set(store.ids)
-        if used:
-            raise InputError(
-                f"{len(used)} texts of {combination.name} were used to train the "
-                "attack; judged corpora must be others than training corpora"
-            )
-        view = spec.views([store])[0]
-        logits[combination.name] = score_store(attack, view)
-    temporary = directory / f"partial-{LOGITS}"
-    np.savez_compressed(temporary, **logits)
-    temporary.replace(directory / LOGITS)
+        ).attack
+        logits: dict[str, Any] = {}
+        for combination in plan.judge:
+            store = features(combination)
+            used = attack.text_ids & set(store.ids)
+            if used:
+                raise InputError(
+                    f"{len(used)} texts of {combination.name} were used to train the "
+                    "attack; judged corpora must be others than training corpora"
+                )
+            (view,) = spec.views([store])
+            logits[combination.name] = score_store(attack, view)
+        np.savez_compressed(directory / LOGITS, **logits)
+        shutil.rmtree(directory / ATTACK / "state", ignore_errors=True)
+        return [LOGITS]
+
+    settings = {
+        "spec": to_dict(dataclasses.replace(spec, combinations=frozenset())),
+        "train": sorted(spec.combinations),
+        "judged": sorted(c.name for c in plan.judge),
+        "made": {
+            c.name: read_json(config.folder(c) / MANIFEST)["settings"]
+            for c in (*plan.train, *plan.judge)
+            if c.name in spec.combinations or c in plan.judge
+        },
+    }
+    study.stage(directory, settings, make)
 
 
 def _load(config: Study, name: str) -> Corpus:
@@ -289,9 +318,10 @@ def _load(config: Study, name: str) -> Corpus:
         return load_corpus(name, cache=config.out / "sources")
     single = config.data_from / f"{name}.jsonl"
     if single.exists():
-        return load_corpus(str(single))._replace(
-            code=name in transfer_plan.CODE and name != "ml_code"
-        )
+        corpus = load_corpus(str(single))
+        # Ids that a file brings may stand for other texts in another file.
+        ids = tuple(text_id(text) for text in corpus.texts)
+        return corpus._replace(ids=ids, code=name == "swallow_code")
     return load_corpus(name, local=config.data_from / name)
 
 

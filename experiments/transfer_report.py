@@ -1,7 +1,11 @@
 """The transfer study's numbers, page and packaged attack, from its finished jobs."""
 
 import dataclasses
+import math
+import platform
+import shlex
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +15,14 @@ import transfer_attacks
 import transfer_figures
 import transfer_tables
 from transfer_attacks import AttackSpec
-from transfer_jobs import CORPORA, LOGITS, SCORES, Study
+from transfer_jobs import ATTACK, CORPORA, LOGITS, SCORES, Study
 from transfer_plan import CODE, FAMILY_NAMES, Family, Plan
 from transfer_statistics import Judged, Resamples, group, loss_gap
 from transfer_tables import LEARNED, RATE, TEXT_ONLY, Found, point
 
 from lt_mia_jax.attacks import load_attack
 from lt_mia_jax.attacks.storage import FILES, save_attack
+from lt_mia_jax.configs import to_dict
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import MANIFEST, read_json, write_atomic, write_json
 from lt_mia_jax.provenance import git_commit, versions
@@ -59,6 +64,12 @@ def collect(study: Study) -> tuple[Plan, list[Judged], dict[str, AttackSpec]]:
         )
     judged = []
     for combination in plan.judge:
+        lacking = [name for name in logits if combination.name not in logits[name]]
+        if lacking:
+            raise InputError(
+                f"{study.out / 'attacks' / lacking[0]}: {combination.name} is not judged; "
+                "run without --tables-only first"
+            )
         path = study.folder(combination) / SCORES
         if not path.exists():
             raise InputError(f"{path}: not there; run without --tables-only first")
@@ -150,7 +161,7 @@ def report(study: Study, *, resamples: int) -> Report:
     points = {(j.name, n): point(j, n) for j in judged for n in j.scores}
     values = {
         "means": {
-            f"{label}/{name}": {"auc": auc.mean._asdict(), "tpr": tpr.mean._asdict()}
+            f"{label}/{name}": {"auc": auc.mean.json, "tpr": tpr.mean.json}
             for (label, name), (auc, tpr) in curves.items()
         },
         "combinations": [
@@ -160,17 +171,26 @@ def report(study: Study, *, resamples: int) -> Report:
                 "members": int((j.labels == 1).sum()),
                 "nonmembers": int((j.labels == 0).sum()),
                 "loss_gap_nats": loss_gap(j),
-                "auc": {n: points[j.name, n][0] for n in j.scores},
-                "tpr_at_1_percent": {n: points[j.name, n][1] for n in j.scores},
+                "auc": {n: _number(points[j.name, n][0]) for n in j.scores},
+                "tpr_at_1_percent": {
+                    n: _number(points[j.name, n][1]) for n in j.scores
+                },
             }
             for j in judged
         ],
         "corpora": read_json(study.out / "corpora" / CORPORA),
+        "study": to_dict(study),
+        "command": shlex.join(["python", *sys.argv]),
+        "platform": platform.platform(),
         "versions": versions(),
         "commit": git_commit(),
     }
     markdown = "\n\n".join(section(found) for section in sections)
     return Report(markdown=markdown, values=values, found=found)
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def write(found: Report, out: Path, docs: Path | None) -> None:
@@ -185,15 +205,17 @@ def write(found: Report, out: Path, docs: Path | None) -> None:
         f"`{entry['fingerprint'][:16]}`"
         for name, entry in corpora.items()
     ]
-    intro = read_json(out / "about.json") if (out / "about.json").exists() else {}
+    small = (
+        " Tiny models (about a million parameters) on code, technical text and "
+        "speeches: figures show the mechanism, not the size of the effect on "
+        "production models."
+    )
     text = "\n\n".join(
         [
             "# Results of the transfer study",
-            "Made by `python experiments/transfer.py --preset tiny --docs docs`"
-            + (f" {intro['machine']}" if "machine" in intro else "")
-            + ". Tiny models (about a million parameters) on code, technical text and "
-            "speeches: figures show the mechanism, not the size of the effect on "
-            "production models.",
+            f"Made by `{found.values['command']}`, preset "
+            f"{found.values['study']['preset']}, seed {found.values['study']['seed']}."
+            + ("" if found.values["study"]["preset"] == "paper" else small),
             *(f"![{title}]({name})" for name, title in figures.items()),
             found.markdown,
             "### Texts\n\n" + "\n".join(lines),
@@ -211,7 +233,7 @@ def package(study: Study, directory: Path, found: Report) -> None:
     Ids of its training texts are left out: the texts of this study are not those that
     a user audits, and they would outweigh the weights.
     """
-    attack = load_attack(study.out / "attacks" / LEARNED)
+    attack = load_attack(study.out / "attacks" / LEARNED / ATTACK)
     means = found.values["means"]
     card = {
         "name": "LT-MIA, trained on tiny transformers",

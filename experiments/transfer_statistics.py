@@ -6,6 +6,7 @@ each pair of base and corpus. Differences are taken within resamples.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lt_mia_jax.attacks.metrics import refuses
+from lt_mia_jax.data.splits import hash_unit
 
 LEVEL = (0.025, 0.975)
 _CELLS = 2**21  # resamples x texts at a time: 16 MiB an array
@@ -40,7 +42,14 @@ class Mean(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        value, low, high = (f"{x:.3f}" if math.isfinite(x) else "-" for x in self)
+        return f"{value} [{low}, {high}]"
+
+    @property
+    def json(self) -> dict[str, float | None]:
+        """The numbers, None for what is not one."""
+        named = self._asdict().items()
+        return {name: x if math.isfinite(x) else None for name, x in named}
 
 
 class Curve(NamedTuple):
@@ -54,7 +63,9 @@ class Curve(NamedTuple):
         """With its interval."""
         if not len(self.resampled) or np.isnan(self.value):
             return Mean(self.value, np.nan, np.nan)
-        low, high = np.quantile(self.resampled, LEVEL)
+        # Infinite or missing resamples lie above all others.
+        ranked = np.sort(np.nan_to_num(self.resampled, nan=np.inf))
+        low, high = np.quantile(ranked, LEVEL, method="nearest")
         return Mean(self.value, float(low), float(high))
 
     def less(self, other: "Curve") -> Mean:
@@ -65,7 +76,7 @@ class Curve(NamedTuple):
         """This one divided by another of the same resamples."""
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios = self.resampled / other.resampled
-        return Curve(self.value / other.value, np.nan_to_num(ratios, nan=1.0)).mean
+            return Curve(self.value / other.value, ratios).mean
 
 
 class Resamples:
@@ -96,8 +107,10 @@ class Resamples:
         for k, one in enumerate(judged):
             cells.setdefault((one.base, one.corpus), []).append(k)
         found = np.zeros((self.count, len(judged)))
-        rng = np.random.default_rng([self.seed, 1])
-        for rows in cells.values():
+        for cell, rows in cells.items():
+            # Of each cell's own: two families' repetitions have nothing in common.
+            word = int(hash_unit("repetitions", *cell) * 2**53)
+            rng = np.random.default_rng([self.seed, word])
             even = np.full(len(rows), 1 / len(rows))
             drawn = rng.multinomial(len(rows), even, size=self.count)
             found[:, rows] = drawn / len(rows) / len(cells)

@@ -134,8 +134,10 @@ def strict(found: Found) -> str:
         names = (LEARNED, *found.published)
         every = pooled_tpr(part, names, found.resamples, rate=STRICT)
         count = sum(int((j.labels == 0).sum()) for j in part)
+        texts = len({(j.corpus, id) for j in part for id in j.ids[j.labels == 0]})
+        shown = f"{count:,} of {texts:,} texts"
         if not every:
-            rows.append([label, f"{count:,}", "too few non-members", "", ""])
+            rows.append([label, shown, "too few non-members", "", ""])
             continue
         own = every.pop(LEARNED)
         best = max(every, key=lambda name: every[name].value)
@@ -143,7 +145,7 @@ def strict(found: Found) -> str:
         rows.append(
             [
                 label,
-                f"{count:,}",
+                shown,
                 own.mean,
                 f"{_label(best)} {every[best].mean}",
                 ratio,

@@ -35,8 +35,9 @@ def collect(config: Settings, out: Path) -> dict[tuple[int, str], list[Any]]:
             files = sorted((folder / name).glob("seed*.json")) or sorted(
                 (folder / name).glob("card.json")
             )
-            if files:
-                found[percent, name] = [read_json(path) for path in files]
+            cards = [read_json(path) for path in files]
+            if good := [card for card in cards if "failed" not in card]:
+                found[percent, name] = good
     if not found:
         raise InputError(f"{out}: no results yet; run without --markdown first")
     return found
@@ -110,7 +111,7 @@ def draw(config: Settings, out: Path, path: Path) -> None:
         axis.set(
             xlabel="model utility",
             ylabel="log10 forget quality",
-            title=f"SynTOFU, forget {percent} %; crosses: PrivLeak above 25 %",
+            title=f"{config.preset}, forget {percent} %; crosses: PrivLeak above 25 %",
         )
     figure.tight_layout()
     figure.savefig(path)

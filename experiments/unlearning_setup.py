@@ -1,6 +1,7 @@
 """Data, models and runs of the unlearning table: SynTOFU, or TOFU."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -236,5 +237,9 @@ class World:
 
 def results_of(config: Settings, percent: int) -> Path:
     """Folder of one size of the forget set."""
-    name = config.family if config.preset == "syntofu" else config.preset
+    if config.preset == "syntofu":
+        name = config.family
+    else:  # results of other models or data must not be taken for these
+        described = repr(config.tofu).encode()
+        name = f"tofu-{hashlib.sha256(described).hexdigest()[:8]}"
     return config.out / "results" / name / f"{percent:02d}"

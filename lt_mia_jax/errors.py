@@ -12,6 +12,10 @@ class InputError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
+class Diverged(InputError):
+    """A run whose numbers are no longer finite, under settings that were asked for."""
+
+
 class Stopped(Exception):
     """A run was asked to stop, and its state is saved; no mistake.
 

@@ -11,6 +11,8 @@ from tqdm import tqdm
 from lt_mia_jax.attacks import scores as formulas
 from lt_mia_jax.attacks.storage import Attack, score_features
 from lt_mia_jax.checkpoints import Pretrained, load_pretrained
+from lt_mia_jax.checkpoints.gguf import is_gguf
+from lt_mia_jax.checkpoints.hub import resolve
 from lt_mia_jax.commands.results import LEARNED
 from lt_mia_jax.data.texts import zlib_length
 from lt_mia_jax.data.tokenize import Encoded, check_vocabulary, encode
@@ -78,7 +80,7 @@ def load_pair(reference: str, target: str, executor: Executor) -> ModelPair:
 
 def warn_of_intervention(model: str) -> None:
     """Say that a model's weights alone are read, when they come with more."""
-    if has_intervention(model):
+    if not is_gguf(model) and has_intervention(resolve(model)):
         log.warning(
             "%s comes with an intervention (%s), which this command does not apply: "
             "the weights alone are read, and they have forgotten nothing",

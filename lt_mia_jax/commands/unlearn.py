@@ -214,8 +214,9 @@ def run(config: Unlearn) -> None:
         "intervention": None if made is None else DESCRIPTION,
     }
     if is_primary():
-        save_pretrained(config.out, model, params, tokenizer, like=config.model)
+        # Weights last: without what belongs to them they would have forgotten nothing.
         save_intervention(config.out, made)
+        save_pretrained(config.out, model, params, tokenizer, like=config.model)
         write_json(config.out / "unlearning.json", card)
     wait_for_all("model saved")
     log.info("wrote %s (%d steps)", config.out, result.steps)

@@ -12,6 +12,8 @@ import tyro
 
 from lt_mia_jax.attacks.storage import Attack, load_attack
 from lt_mia_jax.checkpoints import load_pretrained
+from lt_mia_jax.checkpoints.gguf import is_gguf
+from lt_mia_jax.checkpoints.hub import resolve
 from lt_mia_jax.commands.results import command_line
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.data.questions import Question, read_questions
@@ -226,7 +228,7 @@ def _load(name: str, role: str, like: Subject) -> Subject:
         like.tokenizer,
         like.template,
         like.length,
-        load_intervention(name, config),
+        None if is_gguf(name) else load_intervention(resolve(name), config),
     )
 
 
@@ -239,11 +241,12 @@ def _attack(options: Evaluation, forget: Sequence[Question]) -> Attack | None:
             "reference; give --holdout and --reference"
         )
     attack = load_attack(options.attack)
-    seen = [row for row in forget if text_id(row.text) in attack.text_ids]
+    judged = [*forget, *read_questions(options.holdout)]
+    seen = [row for row in judged if {row.id, text_id(row.text)} & attack.text_ids]
     if seen:
         raise InputError(
-            f"{options.attack}: {len(seen)} of the texts to forget were used to train "
-            f"the attack, first {seen[0].name}; train it on other texts"
+            f"{options.attack}: {len(seen)} texts to forget or of --holdout were used "
+            f"to train the attack, first {seen[0].name}; train it on other texts"
         )
     return attack
 

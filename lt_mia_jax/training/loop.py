@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from lt_mia_jax.errors import InputError, Stopped
+from lt_mia_jax.errors import Diverged, Stopped
 from lt_mia_jax.executor import AXIS, Executor, hide_progress, is_primary
 from lt_mia_jax.sharding import parameter_shardings
 from lt_mia_jax.training.checkpoint import Checkpointer
@@ -328,7 +328,7 @@ def _check_finite(
         checkpointer.wait()
         steps = checkpointer.steps()
     kept = f" The checkpoint of step {steps[-1]} is kept." if steps else ""
-    raise InputError(
+    raise Diverged(
         f"{label} diverged at step {step}: {', '.join(wrong)}, expected finite "
         f"numbers. Lower the learning rate or clip gradients.{kept}"
     )
