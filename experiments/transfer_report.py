@@ -67,8 +67,8 @@ def collect(study: Study) -> tuple[Plan, list[Judged], dict[str, AttackSpec]]:
         lacking = [name for name in logits if combination.name not in logits[name]]
         if lacking:
             raise InputError(
-                f"{study.out / 'attacks' / lacking[0]}: {combination.name} is not judged; "
-                "run without --tables-only first"
+                f"{study.out / 'attacks' / lacking[0]}: {combination.name} is not "
+                "judged; run without --tables-only first"
             )
         path = study.folder(combination) / SCORES
         if not path.exists():

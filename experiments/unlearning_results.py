@@ -11,6 +11,7 @@ from unlearning_setup import Settings, results_of
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import read_json
 
+INK = "#7a7a7a"  # legible on light and on dark pages
 SHOWN = (
     "model_utility",
     "forget_probability",
@@ -44,18 +45,18 @@ def collect(config: Settings, out: Path) -> dict[tuple[int, str], list[Any]]:
 
 
 def cell(cards: list[Any], name: str) -> str:
-    """Mean over seeds, with the interval over items of the first one."""
-    values = [card[name]["value"] for card in cards if name in card]
-    if not values:
+    """Mean over seeds, and an interval that holds those of all seeds over items."""
+    own = [card[name] for card in cards if name in card]
+    if not own:
         return "-"
     if name == "forget_quality":
-        logs = [card[name]["log10"] for card in cards]
-        distance = np.mean([card[name]["distance"] for card in cards])
-        return f"{np.mean(logs):.1f} (D {distance:.2f})"
-    first = cards[0][name]
+        logs = np.mean([one["log10"] for one in own])
+        distance = np.mean([one["distance"] for one in own])
+        return f"{logs:.1f} (D {distance:.2f})"
     digits = 0 if name == "priv_leak" else 2
-    shown = f"{np.mean(values):.{digits}f}"
-    return f"{shown} [{first['low']:.{digits}f}, {first['high']:.{digits}f}]"
+    mean = np.mean([one["value"] for one in own])
+    low, high = min(one["low"] for one in own), max(one["high"] for one in own)
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def table(config: Settings, out: Path) -> str:
@@ -94,16 +95,19 @@ def draw(config: Settings, out: Path, path: Path) -> None:
             y = [card["forget_quality"]["log10"] for card in cards]
             over = np.mean([card["priv_leak"]["value"] for card in cards]) > 25
             control = name == "full" or name.startswith("retrained")
+            colour = INK if control else "tab:red" if over else "tab:blue"
+            axis.scatter(x, y, marker=".", s=8, color=colour, alpha=0.6)
             axis.scatter(
-                x,
-                y,
+                np.mean(x),
+                np.mean(y),
                 marker="*" if control else "x" if over else "o",
-                color="black" if control else "tab:red" if over else "tab:blue",
+                color=colour,
             )
             axis.annotate(
                 name,
                 (np.mean(x), np.mean(y)),
                 fontsize=7,
+                color=INK,
                 xytext=(3, 3),
                 textcoords="offset points",
             )
@@ -113,5 +117,11 @@ def draw(config: Settings, out: Path, path: Path) -> None:
             ylabel="log10 forget quality",
             title=f"{config.preset}, forget {percent} %; crosses: PrivLeak above 25 %",
         )
+        for label in (axis.title, axis.xaxis.label, axis.yaxis.label):
+            label.set_color(INK)
+        axis.tick_params(colors=INK)
+        for spine in axis.spines.values():
+            spine.set_color(INK)
     figure.tight_layout()
-    figure.savefig(path)
+    metadata = {"Date": None} if path.suffix == ".svg" else None
+    figure.savefig(path, transparent=True, metadata=metadata)

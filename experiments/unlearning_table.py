@@ -4,10 +4,10 @@ python experiments/unlearning_table.py --out runs/unlearning --percents 10
 
 For each method the same grid of learning rates and epochs is tried on one seed, and one
 trial is chosen by a part of the forget set that is not reported on, and by utility;
-that setting then runs on every seed. Each run is a file: a stopped command goes on where it
-was, and --launcher spreads the methods. --markdown DIR prints the table and --plot-only
-DIR draws the figure of what is there, both without running anything. The whole command
-ends with OUT/comparison.html.
+that setting then runs on every seed. Each run is a file: a stopped command goes on
+where it was, and --launcher spreads the methods. --markdown DIR prints the table and
+--plot-only DIR draws the figure of what is there, both without running anything. The
+whole command ends with OUT/comparison.html.
 """
 
 import dataclasses
