@@ -25,7 +25,7 @@ from launch import Job, LauncherFlags, run_jobs
 from transfer_attacks import attacks
 from transfer_jobs import Study
 
-from lt_mia_jax.cli import BAD_INPUT, keep_freed_memory, use_all_cores
+from lt_mia_jax.cli import BAD_INPUT, TERMINATED, keep_freed_memory, use_all_cores
 from lt_mia_jax.errors import InputError, Stopped
 
 
@@ -129,7 +129,7 @@ def main() -> int:
         return BAD_INPUT
     except (Stopped, KeyboardInterrupt) as stop:
         print(f"transfer: {stop or 'stopped'}; run it again to go on", file=sys.stderr)
-        return 143
+        return TERMINATED
     return 0
 
 

@@ -3,10 +3,11 @@
 Every job is a function of the study and a name. It returns at once when its folder is
 finished, and it can run in any process that sees the study's folder:
 
-    OUT/corpora        distinct documents, split by hash, and the tokenizers
-    OUT/bases/NAME     a base model
-    OUT/combinations/NAME/{target,features,scores}
-    OUT/attacks/NAME   a learned attack and its scores of every judged combination
+    OUT/corpora             distinct documents of every corpus
+    OUT/tokenizers/SIZE     one for each vocabulary
+    OUT/bases/NAME          a base model
+    OUT/combinations/NAME   target/, features/ and, if judged, scores.npz
+    OUT/attacks/NAME        attack/, and logits.npz of every judged combination
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ from lt_mia_jax.commands.devices import Devices, DevicesFlags
 from lt_mia_jax.commands.study import Combination
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.data.corpora import Corpus, deduplicate, load_corpus
+from lt_mia_jax.data.hub import HUB_DATASETS
 from lt_mia_jax.data.texts import fingerprint, read_texts, text_id, write_texts
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor
@@ -47,7 +49,7 @@ class Study:
     """One run of the transfer study."""
 
     preset: Preset = "tiny"
-    """tiny: own small models and offline text, about two hours on 2 cores. paper: the
+    """tiny: own small models and offline text, some hours on 2 cores. paper: the
     published grid of hub models and data sets. check: a few minutes, to try it out."""
 
     out: Path = Path("runs/transfer")
@@ -321,7 +323,8 @@ def _load(config: Study, name: str) -> Corpus:
         corpus = load_corpus(str(single))
         # Ids that a file brings may stand for other texts in another file.
         ids = tuple(text_id(text) for text in corpus.texts)
-        return corpus._replace(ids=ids, code=name == "swallow_code")
+        code = name in HUB_DATASETS and HUB_DATASETS[name].code
+        return corpus._replace(ids=ids, code=code)
     return load_corpus(name, local=config.data_from / name)
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import platform
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -267,7 +266,6 @@ def package(study: Study, directory: Path, found: Report) -> None:
     }
     if directory.exists() and not (directory / MANIFEST).exists():
         raise InputError(f"{directory} is there and is no attack; choose another")
-    shutil.rmtree(directory, ignore_errors=True)
     save_attack(directory, attack.config, attack.params, card)
     size = sum((directory / name).stat().st_size for name in FILES)
     if size > MOST:
