@@ -23,6 +23,7 @@ from lt_mia_jax.files import write_json
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.provenance import versions
 from lt_mia_jax.report import write_report
+from lt_mia_jax.report.cards import CARD
 from lt_mia_jax.unlearning import layers, metrics, stress
 from lt_mia_jax.unlearning.card import UTILITY, Measured, report_card
 from lt_mia_jax.unlearning.evaluate import (
@@ -34,8 +35,6 @@ from lt_mia_jax.unlearning.evaluate import (
 from lt_mia_jax.unlearning.storage import load_intervention
 
 log = logging.getLogger(__name__)
-
-CARD = "card.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
