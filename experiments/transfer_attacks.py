@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from transfer_plan import Plan
+from transfer_plan import Learner, Plan
 
-from lt_mia_jax.attacks import ClassifierConfig, TrainConfig
+from lt_mia_jax.commands.study import Combination
 from lt_mia_jax.data.splits import hash_unit
 from lt_mia_jax.features.layout import FeatureLayout
 from lt_mia_jax.features.store import FeatureStore
@@ -18,6 +18,18 @@ Columns = Literal["all", "target", "reference", "comparison", "no_lists", "lists
 MAIN = "main"
 SEEDS = 3
 """Attacks of the main kind, which differ in their seed."""
+REFERENCE = "columns-reference"
+"""The control that sees only what the reference model says."""
+
+
+def is_first(combination: Any) -> bool:
+    """Of repetitions of a base and a corpus, those that every attack is judged on."""
+    return combination.draw == 0
+
+
+def yardstick(plan: Plan) -> str:
+    """The attack that ablations are to be compared with."""
+    return f"{MAIN}-0" if plan.small is None else "yardstick"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,13 +40,18 @@ class AttackSpec:
     """Table that it belongs to."""
     setting: str
     """Its row there."""
-    classifier: ClassifierConfig
-    recipe: TrainConfig
+    learner: Learner
     combinations: frozenset[str]
     """Names of the training combinations."""
     rows: int | None = None
     """Training texts of each combination; None takes all."""
     columns: Columns = "all"
+    everywhere: bool = False
+    """Judged on every combination, not only on the first of each base and corpus."""
+
+    def judged(self, plan: Plan) -> list[Combination]:
+        """The combinations that it scores."""
+        return [c for c in plan.judge if self.everywhere or is_first(c)]
 
     def views(self, stores: Sequence[FeatureStore]) -> list["View"]:
         """What it sees of some stores."""
@@ -53,7 +70,7 @@ class View:
         self.split: Sequence[str] = store.split
         self._hidden = ~columns_of(store.layout, spec.columns)
         if spec.rows is not None:
-            self.split = _fewer(store, spec.rows, spec.recipe.seed)
+            self.split = _fewer(store, spec.rows, spec.learner.recipe.seed)
 
     def features(self, rows: Any) -> tuple[Any, Any]:
         """Features and mask of some texts; hidden columns are zero."""
@@ -111,52 +128,60 @@ def attacks(plan: Plan, seed: int) -> dict[str, AttackSpec]:
     per_combination = int(
         0.7 * min(c.members + min(c.members, c.nonmembers) for c in plan.train)
     )
+    small = plan.small or plan.main
     found: dict[str, AttackSpec] = {}
 
     def add(name: str, study: str, setting: str, **changes: Any) -> None:
-        own = changes.pop("seed", seed)
-        recipe = changes.pop("recipe", plan.recipe)
-        found[name] = AttackSpec(
-            study=study,
-            setting=setting,
-            **{
-                "classifier": plan.classifier,
-                "combinations": everything,
-                "recipe": dataclasses.replace(recipe, seed=own),
-                **changes,
-            },
-        )
+        learner = changes.pop("learner", small).trained(seed=changes.pop("seed", seed))
+        own = {"learner": learner, "combinations": everything, **changes}
+        found[name] = AttackSpec(study=study, setting=setting, **own)
 
     for draw in range(SEEDS):
-        add(f"{MAIN}-{draw}", MAIN, f"seed {draw}", seed=seed + draw)
+        add(
+            f"{MAIN}-{draw}",
+            MAIN,
+            f"seed {draw}",
+            learner=plan.main,
+            seed=seed + draw,
+            everywhere=True,
+        )
+    add(REFERENCE, "columns", "reference", columns="reference", everywhere=True)
+    if yardstick(plan) not in found:
+        add(yardstick(plan), "yardstick", "everything")
+
+    def changed(**changes: Any) -> Learner:
+        classifier = dataclasses.replace(small.classifier, **changes)
+        return dataclasses.replace(small, classifier=classifier)
+
     for architecture in ("lr", "mlp", "mean_mlp", "pooled_transformer"):
-        changed = dataclasses.replace(plan.classifier, architecture=architecture)
         add(
             f"architecture-{architecture}",
             "architecture",
             architecture,
-            classifier=changed,
+            learner=changed(architecture=architecture),
         )
-    changed = dataclasses.replace(
-        plan.classifier, standardise=not plan.classifier.standardise
-    )
+    other = not small.classifier.standardise
     add(
         "inputs",
         "inputs",
-        "standardised" if changed.standardise else "as they are",
-        classifier=changed,
+        "standardised" if other else "as they are",
+        learner=changed(standardise=other),
     )
-    for columns in ("target", "reference", "comparison", "no_lists", "lists"):
+    for columns in ("target", "comparison", "no_lists", "lists"):
         add(f"columns-{columns}", "columns", columns, columns=columns)
-    _add_scaling(plan, seed, per_combination, add)
+    _add_scaling(plan, small, seed, per_combination, add)
     return found
 
 
-def _add_scaling(plan: Plan, seed: int, per_combination: int, add: Any) -> None:
+def _add_scaling(
+    plan: Plan, small: Learner, seed: int, per_combination: int, add: Any
+) -> None:
     """Diversity at a fixed number of texts, and texts of each combination."""
     names = [c.name for c in plan.train]
     counts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n < len(names)] + [len(names)]
+    recipe = small.recipe
     # As many updates as with all texts would be many times more than these need.
+    few = small.trained(epochs=4 * recipe.epochs, batch_size=min(32, recipe.batch_size))
     for count in counts:
         rows = 2 * max(1, per_combination // count // 2)
         for draw in range(SEEDS):
@@ -168,19 +193,17 @@ def _add_scaling(plan: Plan, seed: int, per_combination: int, add: Any) -> None:
                 seed=seed + draw,
                 combinations=frozenset(order[:count]),
                 rows=rows,
-                recipe=_small(plan.recipe),
+                learner=few,
             )
     for share in (32, 8, 2):
         rows = 2 * max(1, per_combination // share // 2)
         # As many updates as with all rows, on batches of 32 at least.
-        batch = max(32, plan.recipe.batch_size // share)
-        epochs = max(1, plan.recipe.epochs * share * batch // plan.recipe.batch_size)
-        recipe = dataclasses.replace(plan.recipe, epochs=epochs, batch_size=batch)
-        add(f"volume-{rows}", "volume", str(rows), rows=rows, recipe=recipe)
-
-
-def _small(recipe: TrainConfig) -> TrainConfig:
-    """For a few hundred rows: smaller batches, more passes."""
-    return dataclasses.replace(
-        recipe, epochs=3 * recipe.epochs, batch_size=min(32, recipe.batch_size)
-    )
+        batch = max(32, recipe.batch_size // share)
+        epochs = max(1, recipe.epochs * share * batch // recipe.batch_size)
+        add(
+            f"volume-{rows}",
+            "volume",
+            str(rows),
+            rows=rows,
+            learner=small.trained(epochs=epochs, batch_size=batch),
+        )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transfer_plan import FAMILY_NAMES, Family
-from transfer_tables import LEARNED, NAMES
+from transfer_tables import FIRST, LEARNED, NAMES
 
 from lt_mia_jax.attacks.metrics import roc
 
@@ -124,7 +124,7 @@ def _scaling(report: "Report", path: Path) -> bool:
     for key, value in means.items():
         group, name = key.split("/", 1)
         study, *rest = name.split("-")
-        if group == "all" and study in found:
+        if group == FIRST and study in found:
             found[study].setdefault(int(rest[0]), []).append(value["auc"]["value"])
     if not any(found.values()):
         return False

@@ -93,18 +93,17 @@ class Study:
         plan = transfer_plan.PRESETS[self.preset]()
         if self.only:
             plan = transfer_plan.only(plan, self.only)
-        recipe = plan.recipe
         if self.attack_epochs is not None:
-            recipe = dataclasses.replace(
-                recipe,
-                epochs=self.attack_epochs,
-                warmup_epochs=min(recipe.warmup_epochs, self.attack_epochs / 4),
+            shorter = {"epochs": self.attack_epochs}
+            plan = dataclasses.replace(
+                plan,
+                main=plan.main.trained(**shorter),
+                small=plan.small and plan.small.trained(**shorter),
             )
         return dataclasses.replace(
             plan,
             train=tuple(map(self._changed, plan.train)),
             judge=tuple(map(self._changed, plan.judge)),
-            recipe=dataclasses.replace(recipe, seed=self.seed),
         )
 
     def _changed(self, combination: Combination) -> Combination:
@@ -227,6 +226,7 @@ def make_combination(config: Study, combination: Combination, judged: bool) -> N
             seed=config.seed,
             config=ExtractConfig(batch_size=config.batch_size),
             executor=executor,
+            lowercase=judged,
         )
         if judged:
             _save_scores(folder / SCORES, store, config.seed)
@@ -272,6 +272,7 @@ def make_attack(config: Study, name: str) -> None:
     """Train one attack and score every judged combination with it."""
     plan = config.plan()
     spec = transfer_attacks.attacks(plan, config.seed)[name]
+    judged = spec.judged(plan)
     directory = config.out / "attacks" / name
 
     def features(combination: Combination) -> FeatureStore:
@@ -282,13 +283,13 @@ def make_attack(config: Study, name: str) -> None:
         chosen = [features(c) for c in plan.train if c.name in spec.combinations]
         attack = train_attack(
             spec.views(chosen),
-            spec.classifier,
-            spec.recipe,
+            spec.learner.classifier,
+            spec.learner.recipe,
             directory / ATTACK,
             executor=executor,
         ).attack
         logits: dict[str, Any] = {}
-        for combination in plan.judge:
+        for combination in judged:
             store = features(combination)
             used = attack.text_ids & set(store.ids)
             if used:
@@ -305,11 +306,11 @@ def make_attack(config: Study, name: str) -> None:
     settings = {
         "spec": to_dict(dataclasses.replace(spec, combinations=frozenset())),
         "train": sorted(spec.combinations),
-        "judged": sorted(c.name for c in plan.judge),
+        "judged": sorted(c.name for c in judged),
         "made": {
             c.name: read_json(config.folder(c) / MANIFEST)["settings"]
-            for c in (*plan.train, *plan.judge)
-            if c.name in spec.combinations or c in plan.judge
+            for c in (*plan.train, *judged)
+            if c.name in spec.combinations or c in judged
         },
     }
     study.stage(directory, settings, make)

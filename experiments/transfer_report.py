@@ -13,11 +13,11 @@ import numpy as np
 import transfer_attacks
 import transfer_figures
 import transfer_tables
-from transfer_attacks import AttackSpec
+from transfer_attacks import AttackSpec, is_first
 from transfer_jobs import ATTACK, CORPORA, LOGITS, SCORES, Study
 from transfer_plan import CODE, FAMILY_NAMES, Family, Plan
 from transfer_statistics import Judged, Resamples, group, loss_gap
-from transfer_tables import LEARNED, RATE, TEXT_ONLY, Found, point
+from transfer_tables import FIRST, LEARNED, RATE, TEXT_ONLY, Found, point
 
 from lt_mia_jax.attacks import load_attack
 from lt_mia_jax.attacks.storage import FILES, save_attack
@@ -63,7 +63,8 @@ def collect(study: Study) -> tuple[Plan, list[Judged], dict[str, AttackSpec]]:
         )
     judged = []
     for combination in plan.judge:
-        lacking = [name for name in logits if combination.name not in logits[name]]
+        learned = [n for n in logits if combination in specs[n].judged(plan)]
+        lacking = [name for name in learned if combination.name not in logits[name]]
         if lacking:
             raise InputError(
                 f"{study.out / 'attacks' / lacking[0]}: {combination.name} is not "
@@ -88,7 +89,7 @@ def collect(study: Study) -> tuple[Plan, list[Judged], dict[str, AttackSpec]]:
                     ids=found["ids"],
                     labels=found["labels"],
                     scores={
-                        **{name: logits[name][combination.name] for name in logits},
+                        **{name: logits[name][combination.name] for name in learned},
                         **scores,
                     },
                 )
@@ -130,14 +131,14 @@ def report(study: Study, *, resamples: int) -> Report:
         for family in FAMILY_NAMES
         if (part := [j for j in main if family_of[j.base] == family])
     }
-    groups: dict[str, list[Judged]] = {**by_family, "all": main}
+    first = [j for j in main if is_first(j)]
+    groups: dict[str, list[Judged]] = {**by_family, "all": main, FIRST: first}
     if code := [j for j in main if j.corpus in CODE]:
         groups["code"] = code
-    names = (*specs, *published, TEXT_ONLY)
     curves = {
         (label, name): found
         for label, part in groups.items()
-        for name, found in group(part, names, drawn, rate=RATE).items()
+        for name, found in group(part, _common(part), drawn, rate=RATE).items()
     }
     found = Found(
         plan=plan,
@@ -186,6 +187,10 @@ def report(study: Study, *, resamples: int) -> Report:
     }
     markdown = "\n\n".join(section(found) for section in sections)
     return Report(markdown=markdown, values=values, found=found)
+
+
+def _common(judged: Sequence[Judged]) -> list[str]:
+    return [name for name in judged[0].scores if all(name in j.scores for j in judged)]
 
 
 def _number(value: float) -> float | None:

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from transfer_attacks import MAIN, AttackSpec
-from transfer_plan import FAMILY_NAMES, Family, Plan
+from transfer_attacks import MAIN, REFERENCE, AttackSpec, yardstick
+from transfer_plan import FAMILY_NAMES, Family, Learner, Plan
 from transfer_statistics import (
     Curve,
     Judged,
@@ -30,6 +30,8 @@ NAMES = {
 }
 RATE, STRICT = 0.01, 0.001
 TEXT_ONLY = "text only"
+FIRST = "first"
+"""The group that every attack is judged on."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class Found:
     families: Mapping[Family, Sequence[Judged]]
     """The same by family."""
     curves: Mapping[tuple[str, str], tuple[Curve, Curve]]
-    """AUC and TPR at `RATE`, by group (a family, `all` or `code`) and attack."""
+    """AUC and TPR at `RATE`, by attack and group: a family, `all`, `FIRST`, `code`."""
     resamples: Resamples
 
     def best(self, group: str, which: int) -> str:
@@ -211,10 +213,8 @@ def controls(found: Found) -> str:
     epochs = {c.name: c.epochs for c in found.plan.judge}
     untouched = [j for j in found.judged if epochs[j.name] == 0]
     tests = [("only the text (bag of tokens, forest)", main, TEXT_ONLY)]
-    if "columns-reference" in found.specs:
-        tests.append(
-            ("attack that sees only the reference's columns", main, "columns-reference")
-        )
+    if REFERENCE in found.specs:
+        tests.append(("attack that sees only the reference's columns", main, REFERENCE))
     if untouched:
         tests.append(("target = reference, LT-MIA", untouched, LEARNED))
     shuffled = [_permuted(j) for j in main]
@@ -244,7 +244,7 @@ def ablations(found: Found) -> str:
     titles = {
         MAIN: "Seeds of the main attack",
         "architecture": "Architecture",
-        "inputs": f"Inputs (main: {_inputs(found.plan.classifier.standardise)})",
+        "inputs": "Inputs, as they are or standardised",
         "columns": "Feature columns",
         "diversity": "Combinations, at a fixed number of training texts",
         "volume": "Training texts of each combination",
@@ -259,24 +259,30 @@ def ablations(found: Found) -> str:
         for setting in settings:
             same = [n for n in own if specs[n].setting == setting]
             rows.append(_ablation_row(setting, same, found))
-        if study_name != MAIN:
-            rows.append(_ablation_row("main", [LEARNED], found))
+        if study_name != MAIN and yardstick(found.plan) in specs:
+            rows.append(_ablation_row("everything", [yardstick(found.plan)], found))
         parts.append(
             f"**{title}**\n\n"
             + _table(["setting", "attacks", "AUC", "TPR at 1 % FPR"], rows)
         )
-    return "### Ablations and scaling\n\nMean over all judged combinations.\n\n" + (
-        "\n\n".join(parts)
+    plan = found.plan
+    small = "" if plan.small is None else _smaller(plan.main, plan.small)
+    intro = f"Mean over the first combination of each base and corpus.{small}"
+    return "\n\n".join(["### Ablations and scaling", intro, *parts])
+
+
+def _smaller(main: Learner, small: Learner) -> str:
+    return (
+        " Apart from the seeds, these are smaller attacks "
+        f"({small.classifier.width} wide, {small.recipe.epochs} epochs; the main one "
+        f"{main.classifier.width} and {main.recipe.epochs}), to be compared with one "
+        "another."
     )
-
-
-def _inputs(standardise: bool) -> str:
-    return "standardised" if standardise else "as they are"
 
 
 def _ablation_row(setting: str, names: Sequence[str], found: Found) -> list[object]:
     def mean(which: int) -> Mean:
-        parts = [found.curves["all", n][which] for n in names]
+        parts = [found.curves[FIRST, n][which] for n in names]
         return Curve(
             float(np.mean([p.value for p in parts])),
             np.mean([p.resampled for p in parts], axis=0),
