@@ -90,14 +90,20 @@ class OptimizerConfig:
 
 
 def learning_rate(
-    config: OptimizerConfig, total_steps: int
+    config: OptimizerConfig,
+    total_steps: int,
+    highest: jax.typing.ArrayLike | None = None,
 ) -> Callable[[jax.typing.ArrayLike], jax.Array]:
     """The rate of update `step` (0, 1, ...), float32.
+
+    `highest` stands for `config.learning_rate`; an array makes the rate an argument of
+    the compiled program, which then serves any rate.
 
     With `W` warm-up steps out of `S`, update `s < W` uses the factor `(s + 1) / W`,
     so that no update is wasted on a rate of 0; later ones use progress
     `(s - W) / (S - W)` along the schedule.
     """
+    highest = config.learning_rate if highest is None else highest
     warmup = round(config.warmup_fraction * total_steps)
 
     def rate(step: jax.typing.ArrayLike) -> jax.Array:
@@ -113,22 +119,25 @@ def learning_rate(
             case _:
                 assert_never(config.schedule)
         rising = jnp.minimum(1.0, (step + 1.0) / max(1, warmup))
-        return config.learning_rate * jnp.where(step < warmup, rising, factor)
+        return highest * jnp.where(step < warmup, rising, factor)
 
     return rate
 
 
 def make_optimizer(
-    config: OptimizerConfig, total_steps: int
+    config: OptimizerConfig,
+    total_steps: int,
+    highest: jax.typing.ArrayLike | None = None,
 ) -> optax.GradientTransformation:
     """AdamW as `torch.optim.AdamW` computes it, after optional clipping.
 
-    The update is `-rate * (m_hat / (sqrt(v_hat) + eps) + weight_decay * params)`.
+    The update is `-rate * (m_hat / (sqrt(v_hat) + eps) + weight_decay * params)`;
+    `highest` is that of `learning_rate`.
 
     Source: Decoupled Weight Decay Regularization, arXiv 1711.05101, algorithm 2.
     """
     adamw = optax.adamw(
-        learning_rate(config, total_steps),
+        learning_rate(config, total_steps, highest),
         b1=config.b1,
         b2=config.b2,
         eps=config.eps,
@@ -137,12 +146,16 @@ def make_optimizer(
     return _clipped(config, adamw)
 
 
-def make_sgd(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+def make_sgd(
+    config: OptimizerConfig,
+    total_steps: int,
+    highest: jax.typing.ArrayLike | None = None,
+) -> optax.GradientTransformation:
     """Plain gradient descent, `-rate * gradient`, after optional clipping.
 
     Rate, schedule and clipping of the config count; its decays do not.
     """
-    return _clipped(config, optax.sgd(learning_rate(config, total_steps)))
+    return _clipped(config, optax.sgd(learning_rate(config, total_steps, highest)))
 
 
 def _clipped(

@@ -35,6 +35,9 @@ class Frozen(NamedTuple):
     trained."""
     data: dict[str, Any]
     """Further arguments of the objectives, by name."""
+    rate: Array | None = None
+    """Stands for the optimizer's learning rate: as an argument, so that one compiled
+    program serves all rates that are tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +89,10 @@ class UnlearnStep:
     """The executor's; see `executor`."""
 
     def transform(
-        self, arrays: dict[str, Any] | None = None
+        self, arrays: dict[str, Any] | None = None, rate: Array | None = None
     ) -> optax.GradientTransformationExtraArgs:
         """The method's transformation around the optimizer."""
-        optimizer = self.method.optimizer(self.optimizer, self.schedule.total)
+        optimizer = self.method.optimizer(self.optimizer, self.schedule.total, rate)
         return self.method.transform(optimizer, self.schedule, arrays or {})
 
     def __call__(
@@ -136,7 +139,7 @@ class UnlearnStep:
                 extra["retain_grads"] = retain_gradient
                 extra["retain_value"] = metrics["retain_loss"]
         assert gradient is not None, "a method with neither side"
-        updates, opt_state = self.transform().update(
+        updates, opt_state = self.transform(rate=frozen.rate).update(
             gradient, state.opt_state, state.params, **extra
         )
         params = optax.apply_updates(state.params, updates)

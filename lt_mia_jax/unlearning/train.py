@@ -131,12 +131,14 @@ def unlearn(
     step = UnlearnStep(
         trainee=trainee,
         method=method,
-        optimizer=config.optimizer,
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=1.0),
         schedule=sets.schedule,
         axis=executor.axis,
     )
     start = partial(init_state, optimizer=step.transform(prepared.arrays))
-    frozen = Frozen(base, {n: executor.place(x) for n, x in prepared.data.items()})
+    rate = executor.place(np.float32(config.optimizer.learning_rate))
+    data = {name: executor.place(x) for name, x in prepared.data.items()}
+    frozen = Frozen(base, data, rate)
     result = fit(
         jax.tree_util.Partial(step, frozen),
         executor.born(start, trained),

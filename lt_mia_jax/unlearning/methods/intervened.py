@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lt_mia_jax.arrays import Array
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.models.language_model import Intervention
@@ -122,10 +123,10 @@ class Mrp(Method):
         return Projections(self.layers)
 
     def optimizer(
-        self, config: OptimizerConfig, total_steps: int
+        self, config: OptimizerConfig, total_steps: int, rate: Array | None
     ) -> optax.GradientTransformation:
         """Plain gradient descent."""
-        return make_sgd(config, total_steps)
+        return make_sgd(config, total_steps, rate)
 
 
 def _as_fitted(trained: Any) -> Intervention:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import optax
 
+from lt_mia_jax.arrays import Array
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.models.language_model import Intervention
 from lt_mia_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -101,10 +102,13 @@ class Method:
         return None
 
     def optimizer(
-        self, config: OptimizerConfig, total_steps: int
+        self, config: OptimizerConfig, total_steps: int, rate: Array | None
     ) -> optax.GradientTransformation:
-        """The optimizer, AdamW unless the method wants another one."""
-        return make_optimizer(config, total_steps)
+        """The optimizer, AdamW unless the method wants another one.
+
+        `rate`, if given, stands for the config's learning rate.
+        """
+        return make_optimizer(config, total_steps, rate)
 
     def combine(self, schedule: Schedule) -> optax.GradientTransformationExtraArgs:
         """Both gradients become one, in front of the optimizer."""
