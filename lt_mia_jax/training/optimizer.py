@@ -119,7 +119,8 @@ def learning_rate(
             case _:
                 assert_never(config.schedule)
         rising = jnp.minimum(1.0, (step + 1.0) / max(1, warmup))
-        return highest * jnp.where(step < warmup, rising, factor)
+        factor = jnp.where(step < warmup, rising, factor)
+        return jnp.asarray(highest, jnp.float32) * factor
 
     return rate
 
