@@ -13,14 +13,18 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
+import tyro
 from launch_worker import attempt
 from tqdm import tqdm
 
+from lt_mia_jax.cli import BAD_INPUT, TERMINATED, keep_freed_memory, use_all_cores
 from lt_mia_jax.errors import InputError, Stopped
 
 log = logging.getLogger("lt_mia_jax.launch")
+
+T = TypeVar("T")
 
 NAME = re.compile(r"\w[\w.,+=@ -]*(/\w[\w.,+=@ -]*)*")
 """Also the path of a log file."""
@@ -211,6 +215,35 @@ def run_jobs(
         from launch_elsewhere import run_elsewhere  # brings packages that Local has not
 
         run_elsewhere(order, launcher, logs).close()
+
+
+def command(config_type: type[T], run: Callable[[T], None], about: str | None) -> int:
+    """All of an experiment's `main`: parse its flags, run it, say what stopped it.
+
+    Args:
+      config_type: the dataclass whose fields are the flags.
+      run: takes the parsed flags.
+      about: opens `--help`.
+
+    Returns:
+      The exit code: 0, 2 on bad input, 143 when stopped.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("lt_mia_jax").setLevel(logging.INFO)
+    config = tyro.cli(config_type, description=about)
+    name = Path(sys.argv[0]).stem
+    use_all_cores()
+    keep_freed_memory()
+    try:
+        run(config)
+    except InputError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except (Stopped, KeyboardInterrupt) as stop:
+        words = str(stop) or "stopped"
+        print(f"{name}: {words}; the same command goes on", file=sys.stderr)
+        return TERMINATED
+    return 0
 
 
 def _one_after_another(order: list[Job], logs: Path) -> Ledger:

@@ -13,7 +13,6 @@ what is finished, and --package DIR copies the attack that the package ships.
 """
 
 import dataclasses
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -21,12 +20,9 @@ from typing import Annotated
 import transfer_jobs
 import transfer_report
 import tyro
-from launch import Job, LauncherFlags, run_jobs
+from launch import Job, LauncherFlags, command, run_jobs
 from transfer_attacks import attacks
 from transfer_jobs import Study
-
-from lt_mia_jax.cli import BAD_INPUT, TERMINATED, keep_freed_memory, use_all_cores
-from lt_mia_jax.errors import InputError, Stopped
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,23 +111,5 @@ def run(config: Transfer) -> None:
         transfer_report.package(config.study, config.package, report)
 
 
-def main() -> int:
-    """Parse and run."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("lt_mia_jax").setLevel(logging.INFO)
-    config = tyro.cli(Transfer, description=__doc__)
-    use_all_cores()
-    keep_freed_memory()
-    try:
-        run(config)
-    except InputError as error:
-        print(f"transfer: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except (Stopped, KeyboardInterrupt) as stop:
-        print(f"transfer: {stop or 'stopped'}; run it again to go on", file=sys.stderr)
-        return TERMINATED
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(Transfer, run, __doc__))

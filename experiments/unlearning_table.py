@@ -11,20 +11,17 @@ whole command ends with OUT/comparison.html.
 """
 
 import dataclasses
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 import unlearning_jobs
-from launch import Job, LauncherFlags, run_jobs
+from launch import Job, LauncherFlags, command, run_jobs
 from unlearning_results import collect, draw, table
 from unlearning_setup import Settings, models_of
 
-from lt_mia_jax.cli import BAD_INPUT, TERMINATED, keep_freed_memory, use_all_cores
 from lt_mia_jax.commands import syntofu
-from lt_mia_jax.errors import InputError, Stopped
 from lt_mia_jax.report import write_comparison
 
 
@@ -98,40 +95,27 @@ def jobs(config: UnlearningTable) -> list[Job]:
     return found
 
 
-def main() -> int:
-    """Parse and run."""
-    logging.basicConfig(level=logging.WARNING)
-    config = tyro.cli(UnlearningTable, description=__doc__)
-    use_all_cores()
-    keep_freed_memory()
-    try:
-        if config.markdown is not None:
-            print(table(config, config.markdown))
-        elif config.plot_only is not None:
-            draw(config, config.plot_only, config.figure)
-        else:
-            run_jobs(jobs(config), config.launcher, logs=config.out / "logs")
-            print(table(config, config.out))
-            found = collect(config, config.out)
-            write_comparison(
-                {
-                    f"forget {percent} %": {
-                        name: cards
-                        for (own, name), cards in found.items()
-                        if own == percent
-                    }
-                    for percent in config.percents
-                },
-                config.out / "comparison.html",
-            )
-    except (Stopped, KeyboardInterrupt) as stop:
-        print(f"unlearning_table: {stop or 'stopped'}", file=sys.stderr)
-        return TERMINATED
-    except InputError as error:
-        print(f"unlearning_table: {error}", file=sys.stderr)
-        return BAD_INPUT
-    return 0
+def run(config: UnlearningTable) -> None:
+    """Run what is not finished and show all, or only show what is finished."""
+    if config.markdown is not None:
+        print(table(config, config.markdown))
+        return
+    if config.plot_only is not None:
+        draw(config, config.plot_only, config.figure)
+        return
+    run_jobs(jobs(config), config.launcher, logs=config.out / "logs")
+    print(table(config, config.out))
+    found = collect(config, config.out)
+    write_comparison(
+        {
+            f"forget {percent} %": {
+                name: cards for (own, name), cards in found.items() if own == percent
+            }
+            for percent in config.percents
+        },
+        config.out / "comparison.html",
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(UnlearningTable, run, __doc__))

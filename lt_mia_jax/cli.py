@@ -6,14 +6,16 @@ import logging
 import operator
 import os
 import platform
+import re
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import jax
 import tyro
 
-from lt_mia_jax.errors import InputError, Stopped
-from lt_mia_jax.executor import initialize, is_primary
+from lt_mia_jax.errors import InputError, Stopped, Unavailable
+from lt_mia_jax.executor import check_shared, initialize, is_primary
 from lt_mia_jax.version import __version__
 
 DESCRIPTION = f"""lt-mia {__version__}: was this text in the fine-tuning data?
@@ -21,6 +23,7 @@ DESCRIPTION = f"""lt-mia {__version__}: was this text in the fine-tuning data?
 Try it first without any model of your own: lt-mia demo --out runs/demo"""
 
 BAD_INPUT = 2
+UNAVAILABLE = 75
 INTERRUPTED = 130
 TERMINATED = 143
 
@@ -101,6 +104,15 @@ def keep_freed_memory() -> None:
         ctypes.CDLL(None).mallopt(parameter, value)
 
 
+def _check_folder(out: Path) -> None:
+    found = re.match(r"(\w+):/", str(out))  # `Path` has made one slash of two
+    if found:
+        raise InputError(
+            f"--out {out}: results go to a folder; mount the {found[1]} address (for a "
+            "bucket: gcsfuse) and give the folder"
+        )
+
+
 def join(distributed: str) -> None:
     """Meet the other processes of the run; only the first one reports progress."""
     initialize(distributed)
@@ -112,8 +124,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-      0 on success, 2 on bad input (one line on stderr), 130 when interrupted, 143 when
-      stopped by SIGTERM with the state saved.
+      0 on success, 2 on bad input (one line on stderr), 75 when other processes of the
+      run did not come, 130 when interrupted, 143 when stopped by SIGTERM with the state
+      saved.
     """
     # Parallel tokenizer threads deadlock in forked workers and help little here.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -138,13 +151,18 @@ def main(arguments: list[str] | None = None) -> int:
             unlearning, arguments = choose(arguments)
         commands = _commands(unlearning)
         config = parse(arguments, commands)
+        _check_folder(config.out)
         devices = getattr(config, "devices", None)
         if devices is not None:
             join(devices.distributed)
+            check_shared(config.out)
         commands[type(config)](config)
     except InputError as error:
         sys.stderr.write(f"lt-mia: error: {error}\n")
         return BAD_INPUT
+    except Unavailable as error:
+        sys.stderr.write(f"lt-mia: {error}\n")
+        return UNAVAILABLE
     except Stopped as stop:
         sys.stderr.write(f"lt-mia: {stop}\n")
         return TERMINATED

@@ -16,14 +16,21 @@ class Diverged(InputError):
     """A run whose numbers are no longer finite, under settings that were asked for."""
 
 
+class Unavailable(Exception):
+    """Something outside of the run did not answer; no mistake, and worth another try.
+
+    The command line prints it to stderr and exits with code 75, without a traceback.
+    """
+
+
 class Stopped(Exception):
     """A run was asked to stop, and its state is saved; no mistake.
 
     The command line prints it to stderr and exits with code 143, without a traceback.
     """
 
-    def __init__(self, step: int):
+    def __init__(self, step: int, unit: str = "step"):
         super().__init__(
-            f"stopped by SIGTERM after step {step}; the same command continues"
+            f"stopped by SIGTERM after {unit} {step}; the same command continues"
         )
         self.step = step

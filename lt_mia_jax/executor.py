@@ -12,8 +12,10 @@ of every batch.
 
 import dataclasses
 import hashlib
+import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -22,7 +24,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import InputError, Unavailable
 from lt_mia_jax.sharding import (
     batch_sharding,
     make_mesh,
@@ -31,6 +33,9 @@ from lt_mia_jax.sharding import (
 )
 
 Kind = Literal["jit", "pmap", "single"]
+
+SHOWS_WITHIN = 10.0
+"""Seconds in which a new file is seen by all machines of a shared folder."""
 
 AXIS = "devices"
 """Name of the device axis under `pmap`."""
@@ -56,12 +61,16 @@ class Executor:
     def share(self, rows: np.ndarray) -> np.ndarray:
         """This process's part of host rows that all processes know.
 
+        Those of its own devices in the mesh's order, in which a process's devices need
+        not stand together: on TPUs JAX orders them along rings of chips.
+
         Args:
           rows: `"B ..."`, B a multiple of the number of devices.
         """
-        per_process = len(rows) // jax.process_count()
-        first = jax.process_index() * per_process
-        return rows[first : first + per_process]
+        owners = [device.process_index for device in self.mesh.devices.flat]
+        mine = np.flatnonzero(np.array(owners) == jax.process_index())
+        parts = rows.reshape(len(owners), -1, *rows.shape[1:])
+        return parts[mine].reshape(-1, *rows.shape[1:])
 
     def place(self, tree: Any) -> Any:
         """Host or device arrays on the devices, large leaves split over `fsdp`."""
@@ -218,6 +227,43 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def agreed(value: Any) -> np.ndarray:
+    """What the first process says of a number or an array, in every process.
+
+    For what each has read from shared files, which may show late to some.
+    """
+    if jax.process_count() == 1:
+        return np.asarray(value)
+    return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
+def check_shared(directory: Path) -> None:
+    """Make sure that all processes see one and the same folder.
+
+    Raises:
+      InputError: in every process, when some do not.
+    """
+    if jax.process_count() == 1:
+        return
+    token = directory / ".shared"
+    if is_primary():
+        directory.mkdir(parents=True, exist_ok=True)
+        token.touch()
+    wait_for_all("folder marked")
+    end = time.monotonic() + SHOWS_WITHIN
+    while not (seen := token.exists()) and time.monotonic() < end:
+        time.sleep(0.1)
+    found = multihost_utils.process_allgather(np.asarray(seen))
+    if is_primary():
+        token.unlink(missing_ok=True)
+    if not found.all():
+        raise InputError(
+            f"{directory}: {int((~found).sum())} of {found.size} processes do not see "
+            "what the first one writes there; give a folder that all machines share, "
+            "such as NFS or a mounted bucket"
+        )
+
+
 def initialize(where: str) -> None:
     """Join the other processes of a run; to be called before any use of a device.
 
@@ -227,7 +273,8 @@ def initialize(where: str) -> None:
         process this is (from 0), and how many there are.
 
     Raises:
-      InputError: neither of the three, or the others cannot be found.
+      InputError: neither of the three, or not what the environment can tell.
+      Unavailable: the others did not come in time.
     """
     if where == "off":
         return
@@ -248,10 +295,12 @@ def initialize(where: str) -> None:
         jax.distributed.initialize(**given)
     except (RuntimeError, ValueError) as error:
         line = str(error).strip().splitlines()[0]
-        raise InputError(
+        message = (
             f"distributed {where}: the processes of this run did not find each other "
             f"({line}); name them as HOST:PORT,ID,COUNT"
-        ) from error
+        )
+        kind = InputError if isinstance(error, ValueError) else Unavailable
+        raise kind(message) from error
 
 
 def _assemble(rows: Any, mesh: Mesh) -> Any:
@@ -267,6 +316,8 @@ __all__ = [
     "AXIS",
     "Executor",
     "Kind",
+    "agreed",
+    "check_shared",
     "digest",
     "fetch",
     "gather",

@@ -6,6 +6,7 @@ Writes OUT/KIND:DATAxFSDP.npz: features, and of fine-tuning and attack training 
 losses of 20 steps and the first gradient (Adam's first moment, linear in it).
 """
 
+import dataclasses
 import functools
 import json
 import sys
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 import optax
 from attack_stores import SMALL, MemoryStore, recipe
+from jax.sharding import Mesh
 from oracle_finetune import random_texts
 
 from lt_mia_jax.attacks import classifier
@@ -122,8 +124,7 @@ def attack(executor, directory):
     store.mask[:5] = False  # texts without a step take no part
     rows = Rows([store], "train")
     settings = recipe(schedule="none", balance="plain", pairwise_weight=0.1)
-    size = executor.round_up(40)
-    batches_ = _batches(rows, size, settings)
+    batches_ = _batches(rows, 36, settings)  # eight devices fill them up
     step = TrainStep.of(ATTACK, settings, 4, executor.axis)
     start = functools.partial(
         init_state, optimizer=attack_recipe.make_optimizer(settings, 4)
@@ -133,18 +134,31 @@ def attack(executor, directory):
     return losses_and_gradient(
         jax.tree_util.Partial(step, executor.place(constants)),
         executor.born(start, params),
-        lambda index: _read(rows, batches_(index % 4), executor),
+        lambda index: _read(rows, batches_(index % 4), 1, executor),
         executor,
         directory,
     )
 
 
 def everything(executor: Executor, directory: Path) -> dict[str, np.ndarray]:
-    found = features(executor, directory)
+    numbers = executor.place_rows(executor.share(np.arange(16)))
+    found = {"order": fetch(numbers), **features(executor, directory)}
     for name, run in (("finetune", finetuning), ("attack", attack)):
         losses, gradient = run(executor, directory / name)
         found |= {f"{name}_losses": losses, f"{name}_gradient": gradient}
     return found
+
+
+TURNED = "turned-"
+
+
+def turned(executor: Executor) -> Executor:
+    """The same devices, those of the processes by turns."""
+    mesh = executor.mesh
+    each = mesh.devices.reshape(jax.process_count(), -1)
+    devices = each.T.reshape(mesh.devices.shape)
+    other = Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)
+    return dataclasses.replace(executor, mesh=other)
 
 
 def main() -> None:
@@ -154,7 +168,10 @@ def main() -> None:
         kind, sizes = layout.split(":")
         data, fsdp = map(int, sizes.split("x"))
         directory = Path(out) / layout
-        found = everything(make_executor(kind, data=data, fsdp=fsdp), directory)
+        executor = make_executor(kind.removeprefix(TURNED), data=data, fsdp=fsdp)
+        if kind.startswith(TURNED):
+            executor = turned(executor)
+        found = everything(executor, directory)
         if is_primary():
             np.savez(f"{directory}.npz", **found)
 

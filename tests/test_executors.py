@@ -16,7 +16,7 @@ WORKER = Path(__file__).parent / "executor_worker.py"
 ONE = "single:1x1"
 LAYOUTS = {
     1: ("jit:8x1", "jit:4x2", "jit:1x8", "pmap:8x1"),
-    2: ("jit:2x4", "pmap:8x1"),
+    2: ("jit:2x4", "pmap:8x1", "turned-jit:4x2"),
 }
 """By the number of processes, which share eight devices."""
 
@@ -66,6 +66,7 @@ def found(tmp_path_factory):
 def test_equals_a_single_device(found, processes, layout):
     single, found = found[1, ONE], found[processes, layout]
     assert found.keys() == single.keys()
+    np.testing.assert_array_equal(found["order"], np.arange(16))
     mask = single["mask"]
     np.testing.assert_array_equal(found["mask"], mask)
     for name in ("rank_t", "rank_r"):

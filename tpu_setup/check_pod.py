@@ -1,7 +1,7 @@
 """Check that the devices of a slice work together, before a long run does.
 
 On all workers: tpu_setup/run.sh check .venv/bin/python tpu_setup/check_pod.py
-    --devices 16 --folder gs://my-bucket/lt-mia/check
+    --distributed --devices 16 --folder /mnt/lt-mia/check
 On one machine: python tpu_setup/check_pod.py --folder /tmp/check
 
 Prints one line a check and exits 1 when one fails.
@@ -28,7 +28,7 @@ class CheckPod:
     """Count devices, add over all of them, write to the folder, save and restore."""
 
     folder: str
-    """A bucket (gs://...) or a folder that all workers share; cleaned afterwards."""
+    """A folder that all workers share, or a bucket (gs://...); cleaned afterwards."""
 
     devices: int | None = None
     """Expected number over all workers; None accepts any."""
@@ -115,6 +115,14 @@ def main() -> int:
             message = check(config)
         except (ValueError, OSError, RuntimeError) as error:
             sys.stdout.write(f"{name}: FAILED: {error}\n")
+            return 1
+        except ImportError as error:
+            if not config.folder.startswith("gs://"):
+                raise
+            sys.stdout.write(
+                f"{name}: FAILED: {config.folder} needs gcsfs; pip install gcsfs, or "
+                f"give a mounted folder ({str(error).splitlines()[0]})\n"
+            )
             return 1
         sys.stdout.write(f"{name}: good: {message}\n")
         sys.stdout.flush()

@@ -3,8 +3,12 @@
 
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 DRY_RUN=0
-SSH_TRIES="${SSH_TRIES:-3}"
+# Calls of gcloud in a row that may fail before a script gives up.
+TRIES="${TRIES:-5}"
 POLL_SECONDS="${POLL_SECONDS:-30}"
+
+# shellcheck source=tpu_setup/gce.sh
+source "$HERE/gce.sh"
 
 fail() {
   echo "$(basename "$0"): error: $*" >&2
@@ -73,7 +77,13 @@ load_env() {
       [ -n "${!name+set}" ] || declare -g "$name=${line#*=}"
     done <"$file"
   fi
-  : "${SPOT:=1}" "${PYTHON:=python3.11}"
+  : "${SPOT:=1}" "${PYTHON:=python3.11}" "${API:=tpu-vm}"
+  [[ "$API" =~ ^(tpu-vm|gce)$ ]] || fail "API '$API': expected tpu-vm or gce"
+}
+
+# The settings that say what slice to make.
+shape() {
+  if [ "$API" = gce ]; then echo MACHINE TOPOLOGY HOSTS IMAGE_FAMILY; else echo TYPE RUNTIME; fi
 }
 
 need() {
@@ -98,14 +108,50 @@ where() { echo "--zone=$ZONE --project=$PROJECT"; }
 # on_workers all|N COMMAND: run a command line on workers.
 on_workers() {
   # shellcheck disable=SC2046,SC2153
-  run gcloud compute tpus tpu-vm ssh "$NAME" $(where) --worker="$1" --command="$2"
+  if [ "$API" = gce ]; then
+    gce_on_workers "$@"
+  else
+    run gcloud compute tpus tpu-vm ssh "$NAME" $(where) --worker="$1" --command="$2"
+  fi
+}
+
+describe() {
+  # shellcheck disable=SC2046
+  if [ "$API" = gce ]; then
+    gce_members instanceStatus
+  else
+    run gcloud compute tpus queued-resources describe "$NAME" $(where) '--format=value(state.state)'
+  fi
 }
 
 # The state of the request: ACTIVE, WAITING_FOR_RESOURCES, ...; NONE when there is none.
+# Fails, with gcloud's message, when gcloud cannot tell; assign what it says before a
+# test, which would hide that.
 state() {
-  # shellcheck disable=SC2046
-  gcloud compute tpus queued-resources describe "$NAME" $(where) \
-    --format='value(state.state)' 2>/dev/null || echo NONE
+  local said errors failed=0
+  [ "$DRY_RUN" = 0 ] || { describe && return; }
+  errors="$(mktemp)"
+  said="$(describe 2>"$errors")" || failed=1
+  if [ "$failed" = 1 ] && grep -qiE "not[_ ]found" "$errors"; then
+    said=NONE failed=0
+  elif [ "$failed" = 1 ]; then
+    cat "$errors" >&2
+  elif [ "$API" = gce ]; then
+    said="$(gce_state "$said")"
+  fi
+  rm -f "$errors"
+  [ "$failed" = 0 ] && echo "$said"
+}
+
+# The same, asked up to TRIES times while gcloud fails.
+patient_state() {
+  local try
+  for try in $(seq "$TRIES"); do
+    state && return
+    say "no state of $NAME (try $try of $TRIES); asking again in $POLL_SECONDS s"
+    sleep "$POLL_SECONDS"
+  done
+  return 1
 }
 
 run_name() {

@@ -3,39 +3,44 @@
 #
 #   tpu_setup/create.sh [--dry-run]
 #
-# Reads PROJECT, ZONE, NAME, TYPE, RUNTIME and SPOT; see env.example. The request waits
-# in Google's queue; interrupt whenever you like and run this again later.
+# Reads PROJECT, ZONE, NAME, SPOT and what its API takes; see env.example. The request
+# waits in Google's queue; interrupt whenever you like and run this again later.
 set -euo pipefail
 # shellcheck source=tpu_setup/common.sh
 source "$(dirname "$0")/common.sh"
 
 arguments none "$@"
-need PROJECT ZONE NAME TYPE RUNTIME
+# shellcheck disable=SC2046
+need PROJECT ZONE NAME $(shape)
 
 request() {
   local spot=()
   [ "$SPOT" = 1 ] && spot=(--spot)
   # shellcheck disable=SC2046
-  run gcloud compute tpus queued-resources create "$NAME" --node-id="$NAME" $(where) \
-    --accelerator-type="$TYPE" --runtime-version="$RUNTIME" "${spot[@]}"
+  if [ "$API" = gce ]; then
+    gce_request
+  else
+    run gcloud compute tpus queued-resources create "$NAME" --node-id="$NAME" $(where) \
+      --accelerator-type="$TYPE" --runtime-version="$RUNTIME" "${spot[@]}"
+  fi
 }
 
 if [ "$DRY_RUN" = 1 ]; then
   request
-  # shellcheck disable=SC2046
-  run gcloud compute tpus queued-resources describe "$NAME" $(where) '--format=value(state.state)'
+  state
   exit 0
 fi
 
-found="$(state)"
+unknown="the state of $NAME is not known; run this again when gcloud works"
+found="$(state)" || fail "$unknown"
 if [ "$found" = NONE ]; then
   request
-  found="$(state)"
+  found="$(patient_state)" || fail "$unknown"
 fi
 while true; do
   case "$found" in
     ACTIVE)
-      say "$NAME ($TYPE) is active"
+      say "$NAME is active"
       exit 0
       ;;
     FAILED | SUSPENDING | SUSPENDED | DELETING)
@@ -45,5 +50,5 @@ while true; do
   esac
   say "$NAME is $found; looking again in $POLL_SECONDS s"
   sleep "$POLL_SECONDS"
-  found="$(state)"
+  found="$(patient_state)" || fail "$unknown"
 done

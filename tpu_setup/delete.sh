@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Delete the slice and its request. What is in the bucket stays.
+# Delete the slice and its request. What is in the bucket or on a shared folder stays.
 #
 #   tpu_setup/delete.sh [--dry-run] [--yes]
 set -euo pipefail
@@ -10,9 +10,13 @@ yes=0
 SWITCHES="--yes"
 arguments none "$@"
 need PROJECT ZONE NAME
-if [ "$DRY_RUN" = 0 ] && [ "$(state)" = NONE ]; then
-  say "there is no request named $NAME in $ZONE"
-  exit 0
+if [ "$DRY_RUN" = 0 ]; then
+  found="$(state)" || fail "nothing is deleted: the state of $NAME is not known, it may go on and cost money"
+  # With API=gce a policy and a template may be left of a request that was refused.
+  if [ "$found" = NONE ] && [ "$API" = tpu-vm ]; then
+    say "there is no request named $NAME in $ZONE"
+    exit 0
+  fi
 fi
 if [ "$DRY_RUN" = 0 ] && [ "$yes" = 0 ]; then
   [ -t 0 ] || fail "add --yes to delete $NAME without being asked"
@@ -20,4 +24,8 @@ if [ "$DRY_RUN" = 0 ] && [ "$yes" = 0 ]; then
   [ "$answer" = y ] || exit 1
 fi
 # shellcheck disable=SC2046
-run gcloud compute tpus queued-resources delete "$NAME" $(where) --force --quiet
+if [ "$API" = gce ]; then
+  gce_delete
+else
+  run gcloud compute tpus queued-resources delete "$NAME" $(where) --force --quiet
+fi

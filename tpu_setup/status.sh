@@ -9,8 +9,7 @@ source "$(dirname "$0")/common.sh"
 arguments maybe "$@"
 need PROJECT ZONE NAME
 
-# shellcheck disable=SC2046
-run gcloud compute tpus queued-resources describe "$NAME" $(where) '--format=value(state.state)'
+state
 pattern="${name:-*}"
 # One line a run: worker, name, running | exit code | lost, last line of its log.
 on_workers all "cd runs 2>/dev/null || exit 0; for r in $pattern; do [ -d \"\$r\" ] || continue; if [ -f \"\$r/code\" ]; then s=\"exit code \$(cat \"\$r/code\")\"; elif kill -0 \"\$(cat \"\$r/pid\")\" 2>/dev/null; then s=running; else s=lost; fi; echo \"\$(hostname) \$r: \$s: \$(tail -n 1 \"\$r/log\")\"; done"

@@ -4,7 +4,9 @@
 #   tpu_setup/supervise.sh [--dry-run] [--restarts N] RUN COMMAND...
 #
 # Run it on a machine that stays up. The command must continue where it stopped, as those
-# of lt-mia do, and keep its state in the bucket. Gives up after N restarts (default 20).
+# of lt-mia do, and keep its state in a folder that all workers share and that outlives
+# the slice; MOUNT (env.example) mounts it on a new one. A run that is going is taken over;
+# how an earlier one ended does not count. Gives up after N restarts (default 20).
 set -euo pipefail
 # shellcheck source=tpu_setup/common.sh
 source "$(dirname "$0")/common.sh"
@@ -13,7 +15,8 @@ restarts=20
 VALUES="--restarts"
 arguments command "$@"
 [[ "$restarts" =~ ^[0-9]+$ ]] || fail "--restarts '$restarts': expected a number"
-need PROJECT ZONE NAME TYPE RUNTIME BUCKET
+# shellcheck disable=SC2046
+need PROJECT ZONE NAME BUCKET $(shape)
 
 prepare() {
   local flags=()
@@ -28,34 +31,69 @@ if [ "$DRY_RUN" = 1 ]; then
   exit 0
 fi
 
-started=0
-while true; do
-  case "$(state)" in
-    ACTIVE) ;;
+# mine: whether this supervisor has started or taken over the run. `no` after a start
+# that failed: some workers may run it and others not, so their report is of no use.
+started=0 silent=0 prepared=1 mine=unknown
+
+# Whatever fails counts as a restart, so that this ends.
+count() {
+  [ "$started" -le "$restarts" ] || fail "$name failed after $restarts restarts; see logs.sh $name"
+  started=$((started + 1))
+}
+
+# ready STATE: brings the slice from that state to one that can run the command.
+ready() {
+  case "$1" in
+    ACTIVE) [ "$prepared" = 1 ] || prepare ;;
     FAILED | SUSPENDING | SUSPENDED)
       say "$NAME was taken away; making it anew"
-      "$HERE/delete.sh" --yes
-      prepare
+      "$HERE/delete.sh" --yes && prepare
       ;;
     *) prepare ;;
   esac
-  # A worker that does not answer is asked again at the next turn.
-  report="$("$HERE/status.sh" "$name" || true)"
-  codes="$(grep -o ": exit code [0-9]*" <<<"$report" | sort -u || true)"
-  # Where one process failed, the others wait for it in vain.
-  if grep -q ": running: " <<<"$report" && ! grep -q "code [1-9]" <<<"$codes"; then
+}
+
+while true; do
+  if ! found="$(patient_state)" || ! ready "$found"; then
+    count
+    say "$NAME is not ready; trying again in $POLL_SECONDS s"
+    prepared=0
     sleep "$POLL_SECONDS"
     continue
   fi
-  if [ "$codes" = ": exit code 0" ]; then
+  prepared=1
+  # That the workers do not answer once says nothing of the run.
+  if report="$("$HERE/status.sh" "$name")"; then
+    silent=0
+  elif [ "$silent" -lt "$TRIES" ]; then
+    silent=$((silent + 1))
+    say "no answer from the workers; asking again in $POLL_SECONDS s"
+    sleep "$POLL_SECONDS"
+    continue
+  else
+    report="" silent=0
+  fi
+  states="$(grep -oE " $name: (running|lost|exit code [0-9]+):" <<<"$report" | sort -u || true)"
+  # Where one process failed, the others wait for it in vain.
+  if [ "$mine" != no ] && grep -q "running" <<<"$states" && ! grep -q "code [1-9]" <<<"$states"; then
+    mine=yes
+    sleep "$POLL_SECONDS"
+    continue
+  fi
+  if [ "$mine" = yes ] && [ "$states" = " $name: exit code 0:" ]; then
     say "$name is done"
     exit 0
   fi
-  ! grep -qx ": exit code 2" <<<"$codes" || fail "$name: wrong input; see logs.sh $name"
-  [ "$started" -le "$restarts" ] || fail "$name failed after $restarts restarts; see logs.sh $name"
-  started=$((started + 1))
+  if [ "$mine" = yes ] && grep -q "code 2:" <<<"$states"; then
+    fail "$name: wrong input; see logs.sh $name"
+  fi
+  count
   say "start $started of $name"
   "$HERE/stop.sh" "$name" || true
-  "$HERE/run.sh" "$name" "${command[@]}"
+  if "$HERE/run.sh" "$name" "${command[@]}"; then
+    mine=yes
+  else
+    mine=no prepared=0
+  fi
   sleep "$POLL_SECONDS"
 done

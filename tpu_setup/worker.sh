@@ -17,7 +17,8 @@ if [ -f "$folder/pid" ] && kill -0 "$(cat "$folder/pid")" 2>/dev/null; then
 fi
 rm -f "$folder/code"
 
-"$@" >>"$folder/log" 2>&1 &
+# A process group of its own, so that stop.sh can end all of it and nothing else.
+setsid "$@" >>"$folder/log" 2>&1 &
 child=$!
 echo "$child" >"$folder/pid"
 stopped=0

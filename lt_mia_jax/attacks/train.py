@@ -208,8 +208,7 @@ def train_attack(
     shape = {"inputs": train.columns, "length": train.length}
     config = dataclasses.replace(config, **shape)
     executor = make_executor() if executor is None else executor
-    unit = executor.mesh.size * recipe.slices
-    batch_size = -(-min(recipe.batch_size, len(train)) // unit) * unit
+    batch_size = min(recipe.batch_size, len(train))
     batches = _batches(train, batch_size, recipe)
     steps_per_epoch = -(-len(train) // batch_size)
     log.info(
@@ -235,7 +234,7 @@ def train_attack(
         jax.tree_util.Partial(step, constants),
         executor.born(start, params),
         total_steps=recipe.epochs * steps_per_epoch,
-        batch_at=lambda index: _read(train, batches(index), executor),
+        batch_at=lambda index: _read(train, batches(index), recipe.slices, executor),
         key=jax.random.fold_in(key, 1),
         executor=executor,
         label="training the attack",
@@ -343,8 +342,11 @@ def _batches(
     return draw
 
 
-def _read(train: Rows, batch: Batch, executor: Executor) -> StepBatch:
-    rows, weight = executor.share(batch.rows), executor.share(batch.weight)
+def _read(train: Rows, batch: Batch, slices: int, executor: Executor) -> StepBatch:
+    # Rows of weight 0 fill up what devices and slices divide: how many rows an update
+    # sees, and so the length of an epoch, does not depend on the devices.
+    extra = -len(batch.rows) % (executor.mesh.size * slices)
+    rows, weight = (executor.share(np.pad(x, (0, extra))) for x in batch)
     features, mask = train.read(rows)
     # Texts without a valid step have no logit and take no part.
     weight = (weight * mask.any(axis=1)).astype(np.float32)

@@ -183,6 +183,8 @@ def write_tensors(
     if len(shards) == 1:
         _write_file(directory / SINGLE, shards[0])
         return
+    # Without it, old and new shards side by side are no model.
+    (directory / INDEX).unlink(missing_ok=True)
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"

@@ -15,7 +15,7 @@ from lt_mia_jax.data.tokenize import encode
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.features.extract import ExtractConfig, extract
 from lt_mia_jax.models import LanguageModel
-from lt_mia_jax.provenance import write_run_record
+from lt_mia_jax.provenance import recorded
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,6 @@ def run(config: Extract) -> None:
     texts = [*members, *nonmembers]
     labels = np.repeat([1, 0], [len(members), len(nonmembers)])
     pair = load_pair(config.reference, config.target, config.devices.make())
-    write_run_record(config.out, "extract", config)
     encoded = encode(
         [text.text for text in texts],
         pair.reference.tokenizer,
@@ -101,32 +100,33 @@ def run(config: Extract) -> None:
         length=config.length,
         side=config.side,
     )
-    store = extract(
-        LanguageModel(pair.target.config),
-        pair.target.params,
-        LanguageModel(pair.reference.config),
-        pair.reference.params,
-        encoded,
-        ids=[text.id for text in texts],
-        labels=labels,
-        splits=[attack_split(config.seed, text.id) for text in texts],
-        texts=[text.text for text in texts],
-        flags=flag_texts(encoded),
-        lower=lower,
-        out_dir=config.out,
-        config=ExtractConfig(
-            k=config.k,
-            batch_size=config.batch_size,
-            block_batches=max(1, config.block_texts // config.batch_size),
-        ),
-        meta={
-            "name": config.name or config.out.name,
-            "target": config.target,
-            "reference": config.reference,
-            "corpus": config.corpus or config.members.stem,
-            "fingerprint": fingerprint([text.id for text in texts]),
-            "side": config.side,
-        },
-        executor=pair.executor,
-    )
+    with recorded(config.out, "extract", config):
+        store = extract(
+            LanguageModel(pair.target.config),
+            pair.target.params,
+            LanguageModel(pair.reference.config),
+            pair.reference.params,
+            encoded,
+            ids=[text.id for text in texts],
+            labels=labels,
+            splits=[attack_split(config.seed, text.id) for text in texts],
+            texts=[text.text for text in texts],
+            flags=flag_texts(encoded),
+            lower=lower,
+            out_dir=config.out,
+            config=ExtractConfig(
+                k=config.k,
+                batch_size=config.batch_size,
+                block_batches=max(1, config.block_texts // config.batch_size),
+            ),
+            meta={
+                "name": config.name or config.out.name,
+                "target": config.target,
+                "reference": config.reference,
+                "corpus": config.corpus or config.members.stem,
+                "fingerprint": fingerprint([text.id for text in texts]),
+                "side": config.side,
+            },
+            executor=pair.executor,
+        )
     log.info("wrote %d texts to %s", store.n, config.out)

@@ -15,9 +15,12 @@ from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import fetch, is_primary, wait_for_all
 from lt_mia_jax.finetune import FinetuneConfig, LoraConfig, finetune
 from lt_mia_jax.models import LanguageModel
-from lt_mia_jax.provenance import write_run_record
+from lt_mia_jax.provenance import recorded
 
 log = logging.getLogger(__name__)
+
+TEXTS = ("members.jsonl", "validation.jsonl")
+"""What a target was trained on and chosen by, beside its training state."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,11 +118,7 @@ def run(config: Finetune) -> None:
     warn_of_intervention(config.model)
     config_, params, tokenizer = load_pretrained(config.model, mesh=executor.mesh)
     check_vocabulary(tokenizer, config_.vocab_size)
-    write_run_record(config.out / "training", "finetune", config)
     state = config.out / "training"
-    if is_primary():
-        write_texts(state / "members.jsonl", train)
-        write_texts(state / "validation.jsonl", validation)
     log.info("%d texts to train on, %d to validate", len(train), len(validation))
     encoded = [
         encode(
@@ -130,23 +129,27 @@ def run(config: Finetune) -> None:
         )
         for texts in (train, validation)
     ]
-    result = finetune(
-        LanguageModel(config_),
-        params,
-        encoded[0],
-        encoded[1],
-        FinetuneConfig(
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            lora=config.lora.config,
-            seed=config.seed,
-        ),
-        directory=state,
-        executor=executor,
-        save_every_seconds=config.save_seconds,
-    )
+    with recorded(state, "finetune", config, files=TEXTS):
+        if is_primary():
+            for name, part in zip(TEXTS, (train, validation), strict=True):
+                write_texts(state / name, part)
+        result = finetune(
+            LanguageModel(config_),
+            params,
+            encoded[0],
+            encoded[1],
+            FinetuneConfig(
+                epochs=config.epochs,
+                batch_size=config.batch_size,
+                learning_rate=config.learning_rate,
+                weight_decay=config.weight_decay,
+                lora=config.lora.config,
+                seed=config.seed,
+            ),
+            directory=state,
+            executor=executor,
+            save_every_seconds=config.save_seconds,
+        )
     params = fetch(result.params)
     if is_primary():
         save_pretrained(config.out, config_, params, tokenizer, like=config.model)

@@ -8,7 +8,7 @@ from lt_mia_jax.attacks import ClassifierConfig, TrainConfig, train_attack
 from lt_mia_jax.commands.devices import Devices, DevicesFlags
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.features.store import FeatureStore
-from lt_mia_jax.provenance import write_run_record
+from lt_mia_jax.provenance import recorded
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +52,14 @@ def run(config: Train) -> None:
                 f"{config.features[0]} has k = {stores[0].k} and length "
                 f"{stores[0].length}; extract them alike"
             )
-    write_run_record(config.out, "train", config)
-    result = train_attack(
-        stores,
-        config.classifier,
-        config.recipe,
-        config.out,
-        executor=config.devices.make(),
-    )
+    with recorded(config.out, "train", config):
+        result = train_attack(
+            stores,
+            config.classifier,
+            config.recipe,
+            config.out,
+            executor=config.devices.make(),
+        )
     log.info(
         "wrote %s (best epoch %d, validation AUC %.3f)",
         config.out,

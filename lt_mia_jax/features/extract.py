@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.data.texts import well_formed, zlib_length
-from lt_mia_jax.errors import InputError
-from lt_mia_jax.executor import Executor, digest, hide_progress
+from lt_mia_jax.errors import InputError, Stopped
+from lt_mia_jax.executor import Executor, agreed, digest, hide_progress
 from lt_mia_jax.features.scorer import (
     Encoded,
     ExtractConfig,
@@ -30,6 +30,7 @@ from lt_mia_jax.features.scorer import (
 )
 from lt_mia_jax.features.statistics import TokenStatistics
 from lt_mia_jax.features.store import FeatureStore, StoreWriter, TextTable
+from lt_mia_jax.training.preemption import StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,8 @@ def extract(
         length=length,
         block_texts=config.batch_size * config.block_batches,
     )
-    missing = sorted(set(range(writer.n_blocks)) - writer.completed_blocks)
+    completed = np.isin(np.arange(writer.n_blocks), sorted(writer.completed_blocks))
+    missing = np.flatnonzero(~agreed(completed)).tolist()
     if missing:
         scorer = TextScorer(
             target_model,
@@ -160,11 +162,21 @@ def _write_blocks(
         share = shares[jax.process_index()]
         return scorer.statistics(share, names, plan=plan, **options)
 
-    # The bar of the first process speaks for all, whose blocks are as large.
-    found = run(encoded, half=True, on_batch=lambda n: bar.update(n * len(blocks)))
+    stopping = StopRequest()
+
+    def on_batch(n: int) -> None:
+        # The bar of the first process speaks for all, whose blocks are as large.
+        bar.update(n * len(blocks))
+        # One process may die at any moment. Of several SIGTERM is JAX's, which has all
+        # of them stop after the same batch; they go through equally many.
+        if jax.process_count() > 1 and stopping.reached():
+            raise Stopped(bar.n, "text")
+
+    found = run(encoded, half=True, on_batch=on_batch)
     lower_loss = None
     if lower is not None:
-        lower_loss = _mean_loss(run(lower, target_only=True))
+        lowered = run(lower, target_only=True, on_batch=lambda _: on_batch(0))
+        lower_loss = _mean_loss(lowered)
     if jax.process_index() < len(blocks):
         writer.append_block(blocks[jax.process_index()], found, lower_loss)
 

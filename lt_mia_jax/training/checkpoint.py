@@ -28,7 +28,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.executor import is_primary, wait_for_all
+from lt_mia_jax.executor import agreed, is_primary, wait_for_all
 from lt_mia_jax.files import (
     MANIFEST,
     read_json,
@@ -136,6 +136,9 @@ class Checkpointer:
                 "start again"
             )
         wait_for_all("checkpoint inspected")
+        # Files may show late to another process, which must not go its own way.
+        step = int(agreed(-1 if found is None else found))
+        found = None if step < 0 else step
         if is_primary():
             for step in interrupted:
                 shutil.rmtree(self._folder(step))

@@ -132,7 +132,9 @@ def _rows_with_empty_texts():
 def _update(rows, params, **changes):
     settings = recipe(schedule="none", balance="plain", **changes)
     state = init_state(params, make_optimizer(settings, 4))
-    batch = _read(rows, _batches(rows, 64, settings)(0), make_executor())
+    batch = _read(
+        rows, _batches(rows, 64, settings)(0), settings.slices, make_executor()
+    )
     step = jax.jit(TrainStep.of(PLAIN, settings, 4))
     state, metrics = step({}, state, batch, jax.random.key(0))
     # Adam's first moment: linear in the gradient, unlike its update.
@@ -162,7 +164,9 @@ def test_loss_is_the_mean_over_texts_with_steps_sliced_or_not(key):
 def test_pairwise_hinge_is_added(loss, key):
     rows = _rows_with_empty_texts()
     params = classifier.init(PLAIN, key)
-    batch = _read(rows, _batches(rows, 64, recipe(balance="plain"))(0), make_executor())
+    batch = _read(
+        rows, _batches(rows, 64, recipe(balance="plain"))(0), 1, make_executor()
+    )
     values = [
         TrainStep.of(PLAIN, recipe(loss=loss, pairwise_weight=weight), 4)._loss(
             params, {}, jax.tree.map(jnp.asarray, batch), None
