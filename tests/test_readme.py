@@ -37,21 +37,14 @@ def demo(tmp_path_factory):
     world = tiny_world.build(root / "world")
     run = root / "runs" / "demo"
     for link, target in {
-        run / "bases" / "llama": world.base,
-        run / "targets" / "llama-ml_docs": world.target,
+        run / "bases" / "mamba": world.base,
+        run / "targets" / "mamba-ml_docs": world.target,
     }.items():
         link.parent.mkdir(parents=True)
         link.symlink_to(target)
     example = run / "example" / "ml_docs"
     write_texts(example / "texts.jsonl", tiny_world.read_rows(world.mixed))
     write_texts(example / "nonmembers.jsonl", tiny_world.read_rows(world.others))
-    texts = ["--members", str(world.members), "--nonmembers", str(world.nonmembers)]
-    store = ["--out", str(root / "store"), "--k", "4", "--length", "32"]
-    assert main(["extract", *world.arguments(), *texts, *store, "--seed", "1"]) == 0
-    recipe = ["--recipe.epochs", "2", "--recipe.warmup-epochs", "1"]
-    small = ["--classifier.width", "16", "--classifier.heads", "2"]
-    out = ["--features", str(root / "store"), "--out", str(run / "attack")]
-    assert main(["train", *out, *recipe, *small]) == 0
     return root
 
 

@@ -464,7 +464,8 @@ def test_stop_ends_what_a_shell_leaves_behind(cloud, home, how):
     log = home / "runs/job/log"
     wait_for(lambda: log.exists() and log.read_text() == "up\n", "no start")
     group = int((home / "runs/job/pid").read_text())
-    done, _ = cloud("stop.sh", "job", WORKER="1", STOP_SECONDS="3")
+    patience = {"ends": "20", "stays": "3"}[how]
+    done, _ = cloud("stop.sh", "job", WORKER="1", STOP_SECONDS=patience)
     assert done.returncode == 0, done.stderr
     assert log.read_text() == "up\nsaved\n"
 

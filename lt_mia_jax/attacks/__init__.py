@@ -14,5 +14,6 @@ from lt_mia_jax.attacks.recipe import TrainConfig as TrainConfig
 from lt_mia_jax.attacks.storage import load_attack as load_attack
 from lt_mia_jax.attacks.storage import load_torch_attack as load_torch_attack
 from lt_mia_jax.attacks.storage import save_attack as save_attack
+from lt_mia_jax.attacks.storage import shipped_attack as shipped_attack
 from lt_mia_jax.attacks.train import TrainResult as TrainResult
 from lt_mia_jax.attacks.train import train_attack as train_attack

@@ -35,12 +35,15 @@ __all__ = [
     "load_torch_attack",
     "save_attack",
     "score_features",
+    "shipped_attack",
 ]
 
 WEIGHTS = "classifier.safetensors"
 CONFIG = "classifier.json"
 CARD = "card.json"
 FILES = (WEIGHTS, CONFIG, CARD)
+SHIPPED = Path(__file__).parent / "shipped"
+"""The attack that comes with the package."""
 
 
 def save_attack(
@@ -90,6 +93,16 @@ def load_attack(path: Path | str) -> Attack:
     if not isinstance(card, dict):
         raise InputError(f"{path / CARD}: expected a JSON object")
     return Attack(config, params, card)
+
+
+@functools.cache
+def shipped_attack() -> Attack:
+    """The attack that comes with the package, zero-shot for any model.
+
+    Its `card` tells what it was trained on, how well it did on models and texts that
+    it never saw, what it is for and where its limits are; docs/results.md says more.
+    """
+    return load_attack(SHIPPED)
 
 
 def _check_weights(path: Path, config: ClassifierConfig, params: Params) -> None:

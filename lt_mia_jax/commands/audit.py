@@ -11,10 +11,16 @@ from jaxtyping import Float
 from scipy.stats import false_discovery_control
 
 from lt_mia_jax.attacks import calibration
-from lt_mia_jax.attacks.storage import Attack, load_attack
+from lt_mia_jax.attacks.storage import Attack
 from lt_mia_jax.commands import results
 from lt_mia_jax.commands.devices import Devices, DevicesFlags
-from lt_mia_jax.commands.scoring import ModelPair, TextScores, load_pair, score_texts
+from lt_mia_jax.commands.scoring import (
+    ModelPair,
+    TextScores,
+    choose_attack,
+    load_pair,
+    score_texts,
+)
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.data.texts import Text, fingerprint, read_texts
 from lt_mia_jax.errors import InputError
@@ -28,10 +34,10 @@ log = logging.getLogger(__name__)
 class Audit:
     """Was each text in the fine-tuning data of the target model?
 
-    Scores every text with the learned attack (when --attack is given) and with
-    fifteen published ones from the same forward pass, and writes scores.jsonl,
-    summary.json and report.html into --out. Texts that carry labels give a table of
-    AUCs; --nonmembers gives p-values and a verdict on the whole set.
+    Scores every text with the learned attack and with fifteen published ones from
+    the same forward pass, and writes scores.jsonl, summary.json and report.html into
+    --out. Texts that carry labels give a table of AUCs; --nonmembers gives p-values
+    and a verdict on the whole set.
     """
 
     reference: str
@@ -46,9 +52,10 @@ class Audit:
     out: Path
     """Folder for the results."""
 
-    attack: Path | None = None
-    """A learned attack made by `lt-mia train` or `lt-mia demo` (DIR/attack), or a
-    torch checkpoint of the reference implementation (FILE.pt, needs torch)."""
+    attack: str = "shipped"
+    """The learned attack: `shipped` with the package, trained on tiny transformers; a
+    folder made by `lt-mia train`; a torch checkpoint of the reference implementation
+    (FILE.pt, needs torch); `none` for the published scores alone."""
 
     nonmembers: Path | None = None
     """JSONL of texts known not to be in the fine-tuning data, drawn like --texts.
@@ -84,7 +91,7 @@ def run(config: Audit) -> None:
     """
     texts = read_texts(config.texts)
     nonmembers = [] if config.nonmembers is None else read_texts(config.nonmembers)
-    attack = None if config.attack is None else load_attack(config.attack)
+    attack = choose_attack(config.attack)
     notes: list[str] = []
     nonmembers = _without_overlap(texts, nonmembers, config, notes)
     labels = _labels(texts, config.texts, notes)
@@ -96,8 +103,8 @@ def run(config: Audit) -> None:
     primary = results.primary_score(suspects.scores)
     if attack is None:
         notes.append(
-            "No --attack was given: the verdict rests on EZ-MIA, the strongest "
-            "training-free score in our tests; `lt-mia demo` trains a learned attack."
+            "No learned attack was used: the verdict rests on EZ-MIA, the strongest "
+            "training-free score in our tests."
         )
 
     scored = results.ScoredTexts(

@@ -11,8 +11,9 @@ from jaxtyping import Int
 
 from lt_mia_jax.attacks import score_store
 from lt_mia_jax.attacks import scores as formulas
-from lt_mia_jax.attacks.storage import Attack, load_attack
+from lt_mia_jax.attacks.storage import Attack
 from lt_mia_jax.commands import results
+from lt_mia_jax.commands.scoring import choose_attack
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.features.store import FeatureStore
@@ -33,14 +34,15 @@ class Evaluate:
     trained or selected on are left out, whatever the model they were scored with.
     """
 
-    attack: Path
-    """A learned attack made by `lt-mia train` or `lt-mia demo`."""
-
     features: tuple[Path, ...]
     """Feature stores made by `lt-mia extract`."""
 
     out: Path
     """Folder for the results."""
+
+    attack: str = "shipped"
+    """The learned attack: `shipped` with the package, or a folder made by `lt-mia
+    train`."""
 
     split: Literal["unseen", "test"] = "unseen"
     """unseen: every text the attack never saw. test: the rows marked test only."""
@@ -58,7 +60,12 @@ def run(config: Evaluate) -> None:
     Raises:
       InputError: the attack or a store is broken, or they do not fit each other.
     """
-    attack = load_attack(config.attack)
+    attack = choose_attack(config.attack)
+    if attack is None:
+        raise InputError(
+            "--attack none: a learned attack is what evaluate judges; give a folder, "
+            "or leave the flag out for the one of the package"
+        )
     stores = [FeatureStore.open(path) for path in config.features]
     write_run_record(config.out, "evaluate", config)
     evaluate_stores(
@@ -66,7 +73,7 @@ def run(config: Evaluate) -> None:
         stores,
         config.out,
         kind="evaluate",
-        title=f"{config.attack.name} on {len(stores)} combinations",
+        title=f"{Path(config.attack).name} on {len(stores)} combinations",
         split=config.split,
         bootstraps=config.bootstraps,
         seed=config.seed,

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -9,7 +10,12 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from lt_mia_jax.attacks import scores as formulas
-from lt_mia_jax.attacks.storage import Attack, score_features
+from lt_mia_jax.attacks.storage import (
+    Attack,
+    load_attack,
+    score_features,
+    shipped_attack,
+)
 from lt_mia_jax.checkpoints import Pretrained, load_pretrained
 from lt_mia_jax.checkpoints.gguf import is_gguf
 from lt_mia_jax.checkpoints.hub import resolve
@@ -76,6 +82,27 @@ def load_pair(reference: str, target: str, executor: Executor) -> ModelPair:
             "share one tokenizer: pass the model that the target was fine-tuned from"
         )
     return ModelPair(before, after, executor)
+
+
+def choose_attack(name: str) -> Attack | None:
+    """A learned attack by the value of an `--attack` option.
+
+    Args:
+      name: `shipped`, `none`, or where `load_attack` finds one.
+
+    Raises:
+      InputError: there is no attack, or it is broken.
+    """
+    if name == "none":
+        return None
+    if name == "shipped":
+        return shipped_attack()
+    if not Path(name).exists():
+        raise InputError(
+            f"--attack {name}: nothing is there; give a folder made by `lt-mia train`, "
+            "a torch checkpoint, `shipped`, or `none`"
+        )
+    return load_attack(name)
 
 
 def warn_of_intervention(model: str) -> None:

@@ -10,11 +10,12 @@ import jax
 import numpy as np
 import tyro
 
-from lt_mia_jax.attacks.storage import Attack, load_attack
+from lt_mia_jax.attacks.storage import Attack
 from lt_mia_jax.checkpoints import load_pretrained
 from lt_mia_jax.checkpoints.gguf import is_gguf
 from lt_mia_jax.checkpoints.hub import resolve
 from lt_mia_jax.commands.results import command_line
+from lt_mia_jax.commands.scoring import choose_attack
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.data.questions import Question, read_questions
 from lt_mia_jax.data.texts import fingerprint, text_id
@@ -58,8 +59,9 @@ class Evaluation:
     reference: str | None = None
     """The model from before any of the texts were learned, for attacks with one."""
 
-    attack: Path | None = None
-    """A learned attack (DIR/attack of `lt-mia train` or `demo`); needs --reference."""
+    attack: str = "shipped"
+    """The learned attack, for which --holdout and --reference are needed: `shipped`
+    with the package, a folder made by `lt-mia train`, or `none`."""
 
     quantise: tuple[int, ...] = ()
     """Bits to round the weights to, such as 8 4: what comes back?"""
@@ -232,14 +234,16 @@ def _load(name: str, role: str, like: Subject) -> Subject:
 
 
 def _attack(options: Evaluation, forget: Sequence[Question]) -> Attack | None:
-    if options.attack is None:
-        return None
     if options.holdout is None or options.reference is None:
+        if options.attack in ("shipped", "none"):
+            return None
         raise InputError(
             "--attack compares forgotten with unseen texts, and the model with a "
             "reference; give --holdout and --reference"
         )
-    attack = load_attack(options.attack)
+    attack = choose_attack(options.attack)
+    if attack is None:
+        return None
     judged = [*forget, *read_questions(options.holdout)]
     seen = [row for row in judged if {row.id, text_id(row.text)} & attack.text_ids]
     if seen:

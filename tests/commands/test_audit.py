@@ -26,7 +26,7 @@ def test_rows_follow_the_texts(world, audited):
     texts, found = read_rows(world.mixed), read_rows(audited / "scores.jsonl")
     assert [row["label"] for row in found] == [row["label"] for row in texts]
     assert all(row["flags"] == ["truncated"] for row in found)
-    assert {len(row["scores"]) for row in found} == {16}
+    assert {len(row["scores"]) for row in found} == {17}
     assert all(row["n_tokens"] == 32 for row in found)
 
 
@@ -45,11 +45,25 @@ def test_p_values_count_the_calibration_scores(world, audited, tmp_path):
     found = read_rows(audited / "scores.jsonl")
     arguments = ["--texts", str(world.others), "--out", str(tmp_path), *QUICK]
     assert main(["audit", *world.arguments(), *arguments]) == 0
-    known = [row["scores"]["ez"] for row in read_rows(tmp_path / "scores.jsonl")]
+    known = [row["scores"]["lt_mia"] for row in read_rows(tmp_path / "scores.jsonl")]
     for row in found:
-        above = sum(score >= row["scores"]["ez"] for score in known)
+        above = sum(score >= row["scores"]["lt_mia"] for score in known)
         assert row["p_value"] == pytest.approx((1 + above) / (1 + len(known)))
         assert row["q_value"] >= row["p_value"] - 1e-12
+
+
+def test_without_a_learned_attack(world, audited, tmp_path):
+    arguments = ["--texts", str(world.mixed), "--out", str(tmp_path), *QUICK]
+    assert main(["audit", *world.arguments(), *arguments, "--attack", "none"]) == 0
+    for row, full in zip(
+        read_rows(tmp_path / "scores.jsonl"),
+        read_rows(audited / "scores.jsonl"),
+        strict=True,
+    ):
+        expected = {n: x for n, x in full["scores"].items() if n != "lt_mia"}
+        assert row["scores"] == expected
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert any("EZ-MIA" in note for note in summary["notes"])
 
 
 def test_without_labels_nobody_is_accused(world, tmp_path):

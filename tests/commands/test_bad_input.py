@@ -178,6 +178,12 @@ def test_too_few_nonmembers(world, tmp_path, capfd):
 
 def test_an_attack_that_is_none(world, tmp_path, capfd):
     (tmp_path / "attack").mkdir()
-    files = ["--texts", str(world.mixed), "--attack", str(tmp_path / "attack")]
-    arguments = ["audit", *world.arguments(), *files, "--out", str(tmp_path / "o")]
-    expect_one_line(capfd, arguments, [str(tmp_path / "attack"), "manifest"])
+    for path, words in (("attack", ["manifest"]), ("elsewhere", ["`shipped`"])):
+        files = ["--texts", str(world.mixed), "--attack", str(tmp_path / path)]
+        arguments = ["audit", *world.arguments(), *files, "--out", str(tmp_path / "o")]
+        expect_one_line(capfd, arguments, [str(tmp_path / path), *words])
+
+
+def test_evaluation_of_no_attack(tmp_path, capfd):
+    arguments = ["evaluate", "--attack", "none", "--features", str(tmp_path)]
+    expect_one_line(capfd, [*arguments, "--out", str(tmp_path / "o")], ["--attack"])

@@ -261,6 +261,6 @@ def test_published_grid_end_to_end(tmp_path):
     transfer_report.package(config.study, tmp_path / "shipped", found)
     shipped = load_attack(tmp_path / "shipped")
     original = load_attack(config.out / "attacks" / "main-0" / "attack")
-    assert "text_ids" not in shipped.card
+    assert shipped.text_ids == original.text_ids != set()
     assert len(shipped.card["combinations"]) == len(config.plan().train)
     jax.tree.map(np.testing.assert_array_equal, shipped.params, original.params)
