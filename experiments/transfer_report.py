@@ -152,6 +152,7 @@ def report(study: Study, *, resamples: int) -> Report:
     )
     sections = (
         transfer_tables.headline,
+        transfer_tables.equal_gap,
         transfer_tables.strict,
         transfer_tables.baselines,
         transfer_tables.controls,
@@ -185,7 +186,7 @@ def report(study: Study, *, resamples: int) -> Report:
         "versions": versions(),
         "commit": git_commit(),
     }
-    markdown = "\n\n".join(section(found) for section in sections)
+    markdown = "\n\n".join(filter(None, (section(found) for section in sections)))
     return Report(markdown=markdown, values=values, found=found)
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.special import ndtr, ndtri
 
 from lt_mia_jax.attacks.metrics import refuses
 from lt_mia_jax.data.splits import hash_unit
@@ -217,3 +218,26 @@ def loss_gap(judged: Judged) -> float:
     return float(
         np.nanmean(loss[judged.labels == 0]) - np.nanmean(loss[judged.labels == 1])
     )
+
+
+def at_equal_gap(
+    aucs: Float[np.ndarray, "J R"],
+    gaps: Float[np.ndarray, " J"],
+    families: Sequence[str],
+    corpora: Sequence[str],
+    gap: float,
+) -> dict[str, Float[np.ndarray, " R"]]:
+    """AUC that each family would have at one loss gap, mean corpus.
+
+    Least squares of the probit of the AUC (the distance of two equally wide normal
+    distributions of scores) in the gap, with a constant of each family and corpus.
+    """
+    kinds, texts = sorted(set(families)), sorted(set(corpora))
+    family = np.array([[f == kind for kind in kinds] for f in families], float)
+    corpus = np.array([[c == text for text in texts] for c in corpora], float)
+    # Corpora add up to zero: constants of families are those of the mean corpus.
+    corpus = corpus[:, 1:] - corpus[:, :1]
+    design = np.column_stack([family, corpus, gaps - gap])
+    probits = ndtri(np.clip(aucs, 1e-4, 1 - 1e-4))
+    fitted, *_ = np.linalg.lstsq(design, probits, rcond=None)
+    return {kind: ndtr(fitted[i]) for i, kind in enumerate(kinds)}

@@ -11,6 +11,7 @@ from transfer_statistics import (
     Judged,
     Mean,
     Resamples,
+    at_equal_gap,
     group,
     loss_gap,
     pooled_tpr,
@@ -123,6 +124,55 @@ def headline(found: Found) -> str:
                 [f"AUC less that on the unseen transformer: {'; '.join(margins)}."]
                 if margins
                 else []
+            ),
+        ]
+    )
+
+
+def equal_gap(found: Found) -> str:
+    """AUC of each family at the loss gap of the unseen transformer."""
+    epochs = {c.name: c.epochs for c in found.plan.judge}
+    tuned = [j for j in found.judged if epochs[j.name]]
+    family_of = {j.base: f for f, part in found.families.items() for j in part}
+    if "transformer" not in found.families or len(tuned) < 3 * len(found.families):
+        return ""
+    gap = float(np.mean([loss_gap(j) for j in found.families["transformer"]]))
+    shown = [LEARNED, found.best("all", 0)]
+    fitted = {}
+    for name in shown:
+        curves = [
+            group([j], [name], found.resamples, rate=RATE)[name][0] for j in tuned
+        ]
+        found_at = at_equal_gap(
+            np.array([[c.value, *c.resampled] for c in curves]),
+            np.array([loss_gap(j) for j in tuned]),
+            [family_of[j.base] for j in tuned],
+            [j.corpus for j in tuned],
+            gap,
+        )
+        fitted[name] = {f: Curve(float(x[0]), x[1:]) for f, x in found_at.items()}
+    rows = [
+        [
+            FAMILY_NAMES[family],
+            *(fitted[name][family].mean for name in shown),
+            fitted[LEARNED][family].less(fitted[LEARNED]["transformer"]),
+        ]
+        for family in found.families
+    ]
+    return "\n\n".join(
+        [
+            "### At equal loss gap",
+            f"The AUC at a gap of {gap:.2f} nats, that of the unseen transformer: "
+            "least squares of its probit in the gap, with constants for families and "
+            f"corpora, over {len(tuned)} fine-tuned combinations of all strengths. "
+            "Intervals over texts, not over repetitions.",
+            _table(
+                [
+                    "judged on",
+                    *map(_label, shown),
+                    "LT-MIA less that on the transformer",
+                ],
+                rows,
             ),
         ]
     )

@@ -15,8 +15,16 @@ import transfer_plan
 import transfer_report
 from family_zoo import config_json
 from launch import Local, run_jobs
+from scipy.special import ndtr
 from sklearn.metrics import roc_auc_score
-from transfer_statistics import Judged, Resamples, group, pooled_tpr, weighted_roc
+from transfer_statistics import (
+    Judged,
+    Resamples,
+    at_equal_gap,
+    group,
+    pooled_tpr,
+    weighted_roc,
+)
 
 from lt_mia_jax import lt_mia_features
 from lt_mia_jax.attacks import load_attack
@@ -88,6 +96,21 @@ def test_means_and_what_their_intervals_hold():
     assert own.value == pytest.approx(np.mean(alone[:3]))
     assert own.mean.low < own.value < own.mean.high
     np.testing.assert_allclose(drawn.shares(parts).sum(axis=1), 1)
+
+
+def test_at_equal_gap():
+    """Two families of equal strength, one of which was tuned less; corpora differ."""
+    rng = np.random.default_rng(0)
+    families, corpora = np.repeat(["a", "b"], 12), np.tile(["x", "y", "z"], 8)
+    gaps = rng.uniform(0.3, 0.6, 24) - 0.25 * (families == "b")
+    of_corpus = {"x": 0.2, "y": -0.3, "z": 0.1}  # adds up to zero
+    probits = 0.4 + 2 * gaps + np.array([of_corpus[c] for c in corpora])
+    aucs = ndtr(probits + np.where(families == "b", 0.1, 0.0))
+    found = at_equal_gap(aucs[:, None], gaps, list(families), list(corpora), 0.5)
+    assert found["a"] == pytest.approx(ndtr(0.4 + 2 * 0.5))
+    assert found["b"] == pytest.approx(ndtr(0.4 + 2 * 0.5 + 0.1))
+    means = [aucs[families == family].mean() for family in "ab"]
+    assert means[0] > means[1]
 
 
 def test_pooled_rates_are_refused_for_few_nonmembers():
