@@ -8,18 +8,28 @@ from typing import Any, Literal
 import numpy as np
 from transfer_plan import Learner, Plan
 
+from lt_mia_jax.attacks.classifier_config import Block
 from lt_mia_jax.commands.study import Combination
 from lt_mia_jax.data.splits import hash_unit
 from lt_mia_jax.features.layout import FeatureLayout
 from lt_mia_jax.features.store import FeatureStore
 
-Columns = Literal["all", "target", "reference", "comparison", "no_lists", "lists"]
+Columns = Literal["all", "target", "reference", "comparison"]
 
 MAIN = "main"
 SEEDS = 3
 """Attacks of the main kind, which differ in their seed."""
 REFERENCE = "columns-reference"
 """The control that sees only what the reference model says."""
+
+BLOCKS: dict[str, tuple[Block, ...]] = {
+    "all": ("truth", "head", "tail", "loss", "text"),
+    "no_lists": ("truth", "loss", "text"),
+    "no_text": ("truth", "loss"),
+    "losses": ("loss", "text"),
+    "lists": ("head", "tail"),
+}
+"""Blocks of columns that ablations leave; lists are those of likely tokens."""
 
 
 def is_first(combination: Any) -> bool:
@@ -84,15 +94,11 @@ def columns_of(layout: FeatureLayout, columns: Columns) -> np.ndarray:
     """Which feature columns `[C]` (bool) are about one model, or about both.
 
     `target` and `reference` hold what one model alone says of the true token;
-    `comparison` is everything that depends on both. `lists` are the head and the tail
-    of the distributions, `no_lists` the rest.
+    `comparison` is everything that depends on both.
     """
     names = np.array(layout.names)
     if columns == "all":
         return np.ones(len(names), bool)
-    lists = np.array([name.startswith(("head[", "tail[")) for name in names])
-    if columns in ("lists", "no_lists"):
-        return lists if columns == "lists" else ~lists
 
     def alone(model: str) -> np.ndarray:
         wanted = {
@@ -167,7 +173,15 @@ def attacks(plan: Plan, seed: int) -> dict[str, AttackSpec]:
         "standardised" if other else "as they are",
         learner=changed(standardise=other),
     )
-    for columns in ("target", "comparison", "no_lists", "lists"):
+    for name, blocks in BLOCKS.items():
+        if set(blocks) != set(small.classifier.blocks):
+            add(
+                f"columns-{name}",
+                "columns",
+                name.replace("_", " "),
+                learner=changed(blocks=blocks),
+            )
+    for columns in ("target", "comparison"):
         add(f"columns-{columns}", "columns", columns, columns=columns)
     _add_scaling(plan, small, seed, per_combination, add)
     return found

@@ -20,7 +20,7 @@ from transfer_statistics import Judged, Resamples, group, loss_gap
 from transfer_tables import FIRST, LEARNED, RATE, TEXT_ONLY, Found, point
 
 from lt_mia_jax.attacks import load_attack
-from lt_mia_jax.attacks.storage import FILES, save_attack
+from lt_mia_jax.attacks.storage import CARD, FILES, save_attack
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import MANIFEST, read_json, write_atomic, write_json
@@ -97,6 +97,11 @@ def collect(study: Study) -> tuple[Plan, list[Judged], dict[str, AttackSpec]]:
     return plan, judged, {name: specs[name] for name in logits}
 
 
+def _validation(study: Study, name: str) -> float:
+    history = read_json(study.out / "attacks" / name / ATTACK / CARD)["history"]
+    return max(history, key=lambda row: row["validation_auc"])["mean_auc"]
+
+
 def families(plan: Plan) -> dict[str, Family]:
     """Of each judged base."""
     names = {c.base for c in plan.judge}
@@ -147,6 +152,7 @@ def report(study: Study, *, resamples: int) -> Report:
         judged=judged,
         main=main,
         families=by_family,
+        validation={name: _validation(study, name) for name in specs},
         curves=curves,
         resamples=drawn,
     )

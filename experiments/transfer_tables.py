@@ -31,6 +31,8 @@ NAMES = {
 }
 RATE, STRICT = 0.01, 0.001
 TEXT_ONLY = "text only"
+BESIDE = "as the main attack"
+"""Row of the attack that ablations are compared with."""
 FIRST = "first"
 """The group that every attack is judged on."""
 
@@ -50,6 +52,8 @@ class Found:
     """Those of the usual recipe."""
     families: Mapping[Family, Sequence[Judged]]
     """The same by family."""
+    validation: Mapping[str, float]
+    """Mean AUC on the training combinations' validation texts, by attack."""
     curves: Mapping[tuple[str, str], tuple[Curve, Curve]]
     """AUC and TPR at `RATE`, by attack and group: a family, `all`, `FIRST`, `code`."""
     resamples: Resamples
@@ -310,14 +314,20 @@ def ablations(found: Found) -> str:
             same = [n for n in own if specs[n].setting == setting]
             rows.append(_ablation_row(setting, same, found))
         if study_name != MAIN and yardstick(found.plan) in specs:
-            rows.append(_ablation_row("everything", [yardstick(found.plan)], found))
+            rows.append(_ablation_row(BESIDE, [yardstick(found.plan)], found))
         parts.append(
             f"**{title}**\n\n"
-            + _table(["setting", "attacks", "AUC", "TPR at 1 % FPR"], rows)
+            + _table(
+                ["setting", "attacks", "validation", "AUC", "TPR at 1 % FPR"], rows
+            )
         )
     plan = found.plan
     small = "" if plan.small is None else _smaller(plan.main, plan.small)
-    intro = f"Mean over the first combination of each base and corpus.{small}"
+    intro = (
+        f"Mean over the first combination of each base and corpus.{small} Validation "
+        "is the mean AUC on held-out texts of the training combinations, by which "
+        "settings may be chosen; it is to be compared where the texts are the same."
+    )
     return "\n\n".join(["### Ablations and scaling", intro, *parts])
 
 
@@ -337,7 +347,8 @@ def _ablation_row(setting: str, names: Sequence[str], found: Found) -> list[obje
             np.mean([p.resampled for p in parts], axis=0),
         ).mean
 
-    return [setting.replace("_", " "), len(names), mean(0), mean(1)]
+    held_out = f"{np.mean([found.validation[n] for n in names]):.4f}"
+    return [setting.replace("_", " "), len(names), held_out, mean(0), mean(1)]
 
 
 def combinations(found: Found) -> str:

@@ -98,7 +98,7 @@ def _trunk_init(key: Array, config: ClassifierConfig) -> Params:
     d = config.width
     keys = jax.random.split(key, 6)
     params: Params = {
-        "proj": _linear_init(keys[0], config.inputs, d),
+        "proj": _linear_init(keys[0], len(config.columns), d),
         "norm": _norm_init(d),
         "head": {
             "hidden": _linear_init(keys[1], d, d),
@@ -141,19 +141,19 @@ def init(config: ClassifierConfig, key: Array) -> Params:
     uniform in +-1/sqrt(fan_in), packed QKV Xavier-uniform with zero biases, all
     encoder layers equal at the start.
     """
+    seen = len(config.columns)
     match config.architecture:
         case "transformer" | "pooled_transformer":
             params = _trunk_init(key, config)
         case "lr":
-            params = _perceptron_init(key, (config.inputs * config.length, 1))
+            params = _perceptron_init(key, (seen * config.length, 1))
         case "mlp":
-            sizes = (config.inputs * config.length, *config.hidden, 1)
-            params = _perceptron_init(key, sizes)
+            params = _perceptron_init(key, (seen * config.length, *config.hidden, 1))
         case "mean_mlp":
-            params = _perceptron_init(key, (config.inputs, *config.hidden, 1))
+            params = _perceptron_init(key, (seen, *config.hidden, 1))
     if config.standardise:
-        params["input_mean"] = jnp.zeros(config.inputs)
-        params["input_scale"] = jnp.ones(config.inputs)
+        params["input_mean"] = jnp.zeros(seen)
+        params["input_scale"] = jnp.ones(seen)
     return params
 
 
@@ -301,7 +301,8 @@ def apply(
     Args:
       config: the architecture.
       params: from `init`, `from_torch_state` or a saved attack.
-      features: per-step features, computed in float32.
+      features: per-step features, computed in float32; of all blocks, whichever the
+        configuration sees.
       mask: true (or non-zero) at valid steps.
       dropout_key: turns dropout on; None scores deterministically.
 
@@ -320,6 +321,8 @@ def apply(
             f"the {config.architecture} classifier expects {wanted}"
         )
     x = jnp.asarray(features, jnp.float32)
+    if config.hides:
+        x = x[..., config.columns]
     mask = jnp.asarray(mask).astype(bool)
     if config.standardise:
         mean, scale = params["input_mean"], params["input_scale"]

@@ -1,11 +1,17 @@
 """What a learned attack is: architecture and sizes, as data."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import Int
 
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.features.layout import FeatureLayout
 
 Architecture = Literal["transformer", "lr", "mlp", "mean_mlp", "pooled_transformer"]
+Block = Literal["truth", "head", "tail", "loss", "text"]
+BLOCKS: tuple[Block, ...] = get_args(Block)
 
 MAX_STEPS = 512
 """Rows of the sinusoidal table: the longest sequence the transformer reads."""
@@ -19,6 +25,9 @@ class ClassifierConfig:
     """`transformer` is the attack; the other four are ablations on the same input."""
     inputs: int = 154
     """Feature columns, 7k + 14."""
+    blocks: tuple[Block, ...] = BLOCKS
+    """What it sees of them: the true token's logits and ranks, those of the most and of
+    the least likely tokens, its losses, and statistics of the whole text's losses."""
     length: int = 128
     """Steps per sequence. Only `lr` and `mlp`, which flatten, are tied to it."""
     width: int = 192
@@ -53,3 +62,35 @@ class ClassifierConfig:
             )
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout {self.dropout} is outside [0, 1)")
+        unknown = set(self.blocks) - set(BLOCKS)
+        if unknown or not self.blocks or len(set(self.blocks)) < len(self.blocks):
+            raise InputError(
+                f"blocks are {' '.join(self.blocks) or 'none'}; expected one or more, "
+                f"each once, of {' '.join(BLOCKS)}"
+            )
+        if self.hides:
+            _ = self.columns  # refuses what has no blocks
+
+    @property
+    def hides(self) -> bool:
+        """Whether some columns are not seen."""
+        return len(self.blocks) < len(BLOCKS)
+
+    @property
+    def columns(self) -> Int[np.ndarray, " S"]:
+        """Numbers of the columns that are seen, ascending.
+
+        Raises:
+          InputError: some blocks are hidden, and `inputs` is 7k + 14 for no k.
+        """
+        every = np.arange(self.inputs)
+        if not self.hides:
+            return every
+        k, rest = divmod(self.inputs - 14, 7)
+        if rest or k < 1:
+            raise InputError(
+                f"{self.inputs} columns have no blocks; expected 7k + 14 for some k"
+            )
+        layout = FeatureLayout(k)
+        own = [getattr(layout, block) for block in self.blocks]
+        return np.sort(np.concatenate([every[block] for block in own]))

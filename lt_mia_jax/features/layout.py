@@ -83,7 +83,7 @@ class FeatureLayout:
         return slice(4 + 7 * self.k, 7 + 7 * self.k)
 
     @property
-    def globals(self) -> slice:
+    def text(self) -> slice:
         """Seven statistics of the losses of the whole text, repeated on each step."""
         return slice(7 + 7 * self.k, 14 + 7 * self.k)
 

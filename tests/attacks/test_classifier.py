@@ -8,7 +8,9 @@ import pytest
 
 from lt_mia_jax.attacks import classifier
 from lt_mia_jax.attacks.classifier import ClassifierConfig
+from lt_mia_jax.attacks.classifier_config import BLOCKS
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.features.layout import FeatureLayout
 
 MLP_NAMES = ["mlp.0", "mlp.3", "mlp.6"]
 B, T, C, D, FF = 5, 12, 28, 16, 24
@@ -245,6 +247,43 @@ def test_standardising_equals_scaling_the_features_first():
         SCORE(plain, trained, by_hand.astype(np.float32), mask),
         atol=1e-6,
     )
+
+
+SEEN = [*range(4), *range(18, 28)]
+"""Of 7 x 2 + 14 columns those of the blocks truth, loss and text."""
+
+
+@pytest.mark.parametrize("architecture", STATES)
+def test_hidden_blocks_are_as_if_they_were_not_there(architecture, key):
+    config = _small(architecture, blocks=("text", "truth", "loss"), standardise=True)
+    narrow = _small(architecture, inputs=len(SEEN), standardise=True)
+    features, mask = _batch()
+    params = classifier.init(config, key)
+    expected = SCORE(narrow, params, features[..., SEEN], mask)
+    features[..., 4:18] = np.nan
+    logits = SCORE(config, params, features, mask)
+    np.testing.assert_allclose(logits, expected, atol=1e-6)
+
+
+def test_columns_of_blocks_are_those_of_the_layout():
+    names = np.array(FeatureLayout(2).names)
+    for block in BLOCKS:
+        columns = _small(blocks=(block,)).columns
+        assert {name.split("[")[0].split(".")[0] for name in names[columns]} == {block}
+    assert len(_small().columns) == C == len(names)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"blocks": ()}, "blocks are none"),
+        ({"blocks": ("loss", "loss")}, "each once"),
+        ({"blocks": ("loss",), "inputs": 27}, "27 columns have no blocks"),
+    ],
+)
+def test_impossible_blocks_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        _small(**changes)
 
 
 @pytest.mark.parametrize(

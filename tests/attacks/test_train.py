@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from lt_mia_jax.attacks.storage import load_attack
 from lt_mia_jax.attacks.train import TrainStep, _batches, _read, train_attack
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import make_executor
+from lt_mia_jax.features.layout import FeatureLayout
 from lt_mia_jax.training.state import init_state
 
 
@@ -217,14 +219,18 @@ def test_mean_selection_and_reading_from_disk(finished, tmp_path):
 
 
 def test_standardised_training_stores_measured_constants(tmp_path):
-    config = classifier.ClassifierConfig(**{**vars(SMALL), "standardise": True})
+    changes = {"standardise": True, "blocks": ("truth", "loss", "text")}
+    config = dataclasses.replace(SMALL, **changes)
     settings = recipe(epochs=2, save_seconds=60.0)
     result = train_attack(stores(), config, settings, tmp_path)
-    mean, scale = Rows(stores(), "train").moments()
+    layout = FeatureLayout(result.attack.k)
+    seen = np.r_[layout.truth, layout.loss, layout.text]
+    mean, scale = (m[seen] for m in Rows(stores(), "train").moments())
     params = load_attack(tmp_path).params
     np.testing.assert_allclose(params["input_mean"], mean, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(params["input_scale"], scale, rtol=1e-5)
-    assert result.attack.config.standardise
+    assert load_attack(tmp_path).config == result.attack.config
+    assert result.attack.config.blocks == changes["blocks"]
 
 
 def test_a_text_in_training_and_validation_is_refused(tmp_path):

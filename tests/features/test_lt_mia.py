@@ -123,7 +123,7 @@ def test_layout_of_154():
     layout = FeatureLayout()
     assert (layout.width, layout.packed_width) == (154, 103)
     assert len(set(layout.names)) == 154
-    blocks = [layout.truth, layout.head, layout.tail, layout.loss, layout.globals]
+    blocks = [layout.truth, layout.head, layout.tail, layout.loss, layout.text]
     assert [b.start for b in blocks] == [0, 4, 84, 144, 147]
     assert [b.stop for b in blocks] == [4, 84, 144, 147, 154]
     assert len(layout.pairs) == 41
