@@ -183,7 +183,7 @@ def equal_gap(found: Found) -> str:
 
 
 def strict(found: Found) -> str:
-    """TPR at 0.1 %, all texts of a family under one threshold."""
+    """TPR at 0.1 %, by one threshold for a family and by one for each combination."""
     rows = []
     parts = {FAMILY_NAMES[f]: part for f, part in found.families.items()}
     for label, part in {**parts, "all": found.main}.items():
@@ -193,29 +193,38 @@ def strict(found: Found) -> str:
         texts = len({(j.corpus, id) for j in part for id in j.ids[j.labels == 0]})
         shown = f"{count:,} of {texts:,} texts"
         if not every:
-            rows.append([label, shown, "too few non-members", "", ""])
+            rows.append([label, shown, "", "too few non-members", "", ""])
             continue
-        own = every.pop(LEARNED)
-        best = max(every, key=lambda name: every[name].value)
-        ratio = own.over(every[best]) if every[best].value else "-"
-        rows.append(
-            [
-                label,
-                shown,
-                own.mean,
-                f"{_label(best)} {every[best].mean}",
-                ratio,
-            ]
-        )
+        each = group(part, names, found.resamples, rate=STRICT)
+        for threshold, curves in (
+            ("one", every),
+            ("each its own", {name: each[name][1] for name in names}),
+        ):
+            own = curves.pop(LEARNED)
+            best = max(curves, key=lambda name: curves[name].value)
+            rows.append(
+                [
+                    label,
+                    shown,
+                    threshold,
+                    own.mean,
+                    f"{_label(best)} {curves[best].mean}",
+                    own.over(curves[best]) if curves[best].value else "-",
+                ]
+            )
     return "\n\n".join(
         [
             "### TPR at 0.1 % FPR",
-            "All texts of a family under one threshold; non-members of the same corpus "
-            "count once for each model that scored them.",
+            "Of all texts of a family under one threshold; and the mean over "
+            "combinations of what each one's own threshold finds, as an audit of one "
+            "model sets it, where one false positive is allowed among 1,000 to 1,999 "
+            "non-members. Non-members of the same corpus count once for each model "
+            "that scored them.",
             _table(
                 [
                     "judged on",
                     "non-members",
+                    "threshold",
                     "LT-MIA",
                     "best published score",
                     "ratio",

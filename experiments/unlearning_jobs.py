@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from unlearning_setup import Settings, World, models_of, results_of
+from unlearning_setup import CHOSEN, Settings, World, actual_rate, models_of, results_of
 
 from lt_mia_jax.commands import syntofu
 from lt_mia_jax.errors import Diverged
@@ -57,25 +57,44 @@ def compare(world: World, name: str, config: Settings) -> None:
     for rate, epochs in itertools.product(config.rates, config.epochs):
         setting = (name, rate, epochs, config.seeds[0])
         card = once(
-            folder / f"trial-{rate:g}-{epochs}.json",
+            folder / "trials" / f"{rate:g}-{epochs}-{config.seeds[0]}.json",
             lambda setting=setting: world.card(world.attempt(*setting), True),
         )
         if "failed" not in card:
             preferred[rate, epochs] = preference(card, retrained)
-    if not preferred:
+    cards = []
+    if preferred:
+        rate, epochs = max(preferred, key=lambda setting: preferred[setting])
+        for seed in config.seeds:
+            setting = (name, rate, epochs, seed)
+            cards.append(f"{rate:g}-{epochs}-{seed}.json")
+            once(
+                folder / "runs" / cards[-1],
+                lambda setting=setting: {
+                    **world.card(world.attempt(*setting), False),
+                    "rate": actual_rate(name, setting[1]),
+                    "epochs": setting[2],
+                },
+            )
+    else:
         log.warning("%s diverged with every setting; it has no row", name)
-        return
-    rate, epochs = max(preferred, key=lambda setting: preferred[setting])
-    for seed in config.seeds:
-        setting = (name, rate, epochs, seed)
-        once(
-            folder / f"seed{seed}.json",
-            lambda setting=setting: {
-                **world.card(world.attempt(*setting), False),
-                "rate": setting[1],
-                "epochs": setting[2],
-            },
-        )
+    write_json(folder / CHOSEN, {"tried": tried(config), "cards": cards})
+
+
+def tried(config: Settings) -> dict[str, Any]:
+    """What a choice depends on, beside the models."""
+    return {
+        "rates": list(config.rates),
+        "epochs": list(config.epochs),
+        "seeds": list(config.seeds),
+    }
+
+
+def is_chosen(config: Settings, folder: Path) -> bool:
+    """Whether a method's runs are there, of these and no other settings."""
+    return (folder / CHOSEN).exists() and (
+        read_json(folder / CHOSEN)["tried"] == tried(config)
+    )
 
 
 def make_data(config: Settings) -> None:
@@ -110,6 +129,5 @@ def judge_controls(config: Settings, percent: int) -> None:
 
 def try_method(config: Settings, percent: int, name: str) -> None:
     """Job: one method on one size of the forget set."""
-    folder = results_of(config, percent) / name
-    if not all((folder / f"seed{seed}.json").exists() for seed in config.seeds):
+    if not is_chosen(config, results_of(config, percent) / name):
         compare(world_of(config, percent), name, config)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from unlearning_setup import Settings, results_of
+from unlearning_setup import CHOSEN, Settings, results_of
 
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import read_json
@@ -20,6 +20,7 @@ SHOWN = (
     "priv_leak",
     "auc_loss",
 )
+AXES = ("model_utility", "forget_quality")
 
 
 def collect(config: Settings, out: Path) -> dict[tuple[int, str], list[Any]]:
@@ -33,10 +34,11 @@ def collect(config: Settings, out: Path) -> dict[tuple[int, str], list[Any]]:
             *config.methods,
         ]
         for name in names:
-            files = sorted((folder / name).glob("seed*.json")) or sorted(
-                (folder / name).glob("card.json")
-            )
-            cards = [read_json(path) for path in files]
+            files = [folder / name / "card.json"]  # of models that learned nothing more
+            if (chosen := folder / name / CHOSEN).exists():
+                names_of_runs = read_json(chosen)["cards"]
+                files = [folder / name / "runs" / run for run in names_of_runs]
+            cards = [read_json(path) for path in files if path.exists()]
             if good := [card for card in cards if "failed" not in card]:
                 found[percent, name] = good
     if not found:
@@ -90,6 +92,9 @@ def draw(config: Settings, out: Path, path: Path) -> None:
     for axis, percent in zip(axes[0], percents, strict=True):
         for (own, name), cards in found.items():
             if own != percent:
+                continue
+            cards = [card for card in cards if {*AXES, "priv_leak"} <= card.keys()]
+            if not cards:
                 continue
             x = [card["model_utility"]["value"] for card in cards]
             y = [card["forget_quality"]["log10"] for card in cards]

@@ -29,6 +29,8 @@ from lt_mia_jax.unlearning.train import ForgetTexts, UnlearnConfig, unlearn
 
 VALIDATION = 0.3
 """Share of the forget questions that choose the setting, and are not reported on."""
+CHOSEN = "chosen.json"
+"""Beside a method's runs: which of them are reported."""
 RATE_FACTORS = {"mrp": 1000.0}
 """MRP trains directions by plain SGD, whose rates are of another size."""
 
@@ -213,7 +215,7 @@ class World:
     def attempt(self, name: str, rate: float, epochs: int, seed: int) -> Subject:
         """`full` after unlearning."""
         recipe = UnlearnConfig(
-            learning_rate=rate * RATE_FACTORS.get(name, 1.0),
+            learning_rate=actual_rate(name, rate),
             epochs=epochs,
             batch_size=32,
             weight_decay=0.0,
@@ -233,6 +235,11 @@ class World:
         return self.full._replace(
             params=result.params, intervention=result.intervention
         )
+
+
+def actual_rate(name: str, rate: float) -> float:
+    """The learning rate that a method is run with where `rate` is tried."""
+    return rate * RATE_FACTORS.get(name, 1.0)
 
 
 def results_of(config: Settings, percent: int) -> Path:

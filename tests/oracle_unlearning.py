@@ -1,7 +1,7 @@
 """Slow float64 definitions of the unlearning objectives, text by text, token by token.
 
 Each takes the logits (or streams) and returns one `(term, count)` a text; the value is
-`sum(weight * term) / sum(weight * count)`. Where a definition stops the gradient it
+`sum(weight * term) / sum(count where weight)`. Where a definition stops the gradient it
 reads `frozen` instead of the logits, so that differences see it as a constant.
 """
 
@@ -37,7 +37,7 @@ def log_sigmoid(x):
 
 def value(terms, weight):
     total = sum(float(w) * term for w, (term, _) in zip(weight, terms, strict=True))
-    norm = sum(float(w) * count for w, (_, count) in zip(weight, terms, strict=True))
+    norm = sum(count for w, (_, count) in zip(weight, terms, strict=True) if w)
     return total / norm if norm else 0.0
 
 

@@ -24,7 +24,7 @@ TEXTS = ("members.jsonl", "validation.jsonl")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lora:
+class Adapters:
     """Low-rank adapters, merged into the weights at the end."""
 
     rank: int = 0
@@ -32,9 +32,6 @@ class Lora:
 
     alpha: float = 32.0
     """Adapters are scaled by alpha / rank."""
-
-    dropout: float = 0.05
-    """Dropout of each token's input of an adapter."""
 
     targets: tuple[str, ...] = ()
     """Globs of kernels to adapt, such as "*/mixer/query/kernel"; empty takes every
@@ -46,11 +43,22 @@ class Lora:
         if not self.rank:
             return None
         return LoraConfig(
-            rank=self.rank,
-            alpha=self.alpha,
-            dropout=self.dropout,
-            targets=self.targets,
+            rank=self.rank, alpha=self.alpha, dropout=0.0, targets=self.targets
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lora(Adapters):
+    """Low-rank adapters, merged into the weights at the end."""
+
+    dropout: float = 0.05
+    """Dropout of each token's input of an adapter."""
+
+    @property
+    def config(self) -> LoraConfig | None:
+        """The adapters, or None for rank 0."""
+        found = super().config
+        return found and dataclasses.replace(found, dropout=self.dropout)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

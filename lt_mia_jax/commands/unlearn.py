@@ -10,11 +10,12 @@ from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
 from lt_mia_jax.checkpoints.gguf import is_gguf
 from lt_mia_jax.checkpoints.hub import resolve
 from lt_mia_jax.commands.devices import Devices, DevicesFlags
-from lt_mia_jax.commands.finetune import Lora
+from lt_mia_jax.commands.finetune import Adapters
 from lt_mia_jax.commands.unlearn_report import (
     Evaluation,
     EvaluationFlags,
     check_evaluation,
+    check_models,
     write_evaluation,
 )
 from lt_mia_jax.data.answers import AnswerTemplate, EncodedAnswers, encode_answers
@@ -86,7 +87,7 @@ class Unlearn:
     template: AnswerTemplate = dataclasses.field(default_factory=AnswerTemplate)
     """How question and answer become one text."""
 
-    lora: Lora = dataclasses.field(default_factory=Lora)
+    lora: Adapters = dataclasses.field(default_factory=Adapters)
     """Adapters instead of all parameters."""
 
     save_seconds: float = 60.0
@@ -165,6 +166,7 @@ def run(config: Unlearn) -> None:
     executor = config.devices.make()
     model, params, tokenizer = load_pretrained(config.model, mesh=executor.mesh)
     check_vocabulary(tokenizer, model.vocab_size)
+    check_models(config.evaluation, tokenizer)
     earlier = None
     if not is_gguf(config.model):
         earlier = load_intervention(resolve(config.model), model)

@@ -12,8 +12,9 @@ import tyro
 
 from lt_mia_jax.attacks.storage import Attack
 from lt_mia_jax.checkpoints import load_pretrained
-from lt_mia_jax.checkpoints.gguf import is_gguf
+from lt_mia_jax.checkpoints.gguf import is_gguf, load_gguf_tokenizer
 from lt_mia_jax.checkpoints.hub import resolve
+from lt_mia_jax.checkpoints.tokenizer import load_tokenizer
 from lt_mia_jax.commands.results import command_line
 from lt_mia_jax.commands.scoring import choose_attack
 from lt_mia_jax.configs import to_dict
@@ -90,9 +91,42 @@ def check_evaluation(
     Raises:
       InputError: a file cannot be used, or texts stand where they must not.
     """
-    if options.evaluated:
-        _material(options, forget, retain)
-        _attack(options, forget)
+    if not options.evaluated:
+        return
+    wrong = [bits for bits in options.quantise if not 2 <= bits <= 16]
+    if wrong:
+        raise InputError(
+            f"--quantise {' '.join(map(str, wrong))}: expected numbers of bits from 2 "
+            "to 16, such as 8 4"
+        )
+    _material(options, forget, retain)
+    _attack(options, forget)
+
+
+def check_models(options: Evaluation, tokenizer: Any) -> None:
+    """Look for the models of the evaluation, without reading their weights.
+
+    Args:
+      options: what to measure.
+      tokenizer: that of the model to unlearn.
+
+    Raises:
+      InputError: a model is not there, or has other tokens.
+    """
+    if not options.evaluated:
+        return
+    for role in ("retrained", "reference"):
+        name = getattr(options, role)
+        if name is None:
+            continue
+        try:
+            if is_gguf(name):
+                own = load_gguf_tokenizer(Path(name))
+            else:
+                own = load_tokenizer(resolve(name))
+        except InputError as error:
+            raise InputError(f"--{role}: {error}") from error
+        _check_tokens(name, role, own, tokenizer)
 
 
 def write_evaluation(
@@ -218,11 +252,7 @@ def _material(
 
 def _load(name: str, role: str, like: Subject) -> Subject:
     config, params, tokenizer = load_pretrained(name)
-    if tokenizer.get_vocab() != like.tokenizer.get_vocab():
-        raise InputError(
-            f"--{role} {name}: its tokenizer is not that of --model; expected a model "
-            "of the same family, trained on the same tokens"
-        )
+    _check_tokens(name, role, tokenizer, like.tokenizer)
     return Subject(
         LanguageModel(config),
         params,
@@ -231,6 +261,14 @@ def _load(name: str, role: str, like: Subject) -> Subject:
         like.length,
         None if is_gguf(name) else load_intervention(resolve(name), config),
     )
+
+
+def _check_tokens(name: str, role: str, own: Any, tokenizer: Any) -> None:
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise InputError(
+            f"--{role} {name}: its tokenizer is not that of --model; expected a model "
+            "of the same family, trained on the same tokens"
+        )
 
 
 def _attack(options: Evaluation, forget: Sequence[Question]) -> Attack | None:

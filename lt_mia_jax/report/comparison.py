@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lt_mia_jax.report.cards import Entry, Example, Group
+from lt_mia_jax.report.cards import Card, Entry, Example, Group
 from lt_mia_jax.report.forgetting import (
     METRICS,
     PASSED,
@@ -89,6 +89,12 @@ def view_group(group: Group, index: int) -> GroupView:
     )
 
 
+def leak_kind(cards: Sequence[Card]) -> str:
+    """CSS class of what the PrivLeak of all seeds says; "plain" where they disagree."""
+    words = {leak_word(card)[1] for card in cards}
+    return (words.pop() if len(words) == 1 else "") or "plain"
+
+
 def _pareto(entries: Sequence[Entry]) -> Figure | None:
     cards = [card for entry in entries for card in entry.cards]
     tested = any("forget_quality" in card for card in cards)
@@ -104,7 +110,7 @@ def _pareto(entries: Sequence[Entry]) -> Figure | None:
             heights = [c["forget_quality"]["log10"] for c in found]
         else:
             heights = [1 - c["forget_probability"]["value"] for c in found]
-        kind = "control" if entry.control else leak_word(found[0])[1] or "plain"
+        kind = "control" if entry.control else leak_kind(found)
         ends = [
             v
             for c in found

@@ -23,6 +23,10 @@ FEW = 80
 
 RETURNED = 0.1
 """Share of the forgotten knowledge that may come back from rounding unnoticed."""
+LEAK_SCORE = "min_k"
+"""The score that PrivLeak reads."""
+KEPT_MOST = 0.5
+"""With more than this share left, nothing can be said of what comes back."""
 
 Want = Literal["low", "high", "retrained"]
 
@@ -124,8 +128,8 @@ def value_of(card: Card | None, name: str) -> float | None:
 def leak_word(card: Card) -> tuple[str, str]:
     """What PrivLeak says, in a few words, and its CSS class.
 
-    The words follow the interval where there is one: a number whose interval reaches
-    into the band around 0 is not called anything.
+    The words follow the interval where there is one: one that reaches into the band
+    around 0 makes them careful, and they have no class.
     """
     found = card.get("priv_leak")
     if not found:
@@ -140,9 +144,9 @@ def leak_word(card: Card) -> tuple[str, str]:
     if low >= -FAR and high <= FAR:
         return "as retrained", "even"
     if value > FAR:
-        return "rather over-forgotten", "over"
+        return "rather over-forgotten", ""
     if value < -FAR:
-        return "rather recognised", "leaks"
+        return "rather recognised", ""
     return "undecided", ""
 
 
@@ -242,7 +246,10 @@ def _leak(after: Card) -> Iterator[str]:
             "the retrained model."
         )
     else:
-        yield f"{shown}: there are too few texts to say which side of 0 it is on."
+        yield (
+            f"{shown}: there are too few texts to say whether attacks do better or "
+            "worse than on the retrained model."
+        )
 
 
 def _quality(after: Card) -> Iterator[str]:
@@ -314,6 +321,7 @@ def _findings(document: Mapping[str, Any]) -> Iterator[Check]:
             "No leak beyond retraining",
             f"PrivLeak lies within {FAR:g} % of the retrained model.",
         )
+    yield from _unfamiliar(after)
     if quality and quality["value"] >= PASSED and word in ("over", "leaks"):
         yield Check(
             "caution",
@@ -350,16 +358,45 @@ def _findings(document: Mapping[str, Any]) -> Iterator[Check]:
         yield Check("note", "Not measured", note)
 
 
+def _unfamiliar(after: Card) -> Iterator[Check]:
+    """Less familiar than new texts: that needs no retrained model to be seen."""
+    found = after.get(f"auc_{LEAK_SCORE}")
+    if found and "priv_leak" not in after and found["high"] < 0.5:
+        yield Check(
+            "caution",
+            "Over-forgotten",
+            "Forgotten texts look less familiar than texts never seen: "
+            f"{ATTACKS.get(LEAK_SCORE, LEAK_SCORE)} has an AUC of "
+            f"{unit(found['value'], 2)} (95 % interval {unit(found['low'], 2)} to "
+            f"{unit(found['high'], 2)}), below 0.5.",
+        )
+
+
+def _share_left(models: Mapping[str, Card]) -> float | None:
+    """What is left of the knowledge beyond the retrained model's; 1 is all."""
+    old, new, gold = (
+        value_of(models.get(name), "forget_probability")
+        for name in ("before", "after", "retrained")
+    )
+    if old is None or new is None or gold is None or old == gold:
+        return None
+    return (new - gold) / (old - gold)
+
+
 def _robust(document: Mapping[str, Any]) -> Iterator[Check]:
+    left = _share_left(document["models"])
     for each in document["rounded"]:
         codes = (
             f"{percentage(each['changed_codes'])} of the rounded weights changed under "
             "unlearning."
         )
-        yield _rounding(document["models"], each["bits"], each["recovered"], codes)
+        yield _rounding(left, each["bits"], each["recovered"], codes)
     curve = document["relearning"]
     if curve and curve["robustness"] is not None:
         back = curve["robustness"]
+        if left is not None and left > KEPT_MOST:
+            yield Check("note", "Relearning", f"It says nothing: {_most(left)}.")
+            return
         yield Check(
             "caution" if back < 0.5 else "pass",
             "Relearning",
@@ -368,17 +405,20 @@ def _robust(document: Mapping[str, Any]) -> Iterator[Check]:
         )
 
 
-def _rounding(
-    models: Mapping[str, Card], bits: int, back: float | None, codes: str
-) -> Check:
-    title = f"Rounded to {bits} bits"
-    old, new, gold = (
-        value_of(models.get(name), "forget_probability")
-        for name in ("before", "after", "retrained")
+def _most(left: float) -> str:
+    return (
+        f"{percentage(left)} of what the model before knew beyond the retrained one "
+        "had not been forgotten"
     )
-    if back is None or old is None or new is None or gold is None or old == gold:
+
+
+def _rounding(left: float | None, bits: int, back: float | None, codes: str) -> Check:
+    title = f"Rounded to {bits} bits"
+    if back is None or left is None:
         return Check("note", title, codes)
-    left = max(0.0, (new - gold) / (old - gold))
+    if left > KEPT_MOST:
+        return Check("note", title, f"It says nothing: {_most(left)}; {codes}")
+    left = max(0.0, left)
     if back - left > RETURNED:
         return Check(
             "caution",

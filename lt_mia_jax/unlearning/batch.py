@@ -23,7 +23,8 @@ class TextBatch(NamedTuple):
     """1 on tokens that are supervised targets, before the shift; 0 on prompt and
     padding. The first token of a text is never predicted, whatever stands there."""
     weight: Float[Array, "B"]
-    """Factor on each text; rows of weight 0 only fill up the batch."""
+    """Factor on each text, which does not enter the number that sums are divided by;
+    rows of weight 0 only fill up the batch."""
     reference_nll: Float[Array, "B T"] | None = None
     """-log p of the reference at the shifted positions: `cached_reference_nll`."""
     alternative: "TextBatch | None" = None
@@ -42,7 +43,7 @@ class Info(NamedTuple):
     """Each text's term, unweighted: the sum over its tokens where the objective is a
     token mean, else the term of the text. 0 for texts without targets or weight."""
     normalizer: Float[Array, ""]
-    """The weighted number of scored tokens, or of scored texts."""
+    """The number of scored tokens, or of scored texts, of texts with weight."""
     tokens: Float[Array, "B"]
     """Number of scored tokens of each text."""
 
@@ -96,7 +97,7 @@ def token_average(
     mask: Bool[Array, "B T"],
     weight: Float[Array, "B"],
 ) -> tuple[Float[Array, ""], Info]:
-    """Mean over the masked tokens of all texts, each counting its text's weight.
+    """Weighted values of the masked tokens of all texts, over the number of tokens.
 
     A ratio of sums over the whole batch: long texts count more, and the mean of the
     means of its parts is something else.
@@ -108,7 +109,7 @@ def token_average(
 def text_average(
     terms: Float[Array, "B"], tokens: Float[Array, "B"], weight: Float[Array, "B"]
 ) -> tuple[Float[Array, ""], Info]:
-    """Weighted mean over the texts that have tokens.
+    """Weighted terms of the texts that have tokens, over the number of these.
 
     Args:
       terms: one finite number a text.
@@ -127,6 +128,7 @@ def _average(
     tokens: Float[Array, "B"],
 ) -> tuple[Float[Array, ""], Info]:
     weight = weight.astype(jnp.float32)
-    normalizer = (weight * counts).sum()
+    # Not weighted: weights of mean 1 over all texts must act on batches of one too.
+    normalizer = jnp.where(weight != 0, counts, 0.0).sum()
     value = (weight * terms).sum() / jnp.where(normalizer != 0, normalizer, 1.0)
     return value, Info(terms, normalizer, tokens)

@@ -137,7 +137,8 @@ def _mean_gradient(setting: Setting) -> Any:
     for batch in setting.retain():
         new = gradient(setting.trained, batch)
         whole = new if whole is None else jax.tree.map(jax.numpy.add, whole, new)
-        tokens += float(np.asarray(batch.label_mask)[:, 1:].sum())
+        real = fetch(batch.weight) > 0
+        tokens += float(fetch(batch.label_mask)[real, 1:].sum())
     if whole is None:
         raise InputError("no retain texts; give --retain")
     return jax.tree.map(lambda x: x / max(tokens, 1.0), whole)
@@ -157,20 +158,29 @@ def _per_text(setting: Setting, score: Callable[[Any, TextBatch], Array]) -> Arr
     return jax.numpy.asarray(np.concatenate(found)[: setting.forget_texts])
 
 
+@jax.jit
+def _confidence(
+    apply_fn: ApplyFn,
+    key: Key[Array, ""],
+    fisher: Any,
+    params: Any,
+    batch: TextBatch,
+) -> Array:
+    # The task's optimum is the model itself.
+    loss = partial(per_example_loss, apply_fn)
+    return attribution.forgetting_confidence(
+        loss, params, batch, optimum=params, fisher=fisher, rate=1.0, key=key
+    )
+
+
 def _disturbing(method: Lwf, setting: Setting) -> Float[np.ndarray, " N"]:
     """1 for the share of forget texts with the highest confidence, else 0."""
     loss = partial(per_example_loss, setting.forward_fn)
     fisher = attribution.diagonal_fisher(
         loss, setting.trained, setting.retain(), row_weight=lambda b: b.weight
     )
-    confidence = partial(
-        attribution.forgetting_confidence,
-        optimum=setting.trained,
-        fisher=fisher,
-        rate=1.0,
-        key=setting.key,
-    )
-    scores = _per_text(setting, jax.jit(lambda p, b: confidence(loss, p, b)))
+    confidence = partial(_confidence, setting.forward_fn, setting.key, fisher)
+    scores = _per_text(setting, confidence)
     taken = max(1, round(method.share * len(scores)))
     weight = np.zeros(len(scores), np.float32)
     weight[np.argsort(-np.asarray(scores), kind="stable")[:taken]] = 1.0
@@ -213,5 +223,5 @@ def _trace(setting: Setting) -> tracing.Trace:
         layers=setting.model.layers,
         key=setting.key,
     )
-    real = np.asarray(batch.weight) > 0
-    return jax.tree.map(lambda x: x[..., real], trace)
+    real = fetch(batch.weight) > 0
+    return jax.tree.map(lambda x: x[..., real], fetch(trace))

@@ -35,7 +35,7 @@ class UnlearnConfig:
     clip_norm: float | None = None
     """Global norm to which the combined gradient is clipped."""
     lora: LoraConfig | None = None
-    """Train adapters instead of all weights."""
+    """Train adapters instead of all weights; without dropout, whatever it says."""
     prepare_texts: int = 512
     """Retain texts that a method may look at before it starts."""
     seed: int = 0

@@ -103,7 +103,7 @@ class Sets:
 
     def batch_at(self, step: int) -> PairBatch:
         """This process's host rows of one update."""
-        rows, weight = self.order[step]
+        rows, weight = self.order[step // self.method.forget_every]
         size = self.executor.round_up(self.config.batch_size)
         if self.method.forget() is None:
             assert self.retain is not None

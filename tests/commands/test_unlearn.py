@@ -168,6 +168,9 @@ def test_mistakes_are_one_clear_line(world, tmp_path, capsys):
         "empty.jsonl": ((), {"forget": tmp_path / "empty.jsonl"}),
         "expected one of": (("--method", "nope"), {}),
         "'inverted' in every row": (("--method", "meow"), {"forget": bare}),
+        "numbers of bits from 2": (("--quantise", "4", "32"), {"report": True}),
+        "--retrained: ": (("--retrained", str(tmp_path / "no")), {"report": True}),
+        "--reference: ": (("--reference", str(tmp_path / "no")), {"report": True}),
         "diverged at step": (("--learning-rate", "1e30"), {}),
     }
     for word, (flags, files) in cases.items():
@@ -177,3 +180,7 @@ def test_mistakes_are_one_clear_line(world, tmp_path, capsys):
         assert word in error[-1]
         assert error[-1].startswith("lt-mia: error:")
         assert "Traceback" not in "".join(error)
+    # Those of the report show before the training.
+    began = {path.parent.name for path in tmp_path.rglob("training")}
+    assert "dive" in began
+    assert not began & {"numb", "--re"}

@@ -14,6 +14,7 @@ from page_tables import HOSTILE, Tables
 from lt_mia_jax.cli import BAD_INPUT, main
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.report import render, render_comparison, write_comparison
+from lt_mia_jax.report.comparison import leak_kind
 from lt_mia_jax.report.landscape import Spot, front, pareto_figure
 
 CHROMIUM = find_chromium()
@@ -74,7 +75,14 @@ def test_the_page_of_one_run_has_its_numbers(runs):
         (OVER, ["Forget quality alone misleads", "Utility lost"]),
         (LEAKING, ["still recognised", "an attack still tells"]),
         ({}, ["No leak beyond retraining", "Utility kept"]),
-        ({"leak": 40.0, "width": 60.0}, ["rather over-forgotten"]),
+        (
+            {"leak": 40.0, "width": 60.0},
+            ["rather over-forgotten", "left a model that truth ratios tell"],
+        ),
+        (
+            {"leak": -30.0, "width": 35.0},
+            ["rather recognised", "to say whether attacks do better or worse"],
+        ),
         ({"leak": 1.0, "width": 60.0}, ["undecided"]),
         ({"note": "disjoint samples"}, ["the floor of the test", "floor"]),
         ({"n": 20}, ["rests on 20 questions"]),
@@ -90,6 +98,36 @@ def test_words_follow_the_numbers(tmp_path, after, words):
     assert "refused with" in page
     assert "80.0 % of what the model before knew" in page
     assert "5.0 times as much" in page
+
+
+def test_what_was_never_forgotten_cannot_come_back(tmp_path):
+    page = text_of(render([write(tmp_path / "run", document(after={"known": 0.9}))]))
+    assert page.count("It says nothing: 92.3 % of what the model before knew") == 2
+    assert "5.0 times as much" not in page
+
+
+@pytest.mark.parametrize(("auc", "said"), [(0.3, True), (0.49, False)])
+def test_over_forgetting_shows_without_a_retrained_model(tmp_path, auc, said):
+    content = document()
+    del content["models"]["retrained"]
+    for name, value in (("before", 0.9), ("after", auc)):
+        found = content["models"][name]
+        del found["priv_leak"]
+        found["auc_min_k"] = {"value": value, "low": value - 0.02, "high": value + 0.02}
+    for key in ("layers", "map", "relearning"):
+        content[key] = None
+    for each in content["examples"]:
+        del each["said"]["retrained"]
+    page = text_of(render([write(tmp_path / "run", content)]))
+    assert ("below 0.5" in page) == ("Over-forgotten" in page) == said
+
+
+def test_seeds_that_disagree_have_no_colour():
+    kinds = []
+    for leaks in ((90.0, 90.0), (90.0, 0.0)):
+        cards = [card(leak=leak) for leak in leaks]
+        kinds.append(leak_kind(cards))
+    assert kinds == ["over", "plain"]
 
 
 def test_a_run_with_little_measured(tmp_path):

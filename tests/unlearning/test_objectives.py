@@ -37,7 +37,7 @@ def test_value_and_gradient_equal_the_definition(case):
     np.testing.assert_allclose(
         info.per_example, [term for term, _ in terms], rtol=1e-5, atol=1e-6
     )
-    expected = np.dot(batch.weight, [count for _, count in terms])
+    expected = np.dot(batch.weight != 0, [count for _, count in terms])
     np.testing.assert_allclose(info.normalizer, expected, rtol=1e-6)
     total = np.dot(np.float64(info.per_example), np.float64(batch.weight))
     np.testing.assert_allclose(value, total / expected, rtol=1e-5)
@@ -95,6 +95,16 @@ def test_parts_of_a_batch_add_up(case):
     np.testing.assert_allclose(total / sum(norms), whole, rtol=1e-5)
     mean = jax.tree.map(lambda x: x / sum(norms), total_gradient)
     assert_same(mean, gradient, rtol=1e-5)
+
+
+@each
+def test_the_weight_of_a_text_counts_in_a_batch_of_one(case):
+    params, batch = device_case()
+    one, its = rows_of(params, slice(0, 1)), rows_of(batch, slice(0, 1))
+    halves = (its._replace(weight=jnp.full(1, weight)) for weight in (0.5, 1.0))
+    (half, _), (whole, _) = (value_and_gradient(case, one, b)[0] for b in halves)
+    assert float(whole) != 0
+    np.testing.assert_allclose(half, whole / 2, rtol=1e-6)
 
 
 @each
@@ -188,7 +198,7 @@ def with_reference(params, batch):
 
 
 def slope_of_sequence_sums(params, batch):
-    """Gradient of their weighted mean over texts: p minus one-hot, as a formula."""
+    """Gradient of their weighted sum over the number of texts: p minus one-hot."""
     rows = oracle.predictions(batch)
     slope = np.zeros(params["logits"].shape)
     for b, row in enumerate(rows):
@@ -196,15 +206,17 @@ def slope_of_sequence_sums(params, batch):
             slope[b, t] = oracle.softmax(params["logits"][b, t])
             slope[b, t, y] -= 1
     weight = np.array([w * bool(r) for w, r in zip(batch.weight, rows, strict=True)])
-    return slope * weight[:, None, None] / weight.sum()
+    return slope * weight[:, None, None] / np.count_nonzero(weight)
 
 
 def test_npo_starts_as_gradient_ascent_on_sequence_sums():
     params, batch = device_case()
-    (value, _), gradient = value_and_gradient(
+    (value, info), gradient = value_and_gradient(
         CASES["npo"], params, with_reference(params, batch)
     )
-    assert round(float(value), 4) == 13.8629
+    scored = np.asarray(info.tokens) > 0
+    mean_weight = np.asarray(batch.weight)[scored].mean()
+    np.testing.assert_allclose(value, 2 / 0.1 * np.log(2) * mean_weight, rtol=1e-6)
     expected = -slope_of_sequence_sums(params, batch)
     np.testing.assert_allclose(gradient["logits"], expected, rtol=1e-5, atol=1e-7)
 

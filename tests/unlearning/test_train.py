@@ -19,6 +19,7 @@ from lt_mia_jax.trees import flatten
 from lt_mia_jax.unlearning import transforms
 from lt_mia_jax.unlearning.batch import TextBatch
 from lt_mia_jax.unlearning.methods import METHODS, Method, Schedule
+from lt_mia_jax.unlearning.sets import Sets
 from lt_mia_jax.unlearning.step import Frozen, PairBatch, Trainee, UnlearnStep
 from lt_mia_jax.unlearning.train import UnlearnConfig, unlearn
 
@@ -304,6 +305,69 @@ def test_missing_and_empty_texts(tmp_path):
         with pytest.raises(InputError, match="needs texts to keep"):
             run(tmp_path / name, name, retain=None)
     assert not list(tmp_path.rglob("history.jsonl"))
+
+
+OUT_OF_RANGE = [
+    ("npo", {"beta": 0.0}, "Npo: beta = 0, expected more than 0"),
+    ("wga", {"beta": -1.0, "retain_weight": float("nan")}, "retain_weight = nan.*beta"),
+    ("salun", {"share": 1.5}, "SalUn: share = 1.5, expected more than 0, at most 1"),
+    ("sure", {"percentile": 101.0}, "Sure: percentile = 101"),
+    ("lwf", {"every": 0}, "Lwf: every = 0, expected at least 1"),
+    ("lwf", {"retain_weight": 0.0}, "retain_weight = 0, expected more than 0"),
+    ("retrain", {"retain_weight": 0.0}, "Retrain: retain_weight = 0"),
+    ("sha256", {"highest": 1.0}, "at least 1.2, the smallest alpha"),
+    ("gu_subspace", {"size": 0}, "GeometricUnlearning: size = 0"),
+    ("pdu", {"initial": -1.0}, "Pdu: initial = -1, expected 0 or more"),
+    ("guard", {"temperature": 0.0}, "Guard: temperature = 0"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "message"), OUT_OF_RANGE)
+def test_settings_outside_their_range_are_refused(name, changes, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(METHODS[name], **changes)
+
+
+@pytest.mark.parametrize("name", ["sha256", "pdu", "gu", "npo", "kl_min", "rmu"])
+def test_retain_texts_are_read_where_something_needs_them(name):
+    """A weight of 0 does without them, unless the transformation looks at them."""
+    method = dataclasses.replace(METHODS[name], retain_weight=0.0)
+    assert method.needs_retain == (name in ("sha256", "pdu", "gu"))
+
+
+def test_a_layer_outside_the_model_is_refused():
+    method = dataclasses.replace(METHODS["rmu"], layer=9)
+    with pytest.raises(InputError, match="rmu: layer = 9; expected 1 to 2"):
+        method.fitted(world.model().config)
+
+
+@pytest.mark.parametrize("retain_weight", [0.0, 1.0])
+def test_forget_weight_scales_with_and_without_retain_texts(retain_weight):
+    method = Method(forget_weight=0.5, retain_weight=retain_weight)
+    tx = method.combine(Schedule(4, 2))
+    ones, zeros = {"w": jnp.ones(3)}, {"w": jnp.zeros(3)}
+    found, _ = tx.update(
+        ones, tx.init(ones), ones, retain_grads=zeros, retain_value=jnp.zeros(())
+    )
+    np.testing.assert_array_equal(found["w"], 0.5)
+
+
+@pytest.mark.parametrize("every", [1, 5])
+def test_forgetting_steps_of_lwf_pass_over_all_texts(every):
+    method = dataclasses.replace(METHODS["lwf"], every=every)
+    texts = world.forget_texts()
+    config = dataclasses.replace(FAST, epochs=2 * every, batch_size=2)
+    executor = make_executor("single")
+    sets = Sets(texts, world.RETAIN, method, config, executor, world.VOCABULARY)
+    read = [
+        sets.batch_at(step).forget.input_ids
+        for step in range(sets.schedule.total)
+        if (step + 1) % every == 0
+    ]
+    width = max(x.shape[1] for x in read)
+    read = [np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in read]
+    found = {row.tobytes() for batch in read for row in batch}
+    assert len(found) == len({row.tobytes() for row in texts.answers.input_ids})
 
 
 def test_divergence_keeps_the_last_good_checkpoint(tmp_path):

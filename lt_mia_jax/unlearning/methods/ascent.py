@@ -1,12 +1,15 @@
 """Ascent on what is to be forgotten, plain, weighted, or in the stream."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
+from lt_mia_jax.errors import InputError
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.unlearning import distributions, objectives, representation
-from lt_mia_jax.unlearning.methods.method import Method, Term
+from lt_mia_jax.unlearning.methods.limits import NOT_NEGATIVE, POSITIVE, Limit
+from lt_mia_jax.unlearning.methods.method import Method, Recipe, Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +30,20 @@ class GradDiff(Method):
     """
 
 
-class ToReference(Method):
-    """Retain texts are held by the KL divergence to the model before unlearning."""
-
-    def retain(self) -> Term | None:
-        """KL to the reference."""
-        return Term(distributions.kl_to_reference, data=("reference_params",))
+TO_REFERENCE = Term(distributions.kl_to_reference, data=("reference_params",))
+"""Retain texts are held by the KL divergence to the model before unlearning."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class KlMin(ToReference):
+class KlMin(Method):
     """Gradient ascent on forget texts, KL to the reference on retain texts.
 
     Source: TOFU, arXiv 2401.06121, section 4.
     """
+
+    def retain(self) -> Term | None:
+        """KL to the reference."""
+        return TO_REFERENCE if self.retain_weight else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +59,17 @@ class Rmu(Method):
     """Length of the vector aimed at."""
     direction: Literal["isotropic", "positive"] = "isotropic"
     """How the vector is drawn; "positive" is the published one."""
+    limits: ClassVar[Mapping[str, Limit]] = {"steering": POSITIVE}
 
     def fitted(self, model: ModelConfig) -> "Rmu":
         """With a layer."""
         middle = max(1, model.layers // 2)
         layer = middle if self.layer is None else self.layer
+        if not 1 <= layer <= model.layers:
+            raise InputError(
+                f"rmu: layer = {layer}; expected 1 to {model.layers} (after the last "
+                "layer)"
+            )
         return dataclasses.replace(self, layer=layer)
 
     def forget(self) -> Term:
@@ -68,8 +77,10 @@ class Rmu(Method):
         settings = {"layer": self.layer, "steering": self.steering}
         return Term(representation.rmu, settings, ("control",))
 
-    def retain(self) -> Term:
+    def retain(self) -> Term | None:
         """Distance to the reference's stream."""
+        if not self.retain_weight:
+            return None
         settings = {"layer": self.layer}
         return Term(representation.rmu_retain, settings, ("reference_params",))
 
@@ -83,6 +94,8 @@ class Wga(Method):
 
     beta: float = 1.0
     """Exponent of the probability."""
+    recipe: ClassVar[Recipe] = Recipe(epochs=5)
+    limits: ClassVar[Mapping[str, Limit]] = {"beta": NOT_NEGATIVE}
 
     def forget(self) -> Term:
         """WGA."""
@@ -101,6 +114,10 @@ class SatImp(Method):
     """Exponent of the probability."""
     beta2: float = 1.0
     """Exponent of its complement."""
+    limits: ClassVar[Mapping[str, Limit]] = {
+        "beta1": NOT_NEGATIVE,
+        "beta2": NOT_NEGATIVE,
+    }
 
     def forget(self) -> Term:
         """SatImp."""
@@ -113,6 +130,8 @@ class Retrain(Method):
 
     Give it the model that was there before both.
     """
+
+    limits: ClassVar[Mapping[str, Limit]] = {"retain_weight": POSITIVE}
 
     def forget(self) -> None:
         """Nothing."""

@@ -7,8 +7,22 @@ from typing import Any, ClassVar, Literal
 import optax
 
 from lt_mia_jax.unlearning import distributions, objectives, transforms
-from lt_mia_jax.unlearning.methods.ascent import GradDiff, ToReference
-from lt_mia_jax.unlearning.methods.method import Alternative, Method, Schedule, Term
+from lt_mia_jax.unlearning.methods.ascent import TO_REFERENCE, GradDiff
+from lt_mia_jax.unlearning.methods.limits import (
+    AT_LEAST_1,
+    NOT_NEGATIVE,
+    PERCENTILE,
+    POSITIVE,
+    SHARE,
+    Limit,
+)
+from lt_mia_jax.unlearning.methods.method import (
+    Alternative,
+    Method,
+    Recipe,
+    Schedule,
+    Term,
+)
 from lt_mia_jax.unlearning.methods.preference import Npo
 
 
@@ -27,10 +41,19 @@ class Pdu(Method):
     """Of the multiplier."""
     warmup_epochs: float = 5.0
     """Epochs before the multiplier moves."""
+    limits: ClassVar[Mapping[str, Limit]] = {
+        "initial": NOT_NEGATIVE,
+        "step_size": NOT_NEGATIVE,
+        "warmup_epochs": NOT_NEGATIVE,
+    }
 
     def forget(self) -> Term:
         """Flatness."""
         return Term(distributions.pdu_flatten)
+
+    def retain(self) -> Term:
+        """The bounded loss."""
+        return Term(objectives.nll)
 
     def combine(self, schedule: Schedule) -> optax.GradientTransformationExtraArgs:
         """Primal-dual combination."""
@@ -52,6 +75,7 @@ class SalUn(Method):
 
     share: float = 0.5
     """Share of the weights that may move."""
+    limits: ClassVar[Mapping[str, Limit]] = {"share": SHARE}
     alternative: ClassVar[Alternative | None] = "random"
     weights_only: ClassVar[bool] = True
 
@@ -79,12 +103,13 @@ class Sure(Npo):
 
     percentile: float = 90.0
     """Neurons whose gradient norm reaches this percentile may move."""
+    limits: ClassVar[Mapping[str, Limit]] = {"percentile": PERCENTILE}
     weights_only: ClassVar[bool] = True
     transform = SalUn.transform
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeometricUnlearning(ToReference):
+class GeometricUnlearning(Method):
     """SimNPO whose update leaves the retain loss as it is, to first order.
 
     Source: GU, arXiv 2511.17100.
@@ -99,11 +124,16 @@ class GeometricUnlearning(ToReference):
     beta: float = 4.5
     """Inverse temperature of SimNPO."""
     retain_weight: float = 0.0
-    """With it, the retain gradient is also followed."""
+    """With it, the retain gradient is also followed; retain texts are always read."""
+    limits: ClassVar[Mapping[str, Limit]] = {"size": AT_LEAST_1, "beta": POSITIVE}
 
     def forget(self) -> Term:
         """SimNPO."""
         return Term(objectives.simnpo, {"beta": self.beta})
+
+    def retain(self) -> Term:
+        """KL to the reference, whose gradient is spared."""
+        return TO_REFERENCE
 
     def transform(
         self,
@@ -135,6 +165,10 @@ class Guard(GradDiff):
 
     temperature: float | None = None
     """Of the weights; None is the standard deviation of the scores."""
+    limits: ClassVar[Mapping[str, Limit]] = {
+        "temperature": POSITIVE,
+        "retain_weight": POSITIVE,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +182,16 @@ class Sha256(GradDiff):
     """Layers from 0; "first" is the first third, "trace" the third with the largest
     effect in causal tracing."""
     highest: float = 2.3
-    """Largest alpha."""
+    """Largest alpha; `retain_weight` is not used."""
     weights_only: ClassVar[bool] = True
+    recipe: ClassVar[Recipe] = Recipe(learning_rate=1.5e-5, epochs=8)
+    limits: ClassVar[Mapping[str, Limit]] = {
+        "highest": Limit("at least 1.2, the smallest alpha", lambda x: x >= 1.2)
+    }
+
+    def retain(self) -> Term:
+        """The loss that alpha follows."""
+        return Term(objectives.nll)
 
     def combine(self, schedule: Schedule) -> optax.GradientTransformationExtraArgs:
         """With the adaptive weight."""
@@ -176,6 +218,16 @@ class Lwf(GradDiff):
     share: float = 0.5
     """Share of the forget texts that is taken, those of highest confidence."""
     weights_only: ClassVar[bool] = True
+    limits: ClassVar[Mapping[str, Limit]] = {
+        "every": AT_LEAST_1,
+        "share": SHARE,
+        "retain_weight": POSITIVE,
+    }
+
+    @property
+    def forget_every(self) -> int:
+        """Of each `every` steps the last one forgets."""
+        return self.every
 
     def combine(self, schedule: Schedule) -> optax.GradientTransformationExtraArgs:
         """One or the other."""

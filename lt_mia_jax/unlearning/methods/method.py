@@ -21,6 +21,7 @@ from lt_mia_jax.models.language_model import Intervention
 from lt_mia_jax.training.optimizer import OptimizerConfig, make_optimizer
 from lt_mia_jax.unlearning import objectives, transforms
 from lt_mia_jax.unlearning.batch import Objective
+from lt_mia_jax.unlearning.methods.limits import NOT_NEGATIVE, Limit, check_limits
 
 Alternative = Literal["refusal", "inverted", "random"]
 """What is said instead: a refusal, an inverted fact, random tokens."""
@@ -58,7 +59,8 @@ class Method:
     forget_weight: float = 1.0
     """Factor of the forget term (gamma)."""
     retain_weight: float = 1.0
-    """Factor of the retain term (alpha); 0 does without retain texts."""
+    """Factor of the retain term (alpha); where it is 0, no retain texts are read unless
+    the transformation needs them."""
 
     alternative: ClassVar[Alternative | None] = None
     """Which alternative the forget batches carry."""
@@ -68,6 +70,15 @@ class Method:
     """Whether it needs all weights as parameters, not LoRA adapters."""
     recipe: ClassVar[Recipe] = Recipe()
     """Defaults of the command line; the usual ones are those of TOFU."""
+    limits: ClassVar[Mapping[str, Limit]] = {
+        "forget_weight": NOT_NEGATIVE,
+        "retain_weight": NOT_NEGATIVE,
+    }
+    """Ranges of its fields, beside those of its base classes."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings outside their range, naming every one."""
+        check_limits(self)
 
     def fitted(self, model: ModelConfig) -> "Method":
         """This method with what depends on the model filled in."""
@@ -81,6 +92,11 @@ class Method:
     def retain(self) -> Term | None:
         """The objective on retain texts; None reads none."""
         return Term(objectives.nll) if self.retain_weight else None
+
+    @property
+    def forget_every(self) -> int:
+        """Steps for which a batch of forget texts stays; the last one reads it."""
+        return 1
 
     @property
     def needs_forget(self) -> bool:
@@ -113,7 +129,8 @@ class Method:
     def combine(self, schedule: Schedule) -> optax.GradientTransformationExtraArgs:
         """Both gradients become one, in front of the optimizer."""
         if self.retain() is None or self.forget() is None:
-            return optax.with_extra_args_support(optax.identity())
+            weight = self.retain_weight if self.retain() else self.forget_weight
+            return optax.with_extra_args_support(optax.scale(weight))
         return transforms.combine_forget_retain(self.forget_weight, self.retain_weight)
 
     def transform(

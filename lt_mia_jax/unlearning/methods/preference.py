@@ -1,10 +1,12 @@
 """Bounded objectives: preferences, other answers, lowered predictions."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from lt_mia_jax.unlearning import distributions, objectives
-from lt_mia_jax.unlearning.methods.method import Alternative, Method, Term
+from lt_mia_jax.unlearning.methods.limits import NOT_NEGATIVE, POSITIVE, Limit
+from lt_mia_jax.unlearning.methods.method import Alternative, Method, Recipe, Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +18,7 @@ class Npo(Method):
 
     beta: float = 0.1
     """Inverse temperature; towards 0 it becomes gradient ascent."""
+    limits: ClassVar[Mapping[str, Limit]] = {"beta": POSITIVE}
     cached_reference: ClassVar[bool] = True
 
     def forget(self) -> Term:
@@ -35,6 +38,7 @@ class SimNpo(Method):
     """Inverse temperature."""
     delta: float = 0.0
     """Margin in nats a token."""
+    limits: ClassVar[Mapping[str, Limit]] = {"beta": POSITIVE}
 
     def forget(self) -> Term:
         """SimNPO."""
@@ -50,6 +54,7 @@ class IdkDpo(Method):
 
     beta: float = 0.1
     """Inverse temperature."""
+    limits: ClassVar[Mapping[str, Limit]] = {"beta": POSITIVE}
     alternative: ClassVar[Alternative | None] = "refusal"
     cached_reference: ClassVar[bool] = True
 
@@ -106,6 +111,7 @@ class Tnpo(Method):
     """Exponent of the ratio to the reference."""
     alpha: float = 0.0
     """Exponent of the probability; 1.5 is WTNPO."""
+    limits: ClassVar[Mapping[str, Limit]] = {"beta": POSITIVE, "alpha": NOT_NEGATIVE}
     cached_reference: ClassVar[bool] = True
 
     def forget(self) -> Term:
@@ -124,6 +130,8 @@ class Undial(Method):
     retain_weight: float = 0.0
     beta: float = 10.0
     """What is taken from the logit of the target."""
+    recipe: ClassVar[Recipe] = Recipe(learning_rate=1e-4)
+    limits: ClassVar[Mapping[str, Limit]] = {"beta": NOT_NEGATIVE}
 
     def forget(self) -> Term:
         """UNDIAL."""
@@ -141,6 +149,7 @@ class CeU(Method):
     retain_weight: float = 0.0
     skip: int = 1
     """First target tokens that are left out."""
+    limits: ClassVar[Mapping[str, Limit]] = {"skip": NOT_NEGATIVE}
 
     def forget(self) -> Term:
         """CE-U."""
