@@ -19,10 +19,11 @@ def card(
         "n_holdout": n,
         "forget_probability": interval(known),
         "forget_rouge": interval(known),
+        "forget_knowledge_left": interval((known - 0.3) / (0.95 - 0.3)),
         "forget_extraction_strength": interval(known),
         "retain_probability": interval(0.9),
         "model_utility": interval(utility),
-        "utility_parts": {"retain/probability": 0.9},
+        "utility_parts": {"retain/probability": interval(0.9)},
         "forget_quality": {
             "value": 10**log_quality,
             "log10": log_quality,
@@ -37,14 +38,18 @@ def card(
         "leak_loss": {"value": leak},
         "loss_gap_nats": interval(0.1),
         "told_from_retrained": {
-            "value": 0.4,
+            **interval(0.4),
             "epsilon": 0.7,
             "threshold": 0.2,
             "fpr": 0.1,
             "fnr": 0.3,
         },
         "completeness": interval(0.8),
-        "completeness_gap": {"p05": -1.0, "p50": 0.0, "p95": 1.0},
+        "completeness_gap": {
+            "p05": interval(-1.0),
+            "p50": interval(0.0),
+            "p95": interval(1.0),
+        },
     }
 
 
@@ -111,15 +116,17 @@ def document(method="npo", *, after=None, forget="f" * 64, questions=6, layers=3
             {
                 "bits": 4,
                 "changed_codes": 0.1,
-                "recovered": 0.8,
+                "recovered": interval(0.8),
                 "models": {"after": {"n_forget": 6}, "retrained": {"n_forget": 6}},
             }
         ],
         "relearning": {
             "steps": [0, 1, 5],
             "models": {"after": [0.1, 0.2, 0.6], "retrained": [0.1, 0.1, 0.2]},
-            "area": 0.2,
-            "robustness": 0.2,
+            "taught": 3,
+            "asked": 3,
+            "area": interval(0.2),
+            "robustness": interval(0.2),
         },
         "notes": ["Something was not measured."],
         "about": {"model": "models/full", "forget": {"file": "data/forget10.jsonl"}},

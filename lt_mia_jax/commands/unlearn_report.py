@@ -26,7 +26,7 @@ from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.provenance import versions
 from lt_mia_jax.report import write_report
 from lt_mia_jax.report.cards import CARD
-from lt_mia_jax.unlearning import layers, metrics, stress
+from lt_mia_jax.unlearning import layers, stress
 from lt_mia_jax.unlearning.card import UTILITY, Measured, report_card
 from lt_mia_jax.unlearning.evaluate import (
     Subject,
@@ -68,13 +68,14 @@ class Evaluation:
     """Bits to round the weights to, such as 8 4: what comes back?"""
 
     relearn: bool = False
-    """Teach half of the forgotten questions again: does the other half come back?"""
+    """Teach half of the forgotten questions (64 at most) again: do others come back?"""
 
     memo: bool = False
     """Measure MEMO, which generates from many beginnings of each answer; slow."""
 
     evaluated: int = 400
-    """Rows of each set that are measured at most; 0 writes no report."""
+    """Rows of each set that are measured at most, also of --holdout, of which a TPR at
+    1 % FPR needs 1,000; 0 writes no report."""
 
 
 EvaluationFlags = Annotated[Evaluation, tyro.conf.arg(name="")]
@@ -190,8 +191,13 @@ def write_evaluation(
         "scores": _scores(measured),
         "layers": None,
         "map": None,
-        "rounded": _rounded(options.quantise, subjects, material, measured),
-        "relearning": _relearning(subjects, material) if options.relearn else None,
+        "rounded": [
+            stress.rounding_card(subjects, material.sets["forget"], bits)
+            for bits in options.quantise
+        ],
+        "relearning": stress.relearning_card(subjects, material.sets["forget"])
+        if options.relearn
+        else None,
         "notes": notes,
         "about": dict(about),
         "config": to_dict(options),
@@ -349,77 +355,6 @@ def _scores(measured: Mapping[str, Measured]) -> dict[str, Any]:
         for name, found in measured.items()
         if found.forget_scores
     }
-
-
-def _rounded(
-    widths: Sequence[int],
-    subjects: Mapping[str, Subject],
-    material: _Material,
-    measured: Mapping[str, Measured],
-) -> list[dict[str, Any]]:
-    """The forget set under rounded weights, one entry a number of bits."""
-    found = []
-    for bits in widths:
-        items = {
-            name: examine(stress.quantised(x, bits), material.sets["forget"])
-            for name, x in subjects.items()
-            if name != "before"
-        }
-        entry: dict[str, Any] = {
-            "bits": bits,
-            "changed_codes": metrics.changed_codes(
-                subjects["before"].params, subjects["after"].params, bits
-            ),
-            "models": {
-                name: report_card(Measured({"forget": x})) for name, x in items.items()
-            },
-            "recovered": None,
-        }
-        if "retrained" in items:
-            original, zero = (
-                float(x.probability.mean())
-                for x in (measured["before"].sets["forget"], items["retrained"])
-            )
-            if original != zero:
-                entry["recovered"] = metrics.recovered_fraction(
-                    float(items["after"].probability.mean()),
-                    original=original,
-                    retrained=zero,
-                )
-        found.append(entry)
-    return found
-
-
-def _relearning(
-    subjects: Mapping[str, Subject], material: _Material
-) -> dict[str, Any] | None:
-    """Every other forgotten question is taught, the rest is asked."""
-    rows = material.sets["forget"]
-    if len(rows) < 2:
-        return None
-    curves = {
-        name: stress.relearn(subject, rows[::2], rows[1::2])
-        for name, subject in subjects.items()
-        if name != "before"
-    }
-    after, truth = curves["after"], curves.get("retrained")
-    found: dict[str, Any] = {
-        "steps": list(after.steps),
-        "models": {name: x.probability.tolist() for name, x in curves.items()},
-        "area": None,
-        "robustness": None,
-    }
-    if truth is not None:
-        found["area"] = metrics.relearning_area(
-            after.steps, after.probability, truth.probability
-        )
-        found["robustness"] = metrics.relearning_robustness(
-            unlearned_before=float(after.probability[0]),
-            unlearned_after=float(after.probability[-1]),
-            retrained_before=float(truth.probability[0]),
-            retrained_after=float(truth.probability[-1]),
-        )
-    return found
 
 
 def _layers(subjects: Mapping[str, Subject], material: _Material) -> dict[str, Any]:

@@ -65,7 +65,7 @@ DOCUMENT: Schema = Fields(
                 {
                     "bits": "count",
                     "changed_codes": "number",
-                    "recovered": Maybe("number"),
+                    "recovered": Maybe(_ESTIMATE),
                     "models": MapOf(MapOf("anything")),
                 }
             )
@@ -74,9 +74,11 @@ DOCUMENT: Schema = Fields(
             Fields(
                 {
                     "steps": ListOf("count", empty=False),
+                    "taught": "count",
+                    "asked": "count",
                     "models": MapOf(_CURVE),
-                    "area": Maybe("number"),
-                    "robustness": Maybe("number"),
+                    "area": Maybe(_ESTIMATE),
+                    "robustness": Maybe(_ESTIMATE),
                 }
             )
         ),
@@ -91,8 +93,8 @@ _OTHERS = {
     "n_forget": "count",
     "n_retain": "count",
     "n_holdout": "count",
-    "utility_parts": MapOf("number"),
-    "completeness_gap": MapOf("number"),
+    "utility_parts": MapOf(_ESTIMATE),
+    "completeness_gap": MapOf(_ESTIMATE),
     "forget_quality": Fields(
         {
             "value": "number",
@@ -246,11 +248,12 @@ def _group(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Group:
         same = sum(each == name or each.startswith(f"{name} (") for each in names)
         names.append(f"{name} ({same + 1})" if same else name)
     first = runs[0][1]
-    entries = [
-        Entry(name, True, [first["models"][name]])
-        for name in ("before", "retrained")
-        if name in first["models"]
-    ]
+    entries = []
+    for control in ("before", "retrained"):
+        known = [d["models"][control] for _, d in runs if control in d["models"]]
+        if known:
+            fullest = max(known, key=len)  # runs measure more or less of it
+            entries.append(Entry(control, True, [fullest]))
     entries += [
         Entry(name, False, [document["models"]["after"]])
         for name, (_, document) in zip(names, runs, strict=True)

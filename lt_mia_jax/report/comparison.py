@@ -11,7 +11,6 @@ from lt_mia_jax.report.forgetting import (
     PASSED,
     attacks_of,
     leak_word,
-    value_of,
 )
 from lt_mia_jax.report.landscape import DEEPEST, Figure, Spot, pareto_figure
 from lt_mia_jax.report.tables import Cell, Row, Table, attack_metric, cell, method_table
@@ -102,7 +101,8 @@ def _pareto(entries: Sequence[Entry]) -> Figure | None:
     across = "model_utility" if useful else "retain_probability"
     spots = []
     for entry in entries:
-        found = [card for card in entry.cards if value_of(card, across) is not None]
+        wanted = {across, "forget_quality" if tested else "forget_probability"}
+        found = [card for card in entry.cards if wanted <= card.keys()]
         if not found:
             continue
         mean = cell(across, METRICS[across], found)

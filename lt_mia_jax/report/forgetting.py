@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from lt_mia_jax.report.cards import Card
-from lt_mia_jax.report.checks import Check
 from lt_mia_jax.report.wording import (
     ATTACKS,
     NBSP,
@@ -18,15 +17,6 @@ FAR = 25.0
 """PrivLeak beyond this, in percent, is not what retraining gives."""
 PASSED = 0.05
 """Forget quality above this passes the test of TOFU."""
-FEW = 80
-"""The forget-quality test has little power on fewer items."""
-
-RETURNED = 0.1
-"""Share of the forgotten knowledge that may come back from rounding unnoticed."""
-LEAK_SCORE = "min_k"
-"""The score that PrivLeak reads."""
-KEPT_MOST = 0.5
-"""With more than this share left, nothing can be said of what comes back."""
 
 Want = Literal["low", "high", "retrained"]
 
@@ -78,6 +68,11 @@ METRICS = {
     ),
     "forget_extraction_strength": Metric(
         "Extraction strength", "share of the answer that the rest brings back", "low"
+    ),
+    "forget_knowledge_left": Metric(
+        "Knowledge left",
+        "probability of true answers: 0 as retrained, 1 as before unlearning",
+        "retrained",
     ),
     "forget_exact_memorisation": Metric(
         "Exact memorisation", "share of tokens that are the most likely", "retrained"
@@ -163,14 +158,6 @@ def verdict(document: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def findings(document: Mapping[str, Any]) -> list[Check]:
-    """What speaks for and against the verdict, cautions first."""
-    found = [*_findings(document)]
-    order = {"caution": 0, "note": 1, "pass": 2}
-    found = [each._replace(text=each.text.replace(" %", f"{NBSP}%")) for each in found]
-    return sorted(found, key=lambda check: order[check.level])
-
-
 def _lede(method: str, before: Card, after: Card) -> str:
     word = leak_word(after)[1]
     quality = (after.get("forget_quality") or {}).get("value")
@@ -247,8 +234,8 @@ def _leak(after: Card) -> Iterator[str]:
         )
     else:
         yield (
-            f"{shown}: there are too few texts to say whether attacks do better or "
-            "worse than on the retrained model."
+            f"{shown}: there are too few texts to say whether it is more than "
+            f"{FAR:g}{NBSP}% from the retrained model's."
         )
 
 
@@ -280,158 +267,3 @@ def _kept(before: Card, after: Card) -> Iterator[str]:
             f"Answers that were to be kept have a mean probability of {unit(new, 2)}; "
             f"it was {unit(old, 2)}."
         )
-
-
-def _findings(document: Mapping[str, Any]) -> Iterator[Check]:
-    models = document["models"]
-    after, before = models["after"], models["before"]
-    word = leak_word(after)[1]
-    quality = after.get("forget_quality")
-    if "retrained" not in models:
-        yield Check(
-            "caution",
-            "No retrained model",
-            "Without a model that never saw the texts (--retrained) nobody knows how "
-            "much a good result would have forgotten: less is not always better.",
-        )
-    if not document["scores"]:
-        yield Check(
-            "caution",
-            "No attack",
-            "Without texts that no model has seen (--holdout) it was not tried to "
-            "tell the forgotten texts from others.",
-        )
-    if word == "over":
-        yield Check(
-            "caution",
-            "Over-forgotten",
-            "Forgotten texts look less familiar than texts never seen. Weaker or "
-            "shorter unlearning would be closer to retraining.",
-        )
-    elif word == "leaks":
-        yield Check(
-            "caution",
-            "Still recognised",
-            "Attacks on membership still succeed. The answers may be gone while the "
-            "texts are not.",
-        )
-    elif word == "even":
-        yield Check(
-            "pass",
-            "No leak beyond retraining",
-            f"PrivLeak lies within {FAR:g} % of the retrained model.",
-        )
-    yield from _unfamiliar(after)
-    if quality and quality["value"] >= PASSED and word in ("over", "leaks"):
-        yield Check(
-            "caution",
-            "Forget quality alone misleads",
-            "The test of truth ratios passes while PrivLeak does not: read them "
-            "together.",
-        )
-    if quality and min(quality["n"]) < FEW:
-        yield Check(
-            "note",
-            "Few questions",
-            f"Forget quality rests on {plural(min(quality['n']), 'question')}; under "
-            f"{FEW} the test misses large differences.",
-        )
-    yield from _robust(document)
-    old, new = (value_of(x, "model_utility") for x in (before, after))
-    if old and new is not None:
-        lost = 1 - new / old
-        if lost > 0.1:
-            yield Check("caution", "Utility lost", f"{percentage(lost)} of it is gone.")
-        else:
-            yield Check("pass", "Utility kept", f"{percentage(new / old)} is left.")
-    refused = [key for key in after if key[:4] == "tpr_" and after[key]["refused"]]
-    if refused:
-        first = after[refused[0]]
-        yield Check(
-            "note",
-            "No true-positive rate",
-            f"TPR at {100 * first['rate']:g} % FPR is refused with "
-            f"{first['n_holdout']:,} unseen texts: fewer than ten false positives "
-            f"would decide it. It takes {10 / first['rate']:,.0f}.",
-        )
-    for note in document["notes"]:
-        yield Check("note", "Not measured", note)
-
-
-def _unfamiliar(after: Card) -> Iterator[Check]:
-    """Less familiar than new texts: that needs no retrained model to be seen."""
-    found = after.get(f"auc_{LEAK_SCORE}")
-    if found and "priv_leak" not in after and found["high"] < 0.5:
-        yield Check(
-            "caution",
-            "Over-forgotten",
-            "Forgotten texts look less familiar than texts never seen: "
-            f"{ATTACKS.get(LEAK_SCORE, LEAK_SCORE)} has an AUC of "
-            f"{unit(found['value'], 2)} (95 % interval {unit(found['low'], 2)} to "
-            f"{unit(found['high'], 2)}), below 0.5.",
-        )
-
-
-def _share_left(models: Mapping[str, Card]) -> float | None:
-    """What is left of the knowledge beyond the retrained model's; 1 is all."""
-    old, new, gold = (
-        value_of(models.get(name), "forget_probability")
-        for name in ("before", "after", "retrained")
-    )
-    if old is None or new is None or gold is None or old == gold:
-        return None
-    return (new - gold) / (old - gold)
-
-
-def _robust(document: Mapping[str, Any]) -> Iterator[Check]:
-    left = _share_left(document["models"])
-    for each in document["rounded"]:
-        codes = (
-            f"{percentage(each['changed_codes'])} of the rounded weights changed under "
-            "unlearning."
-        )
-        yield _rounding(left, each["bits"], each["recovered"], codes)
-    curve = document["relearning"]
-    if curve and curve["robustness"] is not None:
-        back = curve["robustness"]
-        if left is not None and left > KEPT_MOST:
-            yield Check("note", "Relearning", f"It says nothing: {_most(left)}.")
-            return
-        yield Check(
-            "caution" if back < 0.5 else "pass",
-            "Relearning",
-            f"After {curve['steps'][-1]} steps on half of the forgotten questions the "
-            f"other half {_gain(back)}.",
-        )
-
-
-def _most(left: float) -> str:
-    return (
-        f"{percentage(left)} of what the model before knew beyond the retrained one "
-        "had not been forgotten"
-    )
-
-
-def _rounding(left: float | None, bits: int, back: float | None, codes: str) -> Check:
-    title = f"Rounded to {bits} bits"
-    if back is None or left is None:
-        return Check("note", title, codes)
-    if left > KEPT_MOST:
-        return Check("note", title, f"It says nothing: {_most(left)}; {codes}")
-    left = max(0.0, left)
-    if back - left > RETURNED:
-        return Check(
-            "caution",
-            title,
-            f"{percentage(back)} of what the model before knew beyond the retrained "
-            f"one is there, against {percentage(left)} without rounding; {codes}",
-        )
-    return Check("pass", title, f"Nothing comes back; {codes}")
-
-
-def _gain(robustness: float) -> str:
-    if robustness >= 1:
-        return "gains no more than on the retrained model"
-    if robustness <= 0:
-        return "comes back, which it does not on the retrained model"
-    return f"gains {1 / robustness:.1f} times as much as on the retrained model"

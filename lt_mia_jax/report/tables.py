@@ -105,11 +105,12 @@ def cell(
         log = float(np.mean([each["log10"] for each in found]))
         distance = float(np.mean([each["distance"] for each in found]))
         floor = any(each["note"] for each in found)
+        passes = all(each["log10"] >= np.log10(PASSED) for each in found)
         return Cell(
             log,
             signed(f"{log:.1f}"),
             f"D {distance:.2f}",
-            word="floor" if floor else "passes" if log >= np.log10(PASSED) else "",
+            word="floor" if floor else "passes" if passes else "",
             css="leaks" if floor else "even",
         )
     value = float(np.mean([each["value"] for each in found]))
@@ -136,7 +137,7 @@ def cell(
 
 def _span(name: str, cards: Sequence[Card]) -> tuple[float, float] | None:
     """A common scale for the glyphs of one metric; None for numbers that need none."""
-    if name in ("forget_quality", "told_from_retrained"):
+    if name == "forget_quality":
         return None
     seen = [
         card[name][end]

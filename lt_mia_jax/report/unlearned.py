@@ -10,13 +10,14 @@ from lt_mia_jax.report import plots
 from lt_mia_jax.report.cards import Card, Example
 from lt_mia_jax.report.checks import Check
 from lt_mia_jax.report.curves import roc_band
+from lt_mia_jax.report.findings import findings
 from lt_mia_jax.report.forgetting import (
     KEPT,
     KNOWN,
     LEAKS,
     METRICS,
+    Metric,
     attacks_of,
-    findings,
     verdict,
 )
 from lt_mia_jax.report.landscape import Figure, Line, curve_figure, map_figure
@@ -93,6 +94,7 @@ def view_document(document: Mapping[str, Any]) -> RunView:
         for anchor, caption, wanted in parts
         if (rows := metric_rows(wanted, every))
     ]
+    tables += _utility_table(every, names)
     return RunView(
         document=document,
         verdict=verdict(document),
@@ -110,6 +112,18 @@ def view_document(document: Mapping[str, Any]) -> RunView:
             ensure_ascii=False,
         ),
     )
+
+
+def _utility_table(cards: Sequence[Card], names: Sequence[str]) -> Iterator[Table]:
+    parts = [card.get("utility_parts", {}) for card in cards]
+    wanted = [
+        (name, Metric(name.replace("/", ", ").replace("_", " "), "", "high"))
+        for name in dict.fromkeys(name for part in parts for name in part)
+    ]
+    if rows := metric_rows(wanted, parts):
+        caption = "What model utility is the harmonic mean of."
+        columns = [(name, "") for name in names]
+        yield Table("parts-of-utility", caption, "Part", columns, rows)
 
 
 def _tiles(models: Mapping[str, Card]) -> Iterator[Tile]:
@@ -191,11 +205,20 @@ def _figures(document: Mapping[str, Any]) -> Iterator[Figure]:
             ),
             [(f"curve {line.css}", line.name) for line in lines],
             "Relearning.",
-            "Half of the forgotten questions are taught again; this is the other half."
-            + ("" if area is None else f" The area between is {signed(f'{area:.3f}')}.")
+            f"{curve['taught']} of the forgotten questions are taught again; these are "
+            f"{curve['asked']} others."
+            + ("" if area is None else f" The area between is {_shown(area)}.")
             + " A steeper curve than the retrained model's says that the knowledge was "
             "hidden and not gone.",
         )
+
+
+def _shown(found: Mapping[str, float | None]) -> str:
+    shown = signed(f"{found['value']:.3f}")
+    if found["low"] is None:
+        return shown
+    ends = signed(f"{found['low']:.3f}, {found['high']:.3f}")
+    return f"{shown} [{ends}]"
 
 
 def _attack_figures(scores: Mapping[str, Any]) -> Iterator[Figure]:

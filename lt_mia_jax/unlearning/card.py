@@ -5,7 +5,7 @@ made again, or compared, from what was stored.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,10 @@ from lt_mia_jax.unlearning.metrics import Interval, bootstrap_interval
 from lt_mia_jax.unlearning.metrics.checks import PerItem
 
 UTILITY = metrics.UTILITY_SETS
+LEAK_SCORE = "min_k"
+"""The score that PrivLeak reads."""
+_LEAST_SPAN = 0.02
+_NO_ZERO = 1e9  # no PrivLeak of texts that can be counted
 RATE = 0.01
 """False-positive rate of the true-positive rates on a card."""
 ITEM_VALUES = (
@@ -84,9 +88,9 @@ def report_card(
         perfect fit.
       seed: of the bootstrap.
     """
-    card: dict[str, Any] = _known(measured, seed) | _kept(measured, seed)
-    card |= _attacked(measured, seed)
     notes: list[str] = []
+    card: dict[str, Any] = _known(measured, seed) | _kept(measured, seed, notes)
+    card |= _attacked(measured, seed)
     if retrained is not None:
         card |= _against(measured, retrained, original, seed, notes)
     if notes:
@@ -109,17 +113,28 @@ def as_json(found: Interval) -> dict[str, float | None]:
 
 def privacy(
     forget: tuple[PerItem, PerItem], holdout: tuple[PerItem, PerItem], seed: int
-) -> dict[str, float | None]:
+) -> dict[str, float | None] | None:
     """PrivLeak with its interval; texts are drawn alike for both models.
+
+    None where the retrained model tells the sides apart perfectly; no interval where it
+    does so in some of the draws.
 
     Args:
       forget: a membership score of forgotten texts, of the model and the retrained one.
       holdout: the same of texts that no model has seen.
       seed: of the bootstrap.
     """
-    if min(len(forget[0]), len(holdout[0])) < 2:
-        return {"value": _priv_leak(forget, holdout), "low": None, "high": None}
-    return as_json(bootstrap_interval(_priv_leak, forget, holdout, seed=seed))
+    if not math.isfinite(_priv_leak(forget, holdout)):
+        return None
+    found = estimate(
+        lambda *groups: min(_priv_leak(*groups), 2 * _NO_ZERO),
+        forget,
+        holdout,
+        seed=seed,
+    )
+    if found["high"] is not None and found["high"] > _NO_ZERO:
+        found |= {"low": None, "high": None}
+    return found
 
 
 def separation(
@@ -152,7 +167,7 @@ def _known(measured: Measured, seed: int) -> dict[str, Any]:
     return card
 
 
-def _kept(measured: Measured, seed: int) -> dict[str, Any]:
+def _kept(measured: Measured, seed: int, notes: list[str]) -> dict[str, Any]:
     """What is left of everything else."""
     card: dict[str, Any] = {}
     if "retain" in measured.sets:
@@ -166,10 +181,15 @@ def _kept(measured: Measured, seed: int) -> dict[str, Any]:
     if set(UTILITY) <= set(measured.sets):
         sets = _utility(measured.sets)
         if not any(np.isnan(x).any() for items in sets.values() for x in items):
-            card["utility_parts"] = metrics.utility_parts(sets)
+            card["utility_parts"] = _parts(sets, seed)
             groups = [tuple(items) for items in sets.values()]
             card["model_utility"] = as_json(
                 bootstrap_interval(_model_utility, *groups, seed=seed)
+            )
+        else:
+            notes.append(
+                "No model utility: some of its questions have no wrong answers, or an "
+                "answer without a word of ASCII letters or digits."
             )
     return card
 
@@ -219,28 +239,22 @@ def _against(
         }
     perfect = []
     for name, values in measured.forget_scores.items():
-        mine, theirs = (
-            metrics.member_auc(x.forget_scores[name], x.holdout_scores[name])
-            for x in (measured, retrained)
+        found = privacy(
+            (values, retrained.forget_scores[name]),
+            (measured.holdout_scores[name], retrained.holdout_scores[name]),
+            seed,
         )
-        if theirs == 1:
+        if found is None:
             perfect.append(name)
-        else:
-            card[f"leak_{name}"] = {"value": metrics.priv_leak(mine, theirs)}
-            if name == "min_k":
-                card["priv_leak"] = privacy(
-                    (values, retrained.forget_scores[name]),
-                    (measured.holdout_scores[name], retrained.holdout_scores[name]),
-                    seed,
-                )
+            continue
+        card[f"leak_{name}"] = found
+        if name == LEAK_SCORE:
+            card["priv_leak"] = found
     if perfect:
-        notes.append(
-            f"No leakage from {', '.join(perfect)}: even the retrained model tells "
-            "forget from holdout texts perfectly, so the two sets differ by more than "
-            "training; draw them from one source."
-        )
+        notes.append(no_leakage(perfect))
     attack = metrics.threshold_attack(forget.probability, truth.probability)
     card["told_from_retrained"] = {
+        **_told_apart(attack.threshold, forget.probability, truth.probability, seed),
         "value": attack.attack_score,
         "epsilon": attack.epsilon if math.isfinite(attack.epsilon) else None,
         "threshold": attack.threshold,
@@ -254,10 +268,109 @@ def _against(
             truth.probability[None],
         )
         card["completeness"] = interval_of_mean(complete.score, seed)
-        card["completeness_gap"] = dict(
-            zip(("p05", "p50", "p95"), metrics.quantiles(complete.gap), strict=True)
+        card["completeness_gap"] = {
+            f"p{percent:02d}": estimate(
+                lambda gap, at=percent / 100: float(np.quantile(gap, at)),
+                complete.gap,
+                seed=seed,
+            )
+            for percent in (5, 50, 95)
+        }
+    if original is not None:
+        left = knowledge_left(
+            original.sets["forget"].probability,
+            forget.probability,
+            truth.probability,
+            seed=seed,
         )
+        if left is not None:
+            card["forget_knowledge_left"] = left
     return card
+
+
+def knowledge_left(
+    original: PerItem, unlearned: PerItem, retrained: PerItem, *, seed: int = 0
+) -> dict[str, float | None] | None:
+    """Knowledge beyond the retrained model's: 1 as before unlearning, 0 as retrained.
+
+    The ratio of differences of mean probabilities, not clipped; questions are drawn
+    alike for the three models.
+
+    Args:
+      original: probability of each true answer before unlearning.
+      unlearned: after it.
+      retrained: of the model that never saw the questions.
+      seed: of the bootstrap.
+
+    Returns:
+      None where original and retrained model hardly differ, so that there is no scale.
+
+    Source: Catastrophic Failure of LLM Unlearning via Quantization, arXiv 2410.16454
+    (retained knowledge), with the retrained model as zero.
+    """
+    if abs(original.mean() - retrained.mean()) < _LEAST_SPAN:
+        return None
+
+    def left(group: tuple[np.ndarray, ...]) -> float:
+        one, value, zero = (float(x.mean()) for x in group)
+        span = one - zero
+        # Draws without a scale lie far out, on the side that they are on.
+        return (value - zero) / (
+            span if abs(span) > 1e-9 else math.copysign(1e-9, span)
+        )
+
+    return estimate(left, (original, unlearned, retrained), seed=seed)
+
+
+def no_leakage(names: Sequence[str]) -> str:
+    """Why there is no PrivLeak from some scores, in words."""
+    return (
+        f"No leakage from {', '.join(names)}: even the retrained model tells forget "
+        "from holdout texts perfectly, so the two sets differ by more than training; "
+        "draw them from one source."
+    )
+
+
+def _told_apart(
+    threshold: float, forget: PerItem, truth: PerItem, seed: int
+) -> dict[str, float | None]:
+    """Interval at the threshold that was found: choosing it again would lift it."""
+    cut = np.array([threshold])
+
+    def score(group: tuple[np.ndarray, np.ndarray]) -> float:
+        return metrics.threshold_attack(*group, thresholds=cut).attack_score
+
+    return estimate(score, (forget, truth), seed=seed)
+
+
+def estimate(
+    aggregate: Callable[..., float], *groups: Any, seed: int
+) -> dict[str, float | None]:
+    """A number with its 95 % interval; without one for groups of a single item.
+
+    Arguments as of `metrics.bootstrap_interval`.
+    """
+    counts = [len(g[0]) if isinstance(g, tuple) else len(g) for g in groups]
+    if min(counts) < 2:
+        return {"value": aggregate(*groups), "low": None, "high": None}
+    return as_json(bootstrap_interval(aggregate, *groups, seed=seed))
+
+
+def _parts(
+    sets: Mapping[str, metrics.UtilityItems], seed: int
+) -> dict[str, dict[str, float | None]]:
+    """The nine means of model utility, each with its interval."""
+    found = {}
+    for name, value in metrics.utility_parts(sets).items():
+        items = sets[name.split("/")[0]]
+        columns = {
+            "probability": items.probability,
+            "rouge_recall": items.rouge_recall,
+            "truth_ratio": metrics.retain_truth_score(items.truth_ratio),
+        }
+        found[name] = interval_of_mean(columns[name.split("/")[1]], seed)
+        assert math.isclose(found[name]["value"], value)
+    return found
 
 
 def _utility(sets: Mapping[str, Items]) -> dict[str, metrics.UtilityItems]:
@@ -290,11 +403,11 @@ def _gap(forget: np.ndarray, holdout: np.ndarray) -> float:
 def _priv_leak(
     forget: tuple[np.ndarray, np.ndarray], holdout: tuple[np.ndarray, np.ndarray]
 ) -> float:
-    """Percent; on a draw where the retrained model separates perfectly, its limit."""
+    """Percent; infinite where the retrained model separates perfectly."""
     mine, theirs = (
         1 - metrics.member_auc(f, h) for f, h in zip(forget, holdout, strict=True)
     )
-    return 100 * (mine - theirs) / max(theirs, 1e-10)
+    return 100 * (mine - theirs) / theirs if theirs > 0 else math.inf
 
 
 __all__ = [
@@ -304,7 +417,10 @@ __all__ = [
     "Items",
     "Measured",
     "as_json",
+    "estimate",
     "interval_of_mean",
+    "knowledge_left",
+    "no_leakage",
     "privacy",
     "report_card",
     "separation",

@@ -47,6 +47,8 @@ __all__ = [
 ]
 
 BATCH = 64
+LONGEST = 200
+"""Tokens of a generated answer, as TOFU has it, whatever the right ones need."""
 LEARNED = "lt_mia"
 """Name of the learned attack's score."""
 
@@ -91,6 +93,10 @@ def examine(subject: Subject, rows: Sequence[Question]) -> Items:
     encoded = subject.encode(rows)
     answer = teacher_forced(subject, encoded, encoded.label_mask)
     value = teacher_forced(subject, encoded, encoded.value_mask)
+    # Cut answers have no end token, and templates without one none at all.
+    last = encoded.attention_mask.sum(axis=1, dtype=np.int64) - 1
+    final = encoded.input_ids[np.arange(len(rows)), last]
+    ended = (final == subject.tokenizer.eos_token_id) & subject.template.end
     generated, expected = _answers(subject, rows, encoded)
     ratio = normalised = np.full(len(rows), np.nan)
     wrong = min(len(row.wrong_answers) for row in rows)
@@ -112,8 +118,8 @@ def examine(subject: Subject, rows: Sequence[Question]) -> Items:
     return Items(
         probability=metrics.probability(answer),
         rouge=_rouge(generated, expected),
-        exact_memorisation=metrics.exact_memorisation(answer),
-        extraction_strength=metrics.extraction_strength(answer),
+        exact_memorisation=metrics.exact_memorisation(answer, drop_final=ended),
+        extraction_strength=metrics.extraction_strength(answer, drop_final=ended),
         slot_accuracy=metrics.slot_accuracy(value),
         slot_log_rank=metrics.slot_log_rank(value),
         truth_ratio=ratio,
@@ -170,7 +176,7 @@ def membership(
         "loss": scores.loss(stats),
         "zlib": scores.zlib(stats, sizes),
         "min_k": scores.min_k(stats, fraction=0.4),
-        "min_k_plus_plus": scores.min_k_plus_plus(stats),
+        "min_k_plus_plus": scores.min_k_plus_plus(stats, fraction=0.4),
     }
     if reference is not None:
         found["ratio"] = scores.ratio(stats)
@@ -194,10 +200,11 @@ def measure_memo(
       step: characters between prefixes.
       max_new_tokens: of each continuation.
     """
+    template = subject.template
     prompts = [
         ""
         if row.question is None
-        else subject.template.prompt.replace("{question}", row.question)
+        else template.prompt.replace("{question}", row.question) + template.separator
         for row in rows
     ]
     return metrics.memo(
@@ -205,6 +212,7 @@ def measure_memo(
         [row.answer for row in rows],
         lambda texts: generate(subject, texts, max_new_tokens),
         step=step,
+        separator="",
     )
 
 
@@ -360,15 +368,25 @@ def _answers(
     place = np.arange(width)[None, :]
     prompts = np.where(place < first[:, None], encoded.input_ids[:, :width], 0)
     found = _greedy(
-        subject, prompts.astype(np.int32), first.astype(np.int32), lengths - first
+        subject,
+        prompts.astype(np.int32),
+        first.astype(np.int32),
+        lengths - first,
+        0 if plain.all() else LONGEST,
     )
     return tuple(found), expected
 
 
 def _greedy(
-    subject: Subject, prompts: np.ndarray, lengths: np.ndarray, wanted: np.ndarray
+    subject: Subject,
+    prompts: np.ndarray,
+    lengths: np.ndarray,
+    wanted: np.ndarray,
+    least: int = 0,
 ) -> list[str]:
     """Continuations of at least `wanted` tokens each, where the context has room.
+
+    More than that, `least`, is generated as far as the context has room.
 
     One program serves all rows, unless the longest prompt and the longest answer do
     not fit the context together; then rows of like prompts share one.
@@ -382,7 +400,7 @@ def _greedy(
     for start in range(0, len(prompts), BATCH):
         kept = order[np.minimum(np.arange(start, start + BATCH), len(prompts) - 1)]
         width = prompts.shape[1] if together else int(lengths[kept].max())
-        count = int((wanted if together else wanted[kept]).max())
+        count = max(least, int((wanted if together else wanted[kept]).max()))
         found = greedy(
             subject.model,
             subject.params,

@@ -1,5 +1,6 @@
 """MUSE: verbatim and knowledge memorisation, leakage and utility of one model."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,13 @@ from lt_mia_jax.data.benchmarks import Benchmark, load_benchmark
 from lt_mia_jax.data.questions import Question
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.unlearning import metrics
-from lt_mia_jax.unlearning.card import interval_of_mean, privacy, separation
+from lt_mia_jax.unlearning.card import (
+    LEAK_SCORE,
+    interval_of_mean,
+    no_leakage,
+    privacy,
+    separation,
+)
 from lt_mia_jax.unlearning.evaluate import Subject, generate, membership
 from lt_mia_jax.unlearning.metrics.checks import PerItem
 
@@ -86,8 +93,9 @@ def measure_muse(
 ) -> MuseMeasured:
     """Run the evaluation of MUSE on one model.
 
-    Prompts are raw text: the template of the subject is not used. Where the model's
-    context is too short for all solved examples, the first ones are cut off.
+    Texts are raw: of the subject's template only the beginning-of-text id is used.
+    Where the model's context is too short for all solved examples, the first ones are
+    cut off. Of the text to be remembered as many tokens count as are generated.
 
     Args:
       subject: the model, in full precision (the authors load it in 8 bits).
@@ -100,9 +108,12 @@ def measure_muse(
 
     Source: MUSE, arXiv 2407.06460, section 3.
     """
+    template = dataclasses.replace(subject.template, end=False)
+    subject = subject._replace(template=template)
     continued = generate(
         subject, [_question(row) for row in texts.verbatim], VERBATIM_TOKENS
     )
+    true = [_cut(subject, row.answer, VERBATIM_TOKENS) for row in texts.verbatim]
 
     def known(asked: Sequence[Question], examples: Sequence[Question]) -> PerItem:
         return metrics.knowledge_memorisation(
@@ -111,7 +122,7 @@ def measure_muse(
         )
 
     return MuseMeasured(
-        metrics.verbatim_memorisation(continued, [r.answer for r in texts.verbatim]),
+        metrics.verbatim_memorisation(continued, true),
         known(texts.forget_questions, texts.forget_examples),
         known(texts.retain_questions, texts.retain_examples),
         membership(subject, reference, texts.forget, attack=attack),
@@ -141,12 +152,23 @@ def muse_card(
         holdout = measured.holdout_scores[name]
         card[f"auc_{name}"], card[f"tpr_{name}"] = separation(forget, holdout, seed)
     if retrained is not None:
-        card["priv_leak"] = privacy(
-            (measured.forget_scores["min_k"], retrained.forget_scores["min_k"]),
-            (measured.holdout_scores["min_k"], retrained.holdout_scores["min_k"]),
+        leak = privacy(
+            (measured.forget_scores[LEAK_SCORE], retrained.forget_scores[LEAK_SCORE]),
+            (measured.holdout_scores[LEAK_SCORE], retrained.holdout_scores[LEAK_SCORE]),
             seed,
         )
+        if leak is None:
+            card["notes"] = [no_leakage([LEAK_SCORE])]
+        else:
+            card["priv_leak"] = leak
     return card
+
+
+def _cut(subject: Subject, text: str, tokens: int) -> str:
+    """The beginning of a text, as many tokens as `generate` makes."""
+    count = min(tokens, subject.model.config.context // 2)
+    ids = subject.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return text if len(ids) <= count else subject.tokenizer.decode(ids[:count])
 
 
 def _prompts(asked: Sequence[Question], examples: Sequence[Question]) -> list[str]:

@@ -1,6 +1,6 @@
 """What comes back when a model is rounded, or trained a little on what it forgot."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +14,13 @@ from lt_mia_jax.errors import InputError
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.unlearning import metrics, objectives
 from lt_mia_jax.unlearning.batch import TextBatch
-from lt_mia_jax.unlearning.evaluate import BATCH, Subject, teacher_forced
+from lt_mia_jax.unlearning.card import (
+    Measured,
+    estimate,
+    knowledge_left,
+    report_card,
+)
+from lt_mia_jax.unlearning.evaluate import BATCH, Subject, examine, teacher_forced
 
 STEPS = (0, 1, 2, 5, 10)
 """After how many updates a relearning curve has a point."""
@@ -33,8 +39,107 @@ class Relearned(NamedTuple):
     """A relearning curve."""
 
     steps: tuple[int, ...]
-    probability: Float[np.ndarray, " S"]
-    """Mean probability of the answers that were not taught, after each."""
+    items: Float[np.ndarray, "S N"]
+    """Probability of each answer that was not taught, after each."""
+
+    @property
+    def probability(self) -> Float[np.ndarray, " S"]:
+        """Its mean over the answers."""
+        return self.items.mean(axis=1)
+
+
+def rounding_card(
+    subjects: Mapping[str, Subject],
+    rows: Sequence[Question],
+    bits: int,
+    *,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What stands on a card of forgotten questions under rounded weights.
+
+    All models are rounded alike, so that what rounding itself destroys is not taken for
+    forgetting: 1 is what the rounded model before unlearning knows.
+
+    Args:
+      subjects: `before`, `after`, and `retrained` if there is one.
+      rows: the forgotten questions.
+      bits: of the rounded weights.
+      seed: of the bootstrap.
+    """
+    items = {
+        name: examine(quantised(subject, bits), rows)
+        for name, subject in subjects.items()
+    }
+    recovered = None
+    if "retrained" in items:
+        order = ("before", "after", "retrained")
+        recovered = knowledge_left(*(items[n].probability for n in order), seed=seed)
+    return {
+        "bits": bits,
+        "changed_codes": metrics.changed_codes(
+            subjects["before"].params, subjects["after"].params, bits
+        ),
+        "models": {
+            name: report_card(Measured({"forget": found}))
+            for name, found in items.items()
+        },
+        "recovered": recovered,
+    }
+
+
+def relearning_card(
+    subjects: Mapping[str, Subject], rows: Sequence[Question], *, seed: int = 0
+) -> dict[str, Any] | None:
+    """What stands on a card of relearning: some questions are taught, others asked.
+
+    Args:
+      subjects: `after`, and `retrained` if there is one; others are left out.
+      rows: the forgotten questions; every other one may be taught.
+      seed: of the bootstrap over the questions that are asked.
+
+    Returns:
+      None for fewer than two questions.
+    """
+    if len(rows) < 2:
+        return None
+    taught, asked = rows[::2], rows[1::2]
+    if len(taught) > BATCH:  # all parts of the forget set, not its beginning
+        chosen = np.linspace(0, len(taught) - 1, BATCH).round().astype(int)
+        taught = [taught[i] for i in chosen]
+    curves = {
+        name: relearn(subject, taught, asked)
+        for name, subject in subjects.items()
+        if name != "before"
+    }
+    after, truth = curves["after"], curves.get("retrained")
+    found: dict[str, Any] = {
+        "steps": list(after.steps),
+        "taught": len(taught),
+        "asked": len(asked),
+        "models": {name: x.probability.tolist() for name, x in curves.items()},
+        "area": None,
+        "robustness": None,
+    }
+    if truth is None:
+        return found
+
+    def area(group: tuple[np.ndarray, np.ndarray]) -> float:
+        ours, theirs = (x.mean(axis=0) for x in group)
+        return metrics.relearning_area(after.steps, ours, theirs)
+
+    def robustness(group: tuple[np.ndarray, np.ndarray]) -> float:
+        ours, theirs = (x.mean(axis=0) for x in group)
+        return metrics.relearning_robustness(
+            unlearned_before=float(ours[0]),
+            unlearned_after=float(ours[-1]),
+            retrained_before=float(theirs[0]),
+            retrained_after=float(theirs[-1]),
+        )
+
+    both = (after.items.T, truth.items.T)
+    found["area"] = estimate(area, both, seed=seed)
+    found["robustness"] = estimate(robustness, both, seed=seed)
+    return found
 
 
 def relearn(
@@ -47,9 +152,9 @@ def relearn(
 ) -> Relearned:
     """Train on some forgotten questions, and ask for others.
 
-    Adam on one batch of at most 64 texts, the same at every step; an intervention
-    stays in place. The same recipe on the retrained model is what the curve is to be
-    compared with.
+    Adam on one batch, the first 64 texts at most, the same at every step; an
+    intervention stays in place. The same recipe on the retrained model is what the
+    curve is to be compared with.
 
     Args:
       subject: the model; left as it is.
@@ -92,7 +197,7 @@ def relearn(
         stats = teacher_forced(
             subject._replace(params=params), encoded, encoded.label_mask
         )
-        found.append(float(metrics.probability(stats).mean()))
+        found.append(metrics.probability(stats))
     return Relearned(tuple(steps), np.array(found))
 
 

@@ -166,6 +166,16 @@ def test_rounding_and_relearning(subjects, splits):
     start = plain.probability[::2].mean()
     assert curve.probability[0] == pytest.approx(start, rel=1e-4)
     assert curve.probability[1] > 1.5 * start
+    one, other = subjects
+    three = {"before": one, "after": other, "retrained": other}
+    entry = stress.rounding_card(three, rows, 16)
+    assert entry["recovered"] is None  # neither model knows anything
+    assert set(entry["models"]) == set(three)
+    entry = stress.relearning_card(three, rows)
+    assert (entry["taught"], entry["asked"]) == (-(-len(rows) // 2), len(rows) // 2)
+    assert entry["area"] == {"value": 0, "low": 0, "high": 0}
+    assert entry["robustness"]["value"] == 1
+    assert stress.relearning_card(three, rows[:1]) is None
     with pytest.raises(InputError, match="at least one each"):
         stress.relearn(subjects[0], rows, [])
     with pytest.raises(InputError, match="rising"):

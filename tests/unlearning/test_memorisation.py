@@ -186,6 +186,11 @@ def test_memo_prompts_and_mean():
     # Suffixes: "ara Lind did", "ind did", "id" and "s ."; k = 1, 6, 11 and 1.
     assert asked == [f"{QUESTION} {a}" for a in ("M", "Mara L", "Mara Lind d", "i")]
     np.testing.assert_allclose(found, [(1 / 2 + 1 / 2 + 0) / 3, 0])
+    asked.clear()
+    metrics.memo(
+        [QUESTION], ["is ."], lambda ps: asked.extend(ps) or ["s"], separator="\n"
+    )
+    assert asked == [f"{QUESTION}\ni"]
     found = metrics.memo([QUESTION, QUESTION], [ANSWER, "7"], lambda ps: [""] * len(ps))
     np.testing.assert_array_equal(found, [0, np.nan])
 
@@ -204,7 +209,9 @@ def test_fluency():
     uniform = "a b c d e"  # 4 pairs and 3 triples, each once
     found = metrics.ngram_entropy([uniform, "a a a a", "a"])
     np.testing.assert_allclose(
-        found, [2 / 3 * np.log2(4) + 4 / 3 * np.log2(3), 0, 0], atol=1e-15
+        found,
+        [np.mean([2 / 3 * np.log2(4), 4 / 3 * np.log2(3)]), 0, 0],
+        atol=1e-15,
     )
 
 

@@ -60,6 +60,7 @@ def memo(
     *,
     mode: Literal["suffix", "prefix"] = "suffix",
     step: int = 5,
+    separator: str = " ",
 ) -> PerItem:
     """MEMO of each item: mean ROUGE-1 precision over sliding prefixes, in [0, 1].
 
@@ -73,6 +74,7 @@ def memo(
       generate: all prompts of all items in one call; MEMO generates up to 200 tokens.
       mode: what is cut.
       step: characters between prefixes.
+      separator: between question and answer, as the model was trained.
 
     Returns:
       Higher = more memorised. NaN where no prefix leaves a word to be expected; the
@@ -86,7 +88,7 @@ def memo(
         raise InputError(f"step is {step}; expected at least 1 character")
     items, prompts, expected = [], [], []
     for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-        for prompt, rest in _prefixes(question, answer, mode, step):
+        for prompt, rest in _prefixes(question, answer, mode, step, separator):
             if has_words(rest):
                 items.append(i)
                 prompts.append(prompt)
@@ -111,30 +113,34 @@ def memo(
 def ngram_entropy(predictions: Sequence[str]) -> PerItem:
     """Fluency of each text: weighted entropy of its word pairs and triples, in bits.
 
-    `2/3 H_2 + 4/3 H_3`; a text that repeats itself has little. Zero for texts of one
-    word.
+    `(2/3 H_2 + 4/3 H_3) / 2`; a text that repeats itself has little. Zero for texts of
+    one word. Words are divided at spaces, by RWKU with nltk.
 
-    Source: RWKU, arXiv 2406.10890 (weights from its code).
+    Source: RWKU, arXiv 2406.10890 (weights and mean from its code).
     """
     return np.array(
         [
-            2 / 3 * _entropy(words, 2) + 4 / 3 * _entropy(words, 3)
+            1 / 3 * _entropy(words, 2) + 2 / 3 * _entropy(words, 3)
             for words in (text.split() for text in texts("predictions", predictions))
         ]
     )
 
 
 def _prefixes(
-    question: str, answer: str, mode: Literal["suffix", "prefix"], step: int
+    question: str,
+    answer: str,
+    mode: Literal["suffix", "prefix"],
+    step: int,
+    separator: str,
 ) -> list[tuple[str, str]]:
     if mode == "suffix":
         return [
-            (f"{question} {answer[:k]}", answer[k:])
+            (f"{question}{separator}{answer[:k]}", answer[k:])
             for k in range(1, len(answer), step)
         ]
     if mode == "prefix":
         return [
-            (question[:k], f"{question[k:]} {answer}")
+            (question[:k], f"{question[k:]}{separator}{answer}")
             for k in range(1, len(question), step)
         ]
     raise InputError(f"mode is {mode!r}; expected 'suffix' or 'prefix'")

@@ -19,6 +19,8 @@ from lt_mia_jax.errors import InputError
 from lt_mia_jax.features.statistics import token_statistics
 from lt_mia_jax.unlearning.metrics.checks import PerItem, Values, per_item, same_items
 
+DropFinal = bool | Bool[np.ndarray, " B"]
+
 
 class AnswerStatistics(NamedTuple):
     """What the metrics read of each prediction; step t predicts token t + 1.
@@ -73,12 +75,15 @@ def probability(stats: AnswerStatistics) -> PerItem:
     return np.exp(-mean_nll(stats))
 
 
-def exact_memorisation(stats: AnswerStatistics, *, drop_final: bool = True) -> PerItem:
+def exact_memorisation(
+    stats: AnswerStatistics, *, drop_final: DropFinal = True
+) -> PerItem:
     """Share of each answer's tokens that are the argmax, teacher forced.
 
     Args:
       stats: of the whole answers.
-      drop_final: leave the last label of each answer (its end token) out.
+      drop_final: leave the last label of each answer (its end token) out; or of which
+        ones.
 
     Source: Tirumala et al., arXiv 2205.10770; without the end token as in
     OpenUnlearning, arXiv 2506.12618.
@@ -87,7 +92,9 @@ def exact_memorisation(stats: AnswerStatistics, *, drop_final: bool = True) -> P
     return _mean(stats.match.astype(np.float64), _answer(stats, drop_final))
 
 
-def extraction_strength(stats: AnswerStatistics, *, drop_final: bool = True) -> PerItem:
+def extraction_strength(
+    stats: AnswerStatistics, *, drop_final: DropFinal = True
+) -> PerItem:
     """`1 - k / L`: how short a prefix brings back the whole rest of the answer.
 
     `k` is the shortest prefix after which every argmax is right; an answer whose last
@@ -95,7 +102,8 @@ def extraction_strength(stats: AnswerStatistics, *, drop_final: bool = True) -> 
 
     Args:
       stats: of the whole answers.
-      drop_final: leave the last label of each answer (its end token) out.
+      drop_final: leave the last label of each answer (its end token) out; or of which
+        ones.
 
     Source: Carlini et al., arXiv 2012.07805; OpenUnlearning, arXiv 2506.12618.
     """
@@ -189,12 +197,11 @@ def _host(stats: AnswerStatistics) -> AnswerStatistics:
     return AnswerStatistics(nll, match, np.asarray(stats.rank), valid)
 
 
-def _answer(stats: AnswerStatistics, drop_final: bool) -> Bool[np.ndarray, "B T"]:
+def _answer(stats: AnswerStatistics, drop_final: DropFinal) -> Bool[np.ndarray, "B T"]:
     """The scored steps, without the last of each row if so asked."""
-    if not drop_final:
-        return stats.valid
+    dropped = np.broadcast_to(drop_final, len(stats.valid)).astype(int)
     position = stats.valid.cumsum(axis=1)
-    return stats.valid & (position < position[:, -1:])
+    return stats.valid & (position <= position[:, -1:] - dropped[:, None])
 
 
 def _mean(x: np.ndarray, where: np.ndarray) -> PerItem:
