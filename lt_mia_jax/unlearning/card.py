@@ -124,7 +124,7 @@ def privacy(
       holdout: the same of texts that no model has seen.
       seed: of the bootstrap.
     """
-    if not math.isfinite(_priv_leak(forget, holdout)):
+    if metrics.member_auc(forget[1], holdout[1]) == 1:
         return None
     found = estimate(
         lambda *groups: min(_priv_leak(*groups), 2 * _NO_ZERO),
@@ -403,10 +403,12 @@ def _gap(forget: np.ndarray, holdout: np.ndarray) -> float:
 def _priv_leak(
     forget: tuple[np.ndarray, np.ndarray], holdout: tuple[np.ndarray, np.ndarray]
 ) -> float:
-    """Percent; infinite where the retrained model separates perfectly."""
+    """Percent; infinite where the retrained model alone separates perfectly."""
     mine, theirs = (
         1 - metrics.member_auc(f, h) for f, h in zip(forget, holdout, strict=True)
     )
+    if mine == theirs:
+        return 0.0
     return 100 * (mine - theirs) / theirs if theirs > 0 else math.inf
 
 
