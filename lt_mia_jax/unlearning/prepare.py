@@ -224,4 +224,4 @@ def _trace(setting: Setting) -> tracing.Trace:
         key=setting.key,
     )
     real = fetch(batch.weight) > 0
-    return jax.tree.map(lambda x: x[..., real], fetch(trace))
+    return jax.tree.map(lambda x: jax.numpy.asarray(x[..., real]), fetch(trace))

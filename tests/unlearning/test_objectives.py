@@ -212,14 +212,18 @@ def slope_of_sequence_sums(params, batch):
     return slope * weight[:, None, None] / np.count_nonzero(weight)
 
 
+def mean_weight(batch, info):
+    """Of the texts that have something to score."""
+    return np.asarray(batch.weight)[np.asarray(info.tokens) > 0].mean()
+
+
 def test_npo_starts_as_gradient_ascent_on_sequence_sums():
     params, batch = device_case()
     (value, info), gradient = value_and_gradient(
         CASES["npo"], params, with_reference(params, batch)
     )
-    scored = np.asarray(info.tokens) > 0
-    mean_weight = np.asarray(batch.weight)[scored].mean()
-    np.testing.assert_allclose(value, 2 / 0.1 * np.log(2) * mean_weight, rtol=1e-6)
+    expected = 2 / 0.1 * np.log(2) * mean_weight(batch, info)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
     expected = -slope_of_sequence_sums(params, batch)
     np.testing.assert_allclose(gradient["logits"], expected, rtol=1e-5, atol=1e-7)
 
@@ -247,17 +251,19 @@ def test_simnpo_where_all_means_are_delta():
     # Uniform predictions: every mean is log V.
     params, batch = device_case()
     flat = {**params, "logits": jnp.zeros_like(params["logits"])}
-    value, _ = objectives.simnpo(
+    value, info = objectives.simnpo(
         flat, batch, apply_fn=apply_fn, beta=2.5, delta=float(np.log(V))
     )
-    np.testing.assert_allclose(value, 2 / 2.5 * np.log(2), rtol=1e-6)
+    expected = 2 / 2.5 * np.log(2) * mean_weight(batch, info)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
 def test_dpo_of_a_text_against_itself():
     params, batch = device_case()
     same = batch._replace(alternative=batch._replace(alternative=None))
-    (value, _), gradient = value_and_gradient(CASES["dpo-loser"], params, same)
-    np.testing.assert_allclose(value, 20 * np.log(2), rtol=1e-6)
+    (value, info), gradient = value_and_gradient(CASES["dpo-loser"], params, same)
+    expected = 20 * np.log(2) * mean_weight(same, info)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
     np.testing.assert_allclose(gradient["logits"], 0, atol=1e-7)
 
 
