@@ -25,13 +25,19 @@ def test_small_and_described():
 
 @pytest.mark.parametrize("boost", [0.5, 1.0, 2.0])
 def test_what_a_target_learned_scores_higher(boost):
-    """Logits that say more of half of the true tokens than the reference's do."""
+    """Logits that say more of half of the true tokens than the reference's do.
+
+    Texts are such as the reference predicts, drawn from it. On tokens drawn from
+    nowhere, eight nats each, this attack fails (AUC .77, .74, .43 for the three boosts,
+    measured; the card says so).
+    """
     rng = np.random.default_rng(0)
     texts, length, vocabulary = 60, 64, 300
     labels = np.arange(texts) % 2
-    ids = rng.integers(0, vocabulary, (texts, length))
     mask = np.ones((texts, length), np.int32)
     reference = rng.normal(0, 2, (texts, length, vocabulary)).astype(np.float32)
+    drawn = (reference + rng.gumbel(size=reference.shape)).argmax(axis=-1)
+    ids = np.roll(drawn, 1, axis=1)
     target = reference + rng.normal(0, 0.2, reference.shape).astype(np.float32)
     rows, steps = np.ogrid[:texts, : length - 1]
     known = labels[:, None] * (rng.random((texts, length - 1)) < 0.5)
