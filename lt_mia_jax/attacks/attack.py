@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float, Int, Integer
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.attacks.classifier import apply
 from lt_mia_jax.attacks.classifier_config import ClassifierConfig
-from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor, make_executor
 from lt_mia_jax.sharding import replicated
 
@@ -29,14 +28,8 @@ class Attack(NamedTuple):
 
     @property
     def k(self) -> int:
-        """Top and bottom tokens behind the features: inputs = 7k + 14."""
-        k, rest = divmod(self.config.inputs - 14, 7)
-        if rest or k < 1:
-            raise InputError(
-                f"the attack reads {self.config.inputs} columns, which is 7k + 14 for "
-                "no k; its features were not made by this package"
-            )
-        return k
+        """Top and bottom tokens behind the features."""
+        return self.config.k
 
     @property
     def text_ids(self) -> frozenset[str]:

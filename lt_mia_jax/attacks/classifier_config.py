@@ -77,6 +77,21 @@ class ClassifierConfig:
         return len(self.blocks) < len(BLOCKS)
 
     @property
+    def k(self) -> int:
+        """Top and bottom tokens behind the features: inputs = 7k + 14.
+
+        Raises:
+          InputError: there is no such k.
+        """
+        k, rest = divmod(self.inputs - 14, 7)
+        if rest or k < 1:
+            raise InputError(
+                f"the attack reads {self.inputs} columns, which is 7k + 14 for no k; "
+                "its features were not made by this package, or have no blocks"
+            )
+        return k
+
+    @property
     def columns(self) -> Int[np.ndarray, " S"]:
         """Numbers of the columns that are seen, ascending.
 
@@ -86,11 +101,6 @@ class ClassifierConfig:
         every = np.arange(self.inputs)
         if not self.hides:
             return every
-        k, rest = divmod(self.inputs - 14, 7)
-        if rest or k < 1:
-            raise InputError(
-                f"{self.inputs} columns have no blocks; expected 7k + 14 for some k"
-            )
-        layout = FeatureLayout(k)
+        layout = FeatureLayout(self.k)
         own = [getattr(layout, block) for block in self.blocks]
         return np.sort(np.concatenate([every[block] for block in own]))

@@ -6,4 +6,5 @@ from lt_mia_jax.checkpoints.pretrained import Pretrained as Pretrained
 from lt_mia_jax.checkpoints.pretrained import load_model as load_model
 from lt_mia_jax.checkpoints.pretrained import load_pretrained as load_pretrained
 from lt_mia_jax.checkpoints.pretrained import save_pretrained as save_pretrained
+from lt_mia_jax.checkpoints.pretrained import tokenizer_of as tokenizer_of
 from lt_mia_jax.checkpoints.tokenizer import load_tokenizer as load_tokenizer

@@ -61,12 +61,16 @@ def load_pretrained(
       InputError: anything missing, broken, contradictory or not supported.
     """
     # First, because it is quick: a missing tokenizer should not cost a long load.
-    if is_gguf(path_or_id):
-        tokenizer = load_gguf_tokenizer(Path(path_or_id))
-    else:
-        tokenizer = load_tokenizer(resolve(path_or_id))
+    tokenizer = tokenizer_of(path_or_id)
     config, params = load_model(path_or_id, dtype=dtype, mesh=mesh)
     return Pretrained(config, params, tokenizer)
+
+
+def tokenizer_of(path_or_id: str | Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model; arguments and errors as `load_pretrained`."""
+    if is_gguf(path_or_id):
+        return load_gguf_tokenizer(Path(path_or_id))
+    return load_tokenizer(resolve(path_or_id))
 
 
 def load_model(

@@ -24,7 +24,7 @@ TEXTS = ("members.jsonl", "validation.jsonl")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Adapters:
+class LowRank:
     """Low-rank adapters, merged into the weights at the end."""
 
     rank: int = 0
@@ -48,7 +48,7 @@ class Adapters:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lora(Adapters):
+class Lora(LowRank):
     """Low-rank adapters, merged into the weights at the end."""
 
     dropout: float = 0.05

@@ -10,7 +10,7 @@ from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
 from lt_mia_jax.checkpoints.gguf import is_gguf
 from lt_mia_jax.checkpoints.hub import resolve
 from lt_mia_jax.commands.devices import Devices, DevicesFlags
-from lt_mia_jax.commands.finetune import Adapters
+from lt_mia_jax.commands.finetune import LowRank
 from lt_mia_jax.commands.unlearn_report import (
     Evaluation,
     EvaluationFlags,
@@ -87,7 +87,7 @@ class Unlearn:
     template: AnswerTemplate = dataclasses.field(default_factory=AnswerTemplate)
     """How question and answer become one text."""
 
-    lora: Adapters = dataclasses.field(default_factory=Adapters)
+    lora: LowRank = dataclasses.field(default_factory=LowRank)
     """Adapters instead of all parameters."""
 
     save_seconds: float = 60.0

@@ -11,10 +11,9 @@ import numpy as np
 import tyro
 
 from lt_mia_jax.attacks.storage import Attack
-from lt_mia_jax.checkpoints import load_pretrained
-from lt_mia_jax.checkpoints.gguf import is_gguf, load_gguf_tokenizer
+from lt_mia_jax.checkpoints import load_pretrained, tokenizer_of
+from lt_mia_jax.checkpoints.gguf import is_gguf
 from lt_mia_jax.checkpoints.hub import resolve
-from lt_mia_jax.checkpoints.tokenizer import load_tokenizer
 from lt_mia_jax.commands.results import command_line
 from lt_mia_jax.commands.scoring import choose_attack
 from lt_mia_jax.configs import to_dict
@@ -121,10 +120,7 @@ def check_models(options: Evaluation, tokenizer: Any) -> None:
         if name is None:
             continue
         try:
-            if is_gguf(name):
-                own = load_gguf_tokenizer(Path(name))
-            else:
-                own = load_tokenizer(resolve(name))
+            own = tokenizer_of(name)
         except InputError as error:
             raise InputError(f"--{role}: {error}") from error
         _check_tokens(name, role, own, tokenizer)

@@ -177,7 +177,9 @@ def _rounding(
     if low - left > 0 and (found["value"] or 0.0) - left > RETURNED:
         return Check("caution", title, f"{there}; {codes}")
     if high - left <= RETURNED:
-        return Check("pass", title, f"No more comes back than {RETURNED:.0%}; {codes}")
+        return Check(
+            "pass", title, f"At most {percentage(RETURNED)} more comes back; {codes}"
+        )
     return Check("note", title, f"{there}, which may be chance; {codes}")
 
 

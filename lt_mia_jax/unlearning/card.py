@@ -19,7 +19,7 @@ from lt_mia_jax.unlearning.metrics.checks import PerItem
 UTILITY = metrics.UTILITY_SETS
 LEAK_SCORE = "min_k"
 """The score that PrivLeak reads."""
-_LEAST_SPAN = 0.02
+_LEAST_SPAN, _NO_SPAN = 0.02, 1e-9
 _NO_ZERO = 1e9  # no PrivLeak of texts that can be counted
 RATE = 0.01
 """False-positive rate of the true-positive rates on a card."""
@@ -100,10 +100,7 @@ def report_card(
 
 def interval_of_mean(values: PerItem, seed: int) -> dict[str, float | None]:
     """Mean over the items that have a value; no interval for a single one."""
-    present = values[~np.isnan(values)]
-    if len(present) < 2:
-        return {"value": float(present.mean()), "low": None, "high": None}
-    return as_json(bootstrap_interval(_mean, present, seed=seed))
+    return estimate(_mean, values[~np.isnan(values)], seed=seed)
 
 
 def as_json(found: Interval) -> dict[str, float | None]:
@@ -181,7 +178,10 @@ def _kept(measured: Measured, seed: int, notes: list[str]) -> dict[str, Any]:
     if set(UTILITY) <= set(measured.sets):
         sets = _utility(measured.sets)
         if not any(np.isnan(x).any() for items in sets.values() for x in items):
-            card["utility_parts"] = _parts(sets, seed)
+            card["utility_parts"] = {
+                name: interval_of_mean(column, seed)
+                for name, column in metrics.utility_columns(sets).items()
+            }
             groups = [tuple(items) for items in sets.values()]
             card["model_utility"] = as_json(
                 bootstrap_interval(_model_utility, *groups, seed=seed)
@@ -203,11 +203,7 @@ def _attacked(measured: Measured, seed: int) -> dict[str, Any]:
     if "loss" in measured.forget_scores:
         # The score is the mean log-probability: minus the loss.
         groups = measured.forget_scores["loss"], measured.holdout_scores["loss"]
-        card["loss_gap_nats"] = (
-            as_json(bootstrap_interval(_gap, *groups, seed=seed))
-            if min(map(len, groups)) > 1
-            else {"value": _gap(*groups), "low": None, "high": None}
-        )
+        card["loss_gap_nats"] = estimate(_gap, *groups, seed=seed)
         card["n_holdout"] = len(groups[1])
     return card
 
@@ -255,7 +251,6 @@ def _against(
     attack = metrics.threshold_attack(forget.probability, truth.probability)
     card["told_from_retrained"] = {
         **_told_apart(attack.threshold, forget.probability, truth.probability, seed),
-        "value": attack.attack_score,
         "epsilon": attack.epsilon if math.isfinite(attack.epsilon) else None,
         "threshold": attack.threshold,
         "fpr": attack.fpr,
@@ -270,7 +265,7 @@ def _against(
         card["completeness"] = interval_of_mean(complete.score, seed)
         card["completeness_gap"] = {
             f"p{percent:02d}": estimate(
-                lambda gap, at=percent / 100: float(np.quantile(gap, at)),
+                lambda gap, at=percent / 100: metrics.quantiles(gap, [at])[0],
                 complete.gap,
                 seed=seed,
             )
@@ -313,11 +308,9 @@ def knowledge_left(
 
     def left(group: tuple[np.ndarray, ...]) -> float:
         one, value, zero = (float(x.mean()) for x in group)
-        span = one - zero
-        # Draws without a scale lie far out, on the side that they are on.
-        return (value - zero) / (
-            span if abs(span) > 1e-9 else math.copysign(1e-9, span)
-        )
+        if one == zero:  # a draw without a scale lies far out
+            one = zero + _NO_SPAN
+        return metrics.recovered_fraction(value, original=one, retrained=zero)
 
     return estimate(left, (original, unlearned, retrained), seed=seed)
 
@@ -356,23 +349,6 @@ def estimate(
     return as_json(bootstrap_interval(aggregate, *groups, seed=seed))
 
 
-def _parts(
-    sets: Mapping[str, metrics.UtilityItems], seed: int
-) -> dict[str, dict[str, float | None]]:
-    """The nine means of model utility, each with its interval."""
-    found = {}
-    for name, value in metrics.utility_parts(sets).items():
-        items = sets[name.split("/")[0]]
-        columns = {
-            "probability": items.probability,
-            "rouge_recall": items.rouge_recall,
-            "truth_ratio": metrics.retain_truth_score(items.truth_ratio),
-        }
-        found[name] = interval_of_mean(columns[name.split("/")[1]], seed)
-        assert math.isclose(found[name]["value"], value)
-    return found
-
-
 def _utility(sets: Mapping[str, Items]) -> dict[str, metrics.UtilityItems]:
     return {
         name: metrics.UtilityItems(
@@ -405,11 +381,11 @@ def _priv_leak(
 ) -> float:
     """Percent; infinite where the retrained model alone separates perfectly."""
     mine, theirs = (
-        1 - metrics.member_auc(f, h) for f, h in zip(forget, holdout, strict=True)
+        metrics.member_auc(f, h) for f, h in zip(forget, holdout, strict=True)
     )
-    if mine == theirs:
-        return 0.0
-    return 100 * (mine - theirs) / theirs if theirs > 0 else math.inf
+    if theirs == 1:
+        return 0.0 if mine == 1 else math.inf
+    return metrics.priv_leak(mine, theirs)
 
 
 __all__ = [

@@ -93,7 +93,7 @@ def relearning_card(
     """What stands on a card of relearning: some questions are taught, others asked.
 
     Args:
-      subjects: `after`, and `retrained` if there is one; others are left out.
+      subjects: `after`, and `retrained` if there is one; `before` is left out.
       rows: the forgotten questions; every other one may be taught.
       seed: of the bootstrap over the questions that are asked.
 

@@ -1,12 +1,14 @@
 """The unlearning table on a copy of TOFU's layout, from files to the page."""
 
+import dataclasses
 import json
 
 import pytest
 import unlearning_table
 from launch import Local, run_jobs
+from unlearning_jobs import is_chosen
 from unlearning_results import collect, draw, table
-from unlearning_setup import Tofu, World
+from unlearning_setup import Tofu, World, results_of
 
 from lt_mia_jax.cli import main
 from lt_mia_jax.data.questions import read_questions
@@ -71,6 +73,12 @@ def test_from_files_to_the_page(config, tmp_path):
     perturbed = read_questions(config.tofu.data.parent / "made/data/forget10.jsonl")
     parts = [world.truth[part].sets["forget"].rouge for part in (True, False)]
     assert sum(map(len, parts)) == len(perturbed)
+
+    # Runs of other settings are not taken for these.
+    folder = results_of(config, 10) / "idk_nll"
+    assert is_chosen(config, folder)
+    for other in ({"rates": (1e-3,)}, {"seeds": (2,)}, {"epochs": (1,)}):
+        assert not is_chosen(dataclasses.replace(config, **other), folder)
 
     text = table(config, config.out)
     assert text.count("\n| 10 % |") == 3

@@ -85,6 +85,7 @@ from lt_mia_jax.unlearning.metrics.tofu import (
 from lt_mia_jax.unlearning.metrics.tofu import retain_truth_score as retain_truth_score
 from lt_mia_jax.unlearning.metrics.tofu import truth_probability as truth_probability
 from lt_mia_jax.unlearning.metrics.tofu import truth_ratio as truth_ratio
+from lt_mia_jax.unlearning.metrics.tofu import utility_columns as utility_columns
 from lt_mia_jax.unlearning.metrics.tofu import utility_parts as utility_parts
 from lt_mia_jax.unlearning.metrics.traces import Trace as Trace
 from lt_mia_jax.unlearning.metrics.traces import trace_accuracy as trace_accuracy

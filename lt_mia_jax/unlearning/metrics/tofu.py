@@ -109,26 +109,31 @@ class UtilityItems(NamedTuple):
     """R itself."""
 
 
-def utility_parts(sets: Mapping[str, UtilityItems]) -> dict[str, float]:
-    """The nine means by name of `UTILITY_PARTS`, from per-item values of three sets.
+def utility_columns(sets: Mapping[str, UtilityItems]) -> dict[str, PerItem]:
+    """Values `[N]` behind each of `UTILITY_PARTS`, from those of three sets.
 
     Raises:
       InputError: a set is missing or unknown, or holds NaN.
     """
     _same_names("sets of model utility", sets, UTILITY_SETS)
-    parts = {}
+    columns = {}
     for name in UTILITY_SETS:
         items = sets[name]
-        columns = (
+        own = (
             per_item(f"{name} probability", items.probability),
             per_item(f"{name} rouge_recall", items.rouge_recall),
             retain_truth_score(items.truth_ratio),
         )
-        means = [float(column.mean()) for column in columns]
-        parts |= dict(
-            zip((p for p in UTILITY_PARTS if p.startswith(name)), means, strict=True)
+        columns |= dict(
+            zip((p for p in UTILITY_PARTS if p.startswith(name)), own, strict=True)
         )
-    return parts
+    return columns
+
+
+def utility_parts(sets: Mapping[str, UtilityItems]) -> dict[str, float]:
+    """The nine means by name of `UTILITY_PARTS`; arguments as `utility_columns`."""
+    columns = utility_columns(sets)
+    return {name: float(column.mean()) for name, column in columns.items()}
 
 
 def model_utility(parts: Mapping[str, float]) -> float:
