@@ -352,22 +352,25 @@ def test_forget_weight_scales_with_and_without_retain_texts(retain_weight):
     np.testing.assert_array_equal(found["w"], 0.5)
 
 
-@pytest.mark.parametrize("every", [1, 5])
+@pytest.mark.parametrize("every", [1, 3])
 def test_forgetting_steps_of_lwf_pass_over_all_texts(every):
+    """Three steps make an epoch, so that each third one stands at one place of it."""
     method = dataclasses.replace(METHODS["lwf"], every=every)
     texts = world.forget_texts()
-    config = dataclasses.replace(FAST, epochs=2 * every, batch_size=2)
+    config = dataclasses.replace(FAST, epochs=every, batch_size=2)
     executor = make_executor("single")
     sets = Sets(texts, world.RETAIN, method, config, executor, world.VOCABULARY)
+    assert sets.schedule.epoch == 3
     read = [
         sets.batch_at(step).forget.input_ids
         for step in range(sets.schedule.total)
         if (step + 1) % every == 0
     ]
-    width = max(x.shape[1] for x in read)
-    read = [np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in read]
-    found = {row.tobytes() for batch in read for row in batch}
-    assert len(found) == len({row.tobytes() for row in texts.answers.input_ids})
+    width = texts.answers.input_ids.shape[1]
+    found = [
+        np.pad(row, (0, width - len(row))).tobytes() for batch in read for row in batch
+    ]
+    assert sorted(found) == sorted(row.tobytes() for row in texts.answers.input_ids)
 
 
 def test_divergence_keeps_the_last_good_checkpoint(tmp_path):
