@@ -1,14 +1,22 @@
 """Jobs of the unlearning table: models, the choice of a setting, the reported runs."""
 
 import functools
-import itertools
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from unlearning_setup import CHOSEN, Settings, World, actual_rate, models_of, results_of
+from unlearning_setup import (
+    CHOSEN,
+    USEFUL,
+    Settings,
+    World,
+    actual_rate,
+    models_of,
+    results_of,
+    trials_of,
+)
 
 from lt_mia_jax.commands import syntofu
 from lt_mia_jax.errors import Diverged
@@ -18,12 +26,13 @@ from lt_mia_jax.unlearning.evaluate import report_card
 log = logging.getLogger("lt_mia_jax.unlearning_table")
 
 
-def preference(card: dict[str, Any], retrained: dict[str, Any]) -> float:
+def preference(card: dict[str, Any], retrained: dict[str, Any]) -> tuple[bool, float]:
     """What a setting is chosen by: as useful as the retrained model, and as ignorant.
 
-    Ignorance is likeness of truth ratios, of the probability of answers and of the
-    accuracy of their values, on questions that are not reported on: a p-value alone
-    says little of two dozen. Utility is that of all utility questions.
+    One that keeps `USEFUL` of the utility goes before all others. Ignorance is likeness
+    of truth ratios, of the probability of answers and of the accuracy of their values,
+    on questions that are not reported on: a p-value alone says little of two dozen.
+    Utility is that of all utility questions.
     """
 
     def value(card: dict[str, Any], name: str) -> float:
@@ -36,7 +45,7 @@ def preference(card: dict[str, Any], retrained: dict[str, Any]) -> float:
         for name in ("forget_probability", "forget_slot_accuracy")
         if name in card  # TOFU's answers have no marked values
     ]
-    return min(1.0, kept) * (1 - float(np.mean(apart)))
+    return kept >= USEFUL, min(1.0, kept) * (1 - float(np.mean(apart)))
 
 
 def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -54,26 +63,26 @@ def compare(world: World, name: str, config: Settings) -> None:
     """Choose the setting of one method, and run it on every seed."""
     retrained = report_card(world.truth[True], world.truth[True])
     folder, preferred = world.results / name, {}
-    for rate, epochs in itertools.product(config.rates, config.epochs):
-        setting = (name, rate, epochs, config.seeds[0])
+    for trial in trials_of(config, name):
+        setting = (name, trial, config.seeds[0])
         card = once(
-            folder / "trials" / f"{rate:g}-{epochs}-{config.seeds[0]}.json",
+            folder / "trials" / f"{trial.named(config.seeds[0])}.json",
             lambda setting=setting: world.card(world.attempt(*setting), True),
         )
         if "failed" not in card:
-            preferred[rate, epochs] = preference(card, retrained)
+            preferred[trial] = preference(card, retrained)
     cards = []
     if preferred:
-        rate, epochs = max(preferred, key=lambda setting: preferred[setting])
+        best = max(preferred, key=lambda trial: preferred[trial])
+        tuned = {**best._asdict(), "rate": actual_rate(name, best.rate)}
         for seed in config.seeds:
-            setting = (name, rate, epochs, seed)
-            cards.append(f"{rate:g}-{epochs}-{seed}.json")
+            setting = (name, best, seed)
+            cards.append(f"{best.named(seed)}.json")
             once(
                 folder / "runs" / cards[-1],
                 lambda setting=setting: {
                     **world.card(world.attempt(*setting), False),
-                    "rate": actual_rate(name, setting[1]),
-                    "epochs": setting[2],
+                    **tuned,
                 },
             )
     else:
@@ -86,6 +95,7 @@ def tried(config: Settings) -> dict[str, Any]:
     return {
         "rates": list(config.rates),
         "epochs": list(config.epochs),
+        "retain": list(config.retain),
         "seeds": list(config.seeds),
     }
 

@@ -1,17 +1,16 @@
-"""Table and figure of the unlearning runs that are finished."""
+"""Table of the unlearning runs that are finished, and what its page shows."""
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from unlearning_setup import CHOSEN, Settings, results_of
+from unlearning_setup import CHOSEN, USEFUL, Settings, results_of
 
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import read_json
+from lt_mia_jax.report.forgetting import PASSED
 
-INK = "#7a7a7a"  # legible on light and on dark pages
 SHOWN = (
     "model_utility",
     "forget_probability",
@@ -20,7 +19,6 @@ SHOWN = (
     "priv_leak",
     "auc_loss",
 )
-AXES = ("model_utility", "forget_quality")
 
 
 def collect(config: Settings, out: Path) -> dict[tuple[int, str], list[Any]]:
@@ -64,69 +62,42 @@ def cell(cards: list[Any], name: str) -> str:
 def table(config: Settings, out: Path) -> str:
     """Markdown."""
     found = collect(config, out)
+    retrained = {
+        percent: cards[0]
+        for (percent, name), cards in reversed(found.items())  # the first one stays
+        if name.startswith("retrained")
+    }
     lines = [
-        "| forget | method | seeds | utility | p(forget) | slot accuracy "
-        "| log10 forget quality | PrivLeak, % | AUC loss | rate, epochs |",
+        "| forget | method | forgot and useful | utility | p(forget) | slot accuracy "
+        "| log10 forget quality | PrivLeak, % | AUC loss | rate, epochs, retain |",
         "| --- " * 10 + "|",
     ]
     for (percent, name), cards in found.items():
         cells = [cell(cards, column) for column in SHOWN]
-        setting = (
-            f"{cards[0]['rate']:g}, {cards[0]['epochs']}" if "rate" in cards[0] else ""
-        )
+        setting, first = "", cards[0]
+        if "rate" in first:
+            setting = f"{first['rate']:g}, {first['epochs']}, x {first['retain']:g}"
+        good = sum(succeeds(card, retrained[percent]) for card in cards)
         lines.append(
-            f"| {percent} % | {name} | {len(cards)} | {' | '.join(cells)} | {setting} |"
+            f"| {percent} % | {name} | {good} of {len(cards)} | {' | '.join(cells)} "
+            f"| {setting} |"
         )
     return "\n".join(lines)
 
 
-def draw(config: Settings, out: Path, path: Path) -> None:
-    """Forget quality over model utility."""
-    from matplotlib import pyplot as plt
+def succeeds(card: dict[str, Any], retrained: dict[str, Any]) -> bool:
+    """Whether truth ratios pass for the retrained model's, and utility is near its."""
+    kept = card["model_utility"]["value"] / retrained["model_utility"]["value"]
+    return card["forget_quality"]["value"] >= PASSED and kept >= USEFUL
 
+
+def sections(config: Settings, out: Path) -> dict[str, dict[str, list[Any]]]:
+    """Cards by title and method, as the comparison page wants them."""
     found = collect(config, out)
-    percents = sorted({percent for percent, _ in found})
-    figure, axes = plt.subplots(
-        1, len(percents), figsize=(6 * len(percents), 5), squeeze=False
-    )
-    for axis, percent in zip(axes[0], percents, strict=True):
-        for (own, name), cards in found.items():
-            if own != percent:
-                continue
-            cards = [card for card in cards if {*AXES, "priv_leak"} <= card.keys()]
-            if not cards:
-                continue
-            x = [card["model_utility"]["value"] for card in cards]
-            y = [card["forget_quality"]["log10"] for card in cards]
-            over = np.mean([card["priv_leak"]["value"] for card in cards]) > 25
-            control = name == "full" or name.startswith("retrained")
-            colour = INK if control else "tab:red" if over else "tab:blue"
-            axis.scatter(x, y, marker=".", s=8, color=colour, alpha=0.6)
-            axis.scatter(
-                np.mean(x),
-                np.mean(y),
-                marker="*" if control else "x" if over else "o",
-                color=colour,
-            )
-            axis.annotate(
-                name,
-                (np.mean(x), np.mean(y)),
-                fontsize=7,
-                color=INK,
-                xytext=(3, 3),
-                textcoords="offset points",
-            )
-        axis.axhline(math.log10(0.05), color="gray", linestyle=":")
-        axis.set(
-            xlabel="model utility",
-            ylabel="log10 forget quality",
-            title=f"{config.preset}, forget {percent} %; crosses: PrivLeak above 25 %",
-        )
-        for label in (axis.title, axis.xaxis.label, axis.yaxis.label):
-            label.set_color(INK)
-        axis.tick_params(colors=INK)
-        for spine in axis.spines.values():
-            spine.set_color(INK)
-    figure.tight_layout()
-    metadata = {"Date": None} if path.suffix == ".svg" else None
-    figure.savefig(path, transparent=True, metadata=metadata)
+    return {
+        f"{config.preset}, forget {percent} %": {
+            name: cards for (own, name), cards in found.items() if own == percent
+        }
+        for percent in config.percents
+        if any(own == percent for own, _ in found)
+    }

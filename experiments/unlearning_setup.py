@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,15 +25,19 @@ from lt_mia_jax.unlearning.evaluate import (
     membership,
     report_card,
 )
-from lt_mia_jax.unlearning.methods import METHODS
+from lt_mia_jax.unlearning.methods import METHODS, Method
 from lt_mia_jax.unlearning.train import ForgetTexts, UnlearnConfig, unlearn
 
 VALIDATION = 0.3
 """Share of the forget questions that choose the setting, and are not reported on."""
+USEFUL = 0.95
+"""Share of the retrained model's utility that a model is to keep."""
 CHOSEN = "chosen.json"
 """Beside a method's runs: which of them are reported."""
 RATE_FACTORS = {"mrp": 1000.0}
 """MRP trains directions by plain SGD, whose rates are of another size."""
+RETAIN_FIELDS = {"pdu": "initial", "sha256": "highest"}
+"""What weighs the retain term where that is not `retain_weight`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +88,47 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the reported runs."""
 
-    rates: tuple[float, ...] = (1e-4, 1.7e-4, 3e-4, 1e-3)
+    rates: tuple[float, ...] = (1e-4, 2e-4, 4e-4, 8e-4)
     """Learning rates that are tried."""
 
-    epochs: tuple[int, ...] = (10,)
+    epochs: tuple[int, ...] = (40,)
     """Numbers of passes over the forget set that are tried."""
+
+    retain: tuple[float, ...] = (1.0, 5.0, 20.0)
+    """Factors of a method's own weight of its retain term that are tried."""
+
+
+class Trial(NamedTuple):
+    """What is tuned of a method."""
+
+    rate: float
+    """As `Settings.rates` has it; see `actual_rate`."""
+    epochs: int
+    retain: float
+    """Factor of the weight of the retain term."""
+
+    def named(self, seed: int) -> str:
+        """Name of a run with it."""
+        return f"{self.rate:g}-{self.epochs}-{self.retain:g}-{seed}"
+
+
+def method_of(name: str, retain: float = 1.0) -> Method:
+    """A method with another weight of its retain term; the same if it has none."""
+    method, field = METHODS[name], RETAIN_FIELDS.get(name, "retain_weight")
+    return dataclasses.replace(method, **{field: getattr(method, field) * retain})
+
+
+def trials_of(config: Settings, name: str) -> list[Trial]:
+    """The grid, without trials that would repeat another one."""
+    method, retain = METHODS[name], {}
+    for factor in config.retain:
+        retain.setdefault(method_of(name, factor), factor)
+    rates, epochs = config.rates, config.epochs
+    if method.forget() is None and method.retain() is None:  # takes no steps
+        rates, epochs, retain = rates[:1], epochs[:1], {method: config.retain[0]}
+    return list(
+        itertools.starmap(Trial, itertools.product(rates, epochs, retain.values()))
+    )
 
 
 def models_of(config: Settings) -> syntofu.SynTofu:
@@ -212,11 +253,11 @@ class World:
         measured = self.measure(subject, validation)
         return report_card(measured, self.truth[validation])
 
-    def attempt(self, name: str, rate: float, epochs: int, seed: int) -> Subject:
+    def attempt(self, name: str, trial: Trial, seed: int) -> Subject:
         """`full` after unlearning."""
         recipe = UnlearnConfig(
-            learning_rate=actual_rate(name, rate),
-            epochs=epochs,
+            learning_rate=actual_rate(name, trial.rate),
+            epochs=trial.epochs,
             batch_size=32,
             weight_decay=0.0,
             clip_norm=1.0,
@@ -227,9 +268,9 @@ class World:
             self.full.params,
             self.texts,
             self.keep,
-            METHODS[name],
+            method_of(name, trial.retain),
             recipe,
-            directory=self.results / name / f"{rate:g}-{epochs}-{seed}",
+            directory=self.results / name / trial.named(seed),
             save_every_seconds=1e9,
         )
         return self.full._replace(

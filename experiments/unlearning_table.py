@@ -2,12 +2,12 @@
 
 python experiments/unlearning_table.py --out runs/unlearning --percents 10
 
-For each method the same grid of learning rates and epochs is tried on one seed, and one
-trial is chosen by a part of the forget set that is not reported on, and by utility;
-that setting then runs on every seed. Each run is a file: a stopped command goes on
-where it was, and --launcher spreads the methods. --markdown DIR prints the table and
---plot-only DIR draws the figure of what is there, both without running anything. The
-whole command ends with OUT/comparison.html.
+For each method the same grid of learning rates and weights of the retain term is tried
+on one seed, and one trial is chosen by a part of the forget set that is not reported
+on, and by utility; that setting then runs on every seed. Each run is a file: a stopped
+command goes on where it was, and --launcher spreads the methods. --markdown DIR prints
+the table and --plot-only DIR draws the figure of what is there, both without running
+anything. The whole command ends with OUT/comparison.html.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ from typing import Annotated
 import tyro
 import unlearning_jobs
 from launch import Job, LauncherFlags, command, run_jobs
-from unlearning_results import collect, draw, table
+from unlearning_results import sections, table
 from unlearning_setup import Settings, models_of
 
 from lt_mia_jax.commands import syntofu
-from lt_mia_jax.report import write_comparison
+from lt_mia_jax.report import write_comparison, write_picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,20 +101,11 @@ def run(config: UnlearningTable) -> None:
         print(table(config, config.markdown))
         return
     if config.plot_only is not None:
-        draw(config, config.plot_only, config.figure)
+        write_picture(sections(config, config.plot_only), config.figure)
         return
     run_jobs(jobs(config), config.launcher, logs=config.out / "logs")
     print(table(config, config.out))
-    found = collect(config, config.out)
-    write_comparison(
-        {
-            f"forget {percent} %": {
-                name: cards for (own, name), cards in found.items() if own == percent
-            }
-            for percent in config.percents
-        },
-        config.out / "comparison.html",
-    )
+    write_comparison(sections(config, config.out), config.out / "comparison.html")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""Test-wide settings: four simulated devices, strict shapes, no network."""
+"""Test-wide settings: simulated devices, strict shapes, no network.
+
+Four devices, or LT_MIA_TEST_DEVICES of them.
+"""
 
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_NUM_CPU_DEVICES"] = "4"
+os.environ["JAX_NUM_CPU_DEVICES"] = os.environ.get("LT_MIA_TEST_DEVICES", "4")
 # Tests compile thousands of programs and run each a few times.
 FLAGS = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_backend_optimization_level=0"

@@ -117,9 +117,10 @@ def batch_indices(
 def length_buckets(length: int) -> tuple[int, ...]:
     """Lengths that batches are cut to, ascending: quarters of the longest, by eights.
 
-    Few, since a program is compiled for each.
+    Few, since a program is compiled for each; so none saves less than a sixth.
     """
-    return tuple(sorted({min(length, -(-length * q // 32) * 8) for q in (1, 2, 3, 4)}))
+    shorter = {-(-length * quarters // 32) * 8 for quarters in (1, 2, 3)}
+    return (*sorted(n for n in shorter if 6 * n <= 5 * length), length)
 
 
 def bucket_of(longest: int, buckets: Sequence[int]) -> int:

@@ -14,6 +14,8 @@ CHARACTER = 6.4
 """Width of a letter of a label, about; labels keep clear of each other by it."""
 Box = tuple[Number, Number, Number, Number]
 """Left, top, right and bottom, in pixels."""
+PARETO = (720, 430)
+"""Width and height of the Pareto plot, in pixels."""
 DEEPEST = -40.0
 """Forget quality below this is drawn here: log10 p has no lower end."""
 
@@ -82,7 +84,7 @@ def pareto_figure(
       y_label: name of the vertical axis.
       passing: where a dotted line goes.
     """
-    width, height = 720, 430
+    width, height = PARETO
     ends = [v for s in spots for v in (s.x, s.low, s.high) if v is not None]
     x_low, x_high = _padded(min(ends), max(ends), 0.08)
     heights = [max(s.y, DEEPEST) for s in spots]
@@ -114,7 +116,7 @@ def pareto_figure(
             marks.append(
                 svg.rule(x.at(spot.low), b, x.at(spot.high), b, f"reach {spot.kind}")
             )
-        marks.append(_symbol(a, b, spot.kind))
+        marks.append(symbol(a, b, spot.kind))
     frame = (x.start, y.stop, x.stop, y.start)
     for spot in sorted(spots, key=lambda s: s.kind != "control"):
         marks.append(_label(spot, x.at(spot.x), y.at(spot.y), taken, frame))
@@ -226,7 +228,7 @@ def _dot(x: Number, y: Number, css: str, radius: Number) -> Markup:
     )
 
 
-def _symbol(x: float, y: float, kind: str) -> Markup:
+def symbol(x: Number, y: Number, kind: str) -> Markup:
     """A dot; a cross for over-forgotten, a ring for recognised, a diamond to compare.
 
     Shape and colour say the same.

@@ -24,6 +24,7 @@ from lt_mia_jax.report.cards import (
 )
 from lt_mia_jax.report.comparison import view_group
 from lt_mia_jax.report.data import read_run
+from lt_mia_jax.report.picture import picture
 from lt_mia_jax.report.unlearned import view_document
 from lt_mia_jax.report.views import TOP_TEXTS, view_run
 
@@ -95,6 +96,27 @@ def write_comparison(
     write_atomic(out, render_comparison(cards, controls))
 
 
+def write_picture(
+    cards: Mapping[str, Mapping[str, Sequence[Card]]],
+    out: Path,
+    controls: Sequence[str] = CONTROLS,
+) -> None:
+    """Write the Pareto plots of `render_comparison` as one SVG file, atomically.
+
+    Raises:
+      InputError: no cards, malformed ones, or nothing to plot.
+    """
+    views = [view_group(g, n) for n, g in enumerate(group_cards(cards, controls))]
+    figures = {view.title: view.pareto for view in views if view.pareto}
+    if not figures:
+        raise InputError("nothing to plot: expected at least two cards in a section")
+    write_atomic(out, picture(figures, _asset("page.css")))
+
+
+def _asset(name: str) -> Markup:
+    return Markup((files("lt_mia_jax.report") / name).read_text(encoding="utf-8"))
+
+
 def _comparison(groups: Sequence[Group]) -> str:
     methods = {e.name for group in groups for e in group.entries if not e.control}
     return _page(
@@ -120,12 +142,11 @@ def _page(template: str, **content: Any) -> str:
         "p_text": wording.p_text,
         "count": wording.count,
     }
-    here = files("lt_mia_jax.report")
-    script = (here / "page.js").read_text(encoding="utf-8")
+    script = _asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(
-        style=Markup((here / "page.css").read_text(encoding="utf-8")),
-        script=Markup(script),
+        style=_asset("page.css"),
+        script=script,
         script_hash=digest,
         **content,
     )

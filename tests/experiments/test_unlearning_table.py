@@ -7,13 +7,23 @@ import pytest
 import unlearning_table
 from launch import Local, run_jobs
 from unlearning_jobs import is_chosen
-from unlearning_results import collect, draw, table
-from unlearning_setup import Tofu, World, results_of
+from unlearning_results import collect, sections, succeeds, table
+from unlearning_setup import (
+    RETAIN_FIELDS,
+    Settings,
+    Tofu,
+    Trial,
+    World,
+    method_of,
+    results_of,
+    trials_of,
+)
 
 from lt_mia_jax.cli import main
 from lt_mia_jax.data.questions import read_questions
 from lt_mia_jax.data.syntofu import MAX_LENGTH, TEMPLATE
-from lt_mia_jax.report import write_comparison
+from lt_mia_jax.report import write_comparison, write_picture
+from lt_mia_jax.unlearning.methods import METHODS
 
 SMALL = (
     "--data.background 2 --data.fictitious 10 --data.forget-percent 10 "
@@ -50,6 +60,7 @@ def config(tmp_path):
         seeds=(1,),
         rates=(1e-3, 1e3),
         epochs=(2,),
+        retain=(1.0, 5.0),
     )
 
 
@@ -65,8 +76,9 @@ def test_from_files_to_the_page(config, tmp_path):
     # The rate that destroys the model is not the one that is chosen.
     assert {card["rate"] for card in found[10, "idk_nll"]} == {1e-3}
     world = World(config, 10)
-    again = world.card(world.attempt("idk_nll", 1e-3, 2, 1), False)
     (kept,) = found[10, "idk_nll"]
+    trial = Trial(1e-3, 2, kept["retain"])
+    again = world.card(world.attempt("idk_nll", trial, 1), False)
     assert again["model_utility"] == pytest.approx(kept["model_utility"])
     assert again["priv_leak"] == pytest.approx(kept["priv_leak"])
     # Reported are the questions that chose no setting.
@@ -77,13 +89,45 @@ def test_from_files_to_the_page(config, tmp_path):
     # Runs of other settings are not taken for these.
     folder = results_of(config, 10) / "idk_nll"
     assert is_chosen(config, folder)
-    for other in ({"rates": (1e-3,)}, {"seeds": (2,)}, {"epochs": (1,)}):
+    for other in (
+        {"rates": (1e-3,)},
+        {"seeds": (2,)},
+        {"epochs": (1,)},
+        {"retain": (1.0,)},
+    ):
         assert not is_chosen(dataclasses.replace(config, **other), folder)
 
     text = table(config, config.out)
     assert text.count("\n| 10 % |") == 3
-    draw(config, config.out, tmp_path / "figure.svg")
+    write_picture(sections(config, config.out), tmp_path / "figure.svg")
     assert "idk_nll" in (tmp_path / "figure.svg").read_text()
     page = tmp_path / "page.html"
-    write_comparison({"forget 10 %": {n: c for (_, n), c in found.items()}}, page)
+    write_comparison(sections(config, config.out), page)
     assert "idk_nll" in page.read_text()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_grid_repeats_no_trial(name):
+    config = Settings(rates=(1e-4, 2e-4), epochs=(10,), retain=(1.0, 5.0))
+    trials = trials_of(config, name)
+    assert trials[0] == (1e-4, 10, 1.0)
+    takes_steps = name != "guard_it"
+    assert {t.rate for t in trials} == set(config.rates[: 1 + takes_steps])
+    # A method that is published without a retain term stays without.
+    without = {"grad_ascent", "undial", "ce_u", "gu", "gu_gradient", "gu_subspace"}
+    factors = (1.0,) if name in without or not takes_steps else (1.0, 5.0)
+    assert {t.retain for t in trials} == set(factors)
+    assert len(trials) == len(factors) * (1 + takes_steps)
+    field = RETAIN_FIELDS.get(name, "retain_weight")
+    before, after = (getattr(m, field) for m in (METHODS[name], method_of(name, 5.0)))
+    assert after == 5 * before
+
+
+def test_success_is_both():
+    def card(p, utility):
+        return {"forget_quality": {"value": p}, "model_utility": {"value": utility}}
+
+    retrained = card(1.0, 0.5)
+    assert succeeds(card(0.06, 0.48), retrained)
+    assert not succeeds(card(0.04, 0.48), retrained)
+    assert not succeeds(card(0.06, 0.47), retrained)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -13,11 +14,17 @@ from page_tables import HOSTILE, Tables
 
 from lt_mia_jax.cli import BAD_INPUT, main
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.report import render, render_comparison, write_comparison
+from lt_mia_jax.report import (
+    render,
+    render_comparison,
+    write_comparison,
+    write_picture,
+)
 from lt_mia_jax.report.comparison import leak_kind
 from lt_mia_jax.report.landscape import Spot, front, pareto_figure
 
 CHROMIUM = find_chromium()
+SVG = "http://www.w3.org/2000/svg"
 OVER = {"leak": 90.0, "log_quality": -1.0, "known": 0.01, "utility": 0.3}
 LEAKING = {"leak": -80.0, "log_quality": -9.0, "known": 0.6}
 
@@ -241,6 +248,38 @@ def test_bare_cards_of_several_seeds(tmp_path):
         render_comparison({})
     with pytest.raises(InputError, match=r"forget_quality\.distance is missing"):
         render_comparison({"a": {"npo": [{"forget_quality": {"value": 1.0}}]}})
+
+
+def test_plots_stand_alone_as_a_picture(tmp_path):
+    cards = {
+        f"forget {percent} %": {
+            "full": [card(leak=-99.0)],
+            "npo": [card(utility=utility, leak=2.0)],
+            "<rmu>": [card(utility=0.3, leak=80.0)],
+        }
+        for percent, utility in ((5, 0.5), (10, 0.6))
+    }
+    out = tmp_path / "picture.svg"
+    write_picture(cards, out)
+    root = ElementTree.parse(out).getroot()
+    texts = ["".join(each.itertext()) for each in root.iter(f"{{{SVG}}}text")]
+    for name in ("full", "npo", "<rmu>"):
+        assert texts.count(name) == 2  # one a section
+    assert [text for text in texts if text.startswith("forget ") and "%" in text] == (
+        list(cards)
+    )
+    # Sections stand below one another: nothing reaches into the next.
+    tops = [float(e.attrib["y"]) for e in root if e.tag == f"{{{SVG}}}svg"]
+    heights = [float(e.attrib["height"]) for e in root if e.tag == f"{{{SVG}}}svg"]
+    bottom = float(root.attrib["viewBox"].split()[-1])
+    assert tops[0] + heights[0] <= tops[1]
+    assert tops[1] + heights[1] <= bottom
+    key = [e for e in root if e.tag == f"{{{SVG}}}text"]
+    width = float(root.attrib["viewBox"].split()[2])
+    ends = [float(e.attrib["x"]) + 6 * len(e.text or "") for e in key]
+    assert max(ends) <= width
+    with pytest.raises(InputError, match="nothing to plot"):
+        write_picture({"one": {"npo": [card()]}}, out)
 
 
 def test_kinds_do_not_mix(runs, tmp_path, capsys):
