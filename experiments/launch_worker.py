@@ -18,6 +18,9 @@ from typing import Any
 
 LONGEST = 500
 """Characters of an error that are reported; its log has the rest."""
+MANY_MAPS = 30_000
+"""Memory maps of a process after which compiled programs are dropped: each keeps some,
+Linux allows 65,530, and XLA dies beyond."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,16 @@ def attempt(
         first = str(error).strip().split("\n")[0]
         name = type(error).__name__
         return f"{name}: {first}"[:LONGEST] if first else name
+    finally:
+        drop_programs()
     return None
+
+
+def drop_programs(most: int = MANY_MAPS, maps: Path = Path("/proc/self/maps")) -> None:
+    """Forget what this process compiled, if that fills its memory maps."""
+    if "jax" in sys.modules and maps.exists():
+        if maps.read_bytes().count(b"\n") > most:
+            sys.modules["jax"].clear_caches()
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ class UnlearnConfig:
     lora: LoraConfig | None = None
     """Train adapters instead of all weights; without dropout, whatever it says."""
     prepare_texts: int = 512
-    """Retain texts that a method may look at before it starts."""
+    """Retain texts, evenly from all, that a method may look at before it starts."""
     seed: int = 0
     """Seed of the order of texts and of all draws."""
 

@@ -72,30 +72,32 @@ class Sets:
         self, texts: EncodedAnswers, apply_fn: Any, trained: Any
     ) -> Float[np.ndarray, "N T"]:
         found = np.zeros(texts.input_ids.shape, np.float32)
-        for rows, batch in self._in_order(texts, len(texts.input_ids)):
+        for rows, batch in self._in_order(texts, np.arange(len(texts.input_ids))):
             nll = fetch(_reference_nll(apply_fn, trained, batch))
             found[rows, : nll.shape[1]] = nll[: len(rows)]
         return found
 
     def all_forget(self) -> Iterator[TextBatch]:
         """Forget texts in order, on the devices."""
-        for _, batch in self._in_order(self.forget, len(self.forget.input_ids)):
+        every = np.arange(len(self.forget.input_ids))
+        for _, batch in self._in_order(self.forget, every):
             yield batch
 
     def some_retain(self) -> Iterator[TextBatch]:
-        """The first retain texts, on the devices."""
+        """Retain texts, evenly from all since files are sorted, on the devices."""
         if self.retain is None:
             return
-        count = min(len(self.retain.input_ids), self.config.prepare_texts)
-        for _, batch in self._in_order(self.retain, count):
+        texts = len(self.retain.input_ids)
+        count = min(texts, self.config.prepare_texts)
+        for _, batch in self._in_order(self.retain, np.arange(count) * texts // count):
             yield batch
 
     def _in_order(
-        self, texts: EncodedAnswers, count: int
+        self, texts: EncodedAnswers, chosen: Int[np.ndarray, " n"]
     ) -> Iterator[tuple[Int[np.ndarray, " B"], TextBatch]]:
         size = self.executor.round_up(self.config.batch_size)
-        for start in range(0, count, size):
-            rows = np.arange(start, min(start + size, count))
+        for start in range(0, len(chosen), size):
+            rows = chosen[start : start + size]
             batch = self._texts(
                 texts, *self._filled(rows, np.ones(len(rows), np.float32), size)
             )

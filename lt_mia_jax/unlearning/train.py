@@ -99,6 +99,12 @@ def unlearn(
     edit = method.intervention()
     trainee = Trainee(model=model, lora=config.lora, intervention=edit)
     sets = Sets(forget, retain, method, config, executor, model.config.vocab_size)
+    if sets.schedule.total < method.forget_every:
+        raise InputError(
+            f"{type(method).__name__} forgets in each {method.forget_every}th step, "
+            f"and this run has {sets.schedule.total}; expected more epochs or smaller "
+            "batches"
+        )
 
     def setting(trainee: Trainee, base: Any, trained: Any) -> Setting:
         return Setting(

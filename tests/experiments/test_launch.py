@@ -9,11 +9,14 @@ import warnings
 from pathlib import Path
 from typing import Annotated
 
+import jax
+import jax.numpy as jnp
 import launch
 import launch_jobs
 import pytest
 import tyro
 from launch import Job, LauncherFlags, Local, Ray, Slurm, run_jobs
+from launch_worker import drop_programs
 
 from lt_mia_jax.errors import InputError
 
@@ -209,6 +212,23 @@ def test_what_cannot_be_sent_and_missing_packages_are_named(monkeypatch, tmp_pat
         with pytest.raises(InputError) as caught:
             run_jobs([job("a")], chosen, logs=tmp_path)
         assert f"pip install 'lt-mia-jax[{extra}]'" in str(caught.value)
+
+
+def test_compiled_programs_go_when_they_fill_the_memory_maps(tmp_path):
+    maps, traced = tmp_path / "maps", []
+
+    @jax.jit
+    def program(x):
+        traced.append(1)
+        return x + 1
+
+    maps.write_text("a\nb\nc\n")
+    for most, wanted in ((3, 1), (2, 2)):
+        program(jnp.ones(2))
+        drop_programs(most, maps)
+        program(jnp.ones(2))
+        assert len(traced) == wanted
+    drop_programs(0, tmp_path / "elsewhere")  # no Linux
 
 
 def test_flags_of_a_script_have_no_prefix():

@@ -146,7 +146,7 @@ def test_every_method_fits_every_family(name, family):
 @pytest.mark.parametrize("family", [name for name in world.MODELS if name != "gpt2"])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs_on_every_family(name, family, tmp_path):
-    config = dataclasses.replace(FAST, epochs=1)
+    config = dataclasses.replace(FAST, epochs=3 if name == "lwf" else 1)
     if name == "sha256" and family == "mamba":
         with pytest.raises(InputError, match="has none"):
             run(tmp_path, name, family=family, config=config)
@@ -165,7 +165,7 @@ def test_every_method_runs_on_every_family(name, family, tmp_path):
 
 
 def losses_and_params(folder, name, executor):
-    config = dataclasses.replace(FAST, epochs=2)
+    config = dataclasses.replace(FAST, epochs=3 if name == "lwf" else 2)
     method = METHODS[name]
     if name == "gu":  # at 4.5 its loss is flat here, and all of it rounding
         method = dataclasses.replace(method, beta=0.5)
@@ -371,6 +371,35 @@ def test_forgetting_steps_of_lwf_pass_over_all_texts(every):
         np.pad(row, (0, width - len(row))).tobytes() for batch in read for row in batch
     ]
     assert sorted(found) == sorted(row.tobytes() for row in texts.answers.input_ids)
+
+
+def test_a_run_too_short_for_lwf_is_refused(tmp_path):
+    config = dataclasses.replace(FAST, epochs=1, batch_size=2)  # three steps
+    with pytest.raises(InputError, match="each 5th step, and this run has 3"):
+        run(tmp_path, "lwf", config=config)
+
+
+@pytest.mark.parametrize("most", [2, 3, 100])
+def test_what_a_method_looks_at_comes_from_all_retain_texts(most):
+    config = dataclasses.replace(FAST, prepare_texts=most, batch_size=2)
+    executor = make_executor("single")
+    texts, forget = world.RETAIN, world.forget_texts()
+    method = METHODS["guard"]
+    sets = Sets(forget, texts, method, config, executor, world.VOCABULARY)
+    count = len(texts.input_ids)
+    wanted = [int(k * count / min(most, count)) for k in range(min(most, count))]
+    found = [
+        np.asarray(ids)[: int(length)]
+        for batch in sets.some_retain()
+        for ids, length, weight in zip(
+            batch.input_ids, batch.attention_mask.sum(1), batch.weight, strict=True
+        )
+        if weight
+    ]
+    assert len(found) == len(wanted)
+    for ids, row in zip(found, wanted, strict=True):
+        length = int(texts.attention_mask[row].sum())
+        np.testing.assert_array_equal(ids, texts.input_ids[row][:length])
 
 
 def test_divergence_keeps_the_last_good_checkpoint(tmp_path):

@@ -214,7 +214,8 @@ class Lwf(GradDiff):
     """
 
     every: int = 5
-    """Each so-manyth step forgets."""
+    """Each so-manyth step forgets, so the forget texts are passed over epochs / every
+    times."""
     share: float = 0.5
     """Share of the forget texts that is taken, those of highest confidence."""
     weights_only: ClassVar[bool] = True
