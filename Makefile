@@ -1,6 +1,7 @@
 # make demo   audit tiny models on real text, no network needed (minutes on 2 cores)
 # make test   lint, types, import levels, the whole suite
-# Both create .venv when it is absent; PYTHON=... chooses the interpreter.
+# make test-methods   every unlearning method on every family and on 8 devices (half an hour)
+# All create .venv when it is absent; PYTHON=... chooses the interpreter.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -11,12 +12,12 @@ BIN := $(VENV)/bin
 comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: demo test lint types suite clean-venv
+.PHONY: demo test test-methods lint types suite clean-venv
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python >= 3.11 is needed, {sys.executable} is {v.major}.{v.minor}; set PYTHON=")'
@@ -28,6 +29,9 @@ demo: $(STAMP)
 	$(BIN)/lt-mia demo --out $(OUT)
 
 test: lint types suite
+
+test-methods: $(STAMP)
+	LT_MIA_EVERY_METHOD=1 LT_MIA_TEST_DEVICES=8 $(BIN)/python -m pytest -q -n 2 tests/unlearning/test_train.py $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

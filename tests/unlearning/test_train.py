@@ -202,6 +202,19 @@ def test_devices_do_not_matter(name, tmp_path):
         assert max(far.values()) < 0.01, (label, far)
 
 
+def test_devices_do_not_matter_for_what_is_fitted(tmp_path):
+    method = dataclasses.replace(METHODS["guard_it"], threshold=0.5)
+    one = run(tmp_path / "one", method).intervention
+    for label, executor in {
+        "data": make_executor("jit"),
+        "fsdp": make_executor("jit", fsdp=4),
+        "pmap": make_executor("pmap"),
+    }.items():
+        other = run(tmp_path / label, method, executor=executor).intervention
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5, err_msg=label)
+
+
 @pytest.mark.parametrize("name", ["npo", "mrp"])
 def test_continues_exactly(name, tmp_path):
     class Killed(Exception):
