@@ -21,6 +21,8 @@ from lt_mia_jax.unlearning.objectives import simnpo as simnpo
 from lt_mia_jax.unlearning.objectives import tnpo as tnpo
 from lt_mia_jax.unlearning.objectives import wga as wga
 from lt_mia_jax.unlearning.objectives import wtnpo as wtnpo
+from lt_mia_jax.unlearning.policy import group_advantages as group_advantages
+from lt_mia_jax.unlearning.policy import grpo as grpo
 from lt_mia_jax.unlearning.representation import control_vector as control_vector
 from lt_mia_jax.unlearning.representation import rmu as rmu
 from lt_mia_jax.unlearning.representation import rmu_retain as rmu_retain

@@ -50,7 +50,7 @@ def nll(
 
     Source: the causal language-model loss; gradient descent on the retain set.
     """
-    values, mask = _target_nll(params, batch, apply_fn, batch.weight)
+    values, mask = target_nll(params, batch, apply_fn, batch.weight)
     return _reduce(values, mask, batch.weight, reduction)
 
 
@@ -76,7 +76,7 @@ def neg_nll(
     Source: Knowledge Unlearning for Mitigating Privacy Risks (GA), arXiv 2210.01504;
     with a retain term GradDiff, arXiv 2203.12817.
     """
-    values, mask = _target_nll(params, batch, apply_fn, batch.weight)
+    values, mask = target_nll(params, batch, apply_fn, batch.weight)
     return _reduce(-values, mask, batch.weight, reduction)
 
 
@@ -110,7 +110,7 @@ def alternative_nll(
     2401.06121.
     """
     alternative = _alternative(batch, "alternative_nll")
-    values, mask = _target_nll(params, alternative, apply_fn, batch.weight)
+    values, mask = target_nll(params, alternative, apply_fn, batch.weight)
     return _reduce(values, mask, batch.weight, reduction)
 
 
@@ -139,8 +139,8 @@ def npo(
 
     Source: Negative Preference Optimization, arXiv 2404.05868.
     """
-    values, mask = _target_nll(params, batch, apply_fn, batch.weight)
-    reference = _reference(batch, mask, "npo")
+    values, mask = target_nll(params, batch, apply_fn, batch.weight)
+    reference = reference_of(batch, mask, "npo")
     # Differences before the sum: exact at the reference, however long the text.
     margin = sum_tokens(values - reference, mask)
     return text_average(_preference(margin, beta), count_tokens(mask), batch.weight)
@@ -167,7 +167,7 @@ def simnpo(
 
     Source: Simplicity Prevails (SimNPO), arXiv 2410.07163.
     """
-    values, mask = _target_nll(params, batch, apply_fn, batch.weight)
+    values, mask = target_nll(params, batch, apply_fn, batch.weight)
     tokens = count_tokens(mask)
     mean = sum_tokens(values, mask) / jnp.maximum(tokens, 1.0)
     return text_average(_preference(mean - delta, beta), tokens, batch.weight)
@@ -204,10 +204,10 @@ def dpo(
     2/beta as NPO; AltPO, arXiv 2409.13474.
     """
     alternative = _alternative(batch, "dpo")
-    lost, mask = _target_nll(params, batch, apply_fn, batch.weight)
-    won, won_mask = _target_nll(params, alternative, apply_fn, batch.weight)
-    reference = _reference(batch, mask, "dpo")
-    won_reference = _reference(alternative, won_mask, "dpo", "batch.alternative")
+    lost, mask = target_nll(params, batch, apply_fn, batch.weight)
+    won, won_mask = target_nll(params, alternative, apply_fn, batch.weight)
+    reference = reference_of(batch, mask, "dpo")
+    won_reference = reference_of(alternative, won_mask, "dpo", "batch.alternative")
     margin = sum_tokens(won_reference - won, won_mask)
     margin = margin - sum_tokens(reference - lost, mask)
     tokens = jnp.where(won_mask.any(axis=1), count_tokens(mask), 0.0)
@@ -233,7 +233,7 @@ def wga(
 
     Source: Rethinking LLM Unlearning Objectives (G-effect), arXiv 2502.19301.
     """
-    values, mask = _target_nll(params, batch, apply_fn, batch.weight)
+    values, mask = target_nll(params, batch, apply_fn, batch.weight)
     return _ascend(values, jnp.exp(-beta * values), mask, batch.weight)
 
 
@@ -259,8 +259,8 @@ def tnpo(
 
     Source: G-effect, arXiv 2502.19301; the constant 1e-5 from its implementation.
     """
-    values, mask = _target_nll(params, batch, apply_fn, batch.weight)
-    ratio = _reference_ratio(values, _reference(batch, mask, "tnpo"), beta)
+    values, mask = target_nll(params, batch, apply_fn, batch.weight)
+    ratio = _reference_ratio(values, reference_of(batch, mask, "tnpo"), beta)
     return _ascend(values, ratio, mask, batch.weight)
 
 
@@ -288,8 +288,8 @@ def wtnpo(
 
     Source: G-effect, arXiv 2502.19301; the constant 1e-5 from its implementation.
     """
-    values, mask = _target_nll(params, batch, apply_fn, batch.weight)
-    ratio = _reference_ratio(values, _reference(batch, mask, "wtnpo"), beta)
+    values, mask = target_nll(params, batch, apply_fn, batch.weight)
+    ratio = _reference_ratio(values, reference_of(batch, mask, "wtnpo"), beta)
     return _ascend(values, ratio * jnp.exp(-alpha * values), mask, batch.weight)
 
 
@@ -314,7 +314,7 @@ def satimp(
 
     Source: Exploring Criteria of Loss Reweighting (SatImp), arXiv 2505.11953.
     """
-    values, mask = _target_nll(params, batch, apply_fn, batch.weight)
+    values, mask = target_nll(params, batch, apply_fn, batch.weight)
     token_weight = jnp.exp(-beta1 * values) * (-jnp.expm1(-values)) ** beta2
     return _ascend(values, token_weight, mask, batch.weight)
 
@@ -337,14 +337,21 @@ def cached_reference_nll(
       batch: the texts.
       apply_fn: the model.
     """
-    values, _ = _target_nll(params, batch, apply_fn, jnp.ones_like(batch.weight))
+    values, _ = target_nll(params, batch, apply_fn, jnp.ones_like(batch.weight))
     return jax.lax.stop_gradient(values)
 
 
-def _target_nll(
+def target_nll(
     params: PyTree, batch: TextBatch, apply_fn: ApplyFn, weight: Float[Array, "B"]
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
-    """-log p where a target is predicted, 0 elsewhere; and where that is."""
+    """-log p where a target is predicted, 0 elsewhere; and where that is.
+
+    Args:
+      params: parameters of the model.
+      batch: the texts.
+      apply_fn: the model.
+      weight: rows of weight 0 have no targets.
+    """
     ids, mask = shifted(batch, weight)
     logits = apply_fn(params, batch.input_ids).astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
@@ -394,12 +401,17 @@ def _reference_ratio(
     return 2.0 * p / (p + jnp.exp(-beta * reference) + 1e-5)
 
 
-def _reference(
+def reference_of(
     batch: TextBatch,
     mask: Bool[Array, "B T"],
     objective: str,
     name: str = "batch",
 ) -> Float[Array, "B T"]:
+    """`TextBatch.reference_nll` inside the mask, as data.
+
+    Raises:
+      ValueError: there is none; `objective` and `name` say where it is missing.
+    """
     if batch.reference_nll is None:
         raise ValueError(
             f"{objective} needs {name}.reference_nll: compute it once with "

@@ -1,7 +1,9 @@
 """One unlearning update as a pure function: two gradients, one transformation."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +19,7 @@ from lt_mia_jax.training.optimizer import OptimizerConfig
 from lt_mia_jax.training.state import TrainState
 from lt_mia_jax.unlearning.batch import ApplyFn, TextBatch
 from lt_mia_jax.unlearning.methods import Method, Schedule, Term
-from lt_mia_jax.unlearning.transforms import monitored
+from lt_mia_jax.unlearning.transforms import monitored, second_moment
 
 
 class PairBatch(NamedTuple):
@@ -102,7 +104,7 @@ class UnlearnStep:
         key = own_key(key, self.axis)
         apply_fn = self.trainee.apply_fn(frozen.base)
 
-        def side(term: Term, texts: TextBatch) -> tuple[Array, Any]:
+        def side(term: Term, texts: TextBatch, at: Any) -> tuple[Array, Any]:
             further = {name: frozen.data[name] for name in term.data}
 
             def value(trained: Any) -> Array:
@@ -121,24 +123,31 @@ class UnlearnStep:
                 whole = total(own, self.axis)
                 return found * own / jnp.where(whole != 0, whole, 1.0)
 
-            return total(jax.value_and_grad(value)(state.params), self.axis)
+            return total(jax.value_and_grad(value)(at), self.axis)
 
         forget, retain = self.method.forget(), self.method.retain()
         metrics: dict[str, Array] = {}
         gradient, extra = None, {}
         if forget is not None:
             assert batch.forget is not None
-            metrics["forget_loss"], gradient = side(forget, batch.forget)
+            of_forget = partial(side, forget, batch.forget)
+            metrics["forget_loss"], gradient = of_forget(state.params)
             extra["forget_value"] = metrics["forget_loss"]
+            extra["grad_fn"] = lambda at: of_forget(at)[1]
         if retain is not None:
             assert batch.retain is not None
-            metrics["retain_loss"], retain_gradient = side(retain, batch.retain)
+            metrics["retain_loss"], retain_gradient = side(
+                retain, batch.retain, state.params
+            )
             if gradient is None:
                 gradient = retain_gradient
             else:
                 extra["retain_grads"] = retain_gradient
                 extra["retain_value"] = metrics["retain_loss"]
         assert gradient is not None, "a method with neither side"
+        with contextlib.suppress(ValueError):  # of two nobody can say which is meant
+            moment = second_moment(state.opt_state, b2=self.optimizer.b2)
+            extra["second_moment"] = moment
         updates, opt_state = self.transform(rate=frozen.rate).update(
             gradient, state.opt_state, state.params, **extra
         )

@@ -7,6 +7,7 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import unlearning_world as world
 from unlearning_world import answer_loss, start
@@ -16,7 +17,7 @@ from lt_mia_jax.executor import make_executor
 from lt_mia_jax.finetune import LoraConfig
 from lt_mia_jax.training.state import init_state
 from lt_mia_jax.trees import flatten
-from lt_mia_jax.unlearning import transforms
+from lt_mia_jax.unlearning import objectives, transforms
 from lt_mia_jax.unlearning.batch import TextBatch
 from lt_mia_jax.unlearning.methods import METHODS, Method, Schedule
 from lt_mia_jax.unlearning.sets import Sets
@@ -274,6 +275,67 @@ def test_traced_layers_are_the_ones_that_move(tmp_path):
             assert "/feed_forward/" in name
             moved |= set(np.flatnonzero(changed.reshape(len(changed), -1).any(axis=1)))
     assert len(moved) == 1  # a third of two layers, at least one
+
+
+def _value(method):
+    return dataclasses.dataclass(frozen=True, kw_only=True)(method)
+
+
+def test_a_method_may_look_at_the_gradient_nearby():
+    @_value
+    class Sharp(Method):
+        retain_weight: float = 0.0
+
+        def transform(self, optimizer, schedule, arrays):
+            return transforms.sharpness_aware(optax.sgd(0.5), radius=0.1)
+
+    step = UnlearnStep(
+        trainee=Trainee(model=world.model()),
+        method=Sharp(),
+        optimizer=FAST.optimizer,
+        schedule=Schedule(1, 1),
+    )
+    texts = TextBatch(*map(jnp.asarray, world.answers(0, 4)[:3]), jnp.ones(4))
+    state = init_state(start(), step.transform())
+    key = jax.random.key(0)
+    after, _ = jax.jit(step)(Frozen(None, {}), state, PairBatch(texts, None), key)
+
+    @jax.jit
+    @jax.grad
+    def slope(params):
+        return objectives.neg_nll(params, texts, apply_fn=world.model().apply)[0]
+
+    near = slope(start())
+    length = np.sqrt(
+        sum(float((np.float64(g) ** 2).sum()) for g in jax.tree.leaves(near))
+    )
+    moved = jax.tree.map(lambda p, g: p + 0.1 / length * g, start(), near)
+    expected = jax.tree.map(lambda p, g: p - 0.5 * g, start(), slope(moved))
+    plain = jax.tree.map(lambda p, g: p - 0.5 * g, start(), near)
+    found, expected, plain = map(flatten, (after.params, expected, plain))
+    for name, wanted in expected.items():
+        np.testing.assert_allclose(found[name], wanted, rtol=1e-4, atol=1e-6)
+    assert max(np.abs(found[n] - plain[n]).max() for n in plain) > 1e-4
+
+
+def test_a_method_may_measure_by_adams_second_moment(tmp_path):
+    @_value
+    class Subspace(Method):
+        metric: str = "adam"
+
+        def transform(self, optimizer, schedule, arrays):
+            project = transforms.retain_subspace_projection(size=2, metric=self.metric)
+            return optax.chain(project, self.combine(schedule), optimizer)
+
+    found = [
+        run(tmp_path / metric, Subspace(metric=metric)).params
+        for metric in ("adam", "euclidean")
+    ]
+    leaves = [jax.tree.leaves(params) for params in found]
+    assert all(np.isfinite(x).all() for x in leaves[0])
+    assert any(
+        (np.asarray(a) != np.asarray(b)).any() for a, b in zip(*leaves, strict=True)
+    )
 
 
 def test_compiled_once(tmp_path):

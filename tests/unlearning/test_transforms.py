@@ -27,6 +27,7 @@ from transform_cases import (
 
 from lt_mia_jax.sharding import make_mesh
 from lt_mia_jax.training import Checkpointer
+from lt_mia_jax.unlearning import transforms
 from lt_mia_jax.unlearning.transforms import (
     combine_forget_retain,
     ema_teacher,
@@ -211,3 +212,9 @@ def test_monitored_numbers_are_collected_by_name():
         numbers["combine_retain_norm"], np.linalg.norm(flat(tree(2)["b"])), rtol=1e-5
     )
     assert numbers["project_against_cosine"] != numbers["project_against_cosine_2"]
+
+
+def test_every_transformation_is_here():
+    helpers = {"layer_mask", "monitored", "second_moment", "tree_dot"}
+    for name in set(transforms.__all__) - helpers:
+        assert any(case.startswith(name) for case in CASES), name

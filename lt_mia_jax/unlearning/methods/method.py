@@ -141,6 +141,10 @@ class Method:
     ) -> optax.GradientTransformationExtraArgs:
         """The whole transformation, from both gradients to the update.
 
+        Its extra arguments are `retain_grads`, `forget_value` and `retain_value` where
+        there are such sides, `grad_fn` (parameters to the forget gradient of the same
+        batch) and `second_moment` of an optimizer that has one.
+
         Args:
           optimizer: with its learning rate and weight decay.
           schedule: the length of the run.

@@ -1,5 +1,8 @@
 """Numbers of the unlearning report card: per-item values first, then aggregates."""
 
+from lt_mia_jax.unlearning.metrics.control import accepted as accepted
+from lt_mia_jax.unlearning.metrics.control import calibrated_risk as calibrated_risk
+from lt_mia_jax.unlearning.metrics.control import risk_p_value as risk_p_value
 from lt_mia_jax.unlearning.metrics.generation import has_words as has_words
 from lt_mia_jax.unlearning.metrics.generation import memo as memo
 from lt_mia_jax.unlearning.metrics.generation import ngram_entropy as ngram_entropy
@@ -44,6 +47,10 @@ from lt_mia_jax.unlearning.metrics.muse import (
 from lt_mia_jax.unlearning.metrics.muse import (
     verbatim_memorisation as verbatim_memorisation,
 )
+from lt_mia_jax.unlearning.metrics.paths import AscentBound as AscentBound
+from lt_mia_jax.unlearning.metrics.paths import ascent_bound as ascent_bound
+from lt_mia_jax.unlearning.metrics.paths import ascent_difference as ascent_difference
+from lt_mia_jax.unlearning.metrics.paths import retrain_distance as retrain_distance
 from lt_mia_jax.unlearning.metrics.privacy import Completeness as Completeness
 from lt_mia_jax.unlearning.metrics.privacy import ThresholdAttack as ThresholdAttack
 from lt_mia_jax.unlearning.metrics.privacy import WorstGroup as WorstGroup
