@@ -1,6 +1,7 @@
 """Sections of the transfer study's page, in Markdown."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ from transfer_statistics import (
     pooled_tpr,
     weighted_roc,
 )
+
+from lt_mia_jax.attacks.metrics import refuses
 
 LEARNED = f"{MAIN}-0"
 SHOWN = (LEARNED, "ez", "wbc", "ratio", "min_k_plus_plus", "loss")
@@ -64,10 +67,15 @@ class Found:
 
 
 def point(judged: Judged, name: str) -> tuple[float, float]:
-    """AUC and TPR at `RATE` of one combination."""
+    """AUC and TPR at `RATE` of one combination; NaN where too few texts tell it."""
     one = np.ones((1, len(judged.labels)))
     auc, tpr = weighted_roc(judged.labels, judged.scores[name], one, RATE)
-    return float(auc[0]), float(tpr[0])
+    refused = refuses(RATE, int((judged.labels == 0).sum()))
+    return float(auc[0]), math.nan if refused else float(tpr[0])
+
+
+def _point_text(auc: float, tpr: float) -> str:
+    return f"{auc:.3f} / " + ("-" if math.isnan(tpr) else f"{tpr:.3f}")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -122,7 +130,10 @@ def headline(found: Found) -> str:
             f"{len({c.corpus for c in plan.train})} corpora, and none of what it is "
             "judged on. Mean over corpora and repetitions, 95 % intervals over texts "
             "and repetitions; the best published score is chosen with hindsight. Gap: "
-            "mean loss of non-members minus that of members, nats a token.",
+            "mean loss of non-members minus that of members, nats a token. Which "
+            "features the attack sees, and the size of two judged models, were settled "
+            "with earlier results on judged combinations known "
+            "([decisions](decisions.md)): no untouched test.",
             _table(head, rows),
             *(
                 [f"AUC less that on the unseen transformer: {'; '.join(margins)}."]
@@ -380,13 +391,13 @@ def combinations(found: Found) -> str:
                 tuned,
                 f"{members} / {len(one.labels) - members}",
                 f"{loss_gap(one):.2f}",
-                *("{:.3f} / {:.3f}".format(*point(one, n)) for n in shown),
+                *(_point_text(*point(one, n)) for n in shown),
             ]
         )
     return "\n\n".join(
         [
             "### Every judged combination",
-            "AUC / TPR at 1 % FPR.",
+            "AUC / TPR at 1 % FPR, refused below 1,000 non-members.",
             _table(
                 [
                     "combination",

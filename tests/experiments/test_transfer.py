@@ -25,6 +25,7 @@ from transfer_statistics import (
     pooled_tpr,
     weighted_roc,
 )
+from transfer_tables import point
 
 from lt_mia_jax import lt_mia_features
 from lt_mia_jax.attacks import load_attack
@@ -121,6 +122,19 @@ def test_pooled_rates_are_refused_for_few_nonmembers():
     found = pooled_tpr(many, ["s"], drawn, rate=0.01)["s"]
     assert found.value == tpr_at_fpr(labels, scores, 0.01).conservative
     assert pooled_tpr(many, ["s"], drawn, rate=0.001) == {}
+
+
+def test_the_rate_of_a_combination_is_refused_for_few_nonmembers():
+    for n, refused in ((2400, False), (1600, True)):
+        one = judged(0, n=n)
+        labels, scores = one.labels, one.scores["s"]
+        assert refused == (sum(labels == 0) < 1000)
+        area, rate = point(one, "s")
+        assert area == pytest.approx(auc(labels, scores))
+        if refused:
+            assert np.isnan(rate)
+        else:
+            assert rate == tpr_at_fpr(labels, scores, 0.01).conservative
 
 
 @pytest.mark.parametrize("columns", ["target", "reference"])
