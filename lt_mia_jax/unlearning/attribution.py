@@ -45,6 +45,7 @@ def saliency(
     for batch in batches:
         new = gradient(params, batch)
         total = _float32(new) if total is None else _add(total, new)
+        jax.block_until_ready(total)  # see diagonal_fisher
     if total is None:
         raise ValueError("saliency needs at least one batch")
     return jax.tree.map(jnp.abs, total)
@@ -81,9 +82,17 @@ def diagonal_fisher(
         weight = jnp.ones(rows) if row_weight is None else row_weight(batch)
         new = _squared_gradients(per_example, params, batch, jnp.asarray(weight))
         total = new if total is None else _add(total, new)
-        count = count + jnp.sum(weight)
+        count = _add(count, jnp.sum(weight))
+        # Simulated devices share few threads: programs that wait for one another
+        # must not queue up, or XLA gives up on them.
+        jax.block_until_ready((total, count))
     if total is None:
         raise ValueError("diagonal_fisher needs at least one batch")
+    return _divided(total, count)
+
+
+@jax.jit
+def _divided(total: Tree, count: Array) -> Tree:
     return jax.tree.map(lambda x: x / jnp.where(count > 0, count, 1.0), total)
 
 

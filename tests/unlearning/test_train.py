@@ -55,6 +55,16 @@ def rows(folder):
 
 EVERYTHING = "LT_MIA_EVERY_METHOD" in os.environ
 """Run every method, on every family: about a quarter of an hour."""
+
+
+@pytest.fixture(autouse=True)
+def _programs_do_not_pile_up():
+    """Of every method they are more than the memory maps of a process."""
+    yield
+    if EVERYTHING:
+        jax.clear_caches()
+
+
 INTERVENED = [name for name in METHODS if METHODS[name].intervention() is not None]
 """They have tests of their own, in test_intervened.py."""
 FORGETS = [n for n in METHODS if n not in ("retrain", "undial", *INTERVENED)]
@@ -74,7 +84,8 @@ def test_forget_loss_rises(name, tmp_path):
     before = answer_loss(start(), texts)
     result = run(tmp_path, method, config=config)
     history = rows(tmp_path)
-    if name == "rmu":  # moves streams; what is said of random texts need not follow
+    # They move streams, or flatten: of a model at chance the loss need not follow.
+    if name in ("rmu", "pdu"):
         assert history[-1]["forget_loss"] < history[0]["forget_loss"]
     else:
         assert answer_loss(result.params, texts) > before + 0.005
@@ -192,7 +203,11 @@ def test_devices_do_not_matter(name, tmp_path):
     }.items():
         other_losses, other = losses_and_params(tmp_path / label, name, executor)
         np.testing.assert_allclose(
-            other_losses, losses, rtol=1e-5, atol=1e-5 * losses.max(), err_msg=label
+            other_losses,
+            losses,
+            rtol=1e-5,
+            atol=1e-5 * abs(losses).max(),
+            err_msg=label,
         )
         far = {
             n: float((abs(np.asarray(other[n]) - np.asarray(params[n])) > 1e-5).mean())
