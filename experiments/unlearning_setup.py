@@ -16,6 +16,7 @@ from lt_mia_jax.data.benchmarks import load_benchmark
 from lt_mia_jax.data.questions import Question, read_questions
 from lt_mia_jax.data.splits import hash_unit
 from lt_mia_jax.data.syntofu import MAX_LENGTH, TEMPLATE, SynTofuConfig, build
+from lt_mia_jax.errors import InputError
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.unlearning.evaluate import (
     UTILITY,
@@ -54,7 +55,13 @@ class Tofu:
     """The model before it learned TOFU."""
 
     refusals: Path | None = None
-    """JSONL of refusals (`text`), for the methods that teach them."""
+    """JSONL of refusals (`text`), for the methods that teach them; these are left out
+    without it."""
+
+    inverted: Path | None = None
+    """JSONL of questions with `inverted`, false answers to learn in place of the true
+    ones, for alt_po and meow, which are left out without it. Not the wrong answers of
+    TOFU, by which forget quality is measured."""
 
     template: AnswerTemplate = dataclasses.field(default_factory=AnswerTemplate)
     """How question and answer become one text; as in the models' own fine-tuning."""
@@ -131,6 +138,35 @@ def trials_of(config: Settings, name: str) -> list[Trial]:
     )
 
 
+def lacking(config: Settings) -> dict[str, str]:
+    """Methods that cannot run on the data, and the flag that they need."""
+    if config.preset == "syntofu":
+        return {}
+    flags = {"refusal": "refusals", "inverted": "inverted"}
+    return {
+        name: f"--tofu.{flag}"
+        for name in config.methods
+        if (flag := flags.get(str(METHODS[name].alternative)))
+        and getattr(config.tofu, flag) is None
+    }
+
+
+def with_inverted(rows: list[Question], path: Path) -> list[Question]:
+    """The rows with the false answers of the file's rows of the same questions.
+
+    Raises:
+      InputError: a question has none there.
+    """
+    known = {row.question: row.inverted for row in read_questions(path)}
+    missing = [row for row in rows if not known.get(row.question)]
+    if missing:
+        raise InputError(
+            f"{path}: no `inverted` for {len(missing)} of {len(rows)} questions to "
+            f"forget, first {missing[0].question!r}"
+        )
+    return [row._replace(inverted=known[row.question]) for row in rows]
+
+
 def models_of(config: Settings) -> syntofu.SynTofu:
     """The command that writes SynTOFU's data and trains its models."""
     out = config.out / config.family
@@ -181,7 +217,10 @@ def setup(config: Settings, percent: int) -> Setup:
             if tofu.refusals is None:
                 return []
             return read_questions(tofu.refusals)
-        return load_benchmark(BENCHMARKS["tofu"], name, local=tofu.data)
+        rows = load_benchmark(BENCHMARKS["tofu"], name, local=tofu.data)
+        if tofu.inverted is not None and name == f"forget{percent:02d}":
+            return with_inverted(rows, tofu.inverted)
+        return rows
 
     return Setup(
         split=read,

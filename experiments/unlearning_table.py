@@ -11,6 +11,7 @@ anything. The whole command ends with OUT/comparison.html.
 """
 
 import dataclasses
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -19,10 +20,12 @@ import tyro
 import unlearning_jobs
 from launch import Job, LauncherFlags, command, run_jobs
 from unlearning_results import sections, table
-from unlearning_setup import Settings, models_of
+from unlearning_setup import Settings, lacking, models_of
 
 from lt_mia_jax.commands import syntofu
 from lt_mia_jax.report import write_comparison, write_picture
+
+log = logging.getLogger("lt_mia_jax.unlearning_table")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +73,9 @@ def jobs(config: UnlearningTable) -> list[Job]:
     settings = Settings(
         **{f.name: getattr(config, f.name) for f in dataclasses.fields(Settings)}
     )
+    left_out = lacking(settings)
+    for name, flag in left_out.items():
+        log.warning("%s is left out; it needs %s", name, flag)
     found, models = [], ()
     if config.preset == "syntofu":
         found = _model_jobs(settings)
@@ -91,6 +97,7 @@ def jobs(config: UnlearningTable) -> list[Job]:
                 needs=models,
             )
             for name in config.methods
+            if name not in left_out
         ]
     return found
 

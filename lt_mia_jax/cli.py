@@ -37,6 +37,7 @@ def _commands(unlearning: Any = None) -> dict[Any, Any]:
     # Imported here so that environment variables set by `main` come first.
     from lt_mia_jax.commands import (
         audit,
+        benchmark,
         demo,
         evaluate,
         extract,
@@ -56,6 +57,7 @@ def _commands(unlearning: Any = None) -> dict[Any, Any]:
         evaluate.Evaluate: evaluate.run,
         unlearning or unlearn.Unlearn: unlearn.run,
         syntofu.SynTofu: syntofu.run,
+        benchmark.Benchmark: benchmark.run,
         report.Report: report.run,
     }
 

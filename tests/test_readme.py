@@ -64,7 +64,7 @@ def test_every_command_of_the_readme_parses(demo):
     import lt_mia_jax.cli as cli
     from lt_mia_jax.commands.unlearn import choose
 
-    verbs = "audit finetune extract train evaluate report syntofu unlearn"
+    verbs = "audit finetune extract train evaluate report syntofu unlearn benchmark"
     for verb in verbs.split():
         assert commands(verb), verb
         for arguments in commands(verb):

@@ -14,7 +14,8 @@ class Report:
     """Make one self-contained HTML page from the folders of finished runs.
 
     A run is a folder with summary.json and scores.jsonl, as audit, evaluate and demo
-    write them. The page opens offline and prints well.
+    write them, or with card.json, as unlearn does; several of unlearn are compared. The
+    page opens offline and prints well.
     """
 
     runs: tuple[Path, ...]

@@ -25,7 +25,7 @@ from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import fetch, is_primary, wait_for_all
 from lt_mia_jax.files import write_json
 from lt_mia_jax.models import LanguageModel
-from lt_mia_jax.provenance import write_run_record
+from lt_mia_jax.provenance import recorded
 from lt_mia_jax.unlearning.evaluate import Subject
 from lt_mia_jax.unlearning.methods import METHODS, Method
 from lt_mia_jax.unlearning.storage import (
@@ -171,37 +171,37 @@ def run(config: Unlearn) -> None:
     if not is_gguf(config.model):
         earlier = load_intervention(resolve(config.model), model)
     state = config.out / "training"
-    write_run_record(state, "unlearn", config)
 
     def encode(rows: list[Question]) -> EncodedAnswers:
         return encode_answers(
             rows, tokenizer, max_length=config.length, template=config.template
         )
 
-    result = unlearn(
-        LanguageModel(model),
-        params,
-        ForgetTexts(
-            encode(forget),
-            [encode(rows) for rows in refused(forget, refusals)],
-            [encode(rows) for rows in inverted(forget)],
-        ),
-        None if retain is None else encode(retain),
-        config.method,
-        UnlearnConfig(
-            learning_rate=config.learning_rate,
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            weight_decay=config.weight_decay,
-            warmup_epochs=min(1.0, config.epochs / 2),
-            lora=config.lora.config,
-            seed=config.seed,
-        ),
-        directory=state,
-        executor=executor,
-        save_every_seconds=config.save_seconds,
-        intervention=earlier,
-    )
+    with recorded(state, "unlearn", config):
+        result = unlearn(
+            LanguageModel(model),
+            params,
+            ForgetTexts(
+                encode(forget),
+                [encode(rows) for rows in refused(forget, refusals)],
+                [encode(rows) for rows in inverted(forget)],
+            ),
+            None if retain is None else encode(retain),
+            config.method,
+            UnlearnConfig(
+                learning_rate=config.learning_rate,
+                epochs=config.epochs,
+                batch_size=config.batch_size,
+                weight_decay=config.weight_decay,
+                warmup_epochs=min(1.0, config.epochs / 2),
+                lora=config.lora.config,
+                seed=config.seed,
+            ),
+            directory=state,
+            executor=executor,
+            save_every_seconds=config.save_seconds,
+            intervention=earlier,
+        )
     before, params = fetch(params), fetch(result.params)
     made = fetch(result.intervention)
     card = {

@@ -33,6 +33,7 @@ from lt_mia_jax.unlearning.evaluate import (
     measure_memo,
     membership,
 )
+from lt_mia_jax.unlearning.muse import MuseTexts, muse_cards, read_muse
 from lt_mia_jax.unlearning.storage import load_intervention
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,10 @@ class Evaluation:
     attack: str = "shipped"
     """The learned attack, for which --holdout and --reference are needed: `shipped`
     with the package, a folder made by `lt-mia train`, or `none`."""
+
+    muse: Path | None = None
+    """Folder of MUSE's parts, as `lt-mia benchmark` writes them: continuations, answers
+    and leakage as MUSE measures them."""
 
     quantise: tuple[int, ...] = ()
     """Bits to round the weights to, such as 8 4: what comes back?"""
@@ -173,6 +178,11 @@ def write_evaluation(
         name: report_card(found, truth, original=measured["before"])
         for name, found in measured.items()
     }
+    if material.muse is not None:
+        log.info("measuring what MUSE asks")
+        for name, card in muse_cards(subjects, material.muse, reference).items():
+            both = [*cards[name].get("notes", ()), *card.get("notes", ())]
+            cards[name] |= card | {"notes": both}
     notes = list(dict.fromkeys(n for c in cards.values() for n in c.pop("notes", ())))
     method = str(about["method"])
     document = {
@@ -217,6 +227,7 @@ class _Material:
     texts: Sequence[Question]
     """Forgotten texts, as they were trained on, for attacks."""
     holdout: Sequence[Question]
+    muse: MuseTexts | None
 
 
 def _material(
@@ -249,7 +260,10 @@ def _material(
                 f"those to forget or to keep, first {seen[0].name}; --holdout takes "
                 "texts that no model has seen"
             )
-    return _Material(sets, some(forget), some(holdout) if holdout else [])
+    muse = None
+    if options.muse is not None:
+        muse = MuseTexts(*map(some, read_muse(options.muse)))
+    return _Material(sets, some(forget), some(holdout) if holdout else [], muse)
 
 
 def _load(name: str, role: str, like: Subject) -> Subject:

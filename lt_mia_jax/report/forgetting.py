@@ -98,10 +98,26 @@ METRICS = {
         "best threshold on the probability; 0 no attack works",
         "low",
     ),
+    "muse_verbmem": Metric(
+        "VerbMem", "ROUGE-L F1 of how a forgotten text goes on", "retrained"
+    ),
+    "muse_knowmem_forget": Metric(
+        "KnowMem, forgotten", "ROUGE-L F1 of answers about forgotten texts", "retrained"
+    ),
+    "muse_knowmem_retain": Metric(
+        "KnowMem, kept", "ROUGE-L F1 of answers about kept texts: utility", "high"
+    ),
+    "muse_priv_leak": Metric(
+        "PrivLeak of MUSE's texts, %",
+        "forgotten against held-out texts, beside the retrained model",
+        "retrained",
+        0,
+    ),
 }
 """What we know of the entries of a card, in the order of the tables."""
 KNOWN = tuple(n for n in METRICS if n.startswith("forget_") and n != "forget_quality")
 KEPT = ("model_utility", *(n for n in METRICS if n.startswith("retain_")))
+MUSE = tuple(n for n in METRICS if n.startswith("muse_"))
 LEAKS = ("priv_leak", "loss_gap_nats", "completeness", "told_from_retrained")
 
 

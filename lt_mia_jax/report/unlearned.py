@@ -16,6 +16,7 @@ from lt_mia_jax.report.forgetting import (
     KNOWN,
     LEAKS,
     METRICS,
+    MUSE,
     Metric,
     attacks_of,
     verdict,
@@ -81,6 +82,11 @@ def view_document(document: Mapping[str, Any]) -> RunView:
             "What an attacker still sees: forgotten texts against texts that no model "
             "has seen. An AUC far from the retrained model's, on either side, leaks.",
             [*((name, METRICS[name]) for name in LEAKS), *attacks],
+        ),
+        (
+            "muse",
+            "The questions of MUSE: continuations, answers, leakage.",
+            [(name, METRICS[name]) for name in MUSE],
         ),
     ]
     tables = [

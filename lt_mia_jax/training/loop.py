@@ -17,9 +17,10 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -230,8 +231,11 @@ def fit(
                 if tracker.better(row):
                     best = executor.copy(sharded.params)
             stop = checkpointer is not None and stopping.reached()
-            if checkpointer is not None and (last or stop or clock.due(done)):
+            saving = checkpointer is not None and (stop or clock.due(done))
+            if last or saving:
                 settle()
+                _check_params(sharded.params, done, label, checkpointer)
+            if checkpointer is not None and (last or saving):
                 if metrics is not None:
                     metrics.flush()
                 with clock:
@@ -321,14 +325,38 @@ def _check_finite(
     checkpointer: Checkpointer | None,
 ) -> None:
     wrong = [f"{name} = {x}" for name, x in values.items() if not math.isfinite(x)]
-    if not wrong:
-        return
+    if wrong:
+        _raise_diverged(", ".join(wrong), step, label, checkpointer)
+
+
+def _check_params(
+    params: Any, step: int, label: str, checkpointer: Checkpointer | None
+) -> None:
+    # An update can spoil what its own loss and gradient do not show.
+    if not bool(_all_finite(params)):
+        _raise_diverged("parameters", step, label, checkpointer)
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    found = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.array(found))
+
+
+def _raise_diverged(
+    wrong: str, step: int, label: str, checkpointer: Checkpointer | None
+) -> NoReturn:
     steps = ()
     if checkpointer is not None:
         checkpointer.wait()
         steps = checkpointer.steps()
-    kept = f" The checkpoint of step {steps[-1]} is kept." if steps else ""
+    kept = (
+        f" The checkpoint of step {steps[-1]} is kept; other settings need another "
+        "folder."
+        if steps
+        else ""
+    )
     raise Diverged(
-        f"{label} diverged at step {step}: {', '.join(wrong)}, expected finite "
-        f"numbers. Lower the learning rate or clip gradients.{kept}"
+        f"{label} diverged at step {step}: {wrong}, expected finite numbers. Lower "
+        f"the learning rate or clip gradients.{kept}"
     )

@@ -1,7 +1,7 @@
 """MUSE: verbatim and knowledge memorisation, leakage and utility of one model."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 from lt_mia_jax.arrays import Float
 from lt_mia_jax.attacks.attack import Attack
 from lt_mia_jax.data.benchmarks import Benchmark, load_benchmark
-from lt_mia_jax.data.questions import Question
+from lt_mia_jax.data.questions import Question, read_questions
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.unlearning import metrics
 from lt_mia_jax.unlearning.card import (
@@ -56,18 +56,29 @@ def load_muse(
     Raises:
       InputError: as `load_benchmark`.
     """
+    return _texts(
+        lambda part: load_benchmark(benchmark, part, local=local, limit=limit)
+    )
 
-    def part(name: str) -> list[Question]:
-        return load_benchmark(benchmark, name, local=local, limit=limit)
 
+def read_muse(folder: Path) -> MuseTexts:
+    """Read the same parts from the files that `lt-mia benchmark` writes.
+
+    Raises:
+      InputError: a file is missing or cannot be used.
+    """
+    return _texts(lambda part: read_questions(folder / f"{part}.jsonl"))
+
+
+def _texts(read: Callable[[str], list[Question]]) -> MuseTexts:
     return MuseTexts(
-        verbatim=part("verbmem_forget"),
-        forget_questions=part("knowmem_forget_qa"),
-        retain_questions=part("knowmem_retain_qa"),
-        forget_examples=part("knowmem_forget_qa_icl"),
-        retain_examples=part("knowmem_retain_qa_icl"),
-        forget=part("privleak_forget"),
-        holdout=part("privleak_holdout"),
+        verbatim=read("verbmem_forget"),
+        forget_questions=read("knowmem_forget_qa"),
+        retain_questions=read("knowmem_retain_qa"),
+        forget_examples=read("knowmem_forget_qa_icl"),
+        retain_examples=read("knowmem_retain_qa_icl"),
+        forget=read("privleak_forget"),
+        holdout=read("privleak_holdout"),
     )
 
 
@@ -162,6 +173,33 @@ def muse_card(
         else:
             card["priv_leak"] = leak
     return card
+
+
+def muse_cards(
+    subjects: Mapping[str, Subject],
+    texts: MuseTexts,
+    reference: Subject | None = None,
+    *,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """`muse_card` of several models, each entry with `muse_` before its name.
+
+    Args:
+      subjects: models by name; `retrained`, if there, is what PrivLeak compares with.
+      texts: as `read_muse` returns them.
+      reference: as `evaluate.membership` takes it.
+      seed: of the bootstrap.
+    """
+    measured = {
+        name: measure_muse(subject, texts, reference)
+        for name, subject in subjects.items()
+    }
+    cards = {}
+    for name, found in measured.items():
+        card = muse_card(found, measured.get("retrained"), seed=seed)
+        notes = {"notes": card.pop("notes")} if "notes" in card else {}
+        cards[name] = {f"muse_{key}": value for key, value in card.items()} | notes
+    return cards
 
 
 def _cut(subject: Subject, text: str, tokens: int) -> str:

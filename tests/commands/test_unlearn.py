@@ -1,19 +1,26 @@
 """`lt-mia syntofu` and `lt-mia unlearn`, from files to files, and their refusals."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
 
 from lt_mia_jax.checkpoints import load_pretrained
-from lt_mia_jax.cli import BAD_INPUT, main
+from lt_mia_jax.cli import BAD_INPUT, TERMINATED, main
 from lt_mia_jax.commands.scoring import load_pair
 from lt_mia_jax.commands.unlearn import choose
+from lt_mia_jax.data.answers import AnswerTemplate
 from lt_mia_jax.data.questions import read_questions, write_questions
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import make_executor
+from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.trees import flatten
+from lt_mia_jax.unlearning.evaluate import Subject
 from lt_mia_jax.unlearning.methods import Npo, SimNpo
+from lt_mia_jax.unlearning.muse import measure_muse, muse_card, read_muse
+from lt_mia_jax.unlearning.sets import Sets
 from lt_mia_jax.unlearning.storage import load_intervention
 
 SMALL = (
@@ -21,6 +28,18 @@ SMALL = (
     "--data.retain-evaluated 2 --seeds 0 --width 16 --layers 1 --pretrain-epochs 1 "
     "--finetune-epochs 1 --batch-size 16 --executor single"
 ).split()
+SETS = ("forget25", "retain75", "holdout25")
+MUSE_PARTS = [("verbmem", "forget"), ("privleak", "forget"), ("privleak", "holdout")]
+MUSE_PARTS += [
+    ("knowmem", f"{side}_{end}")
+    for side in ("forget", "retain")
+    for end in ("qa", "qa_icl")
+]
+
+
+def write_rows(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows))
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +140,81 @@ def test_a_report_beside_the_retrained_model(world, tmp_path, capsys):
     seen = ["--holdout", str(data / "retain75.jsonl")]
     assert unlearn(world, tmp_path / "seen", *seen, report=True) == BAD_INPUT
     assert "takes texts that no model has seen" in capsys.readouterr().err
+
+
+def test_muse_from_a_copy_of_it_to_the_page(world, tmp_path, capsys):
+    copy, files = tmp_path / "copy", tmp_path / "muse_news"
+    rows = {name: read_questions(world / "data" / f"{name}.jsonl")[:9] for name in SETS}
+    for side, name in zip(("forget", "retain"), SETS[:2], strict=True):
+        asked = [{"question": r.question, "answer": r.answer} for r in rows[name]]
+        write_rows(copy / f"knowmem/{side}_qa.json", asked)
+        write_rows(copy / f"knowmem/{side}_qa_icl.json", asked[:1])
+    continued = [{"prompt": r.question, "gt": r.answer} for r in rows[SETS[0]]]
+    write_rows(copy / "verbmem/forget.json", continued)
+    for side, name in (("forget", SETS[0]), ("holdout", SETS[2])):
+        texts = [{"text": row.answer} for row in rows[name]]
+        write_rows(copy / f"privleak/{side}.json", texts)
+    named = ["--name", "muse_news", "--local", str(copy), "--out", str(files)]
+    parts = [f"{kind}_{part}" for kind, part in MUSE_PARTS]
+    assert main(["benchmark", *named, "--parts", *parts]) == 0
+    assert {path.stem for path in files.glob("*.jsonl")} == {*parts}
+    assert len(read_questions(files / "privleak_forget.jsonl")) == len(continued)
+
+    flags = ["--muse", str(files), "--retrained", str(world / "models/retain75-seed0")]
+    assert unlearn(world, tmp_path / "out", *flags, report=True) == 0
+    cards = json.loads((tmp_path / "out" / "card.json").read_text())["models"]
+    assert cards["retrained"]["muse_priv_leak"]["value"] == 0
+    texts = read_muse(files)
+    before = load_pretrained(str(world / "models" / "full"))
+    template = AnswerTemplate(prompt="{question}", begin=True)
+    model = LanguageModel(before.config)
+    subject = Subject(model, before.params, before.tokenizer, template, 28)
+    alone = muse_card(measure_muse(subject, texts))
+    for name in ("verbmem", "knowmem_forget", "knowmem_retain"):
+        own = cards["before"][f"muse_{name}"]
+        assert own["value"] == pytest.approx(alone[name]["value"])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "VerbMem" in page
+    assert "KnowMem, kept" in page
+
+    capsys.readouterr()
+    (files / "privleak_holdout.jsonl").unlink()
+    assert unlearn(world, tmp_path / "no", *flags, report=True) == BAD_INPUT
+    assert "privleak_holdout.jsonl" in capsys.readouterr().err
+    assert main(["benchmark", *named, "--parts", "nothing"]) == BAD_INPUT
+    assert "expected forget, retain1" in capsys.readouterr().err
+    assert main(["benchmark", *named, "--limit", "0"]) == BAD_INPUT
+    assert "--limit 0" in capsys.readouterr().err
+
+
+def test_adapters_of_a_stopped_run_go_on(world, tmp_path, monkeypatch):
+    """A run stopped by SIGTERM, and one that was not."""
+    flags = ("--lora.rank", "2", "--save-seconds", "0")
+    assert unlearn(world, tmp_path / "whole", *flags) == 0
+    batches, read = [], Sets.batch_at
+
+    def reading(self, step):
+        batches.append(step)
+        if len(batches) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return read(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sets, "batch_at", reading)
+        assert unlearn(world, tmp_path / "out", *flags) == TERMINATED
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert unlearn(world, tmp_path / "out", *flags) == 0
+    one, two = (load_pretrained(str(tmp_path / n)).params for n in ("whole", "out"))
+    one, two = flatten(one), flatten(two)
+    assert all((one[name] == two[name]).all() for name in one)
+
+
+def test_a_refused_command_leaves_the_record(world, tmp_path, capsys):
+    assert unlearn(world, tmp_path, "--seed", "3") == 0
+    record = (tmp_path / "training" / "config.json").read_text()
+    assert unlearn(world, tmp_path, "--seed", "4") == BAD_INPUT
+    assert "another" in capsys.readouterr().err
+    assert (tmp_path / "training" / "config.json").read_text() == record
 
 
 def test_an_intervention_beside_the_same_weights(world, tmp_path, capsys):

@@ -14,14 +14,17 @@ from unlearning_setup import (
     Tofu,
     Trial,
     World,
+    lacking,
     method_of,
     results_of,
+    setup,
     trials_of,
 )
 
 from lt_mia_jax.cli import main
 from lt_mia_jax.data.questions import read_questions
 from lt_mia_jax.data.syntofu import MAX_LENGTH, TEMPLATE
+from lt_mia_jax.errors import InputError
 from lt_mia_jax.report import write_comparison, write_picture
 from lt_mia_jax.unlearning.methods import METHODS
 
@@ -104,6 +107,30 @@ def test_from_files_to_the_page(config, tmp_path):
     page = tmp_path / "page.html"
     write_comparison(sections(config, config.out), page)
     assert "idk_nll" in page.read_text()
+
+
+def test_methods_without_their_answers_are_left_out(config, caplog):
+    every = Settings().methods
+    bare = dataclasses.replace(config.tofu, refusals=None)
+    config = dataclasses.replace(config, methods=every, tofu=bare)
+    names = {job.name for job in unlearning_table.jobs(config)}
+    without = {"alt_po", "meow", "idk_nll", "idk_dpo"}
+    assert names == {"10/controls", *(f"10/{n}" for n in {*every} - without)}
+    assert "meow is left out; it needs --tofu.inverted" in caplog.text
+    assert lacking(dataclasses.replace(config, preset="syntofu")) == {}
+
+    # The copy has forgotten its false answers; the file brings them back.
+    made = config.tofu.data.parent / "made" / "data"
+    given = dataclasses.replace(config.tofu, inverted=made / "forget10.jsonl")
+    config = dataclasses.replace(config, tofu=given)
+    assert {"alt_po", "meow"}.isdisjoint(lacking(config))
+    rows = setup(config, 10).split("forget10")
+    true = {row.question: row.inverted for row in read_questions(given.inverted)}
+    assert [row.inverted for row in rows] == [true[row.question] for row in rows]
+    assert all(row.inverted for row in rows)
+    other = dataclasses.replace(given, inverted=made / "retain90.jsonl")
+    with pytest.raises(InputError, match="no `inverted` for"):
+        setup(dataclasses.replace(config, tofu=other), 10).split("forget10")
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -85,7 +85,8 @@ def run(directory=None, **changes):
             "metrics": MetricsWriter(directory / "history.jsonl"),
             "save_every_seconds": 0.0,
         }
-    return fit(Regression(), start(), **(settings | changes))
+    settings = {"step_fn": Regression(), "state": start(), **settings, **changes}
+    return fit(**settings)
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +224,32 @@ def test_divergence_names_the_step_and_keeps_the_checkpoint(tmp_path):
     for words in ("diverged at step 7", "Lower the learning rate", "of step 6 is kept"):
         assert words in str(error.value)
     assert Checkpointer(tmp_path / "state").steps()[-1] == 6
+
+
+@dataclass(frozen=True)
+class Spoiling:
+    """A step that, at one number, makes parameters NaN and shows finite metrics."""
+
+    at: int
+
+    def __call__(self, state, batch, key):
+        found, metrics = Regression()(state, batch, key)
+        spoiled = jnp.where(found.step == self.at, jnp.nan, found.params["w"])
+        return found._replace(params={"w": spoiled}), metrics
+
+
+@pytest.mark.parametrize(
+    ("at", "resumable"), [(9, True), (STEPS, True), (STEPS, False)]
+)
+def test_an_update_that_spoils_the_parameters(tmp_path, at, resumable):
+    where = tmp_path if resumable else None
+    with pytest.raises(InputError, match=f"diverged at step {at}: parameters"):
+        run(where, step_fn=Spoiling(at), evaluate=None)
+    if resumable:
+        checkpointer = Checkpointer(tmp_path / "state", signature="s")
+        restored = checkpointer.restore({"state": start()})
+        assert restored.step == at - 1
+        assert np.isfinite(restored.tree["state"].params["w"]).all()
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(4, 1), (2, 2)])
