@@ -189,7 +189,7 @@ def test_muse_from_a_copy_of_it_to_the_page(world, tmp_path, capsys):
 
 def test_adapters_of_a_stopped_run_go_on(world, tmp_path, monkeypatch):
     """A run stopped by SIGTERM, and one that was not."""
-    flags = ("--lora.rank", "2", "--save-seconds", "0")
+    flags = ("--lora.rank", "2", "--save-seconds", "0", "--epochs", "8")
     assert unlearn(world, tmp_path / "whole", *flags) == 0
     batches, read = [], Sets.batch_at
 
