@@ -15,49 +15,59 @@ from lt_mia_jax.unlearning.transforms import (
     ascend,
     combine_forget_retain,
     dual_combine,
+    ema_teacher,
     ewc_pull,
+    fisher_masked,
+    freeze,
     project_against,
     project_realised_update,
+    retain_subspace_projection,
     saliency_masked,
     sharpness_aware,
+    stochastic_restore,
+    trust_region,
 )
 
-# Retaining cares for the first three of six numbers, forgetting for all of them.
+# Retaining cares for three of six numbers, forgetting for all of them.
 RETAIN_AT, FORGET_AT = jnp.array([1.0, -1.0, 0.5]), jnp.arange(6.0) / 5
+START = {"own": FORGET_AT[3:] + 0.1, "shared": RETAIN_AT + 0.3}
+MASK = {"own": jnp.ones(3, bool), "shared": jnp.zeros(3, bool)}
 
 
 def retain_loss(x):
-    return 0.5 * jnp.sum((x[:3] - RETAIN_AT) ** 2)
+    return 0.5 * jnp.sum((x["shared"] - RETAIN_AT) ** 2)
 
 
 def forget_loss(x):
-    return 0.5 * jnp.sum((x - FORGET_AT) ** 2)
+    both = jnp.concatenate([x["shared"], x["own"]])
+    return 0.5 * jnp.sum((both - FORGET_AT) ** 2)
 
 
-def unlearn(tx, steps=80):
-    """Forget and retain loss at the end, and the largest retain loss on the way."""
-    start = jnp.concatenate([RETAIN_AT + 0.3, FORGET_AT[3:] + 0.1])
+def ascent(x):
+    return jax.tree.map(jnp.negative, jax.grad(forget_loss)(x))
+
+
+def walk(tx, steps=80):
+    """Parameters and state at the end, and the largest retain loss on the way."""
 
     @jit
     def step(x, state):
-        gf = -jax.grad(forget_loss)(x)
         lr, gr = jax.value_and_grad(retain_loss)(x)
-        u, state = tx.update(
-            gf,
-            state,
-            x,
-            retain_grads=gr,
-            retain_value=lr,
-            grad_fn=lambda x: -jax.grad(forget_loss)(x),
-        )
+        extras = {"retain_grads": gr, "retain_value": lr, "grad_fn": ascent}
+        u, state = tx.update(ascent(x), state, x, **extras)
         return optax.apply_updates(x, u), state, lr
 
-    x, state, worst = start, tx.init(start), 0.0
+    x, state, worst = START, tx.init(START), 0.0
     for _ in range(steps):
         x, state, lr = step(x, state)
         worst = max(worst, float(lr))
-    rise = float(forget_loss(x) - forget_loss(start))
-    return rise, float(retain_loss(x)), worst
+    return x, state, worst
+
+
+def unlearn(tx, steps=80):
+    """Rise of the forget loss, the retain loss at the end, and the largest one."""
+    x, _, worst = walk(tx, steps)
+    return float(forget_loss(x) - forget_loss(START)), float(retain_loss(x)), worst
 
 
 START_RETAIN = 0.5 * 3 * 0.3**2
@@ -103,7 +113,21 @@ def test_ascent_alone_raises_both_losses():
             1.5,
         ),
         (project_realised_update(sharpness_aware(optax.sgd(0.03), 0.1)), 1.2),
-        (saliency_masked(optax.sgd(0.03), jnp.arange(6) >= 3), 1.0001),
+        (saliency_masked(optax.sgd(0.03), MASK), 1.0001),
+        (freeze(optax.sgd(0.03), ["own"]), 1.0001),
+        (
+            fisher_masked(
+                optax.sgd(0.03),
+                quantile=0.5,
+                # Of the retain loss: it does not see the others.
+                fisher=jax.tree.map(lambda mask: 1.0 - mask, MASK),
+                move="smallest",
+            ),
+            1.0001,
+        ),
+        (optax.chain(retain_subspace_projection(size=3), optax.sgd(0.03)), 1.5),
+        (optax.chain(optax.sgd(0.03), trust_region(0.2, around="start")), 2.0),
+        (optax.chain(optax.sgd(0.03), stochastic_restore(0.5)), 2.0),
         (optax.chain(ewc_pull(8.0), optax.sgd(0.03)), 2.0),
         (
             optax.chain(
@@ -119,6 +143,23 @@ def test_forgetting_rises_while_the_retain_loss_stays(tx, allowed):
     rise, after, _ = unlearn(tx)
     assert rise > 0.02
     assert after < allowed * START_RETAIN
+
+
+def test_a_bounded_run_ends_on_the_ball():
+    x, _, _ = walk(optax.chain(optax.sgd(0.03), trust_region(0.2, around="start")))
+    distance = np.linalg.norm(flat(x) - flat(START))
+    assert distance == pytest.approx(0.2, rel=1e-5)
+
+
+def test_a_teacher_is_the_running_mean_of_the_way():
+    ascending = optax.chain(combine_forget_retain(0.3, 1.0), optax.sgd(0.05))
+    x, state, _ = walk(optax.chain(ascending, ema_teacher(0.9)))
+    mean = flat(START)
+    for steps in range(1, 81):
+        mean = 0.9 * mean + 0.1 * flat(walk(ascending, steps)[0])
+    np.testing.assert_allclose(flat(state[-1].teacher), mean, rtol=1e-5)
+    losses = [float(forget_loss(y)) for y in (START, state[-1].teacher, x)]
+    assert losses == sorted(losses)
 
 
 def test_what_the_realised_projection_leaves_is_of_second_order():
