@@ -193,6 +193,23 @@ CASES = {
         lambda h, p, b: oracle.stream_distance(h, b, lambda i, t: 3.0 * CONTROL),
         "stream",
     ),
+    "adaptive_rmu": Case(
+        partial(
+            representation.adaptive_rmu,
+            layer=LAYER,
+            steering=0.5,
+            control=jnp.asarray(CONTROL),
+        ),
+        lambda h, p, b: oracle.stream_distance(
+            h,
+            b,
+            lambda i, t: (
+                0.5 * np.sqrt((p["reference"]["stream"][i, t] ** 2).sum()) * CONTROL
+            ),
+        ),
+        "stream",
+        reference=True,
+    ),
     "rmu_retain": Case(
         partial(representation.rmu_retain, layer=LAYER),
         lambda h, p, b: oracle.stream_distance(

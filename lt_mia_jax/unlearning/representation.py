@@ -49,6 +49,43 @@ def rmu(
     return _mean_square(stream, aim[None, None, :], batch)
 
 
+def adaptive_rmu(
+    params: PyTree,
+    batch: TextBatch,
+    *,
+    apply_fn: ApplyFn,
+    control: Float[Array, "D"],
+    reference_params: PyTree,
+    key: Key[Array, ""] | None = None,
+    layer: int = 8,
+    steering: float = 5.0,
+) -> tuple[Float[Array, ""], Info]:
+    """`rmu` whose aim at each token is as long as the reference's stream there.
+
+    The aim is `steering * |h_ref| * control`, so that one coefficient serves all layers
+    and models, whose streams differ in length.
+
+    Args:
+      params: parameters to train.
+      batch: the texts to forget.
+      apply_fn: the model, called with `capture`.
+      control: unit vector, the same for the whole run: `control_vector`.
+      reference_params: parameters of the reference; they take no gradient.
+      key: unused; the draw is `control_vector`'s.
+      layer: number of layers that the stream has passed.
+      steering: length of the aim beside that of the reference's stream.
+
+    Source: On Effects of Steering Latent Representation for Large Language Model
+    Unlearning (Adaptive RMU), arXiv 2408.06223, over target tokens.
+    """
+    stream = _stream(params, batch, apply_fn, layer)
+    frozen = jax.lax.stop_gradient(reference_params)
+    before = _stream(frozen, batch, apply_fn, layer)
+    length = jnp.linalg.norm(before, axis=-1, keepdims=True)
+    unit = jax.lax.stop_gradient(control).astype(jnp.float32)
+    return _mean_square(stream, steering * length * unit[None, None, :], batch)
+
+
 def rmu_retain(
     params: PyTree,
     batch: TextBatch,

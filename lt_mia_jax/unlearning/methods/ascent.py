@@ -50,13 +50,15 @@ class KlMin(Method):
 class Rmu(Method):
     """The stream on forget texts is sent to a random direction, held on retain texts.
 
-    Source: WMDP, arXiv 2403.03218.
+    Source: WMDP, arXiv 2403.03218; `adaptive`: arXiv 2408.06223.
     """
 
     layer: int | None = None
     """Layers that the stream has passed; None is the middle of the model."""
     steering: float = 2.0
     """Length of the vector aimed at."""
+    adaptive: bool = False
+    """Multiply it with the length of the reference's stream at each token."""
     direction: Literal["isotropic", "positive"] = "isotropic"
     """How the vector is drawn; "positive" is the published one."""
     limits: ClassVar[Mapping[str, Limit]] = {"steering": POSITIVE}
@@ -75,6 +77,9 @@ class Rmu(Method):
     def forget(self) -> Term:
         """Distance to the control vector."""
         settings = {"layer": self.layer, "steering": self.steering}
+        if self.adaptive:
+            data = ("control", "reference_params")
+            return Term(representation.adaptive_rmu, settings, data)
         return Term(representation.rmu, settings, ("control",))
 
     def retain(self) -> Term | None:
