@@ -31,6 +31,7 @@ from lt_mia_jax.commands.devices import Devices, DevicesFlags
 from lt_mia_jax.commands.study import Combination
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.data.corpora import Corpus, load_corpus
+from lt_mia_jax.data.texts import text_id
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.features.extract import ExtractConfig
 from lt_mia_jax.features.store import FeatureStore
@@ -203,8 +204,9 @@ def make_corpus(config: RealModel, name: str) -> None:
 
 
 def read_corpus(config: RealModel, name: str) -> Corpus:
-    """Documents of a corpus."""
-    return load_corpus(name, cache=config.out / "corpora")
+    """Documents of a corpus, under the ids by which attacks know texts."""
+    corpus = load_corpus(name, cache=config.out / "corpora")
+    return corpus._replace(ids=tuple(text_id(text) for text in corpus.texts))
 
 
 def make_combination(

@@ -24,6 +24,8 @@ from launch import Job, LauncherFlags, command, run_jobs
 from transfer_attacks import attacks
 from transfer_jobs import Study
 
+from lt_mia_jax.errors import InputError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transfer(Study):
@@ -58,7 +60,11 @@ class Transfer(Study):
 
 
 def jobs(config: Transfer) -> list[Job]:
-    """Every base, combination and attack, with what it needs."""
+    """Every base, combination and attack, with what it needs.
+
+    Raises:
+      InputError: a flag names what there is not.
+    """
     study, plan = config.study, config.plan()
     bases = {base.name: f"base/{base.name}" for base in plan.bases}
     found = [
@@ -86,7 +92,14 @@ def jobs(config: Transfer) -> list[Job]:
                 )
             )
     everywhere = tuple(named[c.name] for c in plan.judge)
-    for name, spec in attacks(plan, study.seed).items():
+    specs = attacks(plan, study.seed)
+    idle = [w for w in config.attacks if not any(n.startswith(w) for n in specs)]
+    if idle:
+        raise InputError(
+            f"--attacks {' '.join(idle)}: no attack begins so; there are "
+            f"{', '.join(specs)}"
+        )
+    for name, spec in specs.items():
         if config.attacks and not name.startswith(config.attacks):
             continue
         found.append(

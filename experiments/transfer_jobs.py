@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import transfer_attacks
 import transfer_plan
+from transfer_attacks import AttackSpec
 from transfer_plan import Base, Plan, Preset
 
 from lt_mia_jax.attacks import controls, score_store, train_attack
@@ -246,6 +247,8 @@ def make_combination(config: Study, combination: Combination, judged: bool) -> N
         "base": to_dict(base),
         "pretrain": to_dict(plan.pretrain),
     }
+    if base.source is not None and config.models_from is not None:
+        settings["models_from"] = str(config.models_from.absolute())
     study.stage(folder, settings, make)
 
 
@@ -303,7 +306,18 @@ def make_attack(config: Study, name: str) -> None:
         shutil.rmtree(directory / ATTACK / "state", ignore_errors=True)
         return [LOGITS]
 
-    settings = {
+    study.stage(directory, attack_settings(config, spec), make)
+
+
+def attack_settings(config: Study, spec: AttackSpec) -> dict[str, Any]:
+    """What a trained attack depends on, and what it judged.
+
+    Raises:
+      InputError: a combination is not finished.
+    """
+    plan = config.plan()
+    judged = spec.judged(plan)
+    return {
         "spec": to_dict(dataclasses.replace(spec, combinations=frozenset())),
         "train": sorted(spec.combinations),
         "judged": sorted(c.name for c in judged),
@@ -313,7 +327,6 @@ def make_attack(config: Study, name: str) -> None:
             if c.name in spec.combinations or c in judged
         },
     }
-    study.stage(directory, settings, make)
 
 
 def _load(config: Study, name: str) -> Corpus:

@@ -408,6 +408,12 @@ def only(plan: Plan, beginnings: tuple[str, ...]) -> Plan:
         train=tuple(c for c in plan.train if c.base.startswith(beginnings)),
         judge=tuple(c for c in plan.judge if c.base.startswith(beginnings)),
     )
+    names = [base.name for base in plan.bases]
+    idle = [word for word in beginnings if not any(n.startswith(word) for n in names)]
+    if idle:
+        raise InputError(
+            f"--only {' '.join(idle)}: no base begins so; there are {', '.join(names)}"
+        )
     if not (found.train and found.judge):
         raise InputError(
             f"--only {' '.join(beginnings)} leaves {len(found.train)} combinations to "

@@ -14,13 +14,14 @@ import transfer_attacks
 import transfer_figures
 import transfer_tables
 from transfer_attacks import AttackSpec, is_first
-from transfer_jobs import ATTACK, CORPORA, LOGITS, SCORES, Study
+from transfer_jobs import ATTACK, CORPORA, LOGITS, SCORES, Study, attack_settings
 from transfer_plan import CODE, FAMILY_NAMES, Family, Plan
 from transfer_statistics import Judged, Resamples, group, loss_gap
 from transfer_tables import FIRST, LEARNED, RATE, TEXT_ONLY, Found, point
 
 from lt_mia_jax.attacks import load_attack
 from lt_mia_jax.attacks.storage import CARD, FILES, save_attack
+from lt_mia_jax.commands.study import is_finished
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import MANIFEST, read_json, write_atomic, write_json
@@ -46,15 +47,18 @@ def collect(study: Study) -> tuple[Plan, list[Judged], dict[str, AttackSpec]]:
     """Judged combinations with the scores of every finished attack, and those.
 
     Raises:
-      InputError: nothing is finished yet.
+      InputError: nothing is finished yet, or an attack is one of other settings.
     """
     plan = study.plan()
     specs = transfer_attacks.attacks(plan, study.seed)
     logits = {}
-    for name in specs:
-        path = study.out / "attacks" / name / LOGITS
-        if path.exists():
-            with np.load(path) as found:
+    for name, spec in specs.items():
+        directory = study.out / "attacks" / name
+        # Looked for first: settings can be told only of finished combinations.
+        if (directory / MANIFEST).exists() and is_finished(
+            directory, attack_settings(study, spec)
+        ):
+            with np.load(directory / LOGITS) as found:
                 logits[name] = {key: found[key] for key in found.files}
     if LEARNED not in logits:
         raise InputError(

@@ -135,6 +135,9 @@ def weighted_roc(
             [p[1] for p in parts]
         )
     keep = ~np.isnan(scores)
+    if not keep.any():  # a score that exists for none of the texts
+        none = np.full(len(weights), np.nan)
+        return none, none
     order = np.flatnonzero(keep)[np.argsort(-scores[keep], kind="stable")]
     sorted_scores = scores[order]
     last = np.append(sorted_scores[1:] != sorted_scores[:-1], True)

@@ -87,6 +87,22 @@ class Combination:
         return f"{self.base}-{self.corpus}" + (f"-{self.draw}" if self.draw else "")
 
 
+def is_finished(directory: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether the folder of a stage has its manifest.
+
+    Raises:
+      InputError: it was made with other settings.
+    """
+    if not (directory / MANIFEST).exists():
+        return False
+    if read_json(directory / MANIFEST).get("settings") != _digest_of(settings):
+        raise InputError(
+            f"{directory} was made with other settings or texts; choose another "
+            "--out, or delete that folder to make it again"
+        )
+    return True
+
+
 def stage(
     directory: Path, settings: Mapping[str, Any], make: Callable[[], Sequence[str]]
 ) -> None:
@@ -95,20 +111,16 @@ def stage(
     Raises:
       InputError: the folder was made with other settings.
     """
-    digest = hashlib.sha256(
-        json.dumps(settings, sort_keys=True, default=str).encode()
-    ).hexdigest()
-    if (directory / MANIFEST).exists():
-        found = read_json(directory / MANIFEST).get("settings")
-        if found != digest:
-            raise InputError(
-                f"{directory} was made with other settings or texts; choose another "
-                "--out, or delete that folder to make it again"
-            )
+    if is_finished(directory, settings):
         log.info("  %s is finished, using it", directory.name)
         return
     names = make()
-    write_manifest(directory, names, settings=digest)
+    write_manifest(directory, names, settings=_digest_of(settings))
+
+
+def _digest_of(settings: Mapping[str, Any]) -> str:
+    described = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(described.encode()).hexdigest()
 
 
 def make_tokenizer(directory: Path, texts: Sequence[str], *, vocab_size: int) -> Any:

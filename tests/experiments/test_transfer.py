@@ -174,7 +174,22 @@ def test_published_grid():
     assert (len(plan.train), len(plan.judge)) == (60, 40)
     assert sum(c.lora is None for c in plan.train) == 4 * 4
     with pytest.raises(InputError, match="leaves 0 combinations to train"):
-        transfer_plan.only(plan, ("mamba", "gpt2_"))
+        transfer_plan.only(plan, ("state-spaces",))
+    with pytest.raises(InputError, match="mamba gpt2_: no base begins so; there are"):
+        transfer_plan.only(plan, ("mamba", "distilgpt2", "gpt2_"))
+
+
+def test_flags_that_name_no_attack(tmp_path):
+    config = transfer.Transfer(out=tmp_path, attacks=("main", "colums"))
+    with pytest.raises(InputError, match=r"colums: no attack.*columns-reference"):
+        transfer.jobs(config)
+
+
+def test_a_score_that_exists_for_no_text():
+    one = judged(0)
+    none = np.full(len(one.labels), np.nan)
+    plain = np.ones((2, len(none)))
+    assert np.isnan(weighted_roc(one.labels, none, plain, 0.01)).all()
 
 
 def test_tiny_models_can_be_saved_under_their_type(tmp_path):
@@ -294,6 +309,15 @@ def test_published_grid_end_to_end(tmp_path):
         scores = np.load(features / entry["name"] / transfer_jobs.SCORES)
         expected = roc_auc_score(scores["labels"], scores["score_ez"])
         assert entry["auc"]["ez"] == pytest.approx(expected)
+
+    # What was made otherwise is neither reported nor used as this.
+    changed = dataclasses.replace(config, seed=1)
+    with pytest.raises(InputError, match="was made with other settings"):
+        transfer_report.report(changed.study, resamples=20)
+    changed = dataclasses.replace(config, models_from=tmp_path / "elsewhere")
+    first = config.plan().train[0]
+    with pytest.raises(InputError, match="was made with other settings"):
+        transfer_jobs.make_combination(changed.study, first, judged=False)
 
     transfer_report.package(config.study, tmp_path / "shipped", found)
     shipped = load_attack(tmp_path / "shipped")
