@@ -41,6 +41,8 @@ from lt_mia_jax.files import MANIFEST, read_json, write_json
 log = logging.getLogger("lt_mia_jax.transfer")
 
 CORPORA, SCORES, LOGITS = "corpora.json", "scores.npz", "logits.npz"
+PERMUTATION = 0
+"""Seed of the permuted labels of controls."""
 ATTACK = "attack"
 """Folder of a learned attack beside its scores."""
 
@@ -253,18 +255,23 @@ def make_combination(config: Study, combination: Combination, judged: bool) -> N
 
 
 def _save_scores(path: Path, store: FeatureStore, seed: int) -> None:
-    """Ids, labels, every published score and the text-only control of a store."""
+    """Ids, labels, every published score and the text-only controls of a store."""
     scored = evaluate.score_published(store, np.arange(store.n))
     labels = np.asarray(store.labels, np.int64)
-    assert scored.words is not None
-    try:
-        blind = controls.blind_baseline(scored.words, labels, seed=seed)
-    except InputError:
-        blind = np.full(len(labels), np.nan)
+    words = scored.words
+    assert words is not None
+
+    def blind(labels: np.ndarray) -> np.ndarray:
+        try:
+            return controls.blind_baseline(words, labels, seed=seed)
+        except InputError:
+            return np.full(len(labels), np.nan)
+
     arrays: dict[str, Any] = {
         "ids": np.array(store.ids),
         "labels": labels,
-        "blind": blind,
+        "blind": blind(labels),
+        "blind_permuted": blind(controls.permuted_labels(labels, PERMUTATION)),
         "n_tokens": scored.n_tokens,
         **{f"score_{name}": values for name, values in scored.scores.items()},
     }

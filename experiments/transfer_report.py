@@ -92,6 +92,8 @@ def collect(study: Study) -> tuple[Plan, list[Judged], dict[str, AttackSpec]]:
                     draw=combination.draw,
                     ids=found["ids"],
                     labels=found["labels"],
+                    # Folders of earlier versions do not have it.
+                    blind_permuted=found.get("blind_permuted"),
                     scores={
                         **{name: logits[name][combination.name] for name in learned},
                         **scores,

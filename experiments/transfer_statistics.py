@@ -33,6 +33,8 @@ class Judged:
     labels: Int[np.ndarray, " N"]
     scores: Mapping[str, Float[np.ndarray, " N"]]
     """By attack, higher = more likely a member; NaN = no score."""
+    blind_permuted: Float[np.ndarray, " N"] | None = None
+    """What the text-only control says after it has learned permuted labels."""
 
 
 class Mean(NamedTuple):

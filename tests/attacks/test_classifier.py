@@ -195,15 +195,21 @@ def test_dropout_follows_its_key_alone(key):
 
 
 @pytest.mark.parametrize("width", [64, 65])
-def test_dropout_rate_and_scale(width, key):
-    drop = classifier._make_dropout(0.05, key)
+@pytest.mark.parametrize("rate", [0.05, 0.013])
+def test_dropout_rate_and_scale(rate, width, key):
+    """0.05 is 13/256 well enough; 0.013 needs a finer grid."""
+    drop = classifier._make_dropout(rate, key)
     out = np.asarray(drop(jnp.ones((400, width)), 3))
     # 25,600 draws: five standard errors.
-    assert abs((out == 0).mean() - 0.05) < 5 * np.sqrt(0.05 * 0.95 / out.size)
-    assert abs(out.mean() - 1) < 5 * np.sqrt(0.05 / 0.95 / out.size)
+    assert abs((out == 0).mean() - rate) < 5 * np.sqrt(rate / out.size)
+    assert abs(out.mean() - 1) < 5 * np.sqrt(rate / (1 - rate) / out.size)
+    kept = out[out > 0]
+    assert kept.min() == kept.max()
+    assert abs((1 - 1 / kept[0]) / rate - 1) < 0.02
     # Neighbours share a random word but not a decision.
-    pairs = (out[:, 0:64:2] == 0) & (out[:, 1:64:2] == 0)
-    assert abs(pairs.mean() - 0.0025) < 5 * np.sqrt(0.0025 / pairs.size)
+    for lag in (1, 2, 3):
+        pairs = (out[:, lag:] == 0) & (out[:, :-lag] == 0)
+        assert abs(pairs.mean() - rate**2) < 5 * np.sqrt(rate**2 / pairs.size)
 
 
 def test_initial_values_follow_the_original(key):
