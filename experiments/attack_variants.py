@@ -11,7 +11,6 @@ over texts, and the AUC on validation texts of the training combinations.
 """
 
 import dataclasses
-import logging
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,12 +18,11 @@ from typing import Any
 
 import numpy as np
 import transfer_plan
-import tyro
+from launch import command
 
 from lt_mia_jax.attacks import Attack, score_store, train_attack
 from lt_mia_jax.attacks.classifier_config import ClassifierConfig
 from lt_mia_jax.attacks.metrics import auc
-from lt_mia_jax.cli import BAD_INPUT, keep_freed_memory, use_all_cores
 from lt_mia_jax.commands import evaluate
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.features.layout import FeatureLayout
@@ -135,7 +133,7 @@ def run(config: AttackVariants) -> None:
             f"--variants {' '.join(sorted(unknown))}: expected {' '.join(VARIANTS)}"
         )
     train = [FeatureStore.open(path) for path in config.train]
-    judge = {str(path.parent.name): FeatureStore.open(path) for path in config.judge}
+    judge = {path.parent.name: FeatureStore.open(path) for path in config.judge}
     small = transfer_plan.tiny().small
     assert small is not None
     published = {
@@ -175,19 +173,5 @@ def run(config: AttackVariants) -> None:
                     )
 
 
-def main() -> int:
-    """Parse and run."""
-    logging.basicConfig(level=logging.WARNING)
-    config = tyro.cli(AttackVariants, description=__doc__)
-    use_all_cores()
-    keep_freed_memory()
-    try:
-        run(config)
-    except InputError as error:
-        print(f"attack_variants: {error}", file=sys.stderr)
-        return BAD_INPUT
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(AttackVariants, run, __doc__))

@@ -17,13 +17,24 @@ from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
 from lt_mia_jax.commands.devices import Devices
 from lt_mia_jax.commands.evaluate import score_combination
 from lt_mia_jax.data.splits import split_corpus
-from lt_mia_jax.data.texts import read_texts, write_texts
+from lt_mia_jax.data.texts import read_texts, text_id, write_texts
 from lt_mia_jax.data.tokenize import encode, train_bpe
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.models import LanguageModel, llama_like
 
 MEMBERS, NONMEMBERS, VALIDATION = 12, 16, 4
+
+
+def test_texts_are_known_by_their_content(tmp_path):
+    texts = tiny_world.sentences(3, 20)
+    rows = [{"id": str(i), "text": text} for i, text in enumerate(texts)]
+    write_texts(tmp_path / "own.jsonl", rows)
+    config = real_model.RealModel(out=tmp_path)
+    corpus = real_model.read_corpus(config, str(tmp_path / "own.jsonl"))
+    assert corpus.texts
+    assert set(corpus.texts) <= set(texts)
+    assert corpus.ids == tuple(map(text_id, corpus.texts))
 
 
 def make_attack(directory, seed, **card):

@@ -303,6 +303,7 @@ def test_published_grid_end_to_end(tmp_path):
     page = (tmp_path / "docs" / transfer_report.PAGE).read_text()
     assert "| Mamba | 4 |" in page
     assert "too few non-members" in page
+    assert "| only the text, permuted labels |" in page
     values = json.loads((config.out / transfer_report.RESULTS).read_text())
     assert len(values["combinations"]) == len(config.plan().judge)
     for entry in values["combinations"]:
