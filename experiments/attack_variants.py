@@ -12,7 +12,6 @@ over texts, and the AUC on validation texts of the training combinations.
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from lt_mia_jax.attacks.classifier_config import ClassifierConfig
 from lt_mia_jax.attacks.metrics import auc
 from lt_mia_jax.commands import evaluate
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.features.layout import FeatureLayout
 from lt_mia_jax.features.store import FeatureStore
 
 
@@ -52,53 +50,22 @@ class AttackVariants:
     """Behind each interval."""
 
 
-class LogProbabilities:
-    """A store whose pair of the true token holds log-probabilities, not raw logits.
-
-    They follow from the losses: `a - b` is the reference's loss minus the target's.
-    The lists of likely tokens stay as they are; these variants do not see them.
-    """
-
-    def __init__(self, store: FeatureStore) -> None:
-        """A view of it."""
-        self.meta: Mapping[str, Any] = store.meta
-        self.name, self.n = store.name, store.n
-        self.ids, self.labels, self.split = store.ids, store.labels, store.split
-        self._store = store
-
-    def features(self, rows: Any) -> tuple[Any, Any]:
-        """Features and mask of some texts."""
-        features, mask = self._store.features(rows)
-        layout: FeatureLayout = self._store.layout
-        target, reference = layout.loss.start, layout.loss.start + 1
-        gain = features[..., reference] - features[..., target]
-        pair = layout.truth.start
-        features[..., pair] = np.minimum(0, gain)
-        features[..., pair + 1] = np.minimum(0, -gain)
-        return features, mask
-
-
-View = Callable[[FeatureStore], Any]
-
-
-def as_it_is(store: FeatureStore) -> FeatureStore:
-    """No view."""
-    return store
-
-
-VARIANTS: dict[str, tuple[View, dict[str, Any]]] = {
-    "usual": (as_it_is, {}),
-    "log_probabilities": (LogProbabilities, {}),
-    "no_text": (as_it_is, {"blocks": ("truth", "loss")}),
-    "log_probabilities_no_text": (LogProbabilities, {"blocks": ("truth", "loss")}),
-    "mean_mlp": (as_it_is, {"architecture": "mean_mlp"}),
+RAW: dict[str, Any] = {"log_probabilities": False}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "usual": {},
+    "raw_logits": RAW,
+    "no_text": {"blocks": ("truth", "loss")},
+    "raw_logits_no_text": {"blocks": ("truth", "loss"), **RAW},
+    "mean_mlp": {"architecture": "mean_mlp"},
+    "raw_logits_mean_mlp": {"architecture": "mean_mlp", **RAW},
 }
+"""What each changes of the study's attack."""
 
 
-def standardised_on(attack: Attack, view: Any) -> Attack:
+def standardised_on(attack: Attack, store: FeatureStore) -> Attack:
     """The attack with the moments of other texts for its inputs."""
-    features, mask = view.features(np.arange(view.n))
-    seen = features[np.asarray(mask, bool)][:, attack.config.columns]
+    features, mask = store.features(np.arange(store.n))
+    seen = attack.config.select(features[np.asarray(mask, bool)])
     moments = {
         "input_mean": seen.mean(0, dtype=np.float64).astype(np.float32),
         "input_scale": np.maximum(seen.std(0, dtype=np.float64), 1e-3).astype("f4"),
@@ -143,11 +110,12 @@ def run(config: AttackVariants) -> None:
     print("| variant | seed | validation | judged on | AUC | less EZ-MIA |")
     print("| --- | --- | --- | --- | --- | --- |")
     for variant in config.variants or VARIANTS:
-        view, changes = VARIANTS[variant]
-        shape: ClassifierConfig = dataclasses.replace(small.classifier, **changes)
+        shape: ClassifierConfig = dataclasses.replace(
+            small.classifier, **VARIANTS[variant]
+        )
         for seed in config.seeds:
             result = train_attack(
-                [view(store) for store in train],
+                train,
                 shape,
                 small.trained(seed=seed).recipe,
                 config.out / f"{variant}-{seed}",
@@ -158,13 +126,13 @@ def run(config: AttackVariants) -> None:
                     raise InputError(
                         f"{name}: {len(used)} of its texts trained the attack"
                     )
-                labels, seen = np.asarray(store.labels, np.int64), view(store)
-                own = standardised_on(result.attack, seen)
+                labels = np.asarray(store.labels, np.int64)
+                own = standardised_on(result.attack, store)
                 for label, attack in (
                     (variant, result.attack),
                     (f"{variant}_own", own),
                 ):
-                    scores = score_store(attack, seen)
+                    scores = score_store(attack, store)
                     less = difference(labels, scores, published[name], config.resamples)
                     print(
                         f"| {label} | {seed} | {result.best_auc:.4f} | {name} | "

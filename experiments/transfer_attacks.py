@@ -173,13 +173,23 @@ def attacks(plan: Plan, seed: int) -> dict[str, AttackSpec]:
         "standardised" if other else "as they are",
         learner=changed(standardise=other),
     )
+    logs = small.classifier.log_probabilities
+    if logs:
+        add(
+            "inputs-logits",
+            "inputs",
+            "raw logits of the true token",
+            learner=changed(log_probabilities=False),
+        )
     for name, blocks in BLOCKS.items():
         if set(blocks) != set(small.classifier.blocks):
+            # Of the lists there are raw logits only.
+            raw = bool({"head", "tail"} & set(blocks))
             add(
                 f"columns-{name}",
                 "columns",
-                name.replace("_", " "),
-                learner=changed(blocks=blocks),
+                name.replace("_", " ") + (", raw logits" if raw and logs else ""),
+                learner=changed(blocks=blocks, log_probabilities=logs and not raw),
             )
     for columns in ("target", "comparison"):
         add(f"columns-{columns}", "columns", columns, columns=columns)

@@ -269,6 +269,7 @@ def tiny(*, draws: int = 3, repeats: int = 1) -> Plan:
 _TINY = Learner(
     classifier=ClassifierConfig(
         blocks=("truth", "loss", "text"),
+        log_probabilities=True,
         width=64,
         heads=4,
         layers=2,

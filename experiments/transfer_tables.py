@@ -333,7 +333,7 @@ def ablations(found: Found) -> str:
     titles = {
         MAIN: "Seeds of the main attack",
         "architecture": "Architecture",
-        "inputs": "Inputs, as they are or standardised",
+        "inputs": "Inputs",
         "columns": "Feature columns",
         "diversity": "Combinations, at a fixed number of training texts",
         "volume": "Training texts of each combination",

@@ -327,9 +327,7 @@ def apply(
             f"features have (steps, columns) {features.shape[1:]}, "
             f"the {config.architecture} classifier expects {wanted}"
         )
-    x = jnp.asarray(features, jnp.float32)
-    if config.hides:
-        x = x[..., config.columns]
+    x = config.select(jnp.asarray(features, jnp.float32))
     mask = jnp.asarray(mask).astype(bool)
     if config.standardise:
         mean, scale = params["input_mean"], params["input_scale"]

@@ -1,8 +1,9 @@
 """What a learned attack is: architecture and sizes, as data."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
@@ -28,6 +29,10 @@ class ClassifierConfig:
     blocks: tuple[Block, ...] = BLOCKS
     """What it sees of them: the true token's logits and ranks, those of the most and of
     the least likely tokens, its losses, and statistics of the whole text's losses."""
+    log_probabilities: bool = False
+    """See log-probabilities of the true token, not raw logits, which differ between
+    models by what says nothing of the text. The lists of tokens have to be hidden:
+    theirs are not in the features. Off by default, as in the paper."""
     length: int = 128
     """Steps per sequence. Only `lr` and `mlp`, which flatten, are tied to it."""
     width: int = 192
@@ -68,6 +73,13 @@ class ClassifierConfig:
                 f"blocks are {' '.join(self.blocks) or 'none'}; expected one or more, "
                 f"each once, of {' '.join(BLOCKS)}"
             )
+        lists = [block for block in ("head", "tail") if block in self.blocks]
+        if self.log_probabilities and lists:
+            raise InputError(
+                f"log_probabilities with the blocks {' and '.join(lists)}: their raw "
+                "logits cannot be normalised afterwards; hide them, or extract "
+                "features with log_probabilities and leave it off here"
+            )
         if self.hides:
             _ = self.columns  # refuses what has no blocks
 
@@ -104,3 +116,25 @@ class ClassifierConfig:
         layout = FeatureLayout(self.k)
         own = [getattr(layout, block) for block in self.blocks]
         return np.sort(np.concatenate([every[block] for block in own]))
+
+    def select(self, features: Any) -> Any:
+        """What the classifier sees of feature vectors.
+
+        Args:
+          features: array `"... C"` of all columns (NumPy or JAX).
+
+        Returns:
+          Array `"... S"`: the columns of the blocks, where the true token's pair is in
+          log-probabilities if that is asked for. Those follow from the losses: minus
+          the loss is the log-probability.
+        """
+        if not self.hides:
+            return features
+        seen = features[..., self.columns]
+        if not self.log_probabilities or "truth" not in self.blocks:
+            return seen
+        xp = np if isinstance(features, np.ndarray) else jnp
+        # Target's loss less the reference's: a column of its own, exact in float16.
+        excess = features[..., FeatureLayout(self.k).loss.stop - 1, None]
+        pair = [xp.minimum(0, -excess) + 0, xp.minimum(0, excess) + 0]
+        return xp.concatenate([*pair, seen[..., 2:]], axis=-1)

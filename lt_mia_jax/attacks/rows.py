@@ -1,7 +1,7 @@
 """Rows of several feature stores as one table, kept in memory when they fit."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -180,15 +180,19 @@ class Rows:
         for start in range(0, len(self), _BLOCK):
             yield np.arange(start, min(start + _BLOCK, len(self)))
 
-    def moments(self) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
+    def moments(
+        self, select: Callable[[np.ndarray], np.ndarray] = np.asarray
+    ) -> tuple[Float[np.ndarray, " S"], Float[np.ndarray, " S"]]:
         """Mean and standard deviation of each column over valid steps, float64.
 
-        A column that does not vary gets the deviation 1.
+        A column that does not vary gets the deviation 1. `select` makes of vectors
+        `"N C"` those that are looked at.
         """
-        count, mean, squares = 0, np.zeros(self.columns), np.zeros(self.columns)
+        seen = select(np.zeros((1, self.columns))).shape[-1]
+        count, mean, squares = 0, np.zeros(seen), np.zeros(seen)
         for numbers in self.blocks():
             features, mask = self.read(numbers)
-            steps = features[mask].astype(np.float64)
+            steps = select(features[mask]).astype(np.float64)
             if not len(steps):
                 continue
             # Merging block means keeps precision where a column's mean is large.

@@ -300,7 +300,7 @@ def _initial(
 ) -> tuple[Params, Params]:
     params, constants = classifier.split_constants(classifier.init(config, key))
     if config.standardise:
-        mean, scale = (moment[config.columns] for moment in train.moments())
+        mean, scale = train.moments(config.select)
         constants = {
             "input_mean": jnp.asarray(mean, jnp.float32),
             "input_scale": jnp.asarray(scale, jnp.float32),

@@ -10,6 +10,7 @@ from lt_mia_jax.attacks import classifier
 from lt_mia_jax.attacks.classifier import ClassifierConfig
 from lt_mia_jax.attacks.classifier_config import BLOCKS
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.features import lt_mia_features
 from lt_mia_jax.features.layout import FeatureLayout
 
 MLP_NAMES = ["mlp.0", "mlp.3", "mlp.6"]
@@ -279,12 +280,57 @@ def test_columns_of_blocks_are_those_of_the_layout():
     assert len(_small().columns) == C == len(names)
 
 
+LOGS = {"blocks": ("truth", "loss", "text"), "log_probabilities": True}
+
+
+def _features(shift=0.0, **settings):
+    """Of random logits, the target's moved by `shift` at every step."""
+    rng = np.random.default_rng(3)
+    target, reference = 3 * rng.normal(size=(2, B, T, 31)).astype(np.float32)
+    target += shift * rng.normal(size=(B, T, 1)).astype(np.float32)
+    tokens, mask = rng.integers(0, 31, (B, T)), _batch()[1]
+    return lt_mia_features(target, reference, tokens, mask, k=2, **settings)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+def test_log_probabilities_are_those_of_the_extraction(kind):
+    expected, mask = _features(log_probabilities=True)
+    raw, _ = _features(shift=5.0)
+    seen = _small(**LOGS).select(kind(raw))
+    assert isinstance(seen, type(kind(raw)))
+    assert seen.dtype == np.float32
+    np.testing.assert_allclose(seen, np.asarray(expected)[..., SEEN], atol=2e-5)
+    assert (np.abs(np.asarray(raw - expected)[mask][:, :2]).max(axis=0) > 3).all()
+
+
+def test_log_probabilities_without_the_true_token_change_nothing():
+    features, _ = _batch()
+    seen = _small(**{**LOGS, "blocks": ("loss", "text")}).select(features)
+    np.testing.assert_array_equal(seen, features[..., 18:])
+
+
+@pytest.mark.parametrize("architecture", STATES)
+def test_log_probabilities_do_not_see_what_all_logits_share(architecture, key):
+    (plain, mask), (moved, _) = _features(), _features(shift=5.0)
+    raw, logs = (
+        _small(architecture, **{**LOGS, "log_probabilities": log})
+        for log in (False, True)
+    )
+    params = classifier.init(logs, key)
+    expected = SCORE(logs, params, plain, mask)
+    np.testing.assert_allclose(SCORE(logs, params, moved, mask), expected, atol=1e-4)
+    change = SCORE(raw, params, moved, mask) - SCORE(raw, params, plain, mask)
+    assert np.nanmax(np.abs(change)) > 1e-2
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"blocks": ()}, "blocks are none"),
         ({"blocks": ("loss", "loss")}, "each once"),
         ({"blocks": ("loss",), "inputs": 27}, "27 columns.* have no blocks"),
+        ({"log_probabilities": True}, "blocks head and tail.* hide them"),
+        ({"log_probabilities": True, "blocks": ("loss", "tail")}, "blocks tail"),
     ],
 )
 def test_impossible_blocks_are_refused(changes, message):

@@ -218,14 +218,24 @@ def test_mean_selection_and_reading_from_disk(finished, tmp_path):
         assert row["validation_auc"] == row["mean_auc"]
 
 
-def test_standardised_training_stores_measured_constants(tmp_path):
-    changes = {"standardise": True, "blocks": ("truth", "loss", "text")}
+@pytest.mark.parametrize("logs", [False, True])
+def test_standardised_training_stores_measured_constants(tmp_path, logs):
+    changes = {
+        "standardise": True,
+        "blocks": ("truth", "loss", "text"),
+        "log_probabilities": logs,
+    }
     config = dataclasses.replace(SMALL, **changes)
     settings = recipe(epochs=2, save_seconds=60.0)
     result = train_attack(stores(), config, settings, tmp_path)
     layout = FeatureLayout(result.attack.k)
     seen = np.r_[layout.truth, layout.loss, layout.text]
-    mean, scale = (m[seen] for m in Rows(stores(), "train").moments())
+    changed = stores()
+    for store in changed if logs else ():
+        excess = store.values[..., layout.loss][..., 2]
+        store.values[..., 0] = np.where(excess > 0, -excess, 0)
+        store.values[..., 1] = np.where(excess < 0, excess, 0)
+    mean, scale = (m[seen] for m in Rows(changed, "train").moments())
     params = load_attack(tmp_path).params
     np.testing.assert_allclose(params["input_mean"], mean, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(params["input_scale"], scale, rtol=1e-5)
