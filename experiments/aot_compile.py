@@ -23,7 +23,8 @@ from jax.sharding import Mesh
 from lt_mia_jax.attacks import classifier
 from lt_mia_jax.attacks import recipe as attack_recipe
 from lt_mia_jax.attacks.classifier_config import ClassifierConfig
-from lt_mia_jax.attacks.train import StepBatch, TrainStep
+from lt_mia_jax.attacks.packing import StepBatch
+from lt_mia_jax.attacks.train import TrainStep
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor
 from lt_mia_jax.features.program import ExtractConfig, Extraction

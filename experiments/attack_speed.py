@@ -3,8 +3,9 @@
 python experiments/attack_speed.py --batch-size 256 512
 
 Both sides do a whole update: forward with dropout, backward, clipping, AdamW, with the
-paper's network and the same rows in memory. They take turns and the fastest pass
-counts, since other programs can only slow a pass down.
+paper's network and the same texts in memory, of all lengths up to 128 steps and of 128
+steps each. PyTorch pads every text; ours also puts short texts into common rows. They
+take turns and the fastest pass counts, since other programs can only slow a pass down.
 
 python experiments/attack_speed.py --loader --features DIR...
 
@@ -14,6 +15,7 @@ store for every batch.
 
 import dataclasses
 import functools
+import itertools
 import logging
 import math
 import sys
@@ -29,9 +31,12 @@ import tyro
 
 from lt_mia_jax.attacks import classifier
 from lt_mia_jax.attacks.classifier_config import ClassifierConfig
+from lt_mia_jax.attacks.packing import read_batch
 from lt_mia_jax.attacks.recipe import TrainConfig, make_optimizer
-from lt_mia_jax.attacks.train import StepBatch, TrainStep, train_attack
+from lt_mia_jax.attacks.rows import Rows
+from lt_mia_jax.attacks.train import TrainStep, train_attack
 from lt_mia_jax.cli import BAD_INPUT, keep_freed_memory, use_all_cores
+from lt_mia_jax.data.batches import Batch
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import make_executor
 from lt_mia_jax.features import FeatureStore
@@ -59,17 +64,29 @@ class AttackSpeed:
     """Stores for --loader."""
 
 
-def rows(config: ClassifierConfig, count: int) -> StepBatch:
-    """Random rows whose texts have all lengths."""
-    rng = np.random.default_rng(0)
-    mask = np.arange(config.length) < rng.integers(1, config.length + 1, (count, 1))
-    features = rng.standard_normal((count, config.length, config.inputs), np.float32)
-    labels = (np.arange(count) % 2).astype(np.float32)
-    weight = np.ones(count, np.float32)
-    return StepBatch(features * mask[..., None], mask, labels, weight)
+class Texts:
+    """A feature source of random numbers."""
+
+    name = "random"
+
+    def __init__(self, config: ClassifierConfig, n: int, *, full: bool) -> None:
+        """Texts of all lengths, or as long as they can be."""
+        rng = np.random.default_rng(0)
+        self.meta: dict[str, Any] = {}
+        self.n, self.ids, self.split = n, [str(i) for i in range(n)], ["train"] * n
+        self.labels = [i % 2 for i in range(n)]
+        shortest = config.length if full else 1
+        self.n_steps = rng.integers(shortest, config.length + 1, n)
+        self._mask = np.arange(config.length) < self.n_steps[:, None]
+        shape = (n, config.length, config.inputs)
+        self._features = rng.standard_normal(shape, np.float32) * self._mask[..., None]
+
+    def features(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Features and mask of some texts."""
+        return self._features[rows], self._mask[rows]
 
 
-def ours(config: ClassifierConfig, recipe: TrainConfig, batch: StepBatch) -> Any:
+def ours(config: ClassifierConfig, recipe: TrainConfig, texts: Texts) -> Any:
     """A function that makes one update and waits for it."""
     executor = make_executor()
     params, constants = classifier.split_constants(
@@ -82,8 +99,11 @@ def ours(config: ClassifierConfig, recipe: TrainConfig, batch: StepBatch) -> Any
     )
     advance = step_program(step, executor)
     key = executor.place(jax.random.key(1))
+    rows = Rows([texts], "train", cache_bytes=1e12)
+    every = Batch(np.arange(texts.n), np.ones(texts.n, np.float32))
 
     def run() -> None:
+        batch = read_batch(rows, every, executor, packed=True)
         held[0], metrics = advance(held[0], executor.place_batch(batch), key)
         jax.block_until_ready(metrics)
 
@@ -91,7 +111,7 @@ def ours(config: ClassifierConfig, recipe: TrainConfig, batch: StepBatch) -> Any
 
 
 def theirs(
-    config: ClassifierConfig, recipe: TrainConfig, batch: StepBatch, threads: int
+    config: ClassifierConfig, recipe: TrainConfig, texts: Texts, threads: int
 ) -> Callable[[], None]:
     """The same update by PyTorch's own layers."""
     import torch
@@ -142,7 +162,8 @@ def theirs(
         weight_decay=recipe.weight_decay,
         foreach=True,
     )
-    features, mask, labels = (torch.from_numpy(np.asarray(x)) for x in batch[:3])
+    features, mask = map(torch.from_numpy, texts.features(np.arange(texts.n)))
+    labels = torch.tensor(texts.labels, dtype=torch.float32)
     smooth = labels * (1 - recipe.label_smoothing) + recipe.label_smoothing / 2
     loss_of = nn.BCEWithLogitsLoss()
 
@@ -159,13 +180,13 @@ def theirs(
 def beside_torch(config: AttackSpeed) -> None:
     """Print rows per second of both sides."""
     network, recipe = ClassifierConfig(), TrainConfig()
-    print("| rows in an update | PyTorch, rows/s | ours, rows/s | ratio |")
-    print("| --- | --- | --- | --- |")
-    for size in config.batch_size:
-        batch = rows(network, size)
+    print("| texts in an update | steps | PyTorch, texts/s | ours, texts/s | ratio |")
+    print("| --- | --- | --- | --- | --- |")
+    for size, full in itertools.product(config.batch_size, (False, True)):
+        texts = Texts(network, size, full=full)
         sides = {
-            "torch": theirs(network, recipe, batch, config.threads),
-            "ours": ours(network, recipe, batch),
+            "torch": theirs(network, recipe, texts, config.threads),
+            "ours": ours(network, recipe, texts),
         }
         best = dict.fromkeys(sides, math.inf)
         for turn in range(config.rounds + 1):
@@ -176,8 +197,10 @@ def beside_torch(config: AttackSpeed) -> None:
                     best[name] = min(best[name], time.perf_counter() - began)
         speed = {name: size / seconds for name, seconds in best.items()}
         ratio = speed["ours"] / speed["torch"]
+        steps = f"{network.length}" if full else f"1 to {network.length}"
         print(
-            f"| {size} | {speed['torch']:.0f} | {speed['ours']:.0f} | {ratio:.2f} |",
+            f"| {size} | {steps} | {speed['torch']:.0f} | {speed['ours']:.0f} | "
+            f"{ratio:.2f} |",
             flush=True,
         )
 

@@ -77,6 +77,7 @@ class View:
         self.meta: Mapping[str, Any] = store.meta
         self.name = store.name + ("" if spec.columns == "all" else f" {spec.columns}")
         self.n, self.ids, self.labels = store.n, store.ids, store.labels
+        self.n_steps = store.n_steps
         self.split: Sequence[str] = store.split
         self._hidden = ~columns_of(store.layout, spec.columns)
         if spec.rows is not None:

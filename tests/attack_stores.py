@@ -29,6 +29,11 @@ class MemoryStore:
         values[:, :, 3] += signal * np.array(self.labels)[:, None]
         self.values = (values * self.mask[..., None]).astype(np.float32)
 
+    @property
+    def n_steps(self):
+        steps = np.arange(1, self.mask.shape[1] + 1)
+        return np.where(self.mask, steps, 0).max(axis=1)
+
     def features(self, rows):
         return self.values[rows], self.mask[rows]
 

@@ -21,8 +21,9 @@ from oracle_finetune import random_texts
 
 from lt_mia_jax.attacks import classifier
 from lt_mia_jax.attacks import recipe as attack_recipe
+from lt_mia_jax.attacks.packing import read_batch
 from lt_mia_jax.attacks.rows import Rows
-from lt_mia_jax.attacks.train import TrainStep, _batches, _read
+from lt_mia_jax.attacks.train import TrainStep, _batches
 from lt_mia_jax.executor import (
     Executor,
     fetch,
@@ -134,7 +135,7 @@ def attack(executor, directory):
     return losses_and_gradient(
         jax.tree_util.Partial(step, executor.place(constants)),
         executor.born(start, params),
-        lambda index: _read(rows, batches_(index % 4), 1, executor),
+        lambda index: read_batch(rows, batches_(index % 4), executor, packed=True),
         executor,
         directory,
     )

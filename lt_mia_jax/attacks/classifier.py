@@ -8,6 +8,7 @@ leading axis.
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float, Integer
 
 from lt_mia_jax.arrays import Array, Params
 from lt_mia_jax.attacks.classifier_config import MAX_STEPS, ClassifierConfig
+from lt_mia_jax.attacks.classifier_init import init
 from lt_mia_jax.attacks.torch_state import from_torch_state
 from lt_mia_jax.errors import InputError
 
@@ -23,6 +25,7 @@ __all__ = [
     "MAX_STEPS",
     "ClassifierConfig",
     "apply",
+    "apply_packed",
     "from_torch_state",
     "init",
     "split_constants",
@@ -44,122 +47,6 @@ def split_constants(params: Params) -> tuple[Params, Params]:
     """Parameters to train, and the input constants that no optimiser may touch."""
     constants = {name: params[name] for name in _CONSTANTS if name in params}
     return {k: v for k, v in params.items() if k not in constants}, constants
-
-
-# ------------------------------------------------------------------- initial values
-
-
-def _uniform(key: Array, shape: tuple[int, ...], bound: float) -> Array:
-    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
-
-
-def _linear_init(key: Array, inputs: int, outputs: int) -> Params:
-    bound = 1 / math.sqrt(inputs)
-    kernel, bias = jax.random.split(key)
-    return {
-        "kernel": _uniform(kernel, (inputs, outputs), bound),
-        "bias": _uniform(bias, (outputs,), bound),
-    }
-
-
-def _norm_init(width: int) -> Params:
-    return {"scale": jnp.ones(width), "bias": jnp.zeros(width)}
-
-
-def _encoder_layer_init(key: Array, config: ClassifierConfig) -> Params:
-    d = config.width
-    qkv, output, up, down = jax.random.split(key, 4)
-    return {
-        "qkv": {
-            # Xavier-uniform of the packed (3d, d) matrix.
-            "kernel": _uniform(qkv, (d, 3 * d), math.sqrt(6 / (4 * d))),
-            "bias": jnp.zeros(3 * d),
-        },
-        "output": {**_linear_init(output, d, d), "bias": jnp.zeros(d)},
-        "norm1": _norm_init(d),
-        "up": _linear_init(up, d, config.feed_forward),
-        "down": _linear_init(down, config.feed_forward, d),
-        "norm2": _norm_init(d),
-    }
-
-
-def _pooled_layer_init(key: Array, config: ClassifierConfig) -> Params:
-    up, down = jax.random.split(key)
-    return {
-        "up": _linear_init(up, config.width, config.feed_forward),
-        "down": _linear_init(down, config.feed_forward, config.width),
-        "norm": _norm_init(config.width),
-    }
-
-
-def _stack(layers: list[Params]) -> Params:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-
-
-def _trunk_init(key: Array, config: ClassifierConfig) -> Params:
-    d = config.width
-    keys = jax.random.split(key, 6)
-    params: Params = {
-        "proj": _linear_init(keys[0], len(config.columns), d),
-        "norm": _norm_init(d),
-        "head": {
-            "hidden": _linear_init(keys[1], d, d),
-            "output": _linear_init(keys[2], d, 1),
-        },
-    }
-    if config.architecture == "transformer":
-        # One layer, copied: the layers of the original start identical.
-        layer = _encoder_layer_init(keys[3], config)
-        params["layers"] = _stack([layer] * config.layers)
-        params["pool"] = {
-            "hidden": _linear_init(keys[4], d, d // 2),
-            "output": _linear_init(keys[5], d // 2, 1),
-        }
-    else:
-        params["layers"] = _stack(
-            [
-                _pooled_layer_init(k, config)
-                for k in jax.random.split(keys[3], config.layers)
-            ]
-        )
-    return params
-
-
-def _perceptron_init(key: Array, sizes: tuple[int, ...]) -> Params:
-    keys = jax.random.split(key, len(sizes) - 1)
-    return {
-        f"dense_{i}": _linear_init(k, *sizes[i : i + 2]) for i, k in enumerate(keys)
-    }
-
-
-def init(config: ClassifierConfig, key: Array) -> Params:
-    """Initial parameters, distributed as the original's.
-
-    With `config.standardise` the tree also holds the constants `input_mean` (zeros)
-    and `input_scale` (ones); training replaces them by measured values.
-
-    Source: specification of the LT-MIA classifier (Learning the Signature of
-    Memorization in Autoregressive Language Models, arXiv 2604.03199): linear layers
-    uniform in +-1/sqrt(fan_in), packed QKV Xavier-uniform with zero biases, all
-    encoder layers equal at the start.
-    """
-    seen = len(config.columns)
-    match config.architecture:
-        case "transformer" | "pooled_transformer":
-            params = _trunk_init(key, config)
-        case "lr":
-            params = _perceptron_init(key, (seen * config.length, 1))
-        case "mlp":
-            params = _perceptron_init(key, (seen * config.length, *config.hidden, 1))
-        case "mean_mlp":
-            params = _perceptron_init(key, (seen, *config.hidden, 1))
-    if config.standardise:
-        params["input_mean"] = jnp.zeros(seen)
-        params["input_scale"] = jnp.ones(seen)
-    return params
-
-
-# ------------------------------------------------------------------------ functions
 
 
 def _linear(params: Params, x: Array) -> Array:
@@ -216,13 +103,13 @@ def _masked_softmax(scores: Array, mask: Array) -> Array:
 
 
 def _attention(
-    params: Params, x: Array, mask: Array, heads: int, drop: Dropout, place: int
+    params: Params, x: Array, near: Array, heads: int, drop: Dropout, place: int
 ) -> Array:
     b, t, d = x.shape
     packed = _linear(params["qkv"], x).reshape(b, t, 3, heads, d // heads)
     query, key, value = packed.transpose(2, 0, 3, 1, 4)  # each B H T K
     scores = (query / math.sqrt(d // heads)) @ key.swapaxes(-1, -2)
-    scores = jnp.where(mask[:, None, None, :], scores, _EXCLUDED)
+    scores = jnp.where(near[:, None], scores, _EXCLUDED)
     highest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.exp(scores - highest)
     # Normalising after the product touches K columns instead of T.
@@ -231,19 +118,19 @@ def _attention(
 
 
 def _encoder_layer(
-    params: Params, x: Array, mask: Array, heads: int, drop: Dropout, place: int
+    params: Params, x: Array, near: Array, heads: int, drop: Dropout, place: int
 ) -> Array:
-    attended = _attention(params, x, mask, heads, drop, place)
+    attended = _attention(params, x, near, heads, drop, place)
     x = _layer_norm(params["norm1"], x + drop(attended, place + 1))
     hidden = drop(jax.nn.relu(_linear(params["up"], x)), place + 2)
     changed = drop(_linear(params["down"], hidden), place + 3)
     return _layer_norm(params["norm2"], x + changed)
 
 
-def _attention_pool(params: Params, x: Array, mask: Array) -> Array:
+def _attention_pool(params: Params, x: Array, texts: Array) -> Array:
     hidden = jnp.tanh(_linear(params["hidden"], x))
-    weights = _masked_softmax(_linear(params["output"], hidden)[..., 0], mask)
-    return jnp.einsum("bt,btd->bd", weights, x)
+    scores = _linear(params["output"], hidden)[..., 0]
+    return _masked_softmax(scores[:, None], texts) @ x  # B S D
 
 
 def _masked_mean(x: Array, mask: Array) -> Array:
@@ -253,7 +140,7 @@ def _masked_mean(x: Array, mask: Array) -> Array:
 
 def _head(params: Params, x: Array, drop: Dropout) -> Array:
     hidden = drop(jax.nn.relu(_linear(params["hidden"], x)), 1)
-    return _linear(params["output"], hidden)[:, 0]
+    return _linear(params["output"], hidden)[..., 0]
 
 
 def _layers(params: Params) -> list[Params]:
@@ -262,17 +149,47 @@ def _layers(params: Params) -> list[Params]:
     return [jax.tree.map(lambda a, i=i: a[i], params["layers"]) for i in range(count)]
 
 
+class _Texts(NamedTuple):
+    """Which steps belong together."""
+
+    near: Array
+    """What a step attends to, `"B 1 T"` or `"B T T"`."""
+    position: Array
+    """Of a step in its text, `"1 T"` or `"B T"`."""
+    members: Array
+    """Valid steps of each text of a row, `"B S T"`."""
+
+
+def _one_text(mask: Array) -> _Texts:
+    rows = mask[:, None]
+    return _Texts(rows, jnp.arange(mask.shape[1])[None], rows)
+
+
+def _several_texts(mask: Array, segments: Array, slots: int) -> _Texts:
+    steps = mask.shape[1]
+    step = jnp.arange(steps)[None, None]
+    of_text = (
+        segments[:, None] == jnp.arange(slots, dtype=segments.dtype)[None, :, None]
+    )
+    first = jnp.where(of_text, step, steps).min(axis=-1, keepdims=True)  # B S 1
+    start = jnp.where(of_text, first, 0).sum(axis=1)
+    same = segments[:, :, None] == segments[:, None]
+    return _Texts(same & mask[:, None], step[0] - start, of_text & mask[:, None])
+
+
 def _transformer(
-    config: ClassifierConfig, params: Params, x: Array, mask: Array, drop: Dropout
+    config: ClassifierConfig, params: Params, x: Array, texts: _Texts, drop: Dropout
 ) -> Array:
     steps = x.shape[1]
     if steps > MAX_STEPS:
         raise InputError(f"{steps} steps; the transformer reads at most {MAX_STEPS}")
     x = drop(_layer_norm(params["norm"], _linear(params["proj"], x)), 0)
-    x = x + _sinusoids(config.width)[None, :steps]
+    x = x + jnp.asarray(_sinusoids(config.width))[texts.position]
     for i, layer in enumerate(_layers(params)):
-        x = _encoder_layer(layer, x, mask, config.heads, drop, 2 + 4 * i)
-    return _head(params["head"], _attention_pool(params["pool"], x, mask), drop)
+        x = _encoder_layer(layer, x, texts.near, config.heads, drop, 2 + 4 * i)
+    return _head(
+        params["head"], _attention_pool(params["pool"], x, texts.members), drop
+    )
 
 
 def _pooled_transformer(params: Params, x: Array, mask: Array, drop: Dropout) -> Array:
@@ -320,6 +237,63 @@ def apply(
     LayerNorm, sinusoids, post-norm ReLU encoder without a final norm, attention
     pooling, two-layer head.
     """
+    x, mask = _inputs(config, params, features, mask)
+    drop = _make_dropout(config.dropout, dropout_key)
+    match config.architecture:
+        case "transformer":
+            logits = _transformer(config, params, x, _one_text(mask), drop)[:, 0]
+        case "pooled_transformer":
+            logits = _pooled_transformer(params, x, mask, drop)
+        case "mean_mlp":
+            logits = _perceptron(params, _masked_mean(x, mask), drop)
+        case "lr" | "mlp":
+            logits = _perceptron(params, x.reshape(x.shape[0], -1), drop)
+    return jnp.where(mask.any(axis=1), logits, jnp.nan)
+
+
+def apply_packed(
+    config: ClassifierConfig,
+    params: Params,
+    features: Float[AnyArray, "B T C"],
+    mask: Bool[AnyArray, "B T"] | Integer[AnyArray, "B T"],
+    segments: Integer[AnyArray, "B T"],
+    slots: int,
+    *,
+    dropout_key: Array | None = None,
+) -> Float[Array, "B S"]:
+    """Membership logits of rows that several texts share, one after the other.
+
+    Each text's logit is that of `apply` on a row of its own; NaN in empty slots. A row
+    of many short texts costs as much as one of a long text.
+
+    Args:
+      config: of the transformer; the other architectures gain nothing.
+      params: as for `apply`.
+      features: per-step features.
+      mask: true (or non-zero) at valid steps.
+      segments: slot of the text to which a step belongs; -1 belongs to none.
+      slots: S, most texts of a row.
+      dropout_key: turns dropout on; None scores deterministically.
+
+    Raises:
+      InputError: another architecture, or shapes that do not fit (at trace time).
+    """
+    if config.architecture != "transformer":
+        raise InputError(
+            f"the {config.architecture} classifier reads a row a text; only the "
+            "transformer takes rows of several"
+        )
+    x, mask = _inputs(config, params, features, mask)
+    texts = _several_texts(mask, jnp.asarray(segments), slots)
+    drop = _make_dropout(config.dropout, dropout_key)
+    logits = _transformer(config, params, x, texts, drop)
+    return jnp.where(texts.members.any(axis=-1), logits, jnp.nan)
+
+
+def _inputs(
+    config: ClassifierConfig, params: Params, features: AnyArray, mask: AnyArray
+) -> tuple[Array, Array]:
+    """What is seen, zero at masked steps, and the mask as bool."""
     flattens = config.architecture in ("lr", "mlp")
     wanted = (config.length if flattens else features.shape[1], config.inputs)
     if features.shape[1:] != wanted:
@@ -332,15 +306,4 @@ def apply(
     if config.standardise:
         mean, scale = params["input_mean"], params["input_scale"]
         x = (x - mean[None, None]) / scale[None, None]
-    x = jnp.where(mask[..., None], x, 0)
-    drop = _make_dropout(config.dropout, dropout_key)
-    match config.architecture:
-        case "transformer":
-            logits = _transformer(config, params, x, mask, drop)
-        case "pooled_transformer":
-            logits = _pooled_transformer(params, x, mask, drop)
-        case "mean_mlp":
-            logits = _perceptron(params, _masked_mean(x, mask), drop)
-        case "lr" | "mlp":
-            logits = _perceptron(params, x.reshape(x.shape[0], -1), drop)
-    return jnp.where(mask.any(axis=1), logits, jnp.nan)
+    return jnp.where(mask[..., None], x, 0), mask

@@ -46,6 +46,11 @@ class FeatureSource(Protocol):
         """`train`, `validation` or `test` per text."""
         ...
 
+    @property
+    def n_steps(self) -> Int[np.ndarray, " N"]:
+        """Steps of each text, up to the last valid one."""
+        ...
+
     def features(
         self, rows: Int[np.ndarray, " B"]
     ) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
@@ -92,6 +97,9 @@ class Rows:
             [_labels(s, c) for s, c in zip(self.stores, chosen, strict=True)]
         )
         self.ids = [self.stores[s].ids[r] for s, r in self._pairs()]
+        self.steps = np.concatenate(
+            [s.n_steps[c] for s, c in zip(self.stores, chosen, strict=True)]
+        )
         shapes = {
             s.name: s.features(c[:1])[0].shape[1:]
             for s, c in zip(self.stores, chosen, strict=True)

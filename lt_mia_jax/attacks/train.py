@@ -19,6 +19,7 @@ from lt_mia_jax.attacks import classifier, losses
 from lt_mia_jax.attacks.attack import BATCH, Attack, score_blocks
 from lt_mia_jax.attacks.classifier_config import ClassifierConfig
 from lt_mia_jax.attacks.metrics import auc
+from lt_mia_jax.attacks.packing import StepBatch, read_batch
 from lt_mia_jax.attacks.recipe import TrainConfig, make_optimizer
 from lt_mia_jax.attacks.rows import FeatureSource, Rows
 from lt_mia_jax.attacks.storage import save_attack
@@ -58,15 +59,6 @@ class TrainResult(NamedTuple):
     """One row an epoch: `step`, `validation_auc`, `pooled_auc`, `mean_auc`."""
     resumed_from: int
     """Updates done by an earlier, interrupted run."""
-
-
-class StepBatch(NamedTuple):
-    """Host arrays of one update; rows of weight 0 fill it up."""
-
-    features: Any
-    mask: Any
-    labels: Any
-    weight: Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,27 +133,32 @@ class TrainStep:
         batch: StepBatch,
         key: Array | None,
     ) -> Array:
-        """Weighted sum over rows; rows of weight 0 may have any logit, even NaN."""
+        """Weighted sum over texts; those of weight 0 may have any logit, even NaN."""
         recipe = self.recipe
-        logits = classifier.apply(
-            self.config,
-            {**params, **constants},
-            batch.features,
-            batch.mask,
-            dropout_key=key,
-        )
-        included = batch.weight > 0
-        logits = jnp.where(included, logits, 0)
+        given = {**params, **constants}, batch.features, batch.mask
+        if batch.segments is None:
+            logits = classifier.apply(self.config, *given, dropout_key=key)
+        else:
+            logits = classifier.apply_packed(
+                self.config,
+                *given,
+                batch.segments,
+                batch.labels.shape[1],
+                dropout_key=key,
+            )
+        labels, weight = batch.labels.ravel(), batch.weight.ravel()
+        included = weight > 0
+        logits = jnp.where(included, logits.ravel(), 0)
         match recipe.loss:
             case "bce":
                 rows = losses.binary_cross_entropy(
-                    logits, batch.labels, smoothing=recipe.label_smoothing
+                    logits, labels, smoothing=recipe.label_smoothing
                 )
             case "focal":
-                rows = losses.focal(logits, batch.labels, gamma=recipe.focal_gamma)
-        loss = jnp.sum(batch.weight * rows)
+                rows = losses.focal(logits, labels, gamma=recipe.focal_gamma)
+        loss = jnp.sum(weight * rows)
         if recipe.pairwise_weight:
-            pairs = (logits, batch.labels, included)
+            pairs = (logits, labels, included)
             hinge = losses.pairwise_hinge(*(gather(x, self.axis) for x in pairs))
             # Every device finds the whole of it, and devices are added up.
             devices = 1 if self.axis is None else jax.lax.axis_size(self.axis)
@@ -234,7 +231,13 @@ def train_attack(
         jax.tree_util.Partial(step, constants),
         executor.born(start, params),
         total_steps=recipe.epochs * steps_per_epoch,
-        batch_at=lambda index: _read(train, batches(index), recipe.slices, executor),
+        batch_at=lambda index: read_batch(
+            train,
+            batches(index),
+            executor,
+            slices=recipe.slices,
+            packed=config.architecture == "transformer",
+        ),
         key=jax.random.fold_in(key, 1),
         executor=executor,
         label="training the attack",
@@ -340,17 +343,6 @@ def _batches(
     groups = [g for s in range(len(train.stores)) if len(g := train.members_of(s))]
     joined = np.concatenate(groups)
     return draw
-
-
-def _read(train: Rows, batch: Batch, slices: int, executor: Executor) -> StepBatch:
-    # Rows of weight 0 fill up what devices and slices divide: how many rows an update
-    # sees, and so the length of an epoch, does not depend on the devices.
-    extra = -len(batch.rows) % (executor.mesh.size * slices)
-    rows, weight = (executor.share(np.pad(x, (0, extra))) for x in batch)
-    features, mask = train.read(rows)
-    # Texts without a valid step have no logit and take no part.
-    weight = (weight * mask.any(axis=1)).astype(np.float32)
-    return StepBatch(features, mask, train.labels[rows], weight)
 
 
 def _evaluate(

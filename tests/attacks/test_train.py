@@ -19,10 +19,11 @@ from attack_stores import SMALL, MemoryStore, recipe, stores
 from lt_mia_jax.attacks import classifier
 from lt_mia_jax.attacks.attack import score_features, score_store
 from lt_mia_jax.attacks.metrics import auc
+from lt_mia_jax.attacks.packing import read_batch
 from lt_mia_jax.attacks.recipe import make_optimizer
 from lt_mia_jax.attacks.rows import Rows
 from lt_mia_jax.attacks.storage import load_attack
-from lt_mia_jax.attacks.train import TrainStep, _batches, _read, train_attack
+from lt_mia_jax.attacks.train import TrainStep, _batches, train_attack
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import make_executor
 from lt_mia_jax.features.layout import FeatureLayout
@@ -134,8 +135,12 @@ def _rows_with_empty_texts():
 def _update(rows, params, **changes):
     settings = recipe(schedule="none", balance="plain", **changes)
     state = init_state(params, make_optimizer(settings, 4))
-    batch = _read(
-        rows, _batches(rows, 64, settings)(0), settings.slices, make_executor()
+    batch = read_batch(
+        rows,
+        _batches(rows, 64, settings)(0),
+        make_executor(),
+        slices=settings.slices,
+        packed=False,
     )
     step = jax.jit(TrainStep.of(PLAIN, settings, 4))
     state, metrics = step({}, state, batch, jax.random.key(0))
@@ -166,9 +171,8 @@ def test_loss_is_the_mean_over_texts_with_steps_sliced_or_not(key):
 def test_pairwise_hinge_is_added(loss, key):
     rows = _rows_with_empty_texts()
     params = classifier.init(PLAIN, key)
-    batch = _read(
-        rows, _batches(rows, 64, recipe(balance="plain"))(0), 1, make_executor()
-    )
+    plain = _batches(rows, 64, recipe(balance="plain"))(0)
+    batch = read_batch(rows, plain, make_executor(), packed=False)
     values = [
         TrainStep.of(PLAIN, recipe(loss=loss, pairwise_weight=weight), 4)._loss(
             params, {}, jax.tree.map(jnp.asarray, batch), None
