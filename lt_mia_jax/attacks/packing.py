@@ -11,8 +11,9 @@ from lt_mia_jax.executor import Executor
 
 SLOTS = 8
 """Most texts in a row."""
-GRAIN = 16
-"""Numbers of rows are multiples of a batch's sixteenth: each has a program."""
+PARTS, LEAST = 16, 8
+"""A batch has a multiple of so many of its parts, and of rows: each number of rows has
+a program of its own."""
 
 
 class StepBatch(NamedTuple):
@@ -95,7 +96,7 @@ def read_batch(
     if packed:
         steps = np.where(batch.weight > 0, rows.steps[batch.rows], 0)
         slots = pack(steps, rows.length)
-        grain = -(-len(batch.rows) // (GRAIN * unit)) * unit
+        grain = -(-max(LEAST, -(-len(batch.rows) // PARTS)) // unit) * unit
         missing = grain if not len(slots) else -len(slots) % grain
         if len(slots) + missing < len(batch.rows) + extra:
             filled = np.pad(slots, ((0, missing), (0, 0)), constant_values=-1)
