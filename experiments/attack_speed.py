@@ -9,8 +9,8 @@ take turns and the fastest pass counts, since other programs can only slow a pas
 
 python experiments/attack_speed.py --loader --features DIR...
 
-times training from the given stores with the features kept in memory and read from the
-store for every batch.
+times training on the given stores with the features kept in memory and read from the
+store for every batch; a thread reads ahead, as in training.
 """
 
 import dataclasses
@@ -19,7 +19,6 @@ import itertools
 import logging
 import math
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,16 +30,17 @@ import tyro
 
 from lt_mia_jax.attacks import classifier
 from lt_mia_jax.attacks.classifier_config import ClassifierConfig
-from lt_mia_jax.attacks.packing import read_batch
+from lt_mia_jax.attacks.packing import StepBatch, read_batch
 from lt_mia_jax.attacks.recipe import TrainConfig, make_optimizer
 from lt_mia_jax.attacks.rows import Rows
-from lt_mia_jax.attacks.train import TrainStep, train_attack
+from lt_mia_jax.attacks.train import TrainStep
 from lt_mia_jax.cli import BAD_INPUT, keep_freed_memory, use_all_cores
-from lt_mia_jax.data.batches import Batch
+from lt_mia_jax.data.batches import Batch, batch_indices
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.executor import make_executor
+from lt_mia_jax.executor import Executor, make_executor
 from lt_mia_jax.features import FeatureStore
 from lt_mia_jax.training.loop import step_program
+from lt_mia_jax.training.reader import Reader
 from lt_mia_jax.training.state import init_state
 
 
@@ -86,9 +86,10 @@ class Texts:
         return self._features[rows], self._mask[rows]
 
 
-def ours(config: ClassifierConfig, recipe: TrainConfig, texts: Texts) -> Any:
-    """A function that makes one update and waits for it."""
-    executor = make_executor()
+def updates(
+    config: ClassifierConfig, recipe: TrainConfig, executor: Executor
+) -> Callable[[StepBatch], None]:
+    """A function that makes an update of a batch and waits for it."""
     params, constants = classifier.split_constants(
         classifier.init(config, jax.random.key(0))
     )
@@ -99,15 +100,23 @@ def ours(config: ClassifierConfig, recipe: TrainConfig, texts: Texts) -> Any:
     )
     advance = step_program(step, executor)
     key = executor.place(jax.random.key(1))
-    rows = Rows([texts], "train", cache_bytes=1e12)
-    every = Batch(np.arange(texts.n), np.ones(texts.n, np.float32))
 
-    def run() -> None:
-        batch = read_batch(rows, every, executor, packed=True)
+    def update(batch: StepBatch) -> None:
         held[0], metrics = advance(held[0], executor.place_batch(batch), key)
         jax.block_until_ready(metrics)
 
-    return run
+    return update
+
+
+def ours(
+    config: ClassifierConfig, recipe: TrainConfig, texts: Texts
+) -> Callable[[], None]:
+    """Reading a batch and an update."""
+    executor = make_executor()
+    update = updates(config, recipe, executor)
+    rows = Rows([texts], "train", cache_bytes=1e12)
+    every = Batch(np.arange(texts.n), np.ones(texts.n, np.float32))
+    return lambda: update(read_batch(rows, every, executor, packed=True))
 
 
 def theirs(
@@ -211,31 +220,41 @@ def loader(config: AttackSpeed) -> None:
     if not stores:
         raise InputError("--loader: no --features; give stores of `lt-mia extract`")
 
-    def seconds(epochs: int, cache_gib: float) -> tuple[float, int]:
-        recipe = TrainConfig(
-            epochs=epochs,
-            batch_size=config.batch_size[0],
-            warmup_epochs=0.5,
-            cache_gib=cache_gib,
-            save_seconds=1e9,
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            began = time.perf_counter()
-            result = train_attack(stores, ClassifierConfig(), recipe, folder)
-            return time.perf_counter() - began, result.history[-1]["step"]
+    executor = make_executor()
+    held = {
+        name: Rows(stores, "train", cache_bytes=size)
+        for name, size in (("memory", 1e12), ("store", 0.0))
+    }
+    (rows, _) = held.values()
+    shape = {"inputs": rows.columns, "length": rows.length}
+    size = config.batch_size[0]
+    batches = batch_indices(len(rows), size, seed=0, epochs=1)
+    update = updates(ClassifierConfig(**shape), TrainConfig(), executor)
 
+    def seconds(name: str) -> float:
+        def batch_at(step: int) -> StepBatch:
+            return read_batch(held[name], batches[step], executor, packed=True)
+
+        # As in training: a thread reads ahead. Its start is part of the time.
+        began = time.perf_counter()
+        with Reader(batch_at, len(batches)) as reader:
+            for _ in range(len(batches)):
+                update(next(reader))
+        return (time.perf_counter() - began) / len(batches)
+
+    seconds("memory")  # compiles
+    found: dict[str, list[float]] = {name: [] for name in held}
     for turn in range(config.rounds):
-        found = {}
-        for name, gib in (("memory", 64.0), ("store", 0.0)):
-            # The difference of two runs leaves out loading and compiling.
-            (short, few), (long, many) = seconds(1, gib), seconds(3, gib)
-            found[name] = (long - short) / (many - few)
-        print(
-            f"round {turn}: {1e3 * found['memory']:.0f} ms an update from memory, "
-            f"{1e3 * found['store']:.0f} ms from the store, ratio "
-            f"{found['store'] / found['memory']:.3f}",
-            flush=True,
-        )
+        for name in held if turn % 2 else reversed(held):
+            found[name].append(seconds(name))
+    memory, store = (np.array(found[name]) for name in held)
+    print(
+        f"{len(batches)} updates of {size} texts, {config.rounds} rounds: "
+        f"{1e3 * np.median(memory):.0f} ms an update from memory, "
+        f"{1e3 * np.median(store):.0f} ms from the store (medians); ratio by round "
+        f"{np.array2string(store / memory, precision=3, separator=', ')}, median "
+        f"{np.median(store / memory):.3f}"
+    )
 
 
 def main() -> int:
