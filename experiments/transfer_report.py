@@ -250,8 +250,7 @@ def package(study: Study, directory: Path, found: Report) -> None:
     means = found.values["means"]
     card = {
         "name": "LT-MIA, trained on tiny transformers",
-        "command": "python experiments/transfer.py --preset "
-        f"{study.preset} --seed {study.seed} --package DIR",
+        "command": found.values["command"],
         "intended_use": "ranking texts by how likely they were in the fine-tuning data "
         "of a causal language model, given that model and the one it was tuned from; "
         "for audits of models one may audit.",

@@ -190,6 +190,13 @@ def ez_edge_cases(stats: TokenStatistics) -> Bool[Array | np.ndarray, " B"]:
     return (errors < 2) | (losses == 0)
 
 
+def count_ez_edge_cases(stats: TokenStatistics) -> int:
+    """How many texts with a score are `ez_edge_cases`; 0 without a reference."""
+    if stats.lp_r is None:
+        return 0
+    return int((ez_edge_cases(stats) & stats.valid.any(axis=1)).sum())
+
+
 def wbc(
     stats: TokenStatistics,
     *,

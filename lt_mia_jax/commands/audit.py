@@ -118,6 +118,7 @@ def run(config: Audit) -> None:
         flags=suspects.flags,
         labels=labels,
         words=None if labels is None else [text.text for text in texts],
+        ez_edge=suspects.ez_edge,
     )
     entry = results.combination_summary(
         scored, seed=config.seed, bootstraps=config.bootstraps
@@ -138,6 +139,7 @@ def run(config: Audit) -> None:
     if any(suspects.flags):
         flagged = sum(bool(flags) for flags in suspects.flags)
         notes.append(f"{flagged} of {len(texts)} texts carry a flag (scores.jsonl).")
+    notes += results.ez_notes([scored])
 
     results.write_scores(config.out / "scores.jsonl", [scored], extras)
     results.write_summary(

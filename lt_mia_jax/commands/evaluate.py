@@ -130,6 +130,7 @@ def evaluate_stores(
         notes=[
             "Evaluated on texts that the attack was neither trained nor selected on.",
             "The text-only baseline sees the bag of token ids that the models scored.",
+            *results.ez_notes(scored),
             *notes,
         ],
     )
@@ -174,7 +175,7 @@ def score_published(
 ) -> results.ScoredTexts:
     """All scores of some rows but the learned attack's."""
     found: dict[str, list[np.ndarray]] = {}
-    words, n_tokens = [], []
+    words, n_tokens, edge = [], [], 0
     for start in range(0, len(rows), BLOCK):
         block = rows[start : start + BLOCK]
         statistics = store.statistics(block)
@@ -183,6 +184,7 @@ def score_published(
             zlib_bytes=store.zlib_bytes[block],
             lower_loss=store.lower_loss[block],
         )
+        edge += formulas.count_ez_edge_cases(statistics)
         for name, column in values.items():
             found.setdefault(name, []).append(np.asarray(column))
         for ids, valid in zip(statistics.input_ids, statistics.valid, strict=True):
@@ -199,4 +201,5 @@ def score_published(
         flags=[store.flags[row] for row in rows],
         labels=np.asarray(store.labels)[rows],
         words=words,
+        ez_edge=edge,
     )

@@ -48,11 +48,26 @@ class ScoredTexts:
     """What the text-only baseline may see; None leaves that control out."""
     unseen: bool | None = None
     """Whether the learned attack saw neither this model variant nor this corpus."""
+    ez_edge: int = 0
+    """Texts to which EZ-MIA gives 0 for want of evidence."""
 
 
 def primary_score(scores: Mapping[str, Any]) -> str:
     """The score a verdict rests on, fixed in advance: learned attack, else EZ-MIA."""
     return LEARNED if LEARNED in scores else TRAINING_FREE_PRIMARY
+
+
+def ez_notes(scored: Sequence[ScoredTexts]) -> list[str]:
+    """A sentence on texts without evidence for EZ-MIA, when there are any."""
+    found, texts = (sum(g.ez_edge for g in scored), sum(len(g.ids) for g in scored))
+    if not found:
+        return []
+    return [
+        f"EZ-MIA gives 0, its lowest score, to {found} of {texts} texts: the target "
+        "errs on fewer than two of their tokens, or is nowhere worse than the "
+        "reference where it errs. Its authors' code does so; their paper would call "
+        "these texts members."
+    ]
 
 
 def combination_summary(

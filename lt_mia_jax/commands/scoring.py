@@ -49,6 +49,8 @@ class TextScores(NamedTuple):
     scores: dict[str, Float[np.ndarray, " N"]]
     n_tokens: Int[np.ndarray, " N"]
     flags: list[list[str]]
+    ez_edge: int = 0
+    """Texts to which EZ-MIA gives 0 for want of evidence (`ez_edge_cases`)."""
 
 
 def load_pair(reference: str, target: str, executor: Executor) -> ModelPair:
@@ -139,19 +141,20 @@ def score_texts(
         pair.executor,
     )
     columns: dict[str, list[np.ndarray]] = {}
-    tokens, flags = [np.zeros(0, np.int64)], []
+    tokens, flags, edge = [np.zeros(0, np.int64)], [], 0
     with tqdm(total=len(texts), desc=label, unit="text", disable=None) as bar:
         for start in range(0, len(texts), BLOCK):
             block = texts[start : start + BLOCK]
             encoded = encode(block, pair.reference.tokenizer, length=length, side=side)
-            found = _score_block(block, encoded, scorer, pair, attack, side)
+            found, cases = _score_block(block, encoded, scorer, pair, attack, side)
+            edge += cases
             for name, values in found.items():
                 columns.setdefault(name, []).append(values)
             tokens.append(encoded.attention_mask.sum(axis=1).astype(np.int64))
             flags += flag_texts(encoded)
             bar.update(len(block))
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
-    return TextScores(joined, np.concatenate(tokens), flags)
+    return TextScores(joined, np.concatenate(tokens), flags, edge)
 
 
 def flag_texts(encoded: Encoded) -> list[list[str]]:
@@ -185,7 +188,8 @@ def _score_block(
     pair: ModelPair,
     attack: Attack | None,
     side: Literal["right", "left"],
-) -> dict[str, Float[np.ndarray, " N"]]:
+) -> tuple[dict[str, Float[np.ndarray, " N"]], int]:
+    """Scores, and how many of them are EZ-MIA's for want of evidence."""
     statistics, features, mask = scorer(encoded)
     lower = encode(
         [text.lower() for text in texts],
@@ -202,4 +206,4 @@ def _score_block(
     if attack is not None:
         assert features is not None
         found = {LEARNED: score_features(attack, features, mask), **found}
-    return found
+    return found, formulas.count_ez_edge_cases(statistics)

@@ -165,8 +165,12 @@ def test_ez_edges(stats):
         x = oracle_scores.text_of(case, 0)
         found = scores.ez(case, edge="member")
         np.testing.assert_allclose(found, oracle_scores.ez(x, "member"))
+        assert scores.count_ez_edge_cases(case) == 1
+        blank = case._replace(valid=np.zeros((1, 8), bool))
+        assert scores.count_ez_edge_cases(blank) == 0
     assert scores.ez(no_loss, edge="member") > 1e10
     assert scores.ez(no_error, edge="member") > scores.ez(no_loss, edge="member")
+    assert scores.count_ez_edge_cases(plain._replace(lp_r=None)) == 0
     assert not scores.ez_edge_cases(plain).any()
     usual = ~scores.ez_edge_cases(stats)
     assert usual.sum() >= 3

@@ -66,6 +66,23 @@ def test_without_a_learned_attack(world, audited, tmp_path):
     assert any("EZ-MIA" in note for note in summary["notes"])
 
 
+def test_texts_without_evidence_for_ez_are_counted(world, tmp_path):
+    texts = [{"text": text} for text in ["", *sentences(9, 3)]]
+    write_texts(tmp_path / "texts.jsonl", texts)
+    arguments = ["--texts", str(tmp_path / "texts.jsonl"), "--attack", "none"]
+    arguments += ["--reference", str(world.base), "--target"]
+    notes = {}
+    for target in (world.base, world.target):
+        out = tmp_path / target.name
+        where = [str(target), "--out", str(out)]
+        assert main(["audit", *arguments, *where, *QUICK]) == 0
+        found = json.loads((out / "summary.json").read_text())["notes"]
+        notes[target] = [note for note in found if "gives 0" in note]
+    # A model equal to its reference is nowhere worse than it; the tuned one is.
+    assert "3 of 4 texts" in notes[world.base][0]
+    assert not notes[world.target]
+
+
 def test_without_labels_nobody_is_accused(world, tmp_path):
     arguments = ["--texts", str(world.others), "--out", str(tmp_path), *QUICK]
     assert main(["audit", *world.arguments(), *arguments]) == 0
