@@ -1,4 +1,4 @@
-"""Rows per second of training the attack, beside the same network in PyTorch.
+"""Texts per second of training the attack, beside the same network in PyTorch.
 
 python experiments/attack_speed.py --batch-size 256 512
 
@@ -49,7 +49,7 @@ class AttackSpeed:
     """Time training of the learned attack."""
 
     batch_size: tuple[int, ...] = (256,)
-    """Rows in an update."""
+    """Texts in an update; --loader takes the first number."""
 
     rounds: int = 5
     """How often the two sides take turns."""
@@ -187,7 +187,7 @@ def theirs(
 
 
 def beside_torch(config: AttackSpeed) -> None:
-    """Print rows per second of both sides."""
+    """Print texts per second of both sides."""
     network, recipe = ClassifierConfig(), TrainConfig()
     print("| texts in an update | steps | PyTorch, texts/s | ours, texts/s | ratio |")
     print("| --- | --- | --- | --- | --- |")

@@ -77,8 +77,8 @@ class ClassifierConfig:
         if self.log_probabilities and lists:
             raise InputError(
                 f"log_probabilities with the blocks {' and '.join(lists)}: their raw "
-                "logits cannot be normalised afterwards; hide them, or extract "
-                "features with log_probabilities and leave it off here"
+                "logits cannot be normalised afterwards; hide them, as with "
+                "--classifier.blocks truth loss text"
             )
         if self.hides:
             _ = self.columns  # refuses what has no blocks

@@ -20,9 +20,10 @@ class TrainConfig:
     epochs: int = 80
     """Passes over the training rows."""
     batch_size: int = 16_384
-    """Rows per update; cut to the number of training rows."""
+    """Texts per update; cut to the number of training texts."""
     slices: int = 1
-    """Parts of a batch computed one after the other to save memory; same update."""
+    """Parts of a batch computed one after the other to save memory; the same update,
+    draws of dropout aside."""
     learning_rate: float = 9.88e-4
     """Highest rate of AdamW."""
     weight_decay: float = 0.028
@@ -34,7 +35,7 @@ class TrainConfig:
     warmup_epochs: float = 10.0
     """Epochs over which the rate rises from 0; must be below `epochs`."""
     loss: Literal["bce", "focal"] = "bce"
-    """Loss per row."""
+    """Loss per text."""
     label_smoothing: float = 0.02
     """Smoothing of `bce`; `focal` has none."""
     focal_gamma: float = 2.0

@@ -48,7 +48,7 @@ class FeatureSource(Protocol):
 
     @property
     def n_steps(self) -> Int[np.ndarray, " N"]:
-        """Steps of each text, up to the last valid one."""
+        """Steps of each text up to the last valid one, holes before it included."""
         ...
 
     def features(
@@ -99,7 +99,7 @@ class Rows:
         self.ids = [self.stores[s].ids[r] for s, r in self._pairs()]
         self.steps = np.concatenate(
             [s.n_steps[c] for s, c in zip(self.stores, chosen, strict=True)]
-        )
+        ).astype(np.int64)
         shapes = {
             s.name: s.features(c[:1])[0].shape[1:]
             for s, c in zip(self.stores, chosen, strict=True)
@@ -157,6 +157,7 @@ class Rows:
             with np.errstate(over="ignore"):  # found by the check below
                 features[here], mask[here] = found[0].astype(self._dtype), found[1]
         self._check_finite(numbers, features, mask)
+        self._check_steps(numbers, mask)
         return Block(features, mask)
 
     def _check_finite(
@@ -174,6 +175,20 @@ class Rows:
             f"{store.name}: {int(wrong.sum())} texts have features that are not finite "
             f"in {self._dtype} (first: id {self.ids[first]}); extract them again, or "
             "use cache_dtype float32"
+        )
+
+    def _check_steps(self, numbers: np.ndarray, mask: np.ndarray) -> None:
+        # Packing believes these numbers: too small a one would cut a text unnoticed.
+        ends = (mask * np.arange(1, self.length + 1)).max(axis=1)
+        wrong = ends != self.steps[numbers]
+        if not wrong.any():
+            return
+        first = int(np.argmax(wrong))
+        store = self.stores[self.store[numbers[first]]]
+        raise InputError(
+            f"{store.name}: n_steps and mask differ for {int(wrong.sum())} texts (id "
+            f"{self.ids[numbers[first]]}: {self.steps[numbers[first]]} steps, the last "
+            f"valid one is number {ends[first]}); n_steps has to count up to that one"
         )
 
     def _load(self) -> Block:

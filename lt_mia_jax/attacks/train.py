@@ -209,8 +209,8 @@ def train_attack(
     batches = _batches(train, batch_size, recipe)
     steps_per_epoch = -(-len(train) // batch_size)
     log.info(
-        "training on %d rows of %d combinations (%s), validating on %d; "
-        "%d epochs of %d steps of %d rows",
+        "training on %d texts of %d combinations (%s), validating on %d; "
+        "%d epochs of %d steps of %d texts",
         len(train),
         len(train.stores),
         "in memory" if train.cached else "read from disk",

@@ -65,8 +65,7 @@ def ez_notes(scored: Sequence[ScoredTexts]) -> list[str]:
     return [
         f"EZ-MIA gives 0, its lowest score, to {found} of {texts} texts: the target "
         "errs on fewer than two of their tokens, or is nowhere worse than the "
-        "reference where it errs. Its authors' code does so; their paper would call "
-        "these texts members."
+        "reference where it errs. Its authors' code does so."
     ]
 
 

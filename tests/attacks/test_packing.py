@@ -83,11 +83,37 @@ def test_packed_batches_hold_the_same_texts():
 
 
 def test_full_texts_stay_as_they_are():
-    rows, executor = _rows(), make_executor()
-    rows.steps[:] = rows.length
+    store = MemoryStore("c", 96)
+    store.mask[:] = True
+    rows, executor = Rows([store], "train"), make_executor()
     batch = read_batch(rows, _batch(rows), executor, packed=True)
     assert batch.segments is None
     assert len(batch.features) == 40
+
+
+class _Counted(MemoryStore):
+    n_steps = None
+
+
+@pytest.mark.parametrize("cache_bytes", [0.0, 1e9])
+@pytest.mark.parametrize("change", [-1, 1, 100])
+def test_wrong_numbers_of_steps_are_refused(change, cache_bytes):
+    store = _Counted("c", 96)
+    store.n_steps = MemoryStore("c", 96).n_steps.astype(np.uint16)
+    row = store.split.index("train")
+    rows = Rows([store], "train", cache_bytes=cache_bytes)
+    batch = Batch(np.arange(40), np.ones(40, np.float32))
+    right = read_batch(rows, batch, make_executor(), packed=True)
+    assert right.mask.sum() == store.n_steps[rows.row[:40]].sum()
+    store.n_steps[row] = int(store.n_steps[row]) + change
+    said = f"{store.ids[row]}: {store.n_steps[row]} steps, the last valid one"
+    with pytest.raises(InputError, match=said):
+        read_batch(
+            Rows([store], "train", cache_bytes=cache_bytes),
+            batch,
+            make_executor(),
+            packed=False,
+        )
 
 
 def test_a_batch_without_steps_has_no_weight():

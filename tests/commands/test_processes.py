@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from lt_mia_jax.attacks import load_attack, score_features
 from lt_mia_jax.cli import main
+from lt_mia_jax.data.texts import write_texts
 from lt_mia_jax.features.store import FeatureStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -51,7 +52,11 @@ def start(root, command, outs):
 
 def finish(root, running):
     """Exit codes and what was said."""
-    codes = [process.wait(300) for process in running]
+    try:
+        codes = [process.wait(300) for process in running]
+    finally:
+        for process in running:
+            process.kill()
     return codes, [(root / f"log-{n}").read_text() for n in range(len(running))]
 
 
@@ -64,7 +69,14 @@ def together(root, command, out):
 @pytest.fixture(scope="module")
 def world_of_many(tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
-    return tiny_world.build(root, members=300, nonmembers=300)
+    world = tiny_world.build(root, members=300, nonmembers=300)
+    for path in (world.members, world.nonmembers):  # short ones share rows in `train`
+        texts = [row["text"] for row in tiny_world.read_rows(path)]
+        short = [
+            text[: len(text) // 16] if i % 2 else text for i, text in enumerate(texts)
+        ]
+        write_texts(path, tiny_world.rows(short))
+    return world
 
 
 def finetune(world):
