@@ -256,8 +256,8 @@ def package(study: Study, directory: Path, found: Report) -> None:
         "for audits of models one may audit.",
         "limits": "trained on models of about a million parameters, English technical "
         "text, code and speeches, texts of up to 128 tokens, full fine-tuning and "
-        "LoRA. Random tokens, which no model predicts, are beyond it. Scores are not "
-        "calibrated: use --nonmembers for error rates.",
+        "LoRA. Random tokens, which no model predicts, are told apart less well. "
+        "Scores are not calibrated: use --nonmembers for error rates.",
         "seed": study.seed,
         "combinations": [
             {
