@@ -29,7 +29,7 @@ def test_what_a_target_learned_scores_higher(boost):
 
     Texts are such as the reference predicts, drawn from it. On tokens drawn from
     nowhere, eight nats each, this attack is worse (AUC .92, .94, .81 for the three
-    boosts, measured; the card says so).
+    boosts, measured; the card warns of them).
     """
     rng = np.random.default_rng(0)
     texts, length, vocabulary = 60, 64, 300

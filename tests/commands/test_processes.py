@@ -13,12 +13,7 @@ import tiny_world
 from safetensors.numpy import load_file
 
 from lt_mia_jax.attacks import load_attack, score_features
-from lt_mia_jax.attacks.packing import read_batch
-from lt_mia_jax.attacks.rows import Rows
 from lt_mia_jax.cli import main
-from lt_mia_jax.data.batches import Batch
-from lt_mia_jax.data.texts import write_texts
-from lt_mia_jax.executor import make_executor
 from lt_mia_jax.features.store import FeatureStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -73,12 +68,7 @@ def together(root, command, out):
 @pytest.fixture(scope="module")
 def world_of_many(tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
-    world = tiny_world.build(root, members=300, nonmembers=300)
-    for path, first in ((world.members, 0), (world.nonmembers, 300)):
-        texts = [row["text"] for row in tiny_world.read_rows(path)]
-        texts[1::2] = [f"{i} {text[:20]}" for i, text in enumerate(texts[1::2], first)]
-        write_texts(path, tiny_world.rows(texts))  # short texts share rows in `train`
-    return world
+    return tiny_world.build(root, members=300, nonmembers=300)
 
 
 def finetune(world):
@@ -145,10 +135,7 @@ def equal_attacks(found, expected, store):
         score_features(load_attack(path), features, mask) for path in (found, expected)
     ]
     np.testing.assert_allclose(*logits, atol=1e-4)
-    assert np.std(logits[0]) > 20 * 1e-4
-    rows = Rows([FeatureStore.open(store)], "train")
-    batch = Batch(np.arange(32), np.ones(32, np.float32))
-    assert read_batch(rows, batch, make_executor(), packed=True).segments is not None
+    assert np.std(logits[0]) > 0.01
 
 
 def equal_stores(found, expected):
