@@ -93,6 +93,15 @@ def jobs(config: Transfer) -> list[Job]:
                 )
             )
     everywhere = tuple(named[c.name] for c in plan.judge)
+    found += [
+        Job(
+            name=f"control/{combination.name}",
+            function=transfer_jobs.make_control,
+            arguments=(study, combination),
+            needs=(named[combination.name],),
+        )
+        for combination in plan.judge
+    ]
     specs = attacks(plan, study.seed)
     idle = [w for w in config.attacks if not any(n.startswith(w) for n in specs)]
     if idle:

@@ -7,6 +7,7 @@ finished, and it can run in any process that sees the study's folder:
     OUT/tokenizers/SIZE     one for each vocabulary
     OUT/bases/NAME          a base model
     OUT/combinations/NAME   target/, features/ and, if judged, scores.npz
+    OUT/controls/NAME       text_only.npz of a judged combination
     OUT/attacks/NAME        attack/, and logits.npz of every judged combination
 """
 
@@ -24,6 +25,7 @@ from transfer_attacks import AttackSpec
 from transfer_plan import Base, Plan, Preset
 
 from lt_mia_jax.attacks import controls, score_store, train_attack
+from lt_mia_jax.attacks.metrics import auc
 from lt_mia_jax.checkpoints import Pretrained, load_pretrained
 from lt_mia_jax.commands import evaluate, study
 from lt_mia_jax.commands.devices import Devices, DevicesFlags
@@ -41,8 +43,7 @@ from lt_mia_jax.files import MANIFEST, read_json, write_json
 log = logging.getLogger("lt_mia_jax.transfer")
 
 CORPORA, SCORES, LOGITS = "corpora.json", "scores.npz", "logits.npz"
-PERMUTATION = 0
-"""Seed of the permuted labels of controls."""
+CONTROL = "text_only.npz"
 ATTACK = "attack"
 """Folder of a learned attack beside its scores."""
 
@@ -84,6 +85,10 @@ class Study:
 
     attack_epochs: int | None = None
     """Passes over the attack's rows; the preset's number by default."""
+
+    permutations: int = 20
+    """Of the labels of each judged combination, which the text-only control learns too:
+    what it reaches with them is what it reaches where texts tell nothing."""
 
     batch_size: int = 32
     """Texts in one forward pass of the extraction."""
@@ -232,7 +237,7 @@ def make_combination(config: Study, combination: Combination, judged: bool) -> N
             lowercase=judged,
         )
         if judged:
-            _save_scores(folder / SCORES, store, config.seed)
+            _save_scores(folder / SCORES, store)
         # Checkpoints of a finished run are of no more use, and the largest part of it.
         shutil.rmtree(folder / "target" / "training" / "state", ignore_errors=True)
         write_json(
@@ -254,28 +259,54 @@ def make_combination(config: Study, combination: Combination, judged: bool) -> N
     study.stage(folder, settings, make)
 
 
-def _save_scores(path: Path, store: FeatureStore, seed: int) -> None:
-    """Ids, labels, every published score and the text-only controls of a store."""
+def _save_scores(path: Path, store: FeatureStore) -> None:
+    """Ids, labels, and every published score of a store."""
     scored = evaluate.score_published(store, np.arange(store.n))
-    labels = np.asarray(store.labels, np.int64)
-    words = scored.words
-    assert words is not None
-
-    def blind(labels: np.ndarray) -> np.ndarray:
-        try:
-            return controls.blind_baseline(words, labels, seed=seed)
-        except InputError:
-            return np.full(len(labels), np.nan)
-
     arrays: dict[str, Any] = {
         "ids": np.array(store.ids),
-        "labels": labels,
-        "blind": blind(labels),
-        "blind_permuted": blind(controls.permuted_labels(labels, PERMUTATION)),
+        "labels": np.asarray(store.labels, np.int64),
         "n_tokens": scored.n_tokens,
         **{f"score_{name}": values for name, values in scored.scores.items()},
     }
     np.savez_compressed(path, **arrays)
+
+
+def make_control(config: Study, combination: Combination) -> None:
+    """What the words of a judged combination's texts tell of its labels.
+
+    Writes `scores` `[N]` of the text-only control, and `permuted` `[K]`: its AUC where
+    it has learned permuted labels instead. NaN where there are too few texts.
+    """
+    directory = config.out / "controls" / combination.name
+
+    def make() -> list[str]:
+        store = FeatureStore.open(config.folder(combination) / "features")
+        words = evaluate.score_published(store, np.arange(store.n)).words
+        assert words is not None
+        labels = np.asarray(store.labels, np.int64)
+
+        def learn(labels: np.ndarray) -> np.ndarray:
+            return controls.blind_baseline(words, labels, seed=config.seed)
+
+        try:
+            scores = learn(labels)
+            permuted = []
+            for seed in range(config.permutations):
+                shuffled = controls.permuted_labels(labels, seed)
+                permuted.append(auc(shuffled, learn(shuffled)))
+        except InputError:
+            scores = np.full(len(labels), np.nan)
+            permuted = [np.nan] * config.permutations
+        directory.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(directory / CONTROL, scores=scores, permuted=permuted)
+        return [CONTROL]
+
+    settings = {
+        "made": read_json(config.folder(combination) / MANIFEST)["settings"],
+        "permutations": config.permutations,
+        "seed": config.seed,
+    }
+    study.stage(directory, settings, make)
 
 
 def make_attack(config: Study, name: str) -> None:

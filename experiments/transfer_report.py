@@ -11,10 +11,19 @@ from typing import Any
 
 import numpy as np
 import transfer_attacks
+import transfer_controls
 import transfer_figures
 import transfer_tables
 from transfer_attacks import AttackSpec, is_first
-from transfer_jobs import ATTACK, CORPORA, LOGITS, SCORES, Study, attack_settings
+from transfer_jobs import (
+    ATTACK,
+    CONTROL,
+    CORPORA,
+    LOGITS,
+    SCORES,
+    Study,
+    attack_settings,
+)
 from transfer_plan import CODE, FAMILY_NAMES, Family, Plan
 from transfer_statistics import Judged, Resamples, group, loss_gap
 from transfer_tables import FIRST, LEARNED, RATE, TEXT_ONLY, Found, point
@@ -75,15 +84,20 @@ def collect(study: Study) -> tuple[Plan, list[Judged], dict[str, AttackSpec]]:
                 "judged; run without --tables-only first"
             )
         path = study.folder(combination) / SCORES
-        if not path.exists():
-            raise InputError(f"{path}: not there; run without --tables-only first")
+        control = study.out / "controls" / combination.name / CONTROL
+        for needed in (path, control):
+            if not needed.exists():
+                raise InputError(
+                    f"{needed}: not there; run without --tables-only first"
+                )
+        with np.load(control) as found:
+            text_only, permuted = found["scores"], found["permuted"]
         with np.load(path) as found:
-            scores = {
+            published = {
                 key.removeprefix("score_"): found[key]
                 for key in found.files
                 if key.startswith("score_")
             }
-            scores[TEXT_ONLY] = found["blind"]
             judged.append(
                 Judged(
                     name=combination.name,
@@ -92,11 +106,11 @@ def collect(study: Study) -> tuple[Plan, list[Judged], dict[str, AttackSpec]]:
                     draw=combination.draw,
                     ids=found["ids"],
                     labels=found["labels"],
-                    # Folders of earlier versions do not have it.
-                    blind_permuted=found.get("blind_permuted"),
+                    permuted=permuted,
                     scores={
                         **{name: logits[name][combination.name] for name in learned},
-                        **scores,
+                        **published,
+                        TEXT_ONLY: text_only,
                     },
                 )
             )
@@ -167,7 +181,7 @@ def report(study: Study, *, resamples: int) -> Report:
         transfer_tables.equal_gap,
         transfer_tables.strict,
         transfer_tables.baselines,
-        transfer_tables.controls,
+        transfer_controls.section,
         transfer_tables.ablations,
         transfer_tables.combinations,
     )

@@ -33,8 +33,10 @@ class Judged:
     labels: Int[np.ndarray, " N"]
     scores: Mapping[str, Float[np.ndarray, " N"]]
     """By attack, higher = more likely a member; NaN = no score."""
-    blind_permuted: Float[np.ndarray, " N"] | None = None
-    """What the text-only control says after it has learned permuted labels."""
+    permuted: Float[np.ndarray, " K"] = dataclasses.field(
+        default_factory=lambda: np.empty(0)
+    )
+    """AUC of the text-only control against permuted labels that it has learned."""
 
 
 class Mean(NamedTuple):

@@ -5,8 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from transfer_attacks import MAIN, REFERENCE, AttackSpec, yardstick
-from transfer_jobs import PERMUTATION
+from transfer_attacks import MAIN, AttackSpec, yardstick
 from transfer_plan import FAMILY_NAMES, Family, Learner, Plan
 from transfer_statistics import (
     Curve,
@@ -20,7 +19,6 @@ from transfer_statistics import (
     weighted_roc,
 )
 
-from lt_mia_jax.attacks.controls import permuted_labels
 from lt_mia_jax.attacks.metrics import refuses
 
 LEARNED = f"{MAIN}-0"
@@ -80,7 +78,8 @@ def _point_text(auc: float, tpr: float) -> str:
     return f"{auc:.3f} / " + ("-" if math.isnan(tpr) else f"{tpr:.3f}")
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """In Markdown."""
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
     lines += [" | ".join(map(str, row)) for row in rows]
     return "\n".join(f"| {line} |" for line in lines)
@@ -136,7 +135,7 @@ def headline(found: Found) -> str:
             "features the attack sees, and the size of two judged models, were settled "
             "with earlier results on judged combinations known "
             "([decisions](decisions.md)): no untouched test.",
-            _table(head, rows),
+            table(head, rows),
             *(
                 [f"AUC less that on the unseen transformer: {'; '.join(margins)}."]
                 if margins
@@ -183,7 +182,7 @@ def equal_gap(found: Found) -> str:
             "least squares of its probit in the gap, with constants for families and "
             f"corpora, over {len(tuned)} fine-tuned combinations of all strengths. "
             "Intervals over texts, not over repetitions.",
-            _table(
+            table(
                 [
                     "judged on",
                     *map(_label, shown),
@@ -233,7 +232,7 @@ def strict(found: Found) -> str:
             "model sets it, where one false positive is allowed among 1,000 to 1,999 "
             "non-members. Non-members of the same corpus count once for each model "
             "that scored them.",
-            _table(
+            table(
                 [
                     "judged on",
                     "non-members",
@@ -269,62 +268,9 @@ def baselines(found: Found) -> str:
         [
             "### Every score",
             "Mean AUC / mean TPR at 1 % FPR, same combinations.",
-            _table(["score", *heads], rows),
+            table(["score", *heads], rows),
         ]
     )
-
-
-def controls(found: Found) -> str:
-    """What must give AUC 0.5."""
-    main = found.main
-
-    def row(label: str, part: Sequence[Judged], name: str) -> list[str]:
-        inside, values = 0, []
-        for one in part:
-            auc, _ = group([one], [name], found.resamples, rate=RATE)[name]
-            inside += auc.mean.low <= 0.5 <= auc.mean.high
-            values.append(auc.value)
-        mean = group(part, [name], found.resamples, rate=RATE)[name][0].mean
-        return [
-            label,
-            f"{inside} of {len(part)}",
-            f"{min(values):.3f} to {max(values):.3f}",
-            str(mean),
-        ]
-
-    epochs = {c.name: c.epochs for c in found.plan.judge}
-    untouched = [j for j in found.judged if epochs[j.name] == 0]
-    shuffled = [_permuted(j) for j in main]
-    rows = [row("only the text (bag of tokens, forest)", main, TEXT_ONLY)]
-    if all(j.blind_permuted is not None for j in main):
-        rows.append(row("only the text, permuted labels", shuffled, TEXT_ONLY))
-    if REFERENCE in found.specs:
-        rows.append(
-            row("attack that sees only the reference's columns", main, REFERENCE)
-        )
-    if untouched:
-        rows.append(row("target = reference, LT-MIA", untouched, LEARNED))
-    rows.append(row("permuted labels, LT-MIA", shuffled, LEARNED))
-    return "\n\n".join(
-        [
-            "### Controls",
-            "AUC must be 0.5: combinations whose 95 % interval holds it (one of twenty "
-            "is expected not to), the range, and the mean. The forest learns from "
-            "the texts that it judges, by cross-validation; its AUC scatters more "
-            "than the intervals, which are over texts, know of. What it does with "
-            "permuted labels is what it does where nothing leaks.",
-            _table(["control", "intervals with 0.5", "AUC", "mean"], rows),
-        ]
-    )
-
-
-def _permuted(judged: Judged) -> Judged:
-    """With the labels that its `blind_permuted` has learned."""
-    labels = permuted_labels(judged.labels, PERMUTATION)
-    scores = dict(judged.scores)
-    if judged.blind_permuted is not None:
-        scores[TEXT_ONLY] = judged.blind_permuted
-    return dataclasses.replace(judged, labels=labels, scores=scores)
 
 
 def ablations(found: Found) -> str:
@@ -352,9 +298,7 @@ def ablations(found: Found) -> str:
             rows.append(_ablation_row(BESIDE, [yardstick(found.plan)], found))
         parts.append(
             f"**{title}**\n\n"
-            + _table(
-                ["setting", "attacks", "validation", "AUC", "TPR at 1 % FPR"], rows
-            )
+            + table(["setting", "attacks", "validation", "AUC", "TPR at 1 % FPR"], rows)
         )
     plan = found.plan
     small = "" if plan.small is None else _smaller(plan.main, plan.small)
@@ -413,7 +357,7 @@ def combinations(found: Found) -> str:
         [
             "### Every judged combination",
             "AUC / TPR at 1 % FPR, refused below 1,000 non-members.",
-            _table(
+            table(
                 [
                     "combination",
                     "fine-tuning",

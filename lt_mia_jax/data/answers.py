@@ -58,6 +58,12 @@ class EncodedAnswers(NamedTuple):
         """The given rows, in that order."""
         return EncodedAnswers(*(field[rows] for field in self))
 
+    def narrowed(self, width: int) -> "EncodedAnswers":
+        """Only the first tokens of every row; those after them must be padding."""
+        assert not self.attention_mask[:, width:].any()
+        *fields, truncated = self
+        return EncodedAnswers(*(field[:, :width] for field in fields), truncated)
+
 
 def encode_answers(
     questions: Sequence[Question],

@@ -286,6 +286,7 @@ def test_published_grid_end_to_end(tmp_path):
         validation=4,
         epochs=1,
         attack_epochs=1,
+        permutations=2,
         attacks=("main-0", "columns-reference"),
         devices=Devices(executor="single"),
         resamples=20,
@@ -303,7 +304,7 @@ def test_published_grid_end_to_end(tmp_path):
     page = (tmp_path / "docs" / transfer_report.PAGE).read_text()
     assert "| Mamba | 4 |" in page
     assert "too few non-members" in page
-    assert "| only the text, permuted labels |" in page
+    assert "| only the text (bag of tokens, forest) |" in page
     values = json.loads((config.out / transfer_report.RESULTS).read_text())
     assert len(values["combinations"]) == len(config.plan().judge)
     for entry in values["combinations"]:

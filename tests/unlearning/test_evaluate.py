@@ -70,6 +70,20 @@ def answer_loss(subject, rows):
     return np.array(found)
 
 
+def test_width_is_that_of_the_texts(subjects, splits):
+    """Texts that fit the model's positions do, whatever length was asked for."""
+    rows = splits["forget25_perturbed"]
+    for length in (64, 1000):
+        wide = subjects[0]._replace(length=length)
+        for got, expected in zip(
+            examine(wide, rows), examine(subjects[0], rows), strict=True
+        ):
+            np.testing.assert_array_equal(got, expected)
+    short = [row._replace(answer="a", value=None) for row in rows]
+    lengths = wide.encode(short).attention_mask.sum(axis=1)
+    assert wide.encode(short).input_ids.shape[1] - lengths.max() < 8
+
+
 def test_items_against_single_texts(subjects, splits):
     rows = splits["forget25_perturbed"]
     items = examine(subjects[0], rows)
