@@ -34,7 +34,7 @@ from lt_mia_jax.commands.study import is_finished
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import MANIFEST, read_json, write_atomic, write_json
-from lt_mia_jax.provenance import git_commit, versions
+from lt_mia_jax.provenance import cores, git_commit, versions
 
 RESULTS, PAGE = "results.json", "results.md"
 MOST = 4_000_000
@@ -209,6 +209,7 @@ def report(study: Study, *, resamples: int) -> Report:
         "study": to_dict(study),
         "command": shlex.join(["python", *sys.argv]),
         "platform": platform.platform(),
+        "cores": cores(),
         "versions": versions(),
         "commit": git_commit(),
     }
@@ -244,8 +245,9 @@ def write(found: Report, out: Path, docs: Path | None) -> None:
     text = "\n\n".join(
         [
             "# Results of the transfer study",
-            f"Made by `{found.values['command']}`, preset "
-            f"{found.values['study']['preset']}, seed {found.values['study']['seed']}."
+            f"Made by `{found.values['command']}` on {found.values['cores']} cores, "
+            f"preset {found.values['study']['preset']}, "
+            f"seed {found.values['study']['seed']}."
             + ("" if found.values["study"]["preset"] == "paper" else small),
             *(f"![{title}]({name})" for name, title in figures.items()),
             found.markdown,

@@ -1,6 +1,7 @@
 """What a result was made with: versions, commit, command, configuration."""
 
 import contextlib
+import os
 import platform
 import subprocess
 import sys
@@ -42,6 +43,17 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def cores() -> int:
+    """Processor cores that this process may use: on CPUs they decide rounding.
+
+    What was computed with other cores differs in the last digits, and training carries
+    that further.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def git_commit() -> str | None:
@@ -119,6 +131,7 @@ def write_run_record(directory: Path, command: str, config: Any) -> dict[str, An
         "commit": git_commit(),
         "versions": versions(),
         "platform": platform.platform(),
+        "cores": cores(),
     }
     if is_primary():
         for name, content in zip(RECORD, (to_dict(config), record), strict=True):
