@@ -55,10 +55,13 @@ def _axes(count: int, **size: Any) -> tuple[Any, Any]:
     return figure, axes[0]
 
 
-def _save(figure: Any, path: Path) -> bool:
+def _save(figure: Any, path: Path, report: "Report") -> bool:
+    """With the command and the texts that it comes from, in its own last line."""
     from matplotlib import pyplot as plt
 
-    figure.tight_layout()
+    origin = f"{report.values['command']}; texts {report.values['fingerprint']}"
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    figure.text(0.01, 0.015, origin, fontsize=5.5, color=INK)
     metadata = {"Date": None} if path.suffix == ".svg" else None
     figure.savefig(path, transparent=True, metadata=metadata)
     plt.close(figure)
@@ -91,7 +94,7 @@ def _rocs(report: "Report", path: Path) -> bool:
         axis.set_title(FAMILY_NAMES[family], fontsize=10)
         axis.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
     axes[0].set_ylabel("true-positive rate, pooled")
-    return _save(figure, path)
+    return _save(figure, path, report)
 
 
 def _gaps(report: "Report", path: Path) -> bool:
@@ -115,7 +118,7 @@ def _gaps(report: "Report", path: Path) -> bool:
         axis.set_title(title, fontsize=10)
     axes[0].set_ylabel("AUC of one combination")
     axes[0].legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
-    return _save(figure, path)
+    return _save(figure, path, report)
 
 
 def _scaling(report: "Report", path: Path) -> bool:
@@ -143,4 +146,4 @@ def _scaling(report: "Report", path: Path) -> bool:
             axis.set_xticks(xs, [str(x) for x in xs])
         axis.set_xlabel(labels[study])
     axes[0].set_ylabel("mean AUC, unseen families and corpora")
-    return _save(figure, path)
+    return _save(figure, path, report)

@@ -32,6 +32,7 @@ from lt_mia_jax.attacks import load_attack
 from lt_mia_jax.attacks.storage import CARD, FILES, save_attack
 from lt_mia_jax.commands.study import is_finished
 from lt_mia_jax.configs import to_dict
+from lt_mia_jax.data.texts import fingerprint
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import MANIFEST, read_json, write_atomic, write_json
 from lt_mia_jax.provenance import cores, git_commit, versions
@@ -186,6 +187,7 @@ def report(study: Study, *, resamples: int) -> Report:
         transfer_tables.combinations,
     )
     points = {(j.name, n): point(j, n) for j in judged for n in j.scores}
+    corpora = read_json(study.out / "corpora" / CORPORA)
     values = {
         "means": {
             f"{label}/{name}": {"auc": auc.mean.json, "tpr": tpr.mean.json}
@@ -205,7 +207,8 @@ def report(study: Study, *, resamples: int) -> Report:
             }
             for j in judged
         ],
-        "corpora": read_json(study.out / "corpora" / CORPORA),
+        "corpora": corpora,
+        "fingerprint": fingerprint([c["fingerprint"] for c in corpora.values()])[:16],
         "study": to_dict(study),
         "command": shlex.join(["python", *sys.argv]),
         "platform": platform.platform(),
@@ -247,7 +250,8 @@ def write(found: Report, out: Path, docs: Path | None) -> None:
             "# Results of the transfer study",
             f"Made by `{found.values['command']}` on {found.values['cores']} cores, "
             f"preset {found.values['study']['preset']}, "
-            f"seed {found.values['study']['seed']}."
+            f"seed {found.values['study']['seed']}, texts "
+            f"`{found.values['fingerprint']}`."
             + ("" if found.values["study"]["preset"] == "paper" else small),
             *(f"![{title}]({name})" for name, title in figures.items()),
             found.markdown,

@@ -306,6 +306,9 @@ def test_published_grid_end_to_end(tmp_path):
     assert "too few non-members" in page
     assert "| only the text (bag of tokens, forest) |" in page
     values = json.loads((config.out / transfer_report.RESULTS).read_text())
+    figures = list((tmp_path / "docs").glob("*.svg"))
+    assert figures
+    assert all(values["fingerprint"] in path.read_text() for path in figures)
     assert len(values["combinations"]) == len(config.plan().judge)
     for entry in values["combinations"]:
         scores = np.load(features / entry["name"] / transfer_jobs.SCORES)
