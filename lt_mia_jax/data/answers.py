@@ -61,8 +61,8 @@ class EncodedAnswers(NamedTuple):
     def narrowed(self, width: int) -> "EncodedAnswers":
         """Only the first tokens of every row; those after them must be padding."""
         assert not self.attention_mask[:, width:].any()
-        *fields, truncated = self
-        return EncodedAnswers(*(field[:, :width] for field in fields), truncated)
+        wide = [name for name in self._fields if name != "truncated"]
+        return self._replace(**{name: getattr(self, name)[:, :width] for name in wide})
 
 
 def encode_answers(
