@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from lt_mia_jax.commands import results
+from lt_mia_jax.report.wording import attack_name
 
 Estimate = Mapping[str, float | None]
 Summary = Mapping[str, Any]
@@ -83,7 +84,7 @@ def _title(name: str) -> str:
     learned, _, which = name.partition("/")
     if learned == results.LEARNED:
         return f"LT-MIA ({which})" if which else "LT-MIA"
-    return results.TITLES.get(name, name.replace("_", " ").capitalize())
+    return attack_name(name)[0]
 
 
 def _interval(estimate: Estimate | None) -> str:

@@ -8,10 +8,15 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import ndtri
 from transfer_attacks import REFERENCE
-from transfer_statistics import LEVEL, Judged, Mean, Resamples, group
+from transfer_statistics import (
+    LEVEL,
+    Judged,
+    Mean,
+    Resamples,
+    group,
+    permuted_labels_of,
+)
 from transfer_tables import LEARNED, RATE, TEXT_ONLY, Found, point, table
-
-from lt_mia_jax.attacks.controls import permuted_labels
 
 JOINT = 0.95
 """Of studies without a leak, how many hold 0.5 in all intervals together."""
@@ -22,7 +27,8 @@ def section(found: Found) -> str:
     epochs = {c.name: c.epochs for c in found.plan.judge}
     untouched = [j for j in found.judged if epochs[j.name] == 0]
     shuffled = [
-        dataclasses.replace(j, labels=permuted_labels(j.labels, 0)) for j in found.main
+        dataclasses.replace(j, labels=permuted_labels_of(j.name, j.labels, 0))
+        for j in found.main
     ]
     rows = text_only(found.main)
     for label, part, name in (

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transfer_plan import FAMILY_NAMES, Family
-from transfer_tables import FIRST, LEARNED, NAMES
+from transfer_tables import FIRST, LEARNED, score_name
 
 from lt_mia_jax.attacks.metrics import roc
 
@@ -86,7 +86,7 @@ def _rocs(report: "Report", path: Path) -> bool:
                 style,
                 color=COLOURS[family] if name == LEARNED else INK,
                 linewidth=1.8 if name == LEARNED else 1.1,
-                label=NAMES[name],
+                label=score_name(name),
             )
         axis.plot([1e-4, 1], [1e-4, 1], color=INK, alpha=0.4, linewidth=0.8)
         axis.set(xscale="log", yscale="log", xlim=(1e-3, 1), ylim=(1e-3, 1.1))

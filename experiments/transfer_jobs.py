@@ -23,6 +23,7 @@ import transfer_attacks
 import transfer_plan
 from transfer_attacks import AttackSpec
 from transfer_plan import Base, Plan, Preset
+from transfer_statistics import permuted_labels_of
 
 from lt_mia_jax.attacks import controls, score_store, train_attack
 from lt_mia_jax.attacks.metrics import auc
@@ -291,8 +292,8 @@ def make_control(config: Study, combination: Combination) -> None:
         try:
             scores = learn(labels)
             permuted = []
-            for seed in range(config.permutations):
-                shuffled = controls.permuted_labels(labels, seed)
+            for number in range(config.permutations):
+                shuffled = permuted_labels_of(combination.name, labels, number)
                 permuted.append(auc(shuffled, learn(shuffled)))
         except InputError:
             scores = np.full(len(labels), np.nan)
@@ -304,6 +305,7 @@ def make_control(config: Study, combination: Combination) -> None:
     settings = {
         "made": read_json(config.folder(combination) / MANIFEST)["settings"],
         "permutations": config.permutations,
+        "permuted": "each combination in its own orders",
         "seed": config.seed,
     }
     study.stage(directory, settings, make)

@@ -298,6 +298,8 @@ def package(study: Study, directory: Path, found: Report) -> None:
             if key.endswith(f"/{LEARNED}")
         },
         "versions": attack.card["versions"],
+        # Of the process that trained it; earlier ones did not say.
+        "cores": attack.card.get("cores"),
     }
     if directory.exists() and not (directory / MANIFEST).exists():
         raise InputError(f"{directory} is there and is no attack; choose another")

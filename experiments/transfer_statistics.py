@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import ndtr, ndtri
 
+from lt_mia_jax.attacks.controls import permuted_labels
 from lt_mia_jax.attacks.metrics import refuses
 from lt_mia_jax.data.splits import hash_unit
 
@@ -37,6 +38,18 @@ class Judged:
         default_factory=lambda: np.empty(0)
     )
     """AUC of the text-only control against permuted labels that it has learned."""
+
+
+def permuted_labels_of(
+    name: str, labels: Int[np.ndarray, " N"], number: int
+) -> Int[np.ndarray, " N"]:
+    """Labels of a combination in its own `number`-th random order.
+
+    An order common to all combinations would pick the same rows everywhere; as members
+    come first, it would pick as many of them, and means would keep what is chance.
+    """
+    word = int(hash_unit("permuted", name, number) * 2**53)
+    return permuted_labels(labels, word)
 
 
 class Mean(NamedTuple):

@@ -20,18 +20,10 @@ from transfer_statistics import (
 )
 
 from lt_mia_jax.attacks.metrics import refuses
+from lt_mia_jax.report.wording import attack_name
 
 LEARNED = f"{MAIN}-0"
 SHOWN = (LEARNED, "ez", "wbc", "ratio", "min_k_plus_plus", "loss")
-NAMES = {
-    LEARNED: "LT-MIA",
-    "ez": "EZ-MIA",
-    "wbc": "WBC",
-    "ratio": "Ratio",
-    "loss": "Loss",
-    "min_k": "Min-K%",
-    "min_k_plus_plus": "Min-K%++",
-}
 RATE, STRICT = 0.01, 0.001
 TEXT_ONLY = "text only"
 BESIDE = "as the main attack"
@@ -85,8 +77,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def _label(name: str) -> str:
-    return NAMES.get(name, name.replace("_", " "))
+def score_name(name: str) -> str:
+    """What a score is called."""
+    return attack_name("lt_mia" if name == LEARNED else name)[0]
 
 
 def headline(found: Found) -> str:
@@ -101,10 +94,10 @@ def headline(found: Found) -> str:
                 len(part),
                 f"{np.mean([loss_gap(j) for j in part]):.2f}",
                 auc.mean,
-                f"{_label(best)} {found.curves[family, best][0].mean}",
+                f"{score_name(best)} {found.curves[family, best][0].mean}",
                 auc.less(found.curves[family, best][0]),
                 tpr.mean,
-                f"{_label(best_tpr)} {found.curves[family, best_tpr][1].mean}",
+                f"{score_name(best_tpr)} {found.curves[family, best_tpr][1].mean}",
                 tpr.less(found.curves[family, best_tpr][1]),
             ]
         )
@@ -185,7 +178,7 @@ def equal_gap(found: Found) -> str:
             table(
                 [
                     "judged on",
-                    *map(_label, shown),
+                    *map(score_name, shown),
                     "LT-MIA less that on the transformer",
                 ],
                 rows,
@@ -220,7 +213,7 @@ def strict(found: Found) -> str:
                     shown,
                     threshold,
                     own.mean,
-                    f"{_label(best)} {curves[best].mean}",
+                    f"{score_name(best)} {curves[best].mean}",
                     own.over(curves[best]) if curves[best].value else "-",
                 ]
             )
@@ -255,7 +248,7 @@ def baselines(found: Found) -> str:
     order = sorted(found.published, key=lambda n: -curves["all", n][0].value)
     rows = [
         [
-            _label(name),
+            score_name(name),
             *(
                 f"{curves[g, name][0].value:.3f} / {curves[g, name][1].value:.3f}"
                 for g in groups
@@ -363,7 +356,7 @@ def combinations(found: Found) -> str:
                     "fine-tuning",
                     "members / non-members",
                     "gap",
-                    *map(_label, shown),
+                    *map(score_name, shown),
                 ],
                 rows,
             ),

@@ -36,7 +36,7 @@ from lt_mia_jax.executor import (
     total,
     wait_for_all,
 )
-from lt_mia_jax.provenance import versions
+from lt_mia_jax.provenance import cores, versions
 from lt_mia_jax.training.checkpoint import Checkpointer
 from lt_mia_jax.training.loop import fit
 from lt_mia_jax.training.metrics import MetricsWriter
@@ -264,6 +264,7 @@ def train_attack(
         "validation_auc": best["validation_auc"],
         "history": list(result.history),
         "versions": versions(),
+        "cores": cores(),
     }
     if is_primary():
         save_attack(directory, config, weights, card)

@@ -20,10 +20,11 @@ from jaxtyping import Float, Int
 from lt_mia_jax.attacks import calibration, controls, metrics
 from lt_mia_jax.files import write_atomic, write_json
 from lt_mia_jax.provenance import versions
+from lt_mia_jax.report.wording import LEARNED as LEARNED
+from lt_mia_jax.report.wording import attack_name
 
 log = logging.getLogger(__name__)
 
-LEARNED = "lt_mia"
 TRAINING_FREE_PRIMARY = "ez"
 SHIFTED = 0.6
 """A text-only baseline above this AUC says that the split itself is separable."""
@@ -289,20 +290,8 @@ def _interval(estimate: Mapping[str, float | None] | None) -> str:
     return text
 
 
-TITLES = {
-    "lt_mia": "the learned attack",
-    "ez": "EZ-MIA",
-    "wbc": "WBC",
-    "min_k": "Min-K%",
-    "max_k": "Max-K%",
-    "min_k_plus_plus": "Min-K%++",
-    "lrr": "LRR",
-    "fast_detectgpt": "Fast-DetectGPT",
-}
-
-
 def _title(name: str) -> str:
-    return TITLES.get(name, name.replace("_", " ").capitalize())
+    return "the learned attack" if name == LEARNED else attack_name(name)[0]
 
 
 def _number(value: Any) -> float | None:

@@ -27,7 +27,7 @@ from lt_mia_jax.files import write_json
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.provenance import recorded
 from lt_mia_jax.unlearning.evaluate import Subject
-from lt_mia_jax.unlearning.methods import METHODS, Method
+from lt_mia_jax.unlearning.methods import METHODS, Method, name_of
 from lt_mia_jax.unlearning.storage import (
     DESCRIPTION,
     load_intervention,
@@ -205,7 +205,7 @@ def run(config: Unlearn) -> None:
     before, params = fetch(params), fetch(result.params)
     made = fetch(result.intervention)
     card = {
-        "method": type(result.method).__name__,
+        "method": name_of(result.method),
         "settings": dataclasses.asdict(result.method),
         "model": config.model,
         "forget": {"file": str(config.forget), "rows": len(forget)},

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from lt_mia_jax.errors import InputError
 
 ROW_CAP = 200_000
-"""Rows read of a data set that is streamed."""
+"""Rows read of the largest data sets."""
 FEWEST_CHARACTERS = 50
 """Texts must be longer than this, white space at the ends not counted."""
 

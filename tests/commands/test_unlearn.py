@@ -1,5 +1,6 @@
 """`lt-mia syntofu` and `lt-mia unlearn`, from files to files, and their refusals."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from lt_mia_jax.executor import make_executor
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.trees import flatten
 from lt_mia_jax.unlearning.evaluate import Subject
-from lt_mia_jax.unlearning.methods import Npo, SimNpo
+from lt_mia_jax.unlearning.methods import METHODS, Npo, SimNpo, name_of
 from lt_mia_jax.unlearning.muse import measure_muse, muse_card, read_muse
 from lt_mia_jax.unlearning.sets import Sets
 from lt_mia_jax.unlearning.storage import load_intervention
@@ -81,11 +82,17 @@ def test_method_names():
         choose(["unlearn", "--method", "grad-dif"])
 
 
+def test_methods_are_called_as_the_flag_calls_them():
+    assert [name_of(method) for method in METHODS.values()] == list(METHODS)
+    assert name_of(Npo(beta=0.7)) == "npo"
+    assert name_of(dataclasses.replace(METHODS["gu_subspace"], size=3)) == "gu_subspace"
+
+
 def test_a_model_that_differs_and_says_how(world, tmp_path):
     flags = ("--method", "npo", "--method.beta", "0.5")
     assert unlearn(world, tmp_path / "out", *flags) == 0
     card = json.loads((tmp_path / "out" / "unlearning.json").read_text())
-    assert card["method"] == "Npo"
+    assert card["method"] == "npo"
     assert card["settings"]["beta"] == 0.5
     assert card["forget"]["rows"] == len(
         read_questions(world / "data" / "forget25.jsonl")

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import transfer_controls
 from sklearn.metrics import roc_auc_score
-from transfer_statistics import Judged, Resamples
+from transfer_statistics import Judged, Resamples, permuted_labels_of
 from transfer_tables import TEXT_ONLY
-
-from lt_mia_jax.attacks.controls import permuted_labels
 
 MEMBERS, OTHERS = 30, 70
 LABELS = np.repeat([1, 0], [MEMBERS, OTHERS])
@@ -37,16 +35,19 @@ def combination(number, rng, *, spread=1.0, shift=0.0, permuted=20):
     )
 
 
+def judged(labels):
+    return Judged(
+        name="", base="", corpus="", draw=0, ids=labels, labels=labels, scores={}
+    )
+
+
 def test_chance_is_the_spread_over_all_orders():
     labels = np.array([1, 1, 1, 0, 0, 0, 0])
     aucs = [
         roc_auc_score(np.isin(np.arange(7), members), np.arange(7))
         for members in itertools.combinations(range(7), 3)
     ]
-    one = Judged(
-        name="", base="", corpus="", draw=0, ids=labels, labels=labels, scores={}
-    )
-    assert transfer_controls.chance(one) == pytest.approx(np.std(aucs))
+    assert transfer_controls.chance(judged(labels)) == pytest.approx(np.std(aucs))
 
 
 @pytest.mark.parametrize("spread", [1.0, 2.0])
@@ -95,5 +96,13 @@ def test_resampled_intervals(shift, held):
     assert mean.startswith(f"{np.mean(aucs):.3f} [")
 
 
-def test_permuted_labels_keep_their_number():
-    assert permuted_labels(LABELS, 3).sum() == MEMBERS
+def test_permuted_labels_average_out():
+    """Of many combinations with members first, however well a score tells them."""
+    shuffled = [permuted_labels_of(f"c{k}", LABELS, 0) for k in range(400)]
+    assert {one.sum() for one in shuffled} == {MEMBERS}
+    assert not np.array_equal(shuffled[0], permuted_labels_of("c0", LABELS, 1))
+    ranks = np.arange(len(LABELS), 0, -1)  # tells all members
+    aucs = np.array([roc_auc_score(one, ranks) for one in shuffled])
+    error = transfer_controls.chance(judged(LABELS)) / np.sqrt(len(aucs))
+    assert abs(aucs.mean() - 0.5) < 3 * error
+    assert aucs.std() == pytest.approx(error * np.sqrt(len(aucs)), rel=0.15)

@@ -1,5 +1,7 @@
 """Unlearning methods as values, and the table of their names."""
 
+import dataclasses
+
 from lt_mia_jax.unlearning.methods.ascent import GradAscent as GradAscent
 from lt_mia_jax.unlearning.methods.ascent import GradDiff as GradDiff
 from lt_mia_jax.unlearning.methods.ascent import KlMin as KlMin
@@ -63,3 +65,18 @@ METHODS: dict[str, Method] = {
     "retrain": Retrain(),
 }
 """By name, with published defaults."""
+
+
+def name_of(method: Method) -> str:
+    """The name in `METHODS` of a method, whatever its settings.
+
+    Where several names share a class, the one whose settings differ least.
+    """
+
+    def differ(name: str) -> int:
+        known = METHODS[name]
+        fields = dataclasses.fields(method)
+        return sum(getattr(method, f.name) != getattr(known, f.name) for f in fields)
+
+    alike = [name for name, known in METHODS.items() if type(known) is type(method)]
+    return min(alike, key=differ)
