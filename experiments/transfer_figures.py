@@ -117,7 +117,13 @@ def _gaps(report: "Report", path: Path) -> bool:
         axis.set_xlabel("loss gap, nats a token")
         axis.set_title(title, fontsize=10)
     axes[0].set_ylabel("AUC of one combination")
-    axes[0].legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
+    axes[0].legend(  # above the line at 0.5
+        frameon=False,
+        fontsize=8,
+        labelcolor=INK,
+        loc="lower right",
+        bbox_to_anchor=(1, 0.08),
+    )
     return _save(figure, path, report)
 
 

@@ -72,6 +72,10 @@ class Study:
     only: tuple[str, ...] = ()
     """Use only bases whose names begin with one of these; all by default."""
 
+    without: tuple[str, ...] = ()
+    """Leave out bases whose names begin with one of these: models that you may not
+    load, or that do not fit."""
+
     members: int | None = None
     """Texts to fine-tune on in each combination; the preset's number by default."""
 
@@ -100,8 +104,8 @@ class Study:
     def plan(self) -> Plan:
         """The preset with the numbers that were given."""
         plan = transfer_plan.PRESETS[self.preset]()
-        if self.only:
-            plan = transfer_plan.only(plan, self.only)
+        if self.only or self.without:
+            plan = transfer_plan.part(plan, self.only, self.without)
         if self.attack_epochs is not None:
             shorter = {"epochs": self.attack_epochs}
             plan = dataclasses.replace(

@@ -397,27 +397,43 @@ def short(model: str) -> str:
     return model.replace("/", "_").lower()
 
 
-def only(plan: Plan, beginnings: tuple[str, ...]) -> Plan:
-    """The part of a plan with bases whose names begin with one of the given words.
+def part(plan: Plan, only: tuple[str, ...], without: tuple[str, ...] = ()) -> Plan:
+    """A plan with fewer bases.
+
+    Args:
+      plan: the whole.
+      only: how names of bases begin that are kept; empty keeps all.
+      without: how names of bases begin that are left out even so.
 
     Raises:
-      InputError: nothing is left to train or to judge.
+      InputError: a word names no base, or nothing is left to train or to judge.
     """
+    names = [base.name for base in plan.bases]
+    for flag, words in (("--only", only), ("--without", without)):
+        idle = [word for word in words if not any(n.startswith(word) for n in names)]
+        if idle:
+            raise InputError(
+                f"{flag} {' '.join(idle)}: no base begins so; there are "
+                f"{', '.join(names)}"
+            )
+
+    def kept(name: str) -> bool:
+        return (not only or name.startswith(only)) and not name.startswith(without)
+
     found = dataclasses.replace(
         plan,
-        bases=tuple(b for b in plan.bases if b.name.startswith(beginnings)),
-        train=tuple(c for c in plan.train if c.base.startswith(beginnings)),
-        judge=tuple(c for c in plan.judge if c.base.startswith(beginnings)),
+        bases=tuple(b for b in plan.bases if kept(b.name)),
+        train=tuple(c for c in plan.train if kept(c.base)),
+        judge=tuple(c for c in plan.judge if kept(c.base)),
     )
-    names = [base.name for base in plan.bases]
-    idle = [word for word in beginnings if not any(n.startswith(word) for n in names)]
-    if idle:
-        raise InputError(
-            f"--only {' '.join(idle)}: no base begins so; there are {', '.join(names)}"
-        )
     if not (found.train and found.judge):
+        flags = [
+            f"{flag} {' '.join(words)}"
+            for flag, words in (("--only", only), ("--without", without))
+            if words
+        ]
         raise InputError(
-            f"--only {' '.join(beginnings)} leaves {len(found.train)} combinations to "
+            f"{' '.join(flags)} leaves {len(found.train)} combinations to "
             f"train on and {len(found.judge)} to judge; training bases are "
             f"{', '.join(dict.fromkeys(c.base for c in plan.train))}, judged ones "
             f"{', '.join(dict.fromkeys(c.base for c in plan.judge))}"

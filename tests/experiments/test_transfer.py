@@ -174,9 +174,25 @@ def test_published_grid():
     assert (len(plan.train), len(plan.judge)) == (60, 40)
     assert sum(c.lora is None for c in plan.train) == 4 * 4
     with pytest.raises(InputError, match="leaves 0 combinations to train"):
-        transfer_plan.only(plan, ("state-spaces",))
+        transfer_plan.part(plan, ("state-spaces",))
     with pytest.raises(InputError, match="mamba gpt2_: no base begins so; there are"):
-        transfer_plan.only(plan, ("mamba", "distilgpt2", "gpt2_"))
+        transfer_plan.part(plan, ("mamba", "distilgpt2", "gpt2_"))
+    with pytest.raises(InputError, match="--without lama: no base begins so"):
+        transfer_plan.part(plan, (), ("lama",))
+
+
+def test_bases_can_be_left_out():
+    plan = transfer_plan.paper()
+    left, gone = plan.bases[0].name, plan.bases[1].name
+    found = transfer_plan.part(plan, (), (gone,))
+    assert {b.name for b in plan.bases} - {b.name for b in found.bases} == {gone}
+    combinations = (*found.train, *found.judge)
+    assert gone not in {c.base for c in combinations}
+    whole = (*plan.train, *plan.judge)
+    assert len(combinations) == sum(c.base != gone for c in whole)
+    judged = found.judge[0].base
+    both = transfer_plan.part(plan, (left, gone, judged), (gone,))
+    assert {b.name for b in both.bases} == {left, judged}
 
 
 def test_flags_that_name_no_attack(tmp_path):
@@ -265,13 +281,14 @@ def paper_files(root, names):
         *transfer_plan.PAPER_JUDGED_CORPORA,
     )
     for i, corpus in enumerate(corpora):
-        texts = [{"text": text} for text in tiny_world.sentences(10 + i, 90)]
+        texts = [{"text": text} for text in tiny_world.sentences(10 + i, 130)]
         write_texts(root / "data" / f"{corpus}.jsonl", texts)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_published_grid_end_to_end(tmp_path):
-    """Two models, or with LT_MIA_WHOLE_GRID all twenty-five (half an hour)."""
+    """Two models, or with LT_MIA_WHOLE_GRID all twenty-five (a quarter of an hour)."""
     only = ("distilgpt2", "state-spaces")
     if os.environ.get(WHOLE):
         only = ()
