@@ -48,7 +48,7 @@ def commands(world, folder: Path) -> dict[str, tuple[list[str], str, list[str]]]
     """Arguments without --out, saved work as a glob, files that must come out equal."""
     attack = [
         *("--classifier.width", "16", "--classifier.heads", "2"),
-        *("--recipe.epochs", "40", "--recipe.batch-size", "8"),
+        *("--recipe.epochs", "10", "--recipe.batch-size", "8"),
         *("--recipe.warmup-epochs", "1", "--recipe.save-seconds", "0"),
     ]
     return {

@@ -31,13 +31,7 @@ np.savez(sys.argv[2] + "/final.npz", **flatten(result.params))
 
 def start(directory, seconds):
     tests = str(Path(__file__).parents[1])
-    environment = os.environ | {
-        "JAX_NUM_CPU_DEVICES": "1",
-        # The first process compiles for all.
-        "JAX_COMPILATION_CACHE_DIR": str(directory.parent / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", WORKER, tests, str(directory), str(seconds)],
         env=environment,
