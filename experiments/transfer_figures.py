@@ -100,9 +100,7 @@ def _rocs(report: "Report", path: Path) -> bool:
 def _gaps(report: "Report", path: Path) -> bool:
     figure, axes = _axes(2, sharey=True)
     entries = report.values["combinations"]
-    for axis, name, title in zip(
-        axes, (LEARNED, "ez"), ("LT-MIA", "EZ-MIA"), strict=True
-    ):
+    for axis, name in zip(axes, (LEARNED, "ez"), strict=True):
         for family, colour in COLOURS.items():
             part = [entry for entry in entries if entry["family"] == family]
             if part:
@@ -115,7 +113,7 @@ def _gaps(report: "Report", path: Path) -> bool:
                 )
         axis.axhline(0.5, color=INK, linewidth=0.8, linestyle=":")
         axis.set_xlabel("loss gap, nats a token")
-        axis.set_title(title, fontsize=10)
+        axis.set_title(score_name(name), fontsize=10)
     axes[0].set_ylabel("AUC of one combination")
     axes[0].legend(  # above the line at 0.5
         frameon=False,

@@ -409,7 +409,8 @@ def part(plan: Plan, only: tuple[str, ...], without: tuple[str, ...] = ()) -> Pl
       InputError: a word names no base, or nothing is left to train or to judge.
     """
     names = [base.name for base in plan.bases]
-    for flag, words in (("--only", only), ("--without", without)):
+    flags = {"--only": only, "--without": without}
+    for flag, words in flags.items():
         idle = [word for word in words if not any(n.startswith(word) for n in names)]
         if idle:
             raise InputError(
@@ -427,13 +428,9 @@ def part(plan: Plan, only: tuple[str, ...], without: tuple[str, ...] = ()) -> Pl
         judge=tuple(c for c in plan.judge if kept(c.base)),
     )
     if not (found.train and found.judge):
-        flags = [
-            f"{flag} {' '.join(words)}"
-            for flag, words in (("--only", only), ("--without", without))
-            if words
-        ]
+        given = [" ".join((flag, *words)) for flag, words in flags.items() if words]
         raise InputError(
-            f"{' '.join(flags)} leaves {len(found.train)} combinations to "
+            f"{' '.join(given)} leaves {len(found.train)} combinations to "
             f"train on and {len(found.judge)} to judge; training bases are "
             f"{', '.join(dict.fromkeys(c.base for c in plan.train))}, judged ones "
             f"{', '.join(dict.fromkeys(c.base for c in plan.judge))}"

@@ -20,7 +20,7 @@ from transfer_statistics import (
 )
 
 from lt_mia_jax.attacks.metrics import refuses
-from lt_mia_jax.report.wording import attack_name
+from lt_mia_jax.report import wording
 
 LEARNED = f"{MAIN}-0"
 SHOWN = (LEARNED, "ez", "wbc", "ratio", "min_k_plus_plus", "loss")
@@ -79,7 +79,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def score_name(name: str) -> str:
     """What a score is called."""
-    return attack_name("lt_mia" if name == LEARNED else name)[0]
+    return wording.attack_name(wording.LEARNED if name == LEARNED else name)[0]
 
 
 def headline(found: Found) -> str:

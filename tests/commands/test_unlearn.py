@@ -87,6 +87,11 @@ def test_methods_are_called_as_the_flag_calls_them():
     assert name_of(Npo(beta=0.7)) == "npo"
     assert name_of(dataclasses.replace(METHODS["gu_subspace"], size=3)) == "gu_subspace"
 
+    class Own(Npo):
+        """A method of one's own."""
+
+    assert name_of(Own()) == "Own"
+
 
 def test_a_model_that_differs_and_says_how(world, tmp_path):
     flags = ("--method", "npo", "--method.beta", "0.5")

@@ -70,7 +70,8 @@ METHODS: dict[str, Method] = {
 def name_of(method: Method) -> str:
     """The name in `METHODS` of a method, whatever its settings.
 
-    Where several names share a class, the one whose settings differ least.
+    Where several names share a class, the one whose settings differ least; that of its
+    class if there is none.
     """
 
     def differ(name: str) -> int:
@@ -79,4 +80,4 @@ def name_of(method: Method) -> str:
         return sum(getattr(method, f.name) != getattr(known, f.name) for f in fields)
 
     alike = [name for name, known in METHODS.items() if type(known) is type(method)]
-    return min(alike, key=differ)
+    return min(alike, key=differ, default=type(method).__name__)
