@@ -69,6 +69,8 @@ def test_card_says_what_was_used(finished):
     assert load_attack(directory).text_ids == used
     assert [c["name"] for c in card["combinations"]] == ["a", "b"]
     assert card["combinations"][1]["target"] == "b-target"
+    if hasattr(os, "sched_getaffinity"):
+        assert card["cores"] == len(os.sched_getaffinity(0))
 
 
 def test_scores_do_not_depend_on_the_batch(finished):
