@@ -2,7 +2,7 @@
 
 A step sees the whole batch under `jit`, where the compiler inserts the collectives.
 Under `pmap` it sees one device's rows, and adds over devices itself: it gets the name
-of the device axis, `Executor.axis`, and passes it to `total` and `gather`, which leave
+of the device axis, `Executor.axis`, and passes it to `psum` and `gather`, which leave
 a whole batch as it is. State and parameters look alike under both, so a run may change
 its executor between two starts.
 
@@ -91,7 +91,7 @@ class Executor:
         """The same in buffers of their own: a step may be given them to consume."""
         return _copied(self.place(tree), mesh=self.mesh)
 
-    def born(self, make: Callable[..., Any], *arguments: Any) -> Any:
+    def init_sharded(self, make: Callable[..., Any], *arguments: Any) -> Any:
         """`make(*arguments)` with every result made where it will live.
 
         No device ever holds the whole of a leaf that is split.
@@ -159,7 +159,7 @@ def make_executor(
     return Executor(kind, make_mesh(1 if kind == "single" else data, fsdp))
 
 
-def total(x: Any, axis: str | None) -> Any:
+def psum(x: Any, axis: str | None) -> Any:
     """Sums over devices of a tree; the tree itself when `axis` is None."""
     return x if axis is None else jax.lax.psum(x, axis)
 
@@ -169,7 +169,7 @@ def gather(x: jax.Array, axis: str | None) -> jax.Array:
     return x if axis is None else jax.lax.all_gather(x, axis, tiled=True)
 
 
-def own_key(key: jax.Array, axis: str | None) -> jax.Array:
+def per_device_key(key: jax.Array, axis: str | None) -> jax.Array:
     """A key that differs between devices which see different rows."""
     return key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
 
@@ -227,7 +227,7 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def agreed(value: Any) -> np.ndarray:
+def broadcast_from_primary(value: Any) -> np.ndarray:
     """What the first process says of a number or an array, in every process.
 
     For what each has read from shared files, which may show late to some.
@@ -316,7 +316,7 @@ __all__ = [
     "AXIS",
     "Executor",
     "Kind",
-    "agreed",
+    "broadcast_from_primary",
     "check_shared",
     "digest",
     "fetch",
@@ -325,7 +325,7 @@ __all__ = [
     "initialize",
     "is_primary",
     "make_executor",
-    "own_key",
-    "total",
+    "per_device_key",
+    "psum",
     "wait_for_all",
 ]

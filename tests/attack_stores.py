@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lt_mia_jax.attacks.classifier_config import ClassifierConfig
-from lt_mia_jax.attacks.recipe import TrainConfig
+from lt_mia_jax.attacks.learned.classifier_config import ClassifierConfig
+from lt_mia_jax.attacks.learned.recipe import TrainConfig
 
 STEPS, COLUMNS = 8, 21
 
@@ -63,6 +63,6 @@ def recipe(**changes):
 
 
 if __name__ == "__main__":
-    from lt_mia_jax.attacks.train import train_attack
+    from lt_mia_jax.attacks.learned.train import train_attack
 
     train_attack(stores(), SMALL, recipe(), Path(sys.argv[1]))

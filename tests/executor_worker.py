@@ -19,11 +19,11 @@ from attack_stores import SMALL, MemoryStore, recipe
 from jax.sharding import Mesh
 from oracle_finetune import random_texts
 
-from lt_mia_jax.attacks import classifier
-from lt_mia_jax.attacks import recipe as attack_recipe
-from lt_mia_jax.attacks.packing import read_batch
-from lt_mia_jax.attacks.rows import Rows
-from lt_mia_jax.attacks.train import TrainStep, _batches
+from lt_mia_jax.attacks.learned import classifier
+from lt_mia_jax.attacks.learned import recipe as attack_recipe
+from lt_mia_jax.attacks.learned.packing import read_batch
+from lt_mia_jax.attacks.learned.rows import Rows
+from lt_mia_jax.attacks.learned.train import TrainStep, _batches
 from lt_mia_jax.executor import (
     Executor,
     fetch,
@@ -80,8 +80,8 @@ def features(executor, directory):
     return {
         "features": values,
         "mask": mask,
-        "rank_t": ranks.rank_t,
-        "rank_r": ranks.rank_r,
+        "target_rank": ranks.target_rank,
+        "reference_rank": ranks.reference_rank,
         "lower_loss": store.lower_loss,
     }
 
@@ -114,8 +114,8 @@ def finetuning(executor, directory):
     )
     step = TokenStep(MODEL, optimizer, 0, axis=executor.axis)
     start = functools.partial(init_state, optimizer=make_optimizer(optimizer, 0))
-    params = executor.born(MODEL.init, jax.random.key(5))
-    state = executor.born(start, params)
+    params = executor.init_sharded(MODEL.init, jax.random.key(5))
+    state = executor.init_sharded(start, params)
     partial = jax.tree_util.Partial(step, None)
     return losses_and_gradient(partial, state, batch_at, executor, directory)
 
@@ -134,7 +134,7 @@ def attack(executor, directory):
     params, constants = classifier.split_constants(params)
     return losses_and_gradient(
         jax.tree_util.Partial(step, executor.place(constants)),
-        executor.born(start, params),
+        executor.init_sharded(start, params),
         lambda index: read_batch(rows, batches_(index % 4), executor, packed=True),
         executor,
         directory,

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import oracle_unlearning as oracle
 
-from lt_mia_jax.unlearning import distributions, objectives, representation
-from lt_mia_jax.unlearning.batch import TextBatch
+from lt_mia_jax.unlearning import objectives
+from lt_mia_jax.unlearning.objectives import distributions, representation
+from lt_mia_jax.unlearning.objectives.batch import TextBatch
 
 V, D, T, T_OTHER, LAYER = 11, 5, 8, 6, 3
 REDUCTIONS = ("token", "sequence_sum", "sequence_mean")

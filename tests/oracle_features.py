@@ -43,7 +43,10 @@ def moments(weights_row, values_row):
 def token_statistics(target, reference, ids, attention):
     """Dict of (B, T) arrays; zero where no token is predicted."""
     batch, length, _ = target.shape
-    names = "lp_t lp_r mu_t var_t mu_r xmu xvar rank_t rank_r hit_t valid".split()
+    names = (
+        "target_log_prob reference_log_prob target_mean target_var reference_mean "
+        "cross_mean cross_var target_rank reference_rank target_top1 valid"
+    ).split()
     out = {name: np.zeros((batch, length)) for name in names}
     for b in range(batch):
         for t in range(length - 1):
@@ -51,14 +54,14 @@ def token_statistics(target, reference, ids, attention):
                 continue
             a, r, y = target[b, t], reference[b, t], ids[b, t + 1]
             out["valid"][b, t] = 1
-            out["lp_t"][b, t] = log_softmax(a)[y]
-            out["lp_r"][b, t] = log_softmax(r)[y]
-            out["mu_t"][b, t], out["var_t"][b, t] = moments(a, a)
-            out["mu_r"][b, t], _ = moments(r, r)
-            out["xmu"][b, t], out["xvar"][b, t] = moments(r, a)
-            out["rank_t"][b, t] = rank(a, a[y])
-            out["rank_r"][b, t] = rank(r, r[y])
-            out["hit_t"][b, t] = largest(a, 1)[0] == y
+            out["target_log_prob"][b, t] = log_softmax(a)[y]
+            out["reference_log_prob"][b, t] = log_softmax(r)[y]
+            out["target_mean"][b, t], out["target_var"][b, t] = moments(a, a)
+            out["reference_mean"][b, t], _ = moments(r, r)
+            out["cross_mean"][b, t], out["cross_var"][b, t] = moments(r, a)
+            out["target_rank"][b, t] = rank(a, a[y])
+            out["reference_rank"][b, t] = rank(r, r[y])
+            out["target_top1"][b, t] = largest(a, 1)[0] == y
     return out
 
 

@@ -22,15 +22,15 @@ def text_of(stats, row):
 
 
 def loss(x):
-    return mean(x["lp_t"])
+    return mean(x["target_log_prob"])
 
 
 def zlib(x, size):
-    return mean(x["lp_t"]) / size
+    return mean(x["target_log_prob"]) / size
 
 
 def lowercase(x, lower):
-    nll, nll_lower = -mean(x["lp_t"]), -mean(lower["lp_t"])
+    nll, nll_lower = -mean(x["target_log_prob"]), -mean(lower["target_log_prob"])
     return -nll / nll_lower
 
 
@@ -40,52 +40,54 @@ def share(values, fraction, largest=False):
 
 
 def min_k(x, fraction=0.2):
-    return share(x["lp_t"], fraction)
+    return share(x["target_log_prob"], fraction)
 
 
 def max_k(x, fraction=0.2):
-    return share(x["lp_t"], fraction, largest=True)
+    return share(x["target_log_prob"], fraction, largest=True)
 
 
 def min_k_plus_plus(x, fraction=0.2):
     standardised = []
-    for lp, mu, var in zip(x["lp_t"], x["mu_t"], x["var_t"], strict=True):
+    for lp, mu, var in zip(
+        x["target_log_prob"], x["target_mean"], x["target_var"], strict=True
+    ):
         standardised.append((lp - mu) / math.sqrt(max(var, 1e-10)))
     return share(standardised, fraction)
 
 
 def rank(x):
-    return -mean(x["rank_t"])
+    return -mean(x["target_rank"])
 
 
 def log_rank(x):
-    return -mean([math.log(r) for r in x["rank_t"]])
+    return -mean([math.log(r) for r in x["target_rank"]])
 
 
 def entropy(x):
-    return -mean([-mu for mu in x["mu_t"]])
+    return -mean([-mu for mu in x["target_mean"]])
 
 
 def lrr(x):
-    return -math.fsum(x["lp_t"]) / max(
-        math.fsum(math.log(r) for r in x["rank_t"]), 1e-8
+    return -math.fsum(x["target_log_prob"]) / max(
+        math.fsum(math.log(r) for r in x["target_rank"]), 1e-8
     )
 
 
 def reference(x):
-    return mean(x["lp_t"]) - mean(x["lp_r"])
+    return mean(x["target_log_prob"]) - mean(x["reference_log_prob"])
 
 
 def ratio(x):
-    nll_t, nll_r = -mean(x["lp_t"]), -mean(x["lp_r"])
+    nll_t, nll_r = -mean(x["target_log_prob"]), -mean(x["reference_log_prob"])
     return -nll_t / max(nll_r, 1e-8)
 
 
 def ez(x, edge="code"):
-    zone = [t for t in range(1, len(x["lp_t"])) if not x["hit_t"][t]]
+    zone = [t for t in range(1, len(x["target_log_prob"])) if not x["target_top1"][t]]
     gains = losses = 0.0
     for t in zone:
-        d = x["lp_t"][t] - x["lp_r"][t]
+        d = x["target_log_prob"][t] - x["reference_log_prob"][t]
         if d > 0:
             gains += d
         else:
@@ -99,7 +101,10 @@ def ez(x, edge="code"):
 
 
 def wbc(x, windows, repeat_clamped=True):
-    gains = [a - b for a, b in zip(x["lp_t"], x["lp_r"], strict=True)]
+    gains = [
+        a - b
+        for a, b in zip(x["target_log_prob"], x["reference_log_prob"], strict=True)
+    ]
     sizes = [min(w, len(gains)) for w in windows]
     if not repeat_clamped:
         longer = [w for w in windows if w >= len(gains)]
@@ -117,9 +122,15 @@ def wbc(x, windows, repeat_clamped=True):
 
 
 def binoculars(x):
-    return 1 - (-mean(x["lp_t"])) / (-mean(x["xmu"]))
+    return 1 - (-mean(x["target_log_prob"])) / (-mean(x["cross_mean"]))
 
 
 def fast_detectgpt(x, sampling="target"):
-    m, s2 = ("mu_t", "var_t") if sampling == "target" else ("xmu", "xvar")
-    return (math.fsum(x["lp_t"]) - math.fsum(x[m])) / math.sqrt(math.fsum(x[s2]))
+    m, s2 = (
+        ("target_mean", "target_var")
+        if sampling == "target"
+        else ("cross_mean", "cross_var")
+    )
+    return (math.fsum(x["target_log_prob"]) - math.fsum(x[m])) / math.sqrt(
+        math.fsum(x[s2])
+    )

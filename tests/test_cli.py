@@ -7,7 +7,7 @@ import pytest
 RELEASED = """
 import sys
 import numpy as np
-from lt_mia_jax.cli import keep_freed_memory
+from lt_mia_jax.process import keep_freed_memory
 
 def resident():
     with open("/proc/self/statm") as file:

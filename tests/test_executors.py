@@ -69,7 +69,7 @@ def test_equals_a_single_device(found, processes, layout):
     np.testing.assert_array_equal(found["order"], np.arange(16))
     mask = single["mask"]
     np.testing.assert_array_equal(found["mask"], mask)
-    for name in ("rank_t", "rank_r"):
+    for name in ("target_rank", "reference_rank"):
         np.testing.assert_array_equal(found[name], single[name])
     # Most columns are kept in 16 bits, whose last one may differ; and where two tokens
     # all but tie, a rank may move by one (here 0.001 of a normalised rank).

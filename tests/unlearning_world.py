@@ -15,7 +15,7 @@ from lt_mia_jax.models.presets import (
     mamba_like,
     rwkv_like,
 )
-from lt_mia_jax.unlearning.interventions import prompted
+from lt_mia_jax.unlearning.interventions.edits import prompted
 from lt_mia_jax.unlearning.train import ForgetTexts
 
 VOCABULARY, LENGTH = 41, 12

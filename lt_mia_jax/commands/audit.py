@@ -11,10 +11,9 @@ from jaxtyping import Float
 from scipy.stats import false_discovery_control
 
 from lt_mia_jax.attacks import calibration
-from lt_mia_jax.attacks.storage import Attack
-from lt_mia_jax.commands import results
-from lt_mia_jax.commands.devices import Devices, DevicesFlags
-from lt_mia_jax.commands.scoring import (
+from lt_mia_jax.attacks.learned.storage import Attack
+from lt_mia_jax.audit import results
+from lt_mia_jax.audit.scoring import (
     ModelPair,
     TextScores,
     choose_attack,
@@ -23,6 +22,7 @@ from lt_mia_jax.commands.scoring import (
 )
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.data.texts import Text, fingerprint, read_texts
+from lt_mia_jax.devices import Devices, DevicesFlags
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.provenance import write_run_record
 from lt_mia_jax.report import write_report

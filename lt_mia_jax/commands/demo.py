@@ -16,9 +16,7 @@ from lt_mia_jax.attacks import (
     train_attack,
 )
 from lt_mia_jax.checkpoints import Pretrained
-from lt_mia_jax.commands import study
 from lt_mia_jax.commands.evaluate import evaluate_stores
-from lt_mia_jax.commands.study import Combination
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.data.corpora import Corpus, deduplicate, load_corpus
 from lt_mia_jax.data.texts import write_texts
@@ -27,6 +25,8 @@ from lt_mia_jax.finetune import PretrainConfig
 from lt_mia_jax.finetune.pretrain import ADAMW
 from lt_mia_jax.models import ModelConfig, gpt2_like, mamba_like
 from lt_mia_jax.provenance import write_run_record
+from lt_mia_jax.study import stages as study
+from lt_mia_jax.study.stages import Combination
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from jaxtyping import Int
 
 from lt_mia_jax.attacks import score_store
 from lt_mia_jax.attacks import scores as formulas
-from lt_mia_jax.attacks.storage import Attack
-from lt_mia_jax.commands import results
-from lt_mia_jax.commands.scoring import choose_attack
+from lt_mia_jax.attacks.learned.storage import Attack
+from lt_mia_jax.audit import results
+from lt_mia_jax.audit.scoring import choose_attack
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.features.store import FeatureStore

@@ -5,12 +5,12 @@ import logging
 from pathlib import Path
 from typing import Literal
 
+from lt_mia_jax.audit.scoring import warn_of_intervention
 from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
-from lt_mia_jax.commands.devices import Devices, DevicesFlags
-from lt_mia_jax.commands.scoring import warn_of_intervention
 from lt_mia_jax.data.splits import hash_unit
 from lt_mia_jax.data.texts import Text, read_texts, write_texts
 from lt_mia_jax.data.tokenize import check_vocabulary, encode
+from lt_mia_jax.devices import Devices, DevicesFlags
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import fetch, is_primary, wait_for_all
 from lt_mia_jax.finetune import FinetuneConfig, LoraConfig, finetune

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from lt_mia_jax.checkpoints import load_pretrained, load_tokenizer, save_pretrained
-from lt_mia_jax.commands.devices import Devices, DevicesFlags
 from lt_mia_jax.data.answers import encode_answers
 from lt_mia_jax.data.syntofu import MAX_LENGTH, TEMPLATE, SynTofuConfig, build, write
+from lt_mia_jax.devices import Devices, DevicesFlags
 from lt_mia_jax.executor import Executor, fetch, is_primary, wait_for_all
 from lt_mia_jax.models import LanguageModel, ModelConfig
 from lt_mia_jax.models.presets import (

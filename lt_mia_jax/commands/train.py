@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from lt_mia_jax.attacks import ClassifierConfig, TrainConfig, train_attack
-from lt_mia_jax.commands.devices import Devices, DevicesFlags
+from lt_mia_jax.devices import Devices, DevicesFlags
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.provenance import recorded

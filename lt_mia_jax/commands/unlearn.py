@@ -9,7 +9,6 @@ from typing import Any
 from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
 from lt_mia_jax.checkpoints.gguf import is_gguf
 from lt_mia_jax.checkpoints.hub import resolve
-from lt_mia_jax.commands.devices import Devices, DevicesFlags
 from lt_mia_jax.commands.finetune import LowRank
 from lt_mia_jax.commands.unlearn_report import (
     Evaluation,
@@ -21,19 +20,20 @@ from lt_mia_jax.commands.unlearn_report import (
 from lt_mia_jax.data.answers import AnswerTemplate, EncodedAnswers, encode_answers
 from lt_mia_jax.data.questions import Question, check_disjoint, read_questions
 from lt_mia_jax.data.tokenize import check_vocabulary
+from lt_mia_jax.devices import Devices, DevicesFlags
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import fetch, is_primary, wait_for_all
 from lt_mia_jax.files import write_json
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.provenance import recorded
-from lt_mia_jax.unlearning.evaluate import Subject
-from lt_mia_jax.unlearning.methods import METHODS, Method, name_of
-from lt_mia_jax.unlearning.storage import (
+from lt_mia_jax.unlearning.interventions.storage import (
     DESCRIPTION,
     load_intervention,
     save_intervention,
 )
+from lt_mia_jax.unlearning.methods import METHODS, Method, name_of
 from lt_mia_jax.unlearning.train import ForgetTexts, UnlearnConfig, unlearn
+from lt_mia_jax.verification.evaluate import EvaluatedModel
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ def run(config: Unlearn) -> None:
         write_json(config.out / "unlearning.json", card)
     wait_for_all("model saved")
     log.info("wrote %s (%d steps)", config.out, result.steps)
-    subject = Subject(
+    subject = EvaluatedModel(
         LanguageModel(model),
         before,
         tokenizer,

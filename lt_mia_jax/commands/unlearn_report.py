@@ -10,12 +10,12 @@ import jax
 import numpy as np
 import tyro
 
-from lt_mia_jax.attacks.storage import Attack
+from lt_mia_jax.attacks.learned.storage import Attack
+from lt_mia_jax.audit.results import command_line
+from lt_mia_jax.audit.scoring import choose_attack
 from lt_mia_jax.checkpoints import load_pretrained, tokenizer_of
 from lt_mia_jax.checkpoints.gguf import is_gguf
 from lt_mia_jax.checkpoints.hub import resolve
-from lt_mia_jax.commands.results import command_line
-from lt_mia_jax.commands.scoring import choose_attack
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.data.questions import Question, read_questions
 from lt_mia_jax.data.texts import fingerprint, text_id
@@ -24,17 +24,17 @@ from lt_mia_jax.files import write_json
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.provenance import versions
 from lt_mia_jax.report import write_report
-from lt_mia_jax.report.cards import CARD
-from lt_mia_jax.unlearning import layers, stress
-from lt_mia_jax.unlearning.card import UTILITY, Measured, report_card
-from lt_mia_jax.unlearning.evaluate import (
-    Subject,
+from lt_mia_jax.report.forgetting.cards import CARD
+from lt_mia_jax.unlearning.interventions.storage import load_intervention
+from lt_mia_jax.verification import layers, stress
+from lt_mia_jax.verification.card import UTILITY, Measured, report_card
+from lt_mia_jax.verification.evaluate import (
+    EvaluatedModel,
     examine,
     measure_memo,
     membership,
 )
-from lt_mia_jax.unlearning.muse import MuseTexts, muse_cards, read_muse
-from lt_mia_jax.unlearning.storage import load_intervention
+from lt_mia_jax.verification.muse import MuseTexts, muse_cards, read_muse
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +136,8 @@ def write_evaluation(
     options: Evaluation,
     forget: Sequence[Question],
     retain: Sequence[Question] | None,
-    before: Subject,
-    after: Subject,
+    before: EvaluatedModel,
+    after: EvaluatedModel,
     about: Mapping[str, Any],
 ) -> None:
     """Measure a model before and after unlearning; write `card.json` and the page.
@@ -266,10 +266,10 @@ def _material(
     return _Material(sets, some(forget), some(holdout) if holdout else [], muse)
 
 
-def _load(name: str, role: str, like: Subject) -> Subject:
+def _load(name: str, role: str, like: EvaluatedModel) -> EvaluatedModel:
     config, params, tokenizer = load_pretrained(name)
     _check_tokens(name, role, tokenizer, like.tokenizer)
-    return Subject(
+    return EvaluatedModel(
         LanguageModel(config),
         params,
         like.tokenizer,
@@ -309,8 +309,8 @@ def _attack(options: Evaluation, forget: Sequence[Question]) -> Attack | None:
 
 
 def _measure(
-    subject: Subject,
-    reference: Subject | None,
+    subject: EvaluatedModel,
+    reference: EvaluatedModel | None,
     attack: Attack | None,
     material: _Material,
     memo: bool,
@@ -367,7 +367,9 @@ def _scores(measured: Mapping[str, Measured]) -> dict[str, Any]:
     }
 
 
-def _layers(subjects: Mapping[str, Subject], material: _Material) -> dict[str, Any]:
+def _layers(
+    subjects: Mapping[str, EvaluatedModel], material: _Material
+) -> dict[str, Any]:
     """Similarity to the retrained model by layer, and texts in the plane."""
     shapes = {(s.model.config.layers, s.model.config.width) for s in subjects.values()}
     if len(shapes) > 1:
@@ -392,7 +394,7 @@ def _layers(subjects: Mapping[str, Subject], material: _Material) -> dict[str, A
         }
         plane[part] = {
             name: np.round(x, 4).tolist()
-            for name, x in layers.flat_map(streams).items()
+            for name, x in layers.pca_projection(streams).items()
         }
     return {"layers": similar, "map": plane}
 

@@ -1,7 +1,7 @@
 """From two logit tensors to per-token statistics, features and their store."""
 
 from lt_mia_jax.features.extract import ExtractConfig as ExtractConfig
-from lt_mia_jax.features.extract import TextScorer as TextScorer
+from lt_mia_jax.features.extract import StatisticsExtractor as StatisticsExtractor
 from lt_mia_jax.features.layout import FeatureLayout as FeatureLayout
 from lt_mia_jax.features.lt_mia import assemble as assemble
 from lt_mia_jax.features.lt_mia import lt_mia_features as lt_mia_features

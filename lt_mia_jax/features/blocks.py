@@ -18,8 +18,18 @@ from lt_mia_jax.features.statistics import TokenStatistics
 HALF_MAX = 65504.0
 """Largest finite 16-bit float."""
 
-_STEP_ARRAYS = ("lp_t", "lp_r", "mu_t", "var_t", "mu_r", "xmu", "xvar")
-_RANKS = ("rank_t", "rank_r")
+_STEP_ARRAYS = {
+    "lp_t": "target_log_prob",
+    "lp_r": "reference_log_prob",
+    "mu_t": "target_mean",
+    "var_t": "target_var",
+    "mu_r": "reference_mean",
+    "xmu": "cross_mean",
+    "xvar": "cross_var",
+}
+"""Names in the file, and the fields of `TokenStatistics`."""
+_RANKS = {"rank_t": "target_rank", "rank_r": "reference_rank"}
+_FIELDS = _STEP_ARRAYS | _RANKS
 _DTYPES = {
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
@@ -58,7 +68,7 @@ class Block(NamedTuple):
             if name != "hits" and (columns or name != "columns")
         }
         byte = np.asarray(self.steps["hits"][index // 8])
-        out["hit_t"] = (byte >> (7 - index % 8).astype(np.uint8) & 1).astype(bool)
+        out["target_top1"] = (byte >> (7 - index % 8).astype(np.uint8) & 1).astype(bool)
         return self.first[rows], counts, out
 
 
@@ -83,12 +93,12 @@ def serialize(
         "n_steps": counts.astype(np.int32),
         "first": ids[:, 0],
         "following": following[valid],
-        "hits": np.packbits(np.asarray(statistics.hit_t)[valid]),
+        "hits": np.packbits(np.asarray(statistics.target_top1)[valid]),
         "columns": np.clip(columns, -HALF_MAX, HALF_MAX).astype(np.float16),
     }
     for names, dtype in ((_STEP_ARRAYS, np.float32), (_RANKS, np.int32)):
-        for name in names:
-            arrays[name] = np.asarray(getattr(statistics, name))[valid].astype(dtype)
+        for name, field in names.items():
+            arrays[name] = np.asarray(getattr(statistics, field))[valid].astype(dtype)
     if lower_loss is not None:
         arrays["lower_loss"] = np.asarray(lower_loss, np.float32)
     return save({name: np.ascontiguousarray(x) for name, x in arrays.items()})
@@ -105,7 +115,7 @@ def read_block(path: Path) -> Block:
         n_steps = np.array(arrays.pop("n_steps"))
         first = np.array(arrays.pop("first"))
         lower = np.array(arrays.pop("lower_loss", np.full(len(first), np.nan)))
-        missing = {*_STEP_ARRAYS, *_RANKS, "columns", "following", "hits"} - set(arrays)
+        missing = {*_FIELDS, "columns", "following", "hits"} - set(arrays)
         if missing:
             raise ValueError(f"no array {', '.join(sorted(missing))}")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -113,7 +123,8 @@ def read_block(path: Path) -> Block:
             f"{path}: not a readable block of a feature store ({error}); extract again"
         ) from error
     offsets = np.concatenate([[0], np.cumsum(n_steps, dtype=np.int64)])
-    return Block(path, first, offsets, lower.astype(np.float64), arrays)
+    steps = {_FIELDS.get(name, name): x for name, x in arrays.items()}
+    return Block(path, first, offsets, lower.astype(np.float64), steps)
 
 
 def _map_safetensors(path: Path) -> dict[str, np.ndarray]:

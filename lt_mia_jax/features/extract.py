@@ -20,13 +20,13 @@ from tqdm import tqdm
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.data.texts import well_formed, zlib_length
 from lt_mia_jax.errors import InputError, Stopped
-from lt_mia_jax.executor import Executor, agreed, digest, hide_progress
+from lt_mia_jax.executor import Executor, broadcast_from_primary, digest, hide_progress
 from lt_mia_jax.features.scorer import (
     Encoded,
     ExtractConfig,
     Model,
-    Scored,
-    TextScorer,
+    StatisticsExtractor,
+    TextStatistics,
 )
 from lt_mia_jax.features.statistics import TokenStatistics
 from lt_mia_jax.features.store import FeatureStore, StoreWriter, TextTable
@@ -117,9 +117,9 @@ def extract(
         block_texts=config.batch_size * config.block_batches,
     )
     completed = np.isin(np.arange(writer.n_blocks), sorted(writer.completed_blocks))
-    missing = np.flatnonzero(~agreed(completed)).tolist()
+    missing = np.flatnonzero(~broadcast_from_primary(completed)).tolist()
     if missing:
-        scorer = TextScorer(
+        scorer = StatisticsExtractor(
             target_model,
             target_params,
             reference_model,
@@ -144,7 +144,7 @@ def extract(
 def _write_blocks(
     writer: StoreWriter,
     blocks: Sequence[int],
-    scorer: TextScorer,
+    scorer: StatisticsExtractor,
     encoded: Encoded,
     lower: Encoded | None,
     ids: Sequence[str],
@@ -193,7 +193,9 @@ def _rows(encoded: Encoded, rows: range) -> _Rows:
 
 def _mean_loss(stats: TokenStatistics) -> Float[np.ndarray, " B"]:
     """Mean loss in nats, NaN without a valid step."""
-    total = -np.where(stats.valid, stats.lp_t.astype(np.float64), 0).sum(axis=1)
+    total = -np.where(stats.valid, stats.target_log_prob.astype(np.float64), 0).sum(
+        axis=1
+    )
     count = stats.valid.sum(axis=1)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
@@ -206,4 +208,4 @@ def _digest(inputs: Sequence[Encoded]) -> str:
     return found.hexdigest()[:16]
 
 
-__all__ = ["ExtractConfig", "Scored", "TextScorer", "extract"]
+__all__ = ["ExtractConfig", "StatisticsExtractor", "TextStatistics", "extract"]

@@ -73,17 +73,19 @@ def assemble(stats: TokenStatistics) -> tuple[Any, Any]:
     Raises:
       InputError: the statistics were taken with k = 0 or without a reference.
     """
-    if stats.columns is None or stats.lp_r is None:
+    if stats.columns is None or stats.reference_log_prob is None:
         raise InputError(
             "these statistics have no LT-MIA columns; take them with k >= 1 and a "
             "reference model"
         )
-    on_host = isinstance(stats.lp_t, np.ndarray)
+    on_host = isinstance(stats.target_log_prob, np.ndarray)
     xp: Any = np if on_host else jnp
     layout = layout_of(stats.columns.shape[-1])
     valid = stats.valid
     wide = np.float64 if on_host else jnp.float32
-    losses = -xp.stack([stats.lp_t, stats.lp_r], axis=-1).astype(wide)
+    losses = -xp.stack(
+        [stats.target_log_prob, stats.reference_log_prob], axis=-1
+    ).astype(wide)
     difference = losses[..., :1] - losses[..., 1:]
     losses = xp.concatenate([losses, difference], axis=-1)  # B T 3
     keep = valid[..., None]

@@ -66,19 +66,19 @@ def row_statistics(
     variances = _variances(logits, lse, sums, chunk)
 
     found = {
-        "lp_t": z_true[0] - lse[0],
-        "mu_t": sums["mu_t"],
-        "var_t": variances["var_t"],
-        "rank_t": ranks[0][:, 0],
-        "hit_t": tops[0][1][:, 0] == true,
+        "target_log_prob": z_true[0] - lse[0],
+        "target_mean": sums["target_mean"],
+        "target_var": variances["target_var"],
+        "target_rank": ranks[0][:, 0],
+        "target_top1": tops[0][1][:, 0] == true,
     }
     if pairwise:
         found |= {
-            "lp_r": z_true[1] - lse[1],
-            "mu_r": sums["mu_r"],
-            "xmu": sums["xmu"],
-            "xvar": variances["xvar"],
-            "rank_r": ranks[1][:, 0],
+            "reference_log_prob": z_true[1] - lse[1],
+            "reference_mean": sums["reference_mean"],
+            "cross_mean": sums["cross_mean"],
+            "cross_var": variances["cross_var"],
+            "reference_rank": ranks[1][:, 0],
         }
     if differences:
         found["columns"] = _columns(differences, ranks, vocabulary, k)
@@ -226,14 +226,21 @@ def _moments(
         if fresh is not None:
             pieces = [jnp.where(fresh, x, -jnp.inf) for x in pieces]
         lp = [x - n[:, None] for x, n in zip(pieces, lse, strict=True)]
-        new = {"mu_t": _expected(lp[0], lp[0])}
+        new = {"target_mean": _expected(lp[0], lp[0])}
         if len(lp) == 2:
-            new |= {"mu_r": _expected(lp[1], lp[1]), "xmu": _expected(lp[1], lp[0])}
+            new |= {
+                "reference_mean": _expected(lp[1], lp[1]),
+                "cross_mean": _expected(lp[1], lp[0]),
+            }
         more = _count_greater(pieces, queries)
         counts = [old + count for old, count in zip(counts, more, strict=True)]
         return {name: sums[name] + new[name] for name in sums}, counts
 
-    names = ("mu_t", "mu_r", "xmu") if len(logits) == 2 else ("mu_t",)
+    names = (
+        ("target_mean", "reference_mean", "cross_mean")
+        if len(logits) == 2
+        else ("target_mean",)
+    )
     zeros = {name: jnp.zeros_like(lse[0]) for name in names}
     counts = [jnp.zeros(q.shape, jnp.int32) for q in queries]
     return _fold(step, (zeros, counts), logits, chunk)
@@ -248,13 +255,15 @@ def _variances(
         if fresh is not None:
             pieces = [jnp.where(fresh, x, -jnp.inf) for x in pieces]
         lp = [x - n[:, None] for x, n in zip(pieces, lse, strict=True)]
-        new = {"var_t": _expected(lp[0], (lp[0] - means["mu_t"][:, None]) ** 2)}
+        new = {
+            "target_var": _expected(lp[0], (lp[0] - means["target_mean"][:, None]) ** 2)
+        }
         if len(lp) == 2:
-            centred = lp[0] - means["xmu"][:, None]
-            new["xvar"] = _expected(lp[1], centred**2)
+            centred = lp[0] - means["cross_mean"][:, None]
+            new["cross_var"] = _expected(lp[1], centred**2)
         return {name: carry[name] + new[name] for name in carry}
 
-    names = ("var_t", "xvar") if len(logits) == 2 else ("var_t",)
+    names = ("target_var", "cross_var") if len(logits) == 2 else ("target_var",)
     zeros = {name: jnp.zeros_like(lse[0]) for name in names}
     return _fold(step, zeros, logits, chunk)
 

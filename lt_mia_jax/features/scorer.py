@@ -49,7 +49,7 @@ class Encoded(Protocol):
         ...
 
 
-class Scored(NamedTuple):
+class TextStatistics(NamedTuple):
     """Statistics, features and mask of some texts as NumPy arrays."""
 
     statistics: TokenStatistics
@@ -58,7 +58,7 @@ class Scored(NamedTuple):
     mask: Bool[np.ndarray, "B T"]
 
 
-class TextScorer:
+class StatisticsExtractor:
     """A pair of models on the device, ready to score any number of texts.
 
     `scorer(encoded)` gives statistics and features of all texts at once, in memory;
@@ -103,7 +103,9 @@ class TextScorer:
         self._target_params = self.executor.place(target_params)
         self._reference_params = self.executor.place(reference_params)
 
-    def __call__(self, encoded: Encoded, ids: Sequence[str] | None = None) -> Scored:
+    def __call__(
+        self, encoded: Encoded, ids: Sequence[str] | None = None
+    ) -> TextStatistics:
         """Statistics (with `columns`), features and mask of all texts.
 
         Args:
@@ -115,9 +117,9 @@ class TextScorer:
         """
         stats = self.statistics(encoded, ids)
         if stats.columns is None:
-            return Scored(stats, None, stats.valid)
+            return TextStatistics(stats, None, stats.valid)
         features, mask = assemble(stats)
-        return Scored(stats, features, mask)
+        return TextStatistics(stats, features, mask)
 
     def target_only(
         self, encoded: Encoded, ids: Sequence[str] | None = None
@@ -217,13 +219,22 @@ class TextScorer:
         self, rows: np.ndarray, stats: TokenStatistics, ids: Sequence[str] | None
     ) -> TokenStatistics:
         host = jax.tree.map(lambda x: x[: len(rows)], self.executor.fetch_rows(stats))
-        for model, name in (("target", "lp_t"), ("reference", "lp_r")):
+        for model, name in (
+            ("target", "target_log_prob"),
+            ("reference", "reference_log_prob"),
+        ):
             values = getattr(host, name)
             if values is not None:
                 self._refuse(
                     ~np.isfinite(values).all(axis=1), rows, ids, f"the {model}"
                 )
-        moments = [host.mu_t, host.var_t, host.mu_r, host.xmu, host.xvar]
+        moments = [
+            host.target_mean,
+            host.target_var,
+            host.reference_mean,
+            host.cross_mean,
+            host.cross_var,
+        ]
         bad = np.zeros(len(rows), bool)
         for values in moments:
             if values is not None:

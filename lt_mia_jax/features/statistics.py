@@ -26,32 +26,32 @@ class TokenStatistics(NamedTuple):
     Entries of invalid steps are zero. Log-probabilities are in nats. Fields about the
     reference are None when only one model was given. NumPy and JAX arrays both occur:
     what `token_statistics` returns lives on the device, what the store or a
-    `TextScorer` returns on the host.
+    `StatisticsExtractor` returns on the host.
     """
 
     input_ids: Any
     """int32 `"B T"`: the tokens themselves (not shifted)."""
     valid: Any
     """bool `"B T"`: token t + 1 exists."""
-    lp_t: Any
+    target_log_prob: Any
     """Log-probability of the true next token under the target."""
-    mu_t: Any
+    target_mean: Any
     """Mean of log p under p, the negative entropy of the target."""
-    var_t: Any
+    target_var: Any
     """Variance of log p under p."""
-    rank_t: Any
+    target_rank: Any
     """int32, 1 + number of tokens that the target prefers strictly."""
-    hit_t: Any
+    target_top1: Any
     """bool: the true token is the target's argmax (lowest index among equals)."""
-    lp_r: Any = None
+    reference_log_prob: Any = None
     """Log-probability of the true next token under the reference."""
-    mu_r: Any = None
+    reference_mean: Any = None
     """Negative entropy of the reference."""
-    xmu: Any = None
+    cross_mean: Any = None
     """Mean of the target's log-probability under the reference."""
-    xvar: Any = None
+    cross_var: Any = None
     """Variance of the target's log-probability under the reference."""
-    rank_r: Any = None
+    reference_rank: Any = None
     """int32, rank of the true token in the reference."""
     columns: Any = None
     """`"B T 5k+3"`: the packed LT-MIA columns, see `FeatureLayout.pack`."""

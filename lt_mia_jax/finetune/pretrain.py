@@ -104,7 +104,7 @@ def pretrain(
     directory = Path(directory)
     key = jax.random.key(config.seed)
     if params is None:
-        start = executor.born(model.init, jax.random.fold_in(key, 1))
+        start = executor.init_sharded(model.init, jax.random.fold_in(key, 1))
     else:
         start = params
     start = float32(start)
@@ -127,7 +127,7 @@ def pretrain(
     optimizer = make_optimizer(config.optimizer, length)
     result = fit(
         jax.tree_util.Partial(step, None),
-        executor.born(partial(init_state, optimizer=optimizer), start),
+        executor.init_sharded(partial(init_state, optimizer=optimizer), start),
         total_steps=config.steps,
         batch_at=batch_at,
         key=jax.random.fold_in(key, 0),

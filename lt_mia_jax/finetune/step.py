@@ -22,7 +22,7 @@ from lt_mia_jax.data.batches import (
 )
 from lt_mia_jax.data.tokenize import Encoded
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.executor import Executor, digest, own_key, total
+from lt_mia_jax.executor import Executor, digest, per_device_key, psum
 from lt_mia_jax.finetune import lora
 from lt_mia_jax.finetune.lora import LoraConfig
 from lt_mia_jax.finetune.loss import next_token_loss
@@ -60,7 +60,7 @@ class TokenStep:
         key: Key[Array, ""],
     ) -> tuple[TrainState, dict[str, Array]]:
         """The next state, and `loss` (nats a token) and `grad_norm` of this one."""
-        key = own_key(key, self.axis)
+        key = per_device_key(key, self.axis)
 
         def loss(trained: Any) -> Array:
             if self.lora is not None and frozen is not None:
@@ -77,11 +77,11 @@ class TokenStep:
                 logits, batch.input_ids, batch.attention_mask, batch.weight
             )
             # Every token of the whole batch counts the same, wherever its row is.
-            share = 1.0 if self.axis is None else count / total(count, self.axis)
+            share = 1.0 if self.axis is None else count / psum(count, self.axis)
             return mean * share
 
         found = jax.value_and_grad(loss)(state.params)
-        value, gradient = total(found, self.axis)
+        value, gradient = psum(found, self.axis)
         optimizer = make_optimizer(self.optimizer, self.total_steps)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -140,7 +140,7 @@ def finetune(
     start = partial(init_state, optimizer=make_optimizer(config.optimizer, 0))
     result = fit(
         jax.tree_util.Partial(step, frozen),
-        executor.born(start, trained),
+        executor.init_sharded(start, trained),
         total_steps=len(order),
         batch_at=batch_at,
         key=jax.random.fold_in(key, 0),

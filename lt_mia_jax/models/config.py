@@ -69,7 +69,7 @@ class Llama3Scaling:
     high_freq_factor: float
     """Wavelengths below `original_context / high_freq_factor` are fast."""
     original_context: int
-    """Context, in tokens, before the extension."""
+    """CallConfig, in tokens, before the extension."""
 
 
 @dataclass(frozen=True, kw_only=True)

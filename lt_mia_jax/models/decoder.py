@@ -9,7 +9,6 @@ import numpy as np
 
 from lt_mia_jax.arrays import Array, Float, Int
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.models.attention import SelfAttention
 from lt_mia_jax.models.config import (
     Attention,
     BlockConfig,
@@ -22,20 +21,21 @@ from lt_mia_jax.models.config import (
     Tied,
     Untied,
 )
-from lt_mia_jax.models.execution import INIT_STD, Context
+from lt_mia_jax.models.execution import INIT_STD, CallConfig
 from lt_mia_jax.models.feedforward import MlpLayer
-from lt_mia_jax.models.mamba import MambaMixer
+from lt_mia_jax.models.mixers.attention import SelfAttention
+from lt_mia_jax.models.mixers.mamba import MambaMixer
+from lt_mia_jax.models.mixers.rglru import RgLruMixer
+from lt_mia_jax.models.mixers.rwkv import ChannelMix, TimeMix
 from lt_mia_jax.models.norm import Normalise
 from lt_mia_jax.models.projection import Projection, adapted, dropout, product
-from lt_mia_jax.models.rglru import RgLruMixer
-from lt_mia_jax.models.rwkv import ChannelMix, TimeMix
 
 
 class Block(nn.Module):
     """One layer: norm and mixer, norm and feed-forward, added to the stream."""
 
     block: BlockConfig
-    context: Context
+    context: CallConfig
 
     @nn.compact
     def __call__(
@@ -114,7 +114,7 @@ class Stream(NamedTuple):
     """Kept copies of it, and one more row that is overwritten by all other layers."""
 
     def passed(
-        self, x: Float[Array, "B T D"], layer: Any, row: Any, context: Context
+        self, x: Float[Array, "B T D"], layer: Any, row: Any, context: CallConfig
     ) -> "Stream":
         """The stream after a layer: edited, and kept if asked for."""
         if context.intervention is not None:
@@ -127,7 +127,7 @@ class Stream(NamedTuple):
 class Period(nn.Module):
     """One repetition of the pattern: the body of the scan over layers."""
 
-    context: Context
+    context: CallConfig
 
     @nn.compact
     def __call__(
@@ -148,7 +148,7 @@ class Period(nn.Module):
 class Decoder(nn.Module):
     """Token ids to logits."""
 
-    context: Context
+    context: CallConfig
 
     @nn.compact
     def __call__(
@@ -252,7 +252,7 @@ class Decoder(nn.Module):
 class Embed(nn.Module):
     """Token table and, where the model has one, the position table."""
 
-    context: Context
+    context: CallConfig
 
     @nn.compact
     def __call__(self) -> dict[str, Array]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lt_mia_jax.models.config import ModelConfig
-from lt_mia_jax.models.recurrence import Form
+from lt_mia_jax.models.mixers.recurrence import Form
 from lt_mia_jax.sharding import traced_for_cpu
 
 DType = Literal["float32", "bfloat16"]
@@ -48,7 +48,7 @@ class ExecutionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Context:
+class CallConfig:
     """What all modules of one call share."""
 
     model: ModelConfig

@@ -8,7 +8,7 @@ import jax
 
 from lt_mia_jax.arrays import Array, Float
 from lt_mia_jax.models.config import Activation, Mlp
-from lt_mia_jax.models.execution import Context, recomputed
+from lt_mia_jax.models.execution import CallConfig, recomputed
 from lt_mia_jax.models.projection import Projection, Weights, affine
 
 
@@ -34,7 +34,7 @@ class MlpLayer(nn.Module):
     """`down(activation(up(x)))`, or `down(activation(gate(x)) * up(x))` when gated."""
 
     config: Mlp
-    context: Context
+    context: CallConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:

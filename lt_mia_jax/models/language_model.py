@@ -14,7 +14,7 @@ from lt_mia_jax.arrays import Array, Float, Int, Key, Params
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.models.decoder import Decoder
-from lt_mia_jax.models.execution import Context, ExecutionConfig
+from lt_mia_jax.models.execution import CallConfig, ExecutionConfig
 from lt_mia_jax.trees import flatten, unflatten
 
 DEFAULT_EXECUTION = ExecutionConfig()
@@ -125,7 +125,7 @@ class LanguageModel:
             or adapters that fit no kernel (at trace time).
         """
         captured = self._check_layers(capture)
-        context = Context(
+        context = CallConfig(
             model=self.config,
             execution=self.execution,
             train=dropout_key is not None,
@@ -178,7 +178,7 @@ class LanguageModel:
             raise InputError(f"adapters do not fit the model: {'; '.join(wrong)}")
 
     def _init(self, key: Key[Array, ""]) -> Params:
-        decoder = Decoder(Context(model=self.config, execution=self.execution))
+        decoder = Decoder(CallConfig(model=self.config, execution=self.execution))
         variables = decoder.init({"params": key}, jnp.zeros((1, 1), jnp.int32))
         return cast(Params, variables["params"])
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from lt_mia_jax.arrays import Array, Float, Key
-from lt_mia_jax.models.execution import INIT_STD, Context
+from lt_mia_jax.models.execution import INIT_STD, CallConfig
 from lt_mia_jax.sharding import traced_for_cpu
 
 
@@ -156,7 +156,7 @@ class Projection(nn.Module):
 
     features: int
     bias: bool
-    context: Context
+    context: CallConfig
     to_residual: bool = False
     """It writes to the residual stream, and starts smaller."""
 

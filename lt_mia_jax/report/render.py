@@ -13,7 +13,8 @@ from markupsafe import Markup
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import write_atomic
 from lt_mia_jax.report import wording
-from lt_mia_jax.report.cards import (
+from lt_mia_jax.report.drawing.picture import picture
+from lt_mia_jax.report.forgetting.cards import (
     CONTROLS,
     Card,
     Group,
@@ -22,11 +23,10 @@ from lt_mia_jax.report.cards import (
     kind_of,
     read_document,
 )
-from lt_mia_jax.report.comparison import view_group
-from lt_mia_jax.report.data import read_run
-from lt_mia_jax.report.picture import picture
-from lt_mia_jax.report.unlearned import view_document
-from lt_mia_jax.report.views import TOP_TEXTS, view_run
+from lt_mia_jax.report.forgetting.comparison import view_group
+from lt_mia_jax.report.forgetting.page import view_document
+from lt_mia_jax.report.membership.data import read_run
+from lt_mia_jax.report.membership.views import TOP_TEXTS, view_run
 
 
 def render(runs: Sequence[Path]) -> str:

@@ -28,7 +28,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.executor import agreed, is_primary, wait_for_all
+from lt_mia_jax.executor import broadcast_from_primary, is_primary, wait_for_all
 from lt_mia_jax.files import (
     MANIFEST,
     read_json,
@@ -137,7 +137,7 @@ class Checkpointer:
             )
         wait_for_all("checkpoint inspected")
         # Files may show late to another process, which must not go its own way.
-        step = int(agreed(-1 if found is None else found))
+        step = int(broadcast_from_primary(-1 if found is None else found))
         found = None if step < 0 else step
         if is_primary():
             for step in interrupted:

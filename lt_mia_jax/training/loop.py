@@ -32,7 +32,7 @@ from lt_mia_jax.sharding import parameter_shardings
 from lt_mia_jax.training.checkpoint import Checkpointer
 from lt_mia_jax.training.metrics import MetricsWriter
 from lt_mia_jax.training.preemption import StopRequest
-from lt_mia_jax.training.reader import Reader
+from lt_mia_jax.training.prefetch import Prefetcher
 from lt_mia_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ def fit(
             stack.callback(metrics.close)
         stack.callback(bar.close)
         reader = stack.enter_context(
-            Reader(batch_at, max(start, total_steps), start=start, state=position)
+            Prefetcher(batch_at, max(start, total_steps), start=start, state=position)
         )
         for index in range(start, total_steps):
             batch = executor.place_batch(next(reader))

@@ -1,33 +1,43 @@
 """Making models forget: objectives, transformations, interventions, and methods."""
 
-from lt_mia_jax.unlearning.batch import TextBatch as TextBatch
-from lt_mia_jax.unlearning.distributions import ce_u as ce_u
-from lt_mia_jax.unlearning.distributions import kl_to_reference as kl_to_reference
-from lt_mia_jax.unlearning.distributions import pdu_flatten as pdu_flatten
-from lt_mia_jax.unlearning.distributions import undial as undial
-from lt_mia_jax.unlearning.interventions import prompted as prompted
+from lt_mia_jax.unlearning.interventions.edits import prompted as prompted
+from lt_mia_jax.unlearning.interventions.storage import (
+    load_intervention as load_intervention,
+)
+from lt_mia_jax.unlearning.interventions.storage import (
+    save_intervention as save_intervention,
+)
 from lt_mia_jax.unlearning.methods import METHODS as METHODS
 from lt_mia_jax.unlearning.methods import Method as Method
-from lt_mia_jax.unlearning.objectives import alternative_nll as alternative_nll
-from lt_mia_jax.unlearning.objectives import (
+from lt_mia_jax.unlearning.objectives.batch import TextBatch as TextBatch
+from lt_mia_jax.unlearning.objectives.distributions import ce_u as ce_u
+from lt_mia_jax.unlearning.objectives.distributions import (
+    kl_to_reference as kl_to_reference,
+)
+from lt_mia_jax.unlearning.objectives.distributions import pdu_flatten as pdu_flatten
+from lt_mia_jax.unlearning.objectives.distributions import undial as undial
+from lt_mia_jax.unlearning.objectives.likelihood import (
+    alternative_nll as alternative_nll,
+)
+from lt_mia_jax.unlearning.objectives.likelihood import (
     cached_reference_nll as cached_reference_nll,
 )
-from lt_mia_jax.unlearning.objectives import dpo as dpo
-from lt_mia_jax.unlearning.objectives import neg_nll as neg_nll
-from lt_mia_jax.unlearning.objectives import nll as nll
-from lt_mia_jax.unlearning.objectives import npo as npo
-from lt_mia_jax.unlearning.objectives import satimp as satimp
-from lt_mia_jax.unlearning.objectives import simnpo as simnpo
-from lt_mia_jax.unlearning.objectives import tnpo as tnpo
-from lt_mia_jax.unlearning.objectives import wga as wga
-from lt_mia_jax.unlearning.objectives import wtnpo as wtnpo
-from lt_mia_jax.unlearning.policy import group_advantages as group_advantages
-from lt_mia_jax.unlearning.policy import grpo as grpo
-from lt_mia_jax.unlearning.representation import control_vector as control_vector
-from lt_mia_jax.unlearning.representation import rmu as rmu
-from lt_mia_jax.unlearning.representation import rmu_retain as rmu_retain
-from lt_mia_jax.unlearning.storage import load_intervention as load_intervention
-from lt_mia_jax.unlearning.storage import save_intervention as save_intervention
+from lt_mia_jax.unlearning.objectives.likelihood import dpo as dpo
+from lt_mia_jax.unlearning.objectives.likelihood import neg_nll as neg_nll
+from lt_mia_jax.unlearning.objectives.likelihood import nll as nll
+from lt_mia_jax.unlearning.objectives.likelihood import npo as npo
+from lt_mia_jax.unlearning.objectives.likelihood import satimp as satimp
+from lt_mia_jax.unlearning.objectives.likelihood import simnpo as simnpo
+from lt_mia_jax.unlearning.objectives.likelihood import tnpo as tnpo
+from lt_mia_jax.unlearning.objectives.likelihood import wga as wga
+from lt_mia_jax.unlearning.objectives.likelihood import wtnpo as wtnpo
+from lt_mia_jax.unlearning.objectives.policy import group_advantages as group_advantages
+from lt_mia_jax.unlearning.objectives.policy import grpo as grpo
+from lt_mia_jax.unlearning.objectives.representation import (
+    control_vector as control_vector,
+)
+from lt_mia_jax.unlearning.objectives.representation import rmu as rmu
+from lt_mia_jax.unlearning.objectives.representation import rmu_retain as rmu_retain
 from lt_mia_jax.unlearning.train import ForgetTexts as ForgetTexts
 from lt_mia_jax.unlearning.train import UnlearnConfig as UnlearnConfig
 from lt_mia_jax.unlearning.train import unlearn as unlearn

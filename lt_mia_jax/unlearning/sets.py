@@ -11,8 +11,8 @@ from lt_mia_jax.data.answers import EncodedAnswers
 from lt_mia_jax.data.batches import batch_indices, bucket_of, length_buckets
 from lt_mia_jax.executor import Executor, fetch
 from lt_mia_jax.unlearning import objectives
-from lt_mia_jax.unlearning.batch import TextBatch
 from lt_mia_jax.unlearning.methods import Method, Schedule
+from lt_mia_jax.unlearning.objectives.batch import TextBatch
 from lt_mia_jax.unlearning.recipe import ForgetTexts, UnlearnConfig
 from lt_mia_jax.unlearning.step import PairBatch
 
@@ -20,7 +20,7 @@ _RETAIN, _ALTERNATIVE, _RANDOM = range(3)
 """Streams of random numbers, all from the config's seed."""
 
 
-class Sets:
+class UnlearningBatches:
     """Host rows of forget and retain texts, and the batches made of them."""
 
     def __init__(

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import optax
 
 from lt_mia_jax.arrays import Array, Key, Params
-from lt_mia_jax.executor import own_key, total
+from lt_mia_jax.executor import per_device_key, psum
 from lt_mia_jax.finetune import lora
 from lt_mia_jax.finetune.lora import LoraConfig
 from lt_mia_jax.models.language_model import Intervention
 from lt_mia_jax.training.optimizer import OptimizerConfig
 from lt_mia_jax.training.state import TrainState
-from lt_mia_jax.unlearning.batch import ApplyFn, TextBatch
-from lt_mia_jax.unlearning.methods import Method, Schedule, Term
+from lt_mia_jax.unlearning.methods import LossTerm, Method, Schedule
+from lt_mia_jax.unlearning.objectives.batch import ApplyFn, TextBatch
 from lt_mia_jax.unlearning.transforms import monitored, second_moment
 
 
@@ -43,7 +43,7 @@ class Frozen(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trainee:
+class TrainableModel:
     """How what is trained becomes a model; equal values share compiled programs."""
 
     model: Any
@@ -83,7 +83,7 @@ class Trainee:
 class UnlearnStep:
     """An update; equal values share one compiled program."""
 
-    trainee: Trainee
+    trainee: TrainableModel
     method: Method
     optimizer: OptimizerConfig
     schedule: Schedule
@@ -101,10 +101,10 @@ class UnlearnStep:
         self, frozen: Frozen, state: TrainState, batch: PairBatch, key: Key[Array, ""]
     ) -> tuple[TrainState, dict[str, Array]]:
         """The next state; `loss`, those of both sides, and monitored numbers."""
-        key = own_key(key, self.axis)
+        key = per_device_key(key, self.axis)
         apply_fn = self.trainee.apply_fn(frozen.base)
 
-        def side(term: Term, texts: TextBatch, at: Any) -> tuple[Array, Any]:
+        def side(term: LossTerm, texts: TextBatch, at: Any) -> tuple[Array, Any]:
             further = {name: frozen.data[name] for name in term.data}
 
             def value(trained: Any) -> Array:
@@ -120,10 +120,10 @@ class UnlearnStep:
                     return found
                 # Of the whole batch's mean, this device's part.
                 own = jax.lax.stop_gradient(info.normalizer)
-                whole = total(own, self.axis)
+                whole = psum(own, self.axis)
                 return found * own / jnp.where(whole != 0, whole, 1.0)
 
-            return total(jax.value_and_grad(value)(at), self.axis)
+            return psum(jax.value_and_grad(value)(at), self.axis)
 
         forget, retain = self.method.forget(), self.method.retain()
         metrics: dict[str, Array] = {}

@@ -23,13 +23,12 @@ from lt_mia_jax.training.checkpoint import Checkpointer
 from lt_mia_jax.training.loop import fit
 from lt_mia_jax.training.metrics import MetricsWriter
 from lt_mia_jax.training.state import init_state
-from lt_mia_jax.unlearning import fitting
-from lt_mia_jax.unlearning.methods import Method, Mrp
-from lt_mia_jax.unlearning.prepare import Setting, prepare
+from lt_mia_jax.unlearning.methods import Method, Mrp, fitting
+from lt_mia_jax.unlearning.methods.prepare import Setting, prepare
 from lt_mia_jax.unlearning.recipe import ForgetTexts as ForgetTexts
 from lt_mia_jax.unlearning.recipe import UnlearnConfig as UnlearnConfig
-from lt_mia_jax.unlearning.sets import Sets
-from lt_mia_jax.unlearning.step import Frozen, Trainee, UnlearnStep
+from lt_mia_jax.unlearning.sets import UnlearningBatches
+from lt_mia_jax.unlearning.step import Frozen, TrainableModel, UnlearnStep
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +96,10 @@ def unlearn(
     name = _signature(model, params, forget, retain, method, config, intervention)
     key = jax.random.key(config.seed)
     edit = method.intervention()
-    trainee = Trainee(model=model, lora=config.lora, intervention=edit)
-    sets = Sets(forget, retain, method, config, executor, model.config.vocab_size)
+    trainee = TrainableModel(model=model, lora=config.lora, intervention=edit)
+    sets = UnlearningBatches(
+        forget, retain, method, config, executor, model.config.vocab_size
+    )
     if sets.schedule.total < method.forget_every:
         raise InputError(
             f"{type(method).__name__} forgets in each {method.forget_every}th step, "
@@ -106,7 +107,7 @@ def unlearn(
             "batches"
         )
 
-    def setting(trainee: Trainee, base: Any, trained: Any) -> Setting:
+    def setting(trainee: TrainableModel, base: Any, trained: Any) -> Setting:
         return Setting(
             model=model.config,
             apply_fn=trainee.apply_fn(base),
@@ -121,7 +122,7 @@ def unlearn(
     base = None
     if edit is not None:
         base = executor.place(params)
-        frozen_model = setting(Trainee(model=model), None, base)
+        frozen_model = setting(TrainableModel(model=model), None, base)
         trained = fitting.start(method, frozen_model, intervention)
         if method.forget() is None and method.retain() is None:
             return UnlearnResult(params, None, method, 0, 0, edit(trained))
@@ -147,7 +148,7 @@ def unlearn(
     frozen = Frozen(base, data, rate)
     result = fit(
         jax.tree_util.Partial(step, frozen),
-        executor.born(start, trained),
+        executor.init_sharded(start, trained),
         total_steps=sets.schedule.total,
         batch_at=sets.batch_at,
         key=jax.random.fold_in(key, 0),

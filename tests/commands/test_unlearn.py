@@ -8,21 +8,22 @@ import signal
 import numpy as np
 import pytest
 
+from lt_mia_jax.audit.scoring import load_pair
 from lt_mia_jax.checkpoints import load_pretrained
-from lt_mia_jax.cli import BAD_INPUT, TERMINATED, main
-from lt_mia_jax.commands.scoring import load_pair
+from lt_mia_jax.cli import main
 from lt_mia_jax.commands.unlearn import choose
 from lt_mia_jax.data.answers import AnswerTemplate
 from lt_mia_jax.data.questions import read_questions, write_questions
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import make_executor
 from lt_mia_jax.models import LanguageModel
+from lt_mia_jax.process import BAD_INPUT, TERMINATED
 from lt_mia_jax.trees import flatten
-from lt_mia_jax.unlearning.evaluate import Subject
+from lt_mia_jax.unlearning.interventions.storage import load_intervention
 from lt_mia_jax.unlearning.methods import METHODS, Npo, SimNpo, name_of
-from lt_mia_jax.unlearning.muse import measure_muse, muse_card, read_muse
-from lt_mia_jax.unlearning.sets import Sets
-from lt_mia_jax.unlearning.storage import load_intervention
+from lt_mia_jax.unlearning.sets import UnlearningBatches
+from lt_mia_jax.verification.evaluate import EvaluatedModel
+from lt_mia_jax.verification.muse import measure_muse, muse_card, read_muse
 
 SMALL = (
     "--data.background 2 --data.fictitious 4 --data.forget-percent 25 "
@@ -180,7 +181,7 @@ def test_muse_from_a_copy_of_it_to_the_page(world, tmp_path, capsys):
     before = load_pretrained(str(world / "models" / "full"))
     template = AnswerTemplate(prompt="{question}", begin=True)
     model = LanguageModel(before.config)
-    subject = Subject(model, before.params, before.tokenizer, template, 28)
+    subject = EvaluatedModel(model, before.params, before.tokenizer, template, 28)
     alone = muse_card(measure_muse(subject, texts))
     for name in ("verbmem", "knowmem_forget", "knowmem_retain"):
         own = cards["before"][f"muse_{name}"]
@@ -203,7 +204,7 @@ def test_adapters_of_a_stopped_run_go_on(world, tmp_path, monkeypatch):
     """A run stopped by SIGTERM, and one that was not."""
     flags = ("--lora.rank", "2", "--save-seconds", "0", "--epochs", "8")
     assert unlearn(world, tmp_path / "whole", *flags) == 0
-    batches, read = [], Sets.batch_at
+    batches, read = [], UnlearningBatches.batch_at
 
     def reading(self, step):
         batches.append(step)
@@ -212,7 +213,7 @@ def test_adapters_of_a_stopped_run_go_on(world, tmp_path, monkeypatch):
         return read(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Sets, "batch_at", reading)
+        patch.setattr(UnlearningBatches, "batch_at", reading)
         assert unlearn(world, tmp_path / "out", *flags) == TERMINATED
     assert not (tmp_path / "out" / "model.safetensors").exists()
     assert unlearn(world, tmp_path / "out", *flags) == 0

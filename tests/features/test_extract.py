@@ -12,7 +12,7 @@ import pytest
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import make_executor
 from lt_mia_jax.features import lt_mia_features, token_statistics
-from lt_mia_jax.features.extract import ExtractConfig, TextScorer, extract
+from lt_mia_jax.features.extract import ExtractConfig, StatisticsExtractor, extract
 from lt_mia_jax.features.program import Extraction
 from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.models import LanguageModel
@@ -91,7 +91,7 @@ def direct(encoded):
 
 def test_scorer_equals_direct_computation():
     encoded = draw()
-    found = TextScorer(MODEL, TARGET, MODEL, REFERENCE, CONFIG)(encoded)
+    found = StatisticsExtractor(MODEL, TARGET, MODEL, REFERENCE, CONFIG)(encoded)
     stats, (features, mask) = direct(encoded)
     for name, value in stats._asdict().items():
         np.testing.assert_allclose(
@@ -106,7 +106,7 @@ def test_with_language_models():
     model = LanguageModel(gpt2_like(VOCABULARY, 16, 2, 2, LENGTH))
     params = [model.init(jax.random.key(seed)) for seed in range(2)]
     encoded = draw()
-    found = TextScorer(model, params[0], model, params[1], CONFIG)(encoded)
+    found = StatisticsExtractor(model, params[0], model, params[1], CONFIG)(encoded)
     logits = [model.apply(p, encoded.input_ids) for p in params]
     features, mask = lt_mia_features(*logits, *encoded, k=3)
     np.testing.assert_allclose(found.features[mask], features[mask], atol=1e-4)
@@ -114,7 +114,7 @@ def test_with_language_models():
 
 def test_batch_size_and_sharding_do_not_matter():
     encoded = draw()
-    whole = TextScorer(MODEL, TARGET, MODEL, REFERENCE, CONFIG)(encoded)
+    whole = StatisticsExtractor(MODEL, TARGET, MODEL, REFERENCE, CONFIG)(encoded)
     for changes, fsdp in (
         ({"batch_size": 9}, 1),
         ({"batch_size": 1, "vocab_chunk": 5}, 2),
@@ -123,21 +123,25 @@ def test_batch_size_and_sharding_do_not_matter():
             dataclasses.replace(CONFIG, **changes),
             make_executor(fsdp=fsdp),
         )
-        scorer = TextScorer(MODEL, TARGET, MODEL, REFERENCE, config, executor)
+        scorer = StatisticsExtractor(MODEL, TARGET, MODEL, REFERENCE, config, executor)
         other = scorer(encoded)
         np.testing.assert_allclose(whole.features, other.features, atol=2e-5)
-        np.testing.assert_array_equal(whole.statistics.rank_t, other.statistics.rank_t)
+        np.testing.assert_array_equal(
+            whole.statistics.target_rank, other.statistics.target_rank
+        )
 
 
 def test_single_model_and_no_texts():
     encoded = draw()
-    scorer = TextScorer(MODEL, TARGET, None, None, CONFIG)
+    scorer = StatisticsExtractor(MODEL, TARGET, None, None, CONFIG)
     found = scorer(encoded)
     assert found.features is None
-    assert found.statistics.lp_r is None
-    both = TextScorer(MODEL, TARGET, MODEL, REFERENCE, CONFIG)
+    assert found.statistics.reference_log_prob is None
+    both = StatisticsExtractor(MODEL, TARGET, MODEL, REFERENCE, CONFIG)
     alone = both.target_only(encoded)
-    np.testing.assert_array_equal(found.statistics.lp_t, alone.lp_t)
+    np.testing.assert_array_equal(
+        found.statistics.target_log_prob, alone.target_log_prob
+    )
     none = both(Encoded(encoded.input_ids[:0], encoded.attention_mask[:0]))
     assert none.features.shape == (0, LENGTH, 35)
 
@@ -150,11 +154,19 @@ def test_store_holds_the_features(store):
     bound = np.abs(np.asarray(features)) * 2.0**-11 + 3e-5
     assert (np.abs(found - features) <= bound).all()
     kept = store.statistics()
-    for name in ("lp_t", "lp_r", "mu_t", "var_t", "mu_r", "xmu", "xvar"):
+    for name in (
+        "target_log_prob",
+        "reference_log_prob",
+        "target_mean",
+        "target_var",
+        "reference_mean",
+        "cross_mean",
+        "cross_var",
+    ):
         np.testing.assert_allclose(
             getattr(kept, name), getattr(stats, name), 1e-5, 2e-5, err_msg=name
         )
-    for name in ("rank_t", "rank_r", "hit_t", "valid"):
+    for name in ("target_rank", "reference_rank", "target_top1", "valid"):
         np.testing.assert_array_equal(getattr(kept, name), getattr(stats, name))
     real = encoded.attention_mask != 0
     np.testing.assert_array_equal(kept.input_ids[real], encoded.input_ids[real])
@@ -167,7 +179,7 @@ def test_store_describes_the_texts(store):
     lower = draw(5)
     stats, _ = direct(lower)
     counts = np.asarray(stats.valid).sum(1)
-    sums = -np.asarray(stats.lp_t, np.float64).sum(1)
+    sums = -np.asarray(stats.target_log_prob, np.float64).sum(1)
     with np.errstate(invalid="ignore"):
         np.testing.assert_allclose(store.lower_loss, sums / counts, rtol=1e-5)
     assert np.isnan(store.lower_loss[1])
@@ -201,7 +213,7 @@ def test_finished_store_is_only_opened(store, monkeypatch):
         raise AssertionError("models were run again")
 
     module = sys.modules["lt_mia_jax.features.extract"]
-    monkeypatch.setattr(module, "TextScorer", never)
+    monkeypatch.setattr(module, "StatisticsExtractor", never)
     assert run(store.path).n == N
 
 
@@ -218,7 +230,7 @@ def test_other_inputs_are_refused(store):
 def test_vocabularies_must_agree():
     small = Bigram(30)
     with pytest.raises(InputError, match="37 tokens and the reference 30"):
-        TextScorer(MODEL, TARGET, small, small.init(0), CONFIG)
+        StatisticsExtractor(MODEL, TARGET, small, small.init(0), CONFIG)
 
 
 def test_tokens_outside_the_vocabulary(tmp_path):
@@ -235,7 +247,7 @@ def test_broken_weights_are_reported(model, word):
     token = int(encoded.input_ids[0, 2])
     params[model]["embed"] = params[model]["embed"].copy()
     params[model]["embed"][token] = np.nan
-    scorer = TextScorer(MODEL, params[0], MODEL, params[1], CONFIG)
+    scorer = StatisticsExtractor(MODEL, params[0], MODEL, params[1], CONFIG)
     with pytest.raises(InputError, match=rf"{word} gives logits.*first"):
         scorer(encoded, ids=["first", *"x" * (N - 1)])
 
@@ -250,14 +262,14 @@ def test_unequal_columns(tmp_path):
 
 
 def test_compiles_once_per_shape():
-    scorer = TextScorer(MODEL, TARGET, MODEL, REFERENCE, CONFIG)
+    scorer = StatisticsExtractor(MODEL, TARGET, MODEL, REFERENCE, CONFIG)
     scorer(draw())
     program = Extraction(target=MODEL, reference=MODEL, config=CONFIG)
     cached = program.on(scorer.executor)._cache_size
     before = cached()
     assert before > 0
     scorer(draw(1, n=13))
-    TextScorer(MODEL, MODEL.init(4), MODEL, REFERENCE, CONFIG)(draw(2))
+    StatisticsExtractor(MODEL, MODEL.init(4), MODEL, REFERENCE, CONFIG)(draw(2))
     assert cached() == before
 
 
@@ -266,7 +278,7 @@ def test_parts_change_nothing(kind):
     # 16 texts of 9 steps and 37 entries on 4 devices: 10,656 bytes a device, and
     # 2,664 a text.
     whole, halves, single = (
-        TextScorer(
+        StatisticsExtractor(
             *(MODEL, TARGET, MODEL, REFERENCE),
             dataclasses.replace(CONFIG, batch_size=16, logits_gib=room / 2**30),
             make_executor(kind),
@@ -275,7 +287,9 @@ def test_parts_change_nothing(kind):
     )
     for parts in (halves, single):
         np.testing.assert_allclose(parts.features, whole.features, rtol=1e-5, atol=1e-5)
-        np.testing.assert_array_equal(parts.statistics.rank_t, whole.statistics.rank_t)
+        np.testing.assert_array_equal(
+            parts.statistics.target_rank, whole.statistics.target_rank
+        )
 
 
 @pytest.mark.parametrize(("room", "parts"), [(10_656, 1), (10_655, 2), (2_665, 4)])
@@ -297,6 +311,6 @@ def test_texts_at_a_time(room, parts):
 
 
 def test_only_reductions_leave_the_device():
-    scorer = TextScorer(MODEL, TARGET, MODEL, REFERENCE, CONFIG)
+    scorer = StatisticsExtractor(MODEL, TARGET, MODEL, REFERENCE, CONFIG)
     found = jax.tree.leaves(scorer(draw()).statistics)
     assert all(x.ndim == 2 or x.shape[2] == 18 for x in found)

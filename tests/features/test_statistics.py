@@ -59,8 +59,8 @@ def test_large_vocabulary_uses_the_inner_chunks():
     inputs = draw(1, batch=2, length=4, vocabulary=1500, ties=True)
     stats = token_statistics(*inputs, k=3)
     expected = oracle_features.token_statistics(*inputs)
-    np.testing.assert_array_equal(stats.rank_t, expected["rank_t"])
-    np.testing.assert_array_equal(stats.rank_r, expected["rank_r"])
+    np.testing.assert_array_equal(stats.target_rank, expected["target_rank"])
+    np.testing.assert_array_equal(stats.reference_rank, expected["reference_rank"])
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -111,7 +111,14 @@ def test_single_model():
     alone = token_statistics(target, None, ids, attention, k=0)
     for name in TokenStatistics._fields:
         value = getattr(alone, name)
-        if name in ("lp_r", "mu_r", "xmu", "xvar", "rank_r", "columns"):
+        if name in (
+            "reference_log_prob",
+            "reference_mean",
+            "cross_mean",
+            "cross_var",
+            "reference_rank",
+            "columns",
+        ):
             assert value is None
         else:
             np.testing.assert_allclose(value, getattr(both, name), rtol=1e-6)
@@ -159,12 +166,12 @@ def test_poison_on_a_valid_step_is_visible():
     target = target.copy()
     target[0, 2, 5] = np.nan
     stats = token_statistics(target, reference, ids, attention, k=K)
-    assert np.isnan(stats.lp_t[0, 2])
-    assert np.isfinite(stats.lp_t).sum() == stats.lp_t.size - 1
+    assert np.isnan(stats.target_log_prob[0, 2])
+    assert np.isfinite(stats.target_log_prob).sum() == stats.target_log_prob.size - 1
     outside = ids.copy()
     outside[0, 3] = VOCABULARY
     stats = token_statistics(draw()[0], reference, outside, attention, k=K)
-    assert np.isnan(stats.lp_r[0, 2])
+    assert np.isnan(stats.reference_log_prob[0, 2])
 
 
 def test_impossible_tokens_do_not_spoil_the_moments():
@@ -194,7 +201,9 @@ def test_small_variance_keeps_its_digits():
     ids = np.zeros((1, 3), np.int32)
     stats = token_statistics(target, None, ids, np.ones_like(ids), k=0)
     expected = oracle_features.token_statistics(target, target, ids, np.ones_like(ids))
-    np.testing.assert_allclose(stats.var_t[0, :2], expected["var_t"][0, :2], rtol=2e-3)
+    np.testing.assert_allclose(
+        stats.target_var[0, :2], expected["target_var"][0, :2], rtol=2e-3
+    )
 
 
 def test_vmap_and_half_precision():

@@ -48,16 +48,16 @@ def draw(rows, length=LENGTH, k=K, full=False):
     stats = TokenStatistics(
         input_ids=ids.astype(np.int32),
         valid=valid,
-        lp_t=real(),
-        mu_t=real(),
-        var_t=real(),
-        rank_t=rank(),
-        hit_t=valid & (rng.random((n, length)) < 0.5),
-        lp_r=real(),
-        mu_r=real(),
-        xmu=real(),
-        xvar=real(),
-        rank_r=rank(),
+        target_log_prob=real(),
+        target_mean=real(),
+        target_var=real(),
+        target_rank=rank(),
+        target_top1=valid & (rng.random((n, length)) < 0.5),
+        reference_log_prob=real(),
+        reference_mean=real(),
+        cross_mean=real(),
+        cross_var=real(),
+        reference_rank=rank(),
         columns=real(layout.packed_width),
     )
     return jax.tree.map(lambda x: x[list(rows)], stats)
@@ -171,7 +171,7 @@ def test_rows_in_any_order(finished, rows):
     np.testing.assert_array_equal(features[rows], some)
     np.testing.assert_array_equal(mask[rows], some_mask)
     np.testing.assert_array_equal(
-        store.statistics().rank_r[rows], store.statistics(rows).rank_r
+        store.statistics().reference_rank[rows], store.statistics(rows).reference_rank
     )
 
 

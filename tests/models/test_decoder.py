@@ -12,7 +12,7 @@ from model_zoo import configs, forward, random_ids, random_params
 from lt_mia_jax.models import ExecutionConfig, LanguageModel
 from lt_mia_jax.models.config import Dropout, Residual
 from lt_mia_jax.models.decoder import Block
-from lt_mia_jax.models.execution import Context
+from lt_mia_jax.models.execution import CallConfig
 
 
 def two_kinds(layers):
@@ -48,7 +48,7 @@ def test_stacked_rows_are_layers_in_order():
     for layer in range(4):
         block = config.pattern[layer % 2]
         rows = oracle.layer_params(config, params, layer)
-        context = Context(model=config, execution=ExecutionConfig())
+        context = CallConfig(model=config, execution=ExecutionConfig())
         apply = jax.jit(Block(block, context).apply)
         found = apply({"params": rows}, found, jnp.arange(5), jnp.asarray(layer + 1))
         expected = oracle.block(expected, block, rows)

@@ -5,7 +5,7 @@ import pytest
 
 from lt_mia_jax.models import ExecutionConfig, gpt2_like
 from lt_mia_jax.models.config import Mlp
-from lt_mia_jax.models.execution import Context
+from lt_mia_jax.models.execution import CallConfig
 from lt_mia_jax.models.feedforward import MlpLayer, activate
 
 
@@ -20,7 +20,7 @@ def test_activation_matches_formula(name):
 @pytest.mark.parametrize("bias", [False, True])
 def test_layer_matches_definition(gated, bias, key):
     config = Mlp(width=12, activation="silu", gated=gated, bias=bias)
-    context = Context(model=gpt2_like(9, 8, 1, 2, 4), execution=ExecutionConfig())
+    context = CallConfig(model=gpt2_like(9, 8, 1, 2, 4), execution=ExecutionConfig())
     layer = MlpLayer(config, context)
     x = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
     params = layer.init(key, jnp.asarray(x))["params"]

@@ -266,7 +266,9 @@ def test_memory_of_the_state_falls_with_fsdp(fsdp):
     model = LanguageModel(gpt2_like(512, width=128, layers=2, heads=4, context=16))
     executor = make_executor("jit", fsdp=fsdp)
     optimizer = make_optimizer(OPTIMIZER, STEPS)
-    state = executor.born(lambda key: init_state(model.init(key), optimizer), KEY)
+    state = executor.init_sharded(
+        lambda key: init_state(model.init(key), optimizer), KEY
+    )
     held = {device: 0 for device in jax.devices()}
     for shard in (s for x in jax.tree.leaves(state) for s in x.addressable_shards):
         held[shard.device] += shard.data.nbytes

@@ -18,7 +18,7 @@ def test_example_forgets_and_keeps():
     exec(blocks[1], space)
 
     def loss(params, batch):
-        from lt_mia_jax.unlearning.objectives import nll
+        from lt_mia_jax.unlearning.objectives.likelihood import nll
 
         return float(nll(params, batch, apply_fn=space["model"].apply)[0])
 

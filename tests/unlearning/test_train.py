@@ -18,15 +18,15 @@ from lt_mia_jax.finetune import LoraConfig
 from lt_mia_jax.training.state import init_state
 from lt_mia_jax.trees import flatten
 from lt_mia_jax.unlearning import objectives, transforms
-from lt_mia_jax.unlearning.batch import TextBatch
 from lt_mia_jax.unlearning.methods import (
     METHODS,
     GeometricUnlearning,
     Method,
     Schedule,
 )
-from lt_mia_jax.unlearning.sets import Sets
-from lt_mia_jax.unlearning.step import Frozen, PairBatch, Trainee, UnlearnStep
+from lt_mia_jax.unlearning.objectives.batch import TextBatch
+from lt_mia_jax.unlearning.sets import UnlearningBatches
+from lt_mia_jax.unlearning.step import Frozen, PairBatch, TrainableModel, UnlearnStep
 from lt_mia_jax.unlearning.train import UnlearnConfig, unlearn
 
 FAST = UnlearnConfig(learning_rate=3e-3, epochs=4, batch_size=4, warmup_epochs=0.0)
@@ -126,7 +126,7 @@ def test_every_method_fits_every_family(name, family):
     model, method = world.model(family), METHODS[name]
     method = method.fitted(model.config)
     step = UnlearnStep(
-        trainee=Trainee(model=model, intervention=method.intervention()),
+        trainee=TrainableModel(model=model, intervention=method.intervention()),
         method=method,
         optimizer=FAST.optimizer,
         schedule=Schedule(12, 3),
@@ -246,7 +246,7 @@ def test_continues_exactly(name, tmp_path):
     config = dataclasses.replace(FAST)
     from lt_mia_jax.unlearning import train
 
-    original = train.Sets.batch_at
+    original = train.UnlearningBatches.batch_at
     calls = []
 
     def failing(self, step):
@@ -256,7 +256,7 @@ def test_continues_exactly(name, tmp_path):
         return original(self, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.Sets, "batch_at", failing)
+        patch.setattr(train.UnlearningBatches, "batch_at", failing)
         with pytest.raises(Killed):
             run(tmp_path / "part", name, config=config, save_every_seconds=0.0)
     result = run(tmp_path / "part", name, config=config)
@@ -311,7 +311,7 @@ def test_a_method_may_look_at_the_gradient_nearby():
             return transforms.sharpness_aware(optax.sgd(0.5), radius=0.1)
 
     step = UnlearnStep(
-        trainee=Trainee(model=world.model()),
+        trainee=TrainableModel(model=world.model()),
         method=Sharp(),
         optimizer=FAST.optimizer,
         schedule=Schedule(1, 1),
@@ -455,7 +455,9 @@ def test_forgetting_steps_of_lwf_pass_over_all_texts(every):
     texts = world.forget_texts()
     config = dataclasses.replace(FAST, epochs=every, batch_size=2)
     executor = make_executor("single")
-    sets = Sets(texts, world.RETAIN, method, config, executor, world.VOCABULARY)
+    sets = UnlearningBatches(
+        texts, world.RETAIN, method, config, executor, world.VOCABULARY
+    )
     assert sets.schedule.epoch == 3
     read = [
         sets.batch_at(step).forget.input_ids
@@ -481,7 +483,7 @@ def test_what_a_method_looks_at_comes_from_all_retain_texts(most):
     executor = make_executor("single")
     texts, forget = world.RETAIN, world.forget_texts()
     method = METHODS["guard"]
-    sets = Sets(forget, texts, method, config, executor, world.VOCABULARY)
+    sets = UnlearningBatches(forget, texts, method, config, executor, world.VOCABULARY)
     count = len(texts.input_ids)
     wanted = [int(k * count / min(most, count)) for k in range(min(most, count))]
     found = [

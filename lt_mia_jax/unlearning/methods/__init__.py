@@ -21,9 +21,9 @@ from lt_mia_jax.unlearning.methods.guarded import Sure as Sure
 from lt_mia_jax.unlearning.methods.intervened import GuardIt as GuardIt
 from lt_mia_jax.unlearning.methods.intervened import Mrp as Mrp
 from lt_mia_jax.unlearning.methods.method import Alternative as Alternative
+from lt_mia_jax.unlearning.methods.method import LossTerm as LossTerm
 from lt_mia_jax.unlearning.methods.method import Method as Method
 from lt_mia_jax.unlearning.methods.method import Schedule as Schedule
-from lt_mia_jax.unlearning.methods.method import Term as Term
 from lt_mia_jax.unlearning.methods.preference import AltPo as AltPo
 from lt_mia_jax.unlearning.methods.preference import CeU as CeU
 from lt_mia_jax.unlearning.methods.preference import IdkDpo as IdkDpo

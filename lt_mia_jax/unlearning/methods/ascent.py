@@ -7,9 +7,10 @@ from typing import ClassVar, Literal
 
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models.config import ModelConfig
-from lt_mia_jax.unlearning import distributions, objectives, representation
+from lt_mia_jax.unlearning import objectives
 from lt_mia_jax.unlearning.methods.limits import NOT_NEGATIVE, POSITIVE, Limit
-from lt_mia_jax.unlearning.methods.method import Method, Recipe, Term
+from lt_mia_jax.unlearning.methods.method import LossTerm, Method, Recipe
+from lt_mia_jax.unlearning.objectives import distributions, representation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class GradDiff(Method):
     """
 
 
-TO_REFERENCE = Term(distributions.kl_to_reference, data=("reference_params",))
+TO_REFERENCE = LossTerm(distributions.kl_to_reference, data=("reference_params",))
 """Retain texts are held by the KL divergence to the model before unlearning."""
 
 
@@ -41,7 +42,7 @@ class KlMin(Method):
     Source: TOFU, arXiv 2401.06121, section 4.
     """
 
-    def retain(self) -> Term | None:
+    def retain(self) -> LossTerm | None:
         """KL to the reference."""
         return TO_REFERENCE if self.retain_weight else None
 
@@ -74,20 +75,20 @@ class Rmu(Method):
             )
         return dataclasses.replace(self, layer=layer)
 
-    def forget(self) -> Term:
+    def forget(self) -> LossTerm:
         """Distance to the control vector."""
         settings = {"layer": self.layer, "steering": self.steering}
         if self.adaptive:
             data = ("control", "reference_params")
-            return Term(representation.adaptive_rmu, settings, data)
-        return Term(representation.rmu, settings, ("control",))
+            return LossTerm(representation.adaptive_rmu, settings, data)
+        return LossTerm(representation.rmu, settings, ("control",))
 
-    def retain(self) -> Term | None:
+    def retain(self) -> LossTerm | None:
         """Distance to the reference's stream."""
         if not self.retain_weight:
             return None
         settings = {"layer": self.layer}
-        return Term(representation.rmu_retain, settings, ("reference_params",))
+        return LossTerm(representation.rmu_retain, settings, ("reference_params",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +103,9 @@ class Wga(Method):
     recipe: ClassVar[Recipe] = Recipe(epochs=5)
     limits: ClassVar[Mapping[str, Limit]] = {"beta": NOT_NEGATIVE}
 
-    def forget(self) -> Term:
+    def forget(self) -> LossTerm:
         """WGA."""
-        return Term(objectives.wga, {"beta": self.beta})
+        return LossTerm(objectives.wga, {"beta": self.beta})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +125,9 @@ class SatImp(Method):
         "beta2": NOT_NEGATIVE,
     }
 
-    def forget(self) -> Term:
+    def forget(self) -> LossTerm:
         """SatImp."""
-        return Term(objectives.satimp, {"beta1": self.beta1, "beta2": self.beta2})
+        return LossTerm(objectives.satimp, {"beta1": self.beta1, "beta2": self.beta2})
 
 
 @dataclass(frozen=True, kw_only=True)

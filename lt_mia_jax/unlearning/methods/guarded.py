@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import optax
 
-from lt_mia_jax.unlearning import distributions, objectives, transforms
+from lt_mia_jax.unlearning import objectives, transforms
 from lt_mia_jax.unlearning.methods.ascent import TO_REFERENCE, GradDiff
 from lt_mia_jax.unlearning.methods.limits import (
     AT_LEAST_1,
@@ -18,12 +18,13 @@ from lt_mia_jax.unlearning.methods.limits import (
 )
 from lt_mia_jax.unlearning.methods.method import (
     Alternative,
+    LossTerm,
     Method,
     Recipe,
     Schedule,
-    Term,
 )
 from lt_mia_jax.unlearning.methods.preference import Npo
+from lt_mia_jax.unlearning.objectives import distributions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +48,13 @@ class Pdu(Method):
         "warmup_epochs": NOT_NEGATIVE,
     }
 
-    def forget(self) -> Term:
+    def forget(self) -> LossTerm:
         """Flatness."""
-        return Term(distributions.pdu_flatten)
+        return LossTerm(distributions.pdu_flatten)
 
-    def retain(self) -> Term:
+    def retain(self) -> LossTerm:
         """The bounded loss."""
-        return Term(objectives.nll)
+        return LossTerm(objectives.nll)
 
     def combine(self, schedule: Schedule) -> optax.GradientTransformationExtraArgs:
         """Primal-dual combination."""
@@ -79,9 +80,9 @@ class SalUn(Method):
     alternative: ClassVar[Alternative | None] = "random"
     weights_only: ClassVar[bool] = True
 
-    def forget(self) -> Term:
+    def forget(self) -> LossTerm:
         """Loss of the random labels."""
-        return Term(objectives.alternative_nll)
+        return LossTerm(objectives.alternative_nll)
 
     def transform(
         self,
@@ -127,11 +128,11 @@ class GeometricUnlearning(Method):
     """With it, the retain gradient is also followed; retain texts are always read."""
     limits: ClassVar[Mapping[str, Limit]] = {"size": AT_LEAST_1, "beta": POSITIVE}
 
-    def forget(self) -> Term:
+    def forget(self) -> LossTerm:
         """SimNPO."""
-        return Term(objectives.simnpo, {"beta": self.beta})
+        return LossTerm(objectives.simnpo, {"beta": self.beta})
 
-    def retain(self) -> Term:
+    def retain(self) -> LossTerm:
         """KL to the reference, whose gradient is spared."""
         return TO_REFERENCE
 
@@ -189,9 +190,9 @@ class Sha256(GradDiff):
         "highest": Limit("at least 1.2, the smallest alpha", lambda x: x >= 1.2)
     }
 
-    def retain(self) -> Term:
+    def retain(self) -> LossTerm:
         """The loss that alpha follows."""
-        return Term(objectives.nll)
+        return LossTerm(objectives.nll)
 
     def combine(self, schedule: Schedule) -> optax.GradientTransformationExtraArgs:
         """With the adaptive weight."""

@@ -14,11 +14,11 @@ from lt_mia_jax.arrays import Array
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.models.language_model import Intervention
+from lt_mia_jax.models.placement import AtLayers, ByLayer, by_layer
 from lt_mia_jax.training.optimizer import OptimizerConfig, make_sgd
-from lt_mia_jax.unlearning.gated import GatedRotation, Weighting
-from lt_mia_jax.unlearning.interventions import Projection, orthonormal_rows
+from lt_mia_jax.unlearning.interventions.edits import Projection, orthonormal_rows
+from lt_mia_jax.unlearning.interventions.gated import GatedRotation, Weighting
 from lt_mia_jax.unlearning.methods.method import Method, Recipe
-from lt_mia_jax.unlearning.placement import AtLayers, ByLayer, by_layer
 
 
 @dataclass(frozen=True)

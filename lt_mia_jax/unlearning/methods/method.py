@@ -20,14 +20,14 @@ from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.models.language_model import Intervention
 from lt_mia_jax.training.optimizer import OptimizerConfig, make_optimizer
 from lt_mia_jax.unlearning import objectives, transforms
-from lt_mia_jax.unlearning.batch import Objective
 from lt_mia_jax.unlearning.methods.limits import NOT_NEGATIVE, Limit, check_limits
+from lt_mia_jax.unlearning.objectives.batch import Objective
 
 Alternative = Literal["refusal", "inverted", "random"]
 """What is said instead: a refusal, an inverted fact, random tokens."""
 
 
-class Term(NamedTuple):
+class LossTerm(NamedTuple):
     """An objective with its settings."""
 
     objective: Objective
@@ -85,13 +85,13 @@ class Method:
         del model
         return self
 
-    def forget(self) -> Term | None:
+    def forget(self) -> LossTerm | None:
         """The objective on forget texts; None reads no forget texts."""
-        return Term(objectives.neg_nll)
+        return LossTerm(objectives.neg_nll)
 
-    def retain(self) -> Term | None:
+    def retain(self) -> LossTerm | None:
         """The objective on retain texts; None reads none."""
-        return Term(objectives.nll) if self.retain_weight else None
+        return LossTerm(objectives.nll) if self.retain_weight else None
 
     @property
     def forget_every(self) -> int:

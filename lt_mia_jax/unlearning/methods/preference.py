@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lt_mia_jax.unlearning import distributions, objectives
+from lt_mia_jax.unlearning import objectives
 from lt_mia_jax.unlearning.methods.limits import NOT_NEGATIVE, POSITIVE, Limit
-from lt_mia_jax.unlearning.methods.method import Alternative, Method, Recipe, Term
+from lt_mia_jax.unlearning.methods.method import Alternative, LossTerm, Method, Recipe
+from lt_mia_jax.unlearning.objectives import distributions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +22,9 @@ class Npo(Method):
     limits: ClassVar[Mapping[str, Limit]] = {"beta": POSITIVE}
     cached_reference: ClassVar[bool] = True
 
-    def forget(self) -> Term:
+    def forget(self) -> LossTerm:
         """NPO."""
-        return Term(objectives.npo, {"beta": self.beta})
+        return LossTerm(objectives.npo, {"beta": self.beta})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +41,9 @@ class SimNpo(Method):
     """Margin in nats a token."""
     limits: ClassVar[Mapping[str, Limit]] = {"beta": POSITIVE}
 
-    def forget(self) -> Term:
+    def forget(self) -> LossTerm:
         """SimNPO."""
-        return Term(objectives.simnpo, {"beta": self.beta, "delta": self.delta})
+        return LossTerm(objectives.simnpo, {"beta": self.beta, "delta": self.delta})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +59,9 @@ class IdkDpo(Method):
     alternative: ClassVar[Alternative | None] = "refusal"
     cached_reference: ClassVar[bool] = True
 
-    def forget(self) -> Term:
+    def forget(self) -> LossTerm:
         """DPO."""
-        return Term(objectives.dpo, {"beta": self.beta})
+        return LossTerm(objectives.dpo, {"beta": self.beta})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +86,9 @@ class IdkNll(Method):
 
     alternative: ClassVar[Alternative | None] = "refusal"
 
-    def forget(self) -> Term:
+    def forget(self) -> LossTerm:
         """Loss of the refusal."""
-        return Term(objectives.alternative_nll)
+        return LossTerm(objectives.alternative_nll)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +115,10 @@ class Tnpo(Method):
     limits: ClassVar[Mapping[str, Limit]] = {"beta": POSITIVE, "alpha": NOT_NEGATIVE}
     cached_reference: ClassVar[bool] = True
 
-    def forget(self) -> Term:
+    def forget(self) -> LossTerm:
         """TNPO or WTNPO."""
         settings = {"beta": self.beta, "alpha": self.alpha}
-        return Term(objectives.wtnpo, settings)
+        return LossTerm(objectives.wtnpo, settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +134,10 @@ class Undial(Method):
     recipe: ClassVar[Recipe] = Recipe(learning_rate=1e-4)
     limits: ClassVar[Mapping[str, Limit]] = {"beta": NOT_NEGATIVE}
 
-    def forget(self) -> Term:
+    def forget(self) -> LossTerm:
         """UNDIAL."""
         data = ("reference_params",)
-        return Term(distributions.undial, {"beta": self.beta}, data)
+        return LossTerm(distributions.undial, {"beta": self.beta}, data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +152,6 @@ class CeU(Method):
     """First target tokens that are left out."""
     limits: ClassVar[Mapping[str, Limit]] = {"skip": NOT_NEGATIVE}
 
-    def forget(self) -> Term:
+    def forget(self) -> LossTerm:
         """CE-U."""
-        return Term(distributions.ce_u, {"skip": self.skip})
+        return LossTerm(distributions.ce_u, {"skip": self.skip})

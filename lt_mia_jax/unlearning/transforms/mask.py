@@ -11,7 +11,7 @@ import optax
 from lt_mia_jax.arrays import Array, Bool
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.trees import select
-from lt_mia_jax.unlearning.attribution import top_share_mask
+from lt_mia_jax.unlearning.importance.attribution import top_share_mask
 from lt_mia_jax.unlearning.transforms.contract import (
     HOLD,
     Tree,

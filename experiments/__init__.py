@@ -1,0 +1,1 @@
+"""Studies and benchmarks behind `docs/`; run each with `python -m`."""

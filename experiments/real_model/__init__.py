@@ -1,0 +1,1 @@
+"""The attack on real pretrained models."""

@@ -1,0 +1,1 @@
+"""Does what the attack learns transfer across architectures?"""

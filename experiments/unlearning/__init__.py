@@ -1,0 +1,1 @@
+"""Every unlearning method side by side."""

@@ -1,0 +1,1 @@
+"""The learned attack: classifier, training, storage."""

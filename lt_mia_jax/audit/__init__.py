@@ -1,0 +1,1 @@
+"""The main job as a library: was each text in the fine-tuning data?"""

@@ -1,0 +1,1 @@
+"""Sequence mixers: attention, state space, linear attention, gated recurrence."""

@@ -1,0 +1,65 @@
+"""The short causal convolution in front of a recurrence, and the token shift."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lt_mia_jax.arrays import Array, Float
+from lt_mia_jax.models.execution import CallConfig
+
+
+def short_convolution(
+    x: Float[Array, "B T D"],
+    taps: Float[Array, "W D"],
+    bias: Float[Array, "D"] | None,
+) -> Float[Array, "B T D"]:
+    """Every channel's weighted sum of its last W values, and a bias; dtype of `x`.
+
+    The last tap weighs the token itself; before the text there are zeros.
+
+    Source: "Mamba", arXiv 2312.00752, section 3.4, figure 3.
+    """
+    width, length = taps.shape[0], x.shape[1]
+    padded = jnp.pad(x, ((0, 0), (width - 1, 0), (0, 0)))
+    taps = taps.astype(x.dtype)
+    # A sum of shifted products: a grouped convolution is not vectorised on CPU.
+    total = sum(
+        padded[:, w : w + length] * taps[w][None, None, :] for w in range(width)
+    )
+    if bias is not None:
+        total = total + bias.astype(x.dtype)[None, None, :]
+    return jnp.asarray(total)
+
+
+def shift(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """The token before each token; zeros before the first."""
+    return jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))
+
+
+class ShortConvolution(nn.Module):
+    """Parameters of `short_convolution`."""
+
+    width: int
+    bias: bool
+    context: CallConfig
+    std: float | None = None
+    """Initial deviation of the taps; None is uniform in +-W^-1/2."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Convolve along the tokens."""
+        channels, dtype = x.shape[-1], self.context.param_dtype
+        bound = self.width**-0.5
+
+        def uniform(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        initial = uniform if self.std is None else nn.initializers.normal(self.std)
+        # Not called a kernel: it is no matrix, and adapters leave it alone.
+        taps = self.param("taps", initial, (self.width, channels), dtype)
+        bias = None
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, (channels,), dtype)
+        return short_convolution(x, taps, bias)

@@ -1,0 +1,94 @@
+"""The selective state-space mixer."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lt_mia_jax.arrays import Array, Float, Int, Key
+from lt_mia_jax.models.config import Mamba
+from lt_mia_jax.models.execution import CallConfig
+from lt_mia_jax.models.feedforward import activate
+from lt_mia_jax.models.mixers.convolution import ShortConvolution
+from lt_mia_jax.models.mixers.recurrence import selective_scan
+from lt_mia_jax.models.projection import Projection, affine
+
+
+class MambaMixer(nn.Module):
+    """Input and gate, a short convolution, a selective scan, and the way back.
+
+    Source: "Mamba", arXiv 2312.00752, section 3.4 and algorithm 2.
+    """
+
+    config: Mamba
+    context: CallConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "T"],
+        layer: Int[Array, ""],
+    ) -> Float[Array, "B T D"]:
+        """Mix tokens."""
+        config, context = self.config, self.context
+        width, state, rank = config.width, config.state, config.step_rank
+        entry = Projection(2 * width, config.bias, context, name="input")
+        inner = affine(x, *entry(x.shape[-1]))
+        scanned, gate = inner[..., :width], inner[..., width:]
+        convolve = ShortConvolution(
+            config.conv_width, config.conv_bias, context, name="conv"
+        )
+        scanned = activate(convolve(scanned), config.activation)
+        select = Projection(rank + 2 * state, False, context, name="select")
+        selected = affine(scanned, *select(width))
+        step = TimeStep(width, context, name="step")(selected[..., :rank])
+        # Float32 always: rounding a decay changes how long a channel remembers.
+        log_decay = self.param("log_decay", _log_decay, (width, state), jnp.float32)
+        skip = self.param("skip", nn.initializers.ones, (width,), jnp.float32)
+        y = selective_scan(
+            scanned,
+            step,
+            -jnp.exp(log_decay),
+            selected[..., rank : rank + state],
+            selected[..., rank + state :],
+            form=context.recurrence,
+        )
+        y = y + scanned * skip.astype(scanned.dtype)[None, None, :]
+        exit = Projection(
+            x.shape[-1], config.bias, context, to_residual=True, name="output"
+        )
+        return affine(y * jax.nn.silu(gate), *exit(width))
+
+
+class TimeStep(nn.Module):
+    """Positive float32 time steps from a low-rank projection."""
+
+    width: int
+    context: CallConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T R"]) -> Float[Array, "B T D"]:
+        """softplus(x kernel + bias)."""
+        weights = Projection(self.width, False, self.context, name="up")(x.shape[-1])
+        bias = self.param("bias", _step_bias, (self.width,), jnp.float32)
+        step = affine(x, *weights).astype(jnp.float32)
+        return jax.nn.softplus(step + bias[None, None, :])
+
+
+def _log_decay(
+    key: Key[Array, ""], shape: tuple[int, int], dtype: Any
+) -> Float[Array, "D S"]:
+    """Log of 1..S in every channel: the real part of the S4D initialisation."""
+    return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[1] + 1, dtype=dtype)), shape)
+
+
+def _step_bias(
+    key: Key[Array, ""], shape: tuple[int, ...], dtype: Any
+) -> Float[Array, "D"]:
+    """Such that softplus of it is log-uniform in [0.001, 0.1]."""
+    low, high = math.log(0.001), math.log(0.1)
+    step = jnp.exp(jax.random.uniform(key, shape, dtype, low, high))
+    return step + jnp.log(-jnp.expm1(-step))

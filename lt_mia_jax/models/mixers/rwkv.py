@@ -1,0 +1,109 @@
+"""RWKV-4: time mix, the linear attention, and channel mix, its feed-forward."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lt_mia_jax.arrays import Array, Float, Int, Key
+from lt_mia_jax.models.config import RwkvChannelMix, RwkvTimeMix
+from lt_mia_jax.models.execution import CallConfig
+from lt_mia_jax.models.mixers.convolution import shift
+from lt_mia_jax.models.mixers.recurrence import wkv
+from lt_mia_jax.models.projection import Projection, affine
+
+
+class TimeMix(nn.Module):
+    """Weighted average of past values, gated by a receptance.
+
+    Source: "RWKV", arXiv 2305.13048, eq. 11-14.
+    """
+
+    config: RwkvTimeMix
+    context: CallConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "T"],
+        layer: Int[Array, ""],
+    ) -> Float[Array, "B T D"]:
+        """Mix tokens; `layer` (from 1 on) only shapes the initial parameters."""
+        context, inner = self.context, self.config.width
+        width, depth = x.shape[-1], context.model.layers
+        before = shift(x)
+        done = (layer - 1) / max(depth - 1, 1)
+        ahead = 1.0 - (layer - 1) / depth
+
+        def decay(key: Key[Array, ""], shape: tuple[int]) -> Float[Array, "D"]:
+            place = jnp.arange(inner) / max(inner - 1, 1)
+            return -5.0 + 8.0 * place ** (0.7 + 1.3 * done)
+
+        def bonus(key: Key[Array, ""], shape: tuple[int]) -> Float[Array, "D"]:
+            zigzag = (jnp.arange(inner) + 1) % 3 - 1
+            return jnp.log(0.3) + 0.5 * zigzag.astype(jnp.float32)
+
+        def part(name: str, features: int, exponent: Array, extra: Array) -> Array:
+            mix = _mixed(self, f"mix_{name}", x, before, exponent, extra)
+            weights = Projection(features, False, context, name=name)(width)
+            return affine(mix, *weights)
+
+        none = jnp.zeros(())
+        key = part("key", inner, ahead, none)
+        value = part("value", inner, ahead, 0.3 * done)
+        receptance = part("receptance", inner, 0.5 * ahead, none)
+        mixed = wkv(
+            self.param("decay", decay, (inner,)),
+            self.param("bonus", bonus, (inner,)),
+            key,
+            value,
+            form=context.recurrence,
+        )
+        output = Projection(width, False, context, to_residual=True, name="output")
+        return affine(jax.nn.sigmoid(receptance) * mixed, *output(inner))
+
+
+class ChannelMix(nn.Module):
+    """Squared-ReLU perceptron over a token and its predecessor, gated.
+
+    Source: "RWKV", arXiv 2305.13048, eq. 16-18.
+    """
+
+    config: RwkvChannelMix
+    context: CallConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], layer: Int[Array, ""]
+    ) -> Float[Array, "B T D"]:
+        """Transform each token; `layer` only shapes the initial parameters."""
+        context, width = self.context, x.shape[-1]
+        before = shift(x)
+        ahead, none = 1.0 - (layer - 1) / context.model.layers, jnp.zeros(())
+        key_input = _mixed(self, "mix_key", x, before, ahead, none)
+        gate_input = _mixed(self, "mix_receptance", x, before, ahead, none)
+        key = Projection(self.config.width, False, context, name="key")(width)
+        middle = jnp.square(jax.nn.relu(affine(key_input, *key)))
+        gate = Projection(width, False, context, name="receptance")(width)
+        value = Projection(width, False, context, to_residual=True, name="value")
+        fed = affine(middle, *value(self.config.width))
+        return jax.nn.sigmoid(affine(gate_input, *gate)) * fed
+
+
+def _mixed(
+    module: TimeMix | ChannelMix,
+    name: str,
+    x: Float[Array, "B T D"],
+    before: Float[Array, "B T D"],
+    exponent: Float[Array, ""],
+    extra: Float[Array, ""],
+) -> Float[Array, "B T D"]:
+    """`before + mix (x - before)`, channel by channel."""
+    width = x.shape[-1]
+
+    def initial(key: Key[Array, ""], shape: tuple[int]) -> Float[Array, "D"]:
+        mix = (jnp.arange(width) / width) ** exponent + extra
+        return mix.astype(module.context.param_dtype)
+
+    mix = module.param(name, initial, (width,)).astype(x.dtype)[None, None, :]
+    return x * mix + before * (1 - mix)

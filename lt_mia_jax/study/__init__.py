@@ -1,0 +1,1 @@
+"""What experiments share: combinations, resumable stages, launchers."""

@@ -1,0 +1,309 @@
+"""The stages of an offline study: tokenizer, bases, targets, stores; each resumable.
+
+A finished stage is a folder with a manifest that also names the settings it was made
+with. A rerun takes finished stages as they are, continues an interrupted one from its
+own checkpoints, and refuses a folder that other settings made.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lt_mia_jax.audit.scoring import flag_texts
+from lt_mia_jax.checkpoints import Pretrained, load_pretrained, save_pretrained
+from lt_mia_jax.configs import to_dict
+from lt_mia_jax.data.corpora import Corpus
+from lt_mia_jax.data.splits import Split, attack_split, rows_by_role, split_corpus
+from lt_mia_jax.data.texts import fingerprint
+from lt_mia_jax.data.tokenize import encode, train_bpe
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.executor import Executor
+from lt_mia_jax.features.extract import ExtractConfig, extract
+from lt_mia_jax.features.store import FeatureStore
+from lt_mia_jax.files import MANIFEST, read_json, write_manifest
+from lt_mia_jax.finetune import (
+    FinetuneConfig,
+    LoraConfig,
+    PretrainConfig,
+    finetune,
+    pack,
+    pretrain,
+)
+from lt_mia_jax.models import LanguageModel, ModelConfig
+
+log = logging.getLogger(__name__)
+
+LENGTH = 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Combination:
+    """One base fine-tuned on one corpus: the unit of attack training and judgement."""
+
+    base: str
+    """Name of the base model."""
+
+    corpus: str
+    """Name of the corpus."""
+
+    members: int = 480
+    """Texts to fine-tune on."""
+
+    nonmembers: int = 480
+    """Texts of the same corpus that stay unseen."""
+
+    validation: int = 100
+    """Texts that choose the epoch."""
+
+    epochs: int = 6
+    """Most passes over the members; 0 leaves the base as it is, a control."""
+
+    learning_rate: float = 5e-4
+    """Constant rate of AdamW."""
+
+    batch_size: int = 16
+    """Texts in one step."""
+
+    lora: LoraConfig | None = None
+    """Train adapters instead of all parameters."""
+
+    draw: int = 0
+    """Tells repetitions apart: each draws members of its own."""
+
+    familiar: bool = True
+    """Whether bases may have been pretrained on half of the corpus; only the other
+    half is used then."""
+
+    @property
+    def name(self) -> str:
+        """Base, corpus and draw (unless it is the first), as tables show it."""
+        return f"{self.base}-{self.corpus}" + (f"-{self.draw}" if self.draw else "")
+
+
+def is_finished(directory: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether the folder of a stage has its manifest.
+
+    Raises:
+      InputError: it was made with other settings.
+    """
+    if not (directory / MANIFEST).exists():
+        return False
+    if read_json(directory / MANIFEST).get("settings") != _digest_of(settings):
+        raise InputError(
+            f"{directory} was made with other settings or texts; choose another "
+            "--out, or delete that folder to make it again"
+        )
+    return True
+
+
+def stage(
+    directory: Path, settings: Mapping[str, Any], make: Callable[[], Sequence[str]]
+) -> None:
+    """Run `make` unless the folder is finished, then vouch for the files it names.
+
+    Raises:
+      InputError: the folder was made with other settings.
+    """
+    if is_finished(directory, settings):
+        log.info("  %s is finished, using it", directory.name)
+        return
+    names = make()
+    write_manifest(directory, names, settings=_digest_of(settings))
+
+
+def _digest_of(settings: Mapping[str, Any]) -> str:
+    described = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(described.encode()).hexdigest()
+
+
+def make_tokenizer(directory: Path, texts: Sequence[str], *, vocab_size: int) -> Any:
+    """A byte-level BPE trained on pretraining texts."""
+    from transformers import AutoTokenizer
+
+    def make() -> list[str]:
+        train_bpe(texts, vocab_size=vocab_size, out_dir=directory)
+        return sorted(path.name for path in directory.iterdir() if path.is_file())
+
+    stage(directory, {"vocab_size": vocab_size, "texts": _digest(texts)}, make)
+    return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
+
+
+def make_base(
+    directory: Path,
+    model: ModelConfig,
+    texts: Sequence[str],
+    tokenizer: Any,
+    config: PretrainConfig,
+    *,
+    executor: Executor | None = None,
+) -> Pretrained:
+    """A base model pretrained on texts, as a Hugging Face directory."""
+
+    def make() -> list[str]:
+        log.info("  pretraining %s, %d steps", directory.name, config.steps)
+        result = pretrain(
+            LanguageModel(model),
+            None,
+            pack(encode(texts, tokenizer, length=LENGTH)),
+            config,
+            directory=directory / "training",
+            executor=executor,
+        )
+        save_pretrained(directory, model, result.params, tokenizer)
+        return ["config.json", "model.safetensors"]
+
+    settings = {
+        "model": to_dict(model),
+        "recipe": to_dict(config),
+        "texts": _digest(texts),
+    }
+    stage(directory, settings, make)
+    return load_pretrained(directory)
+
+
+def split(corpus: Corpus, combination: Combination, *, seed: int) -> Split:
+    """Members, non-members and validation rows, by hash; pretraining texts left out."""
+    drawn = f"#{combination.draw}" if combination.draw else ""
+    return split_corpus(
+        corpus.ids,
+        seed=seed,
+        model=combination.base + drawn,
+        pool="attack" if combination.familiar else None,
+        corpus=corpus.name,
+        n_members=combination.members,
+        n_nonmembers=combination.nonmembers,
+        n_validation=combination.validation,
+    )
+
+
+def make_target(
+    directory: Path,
+    base: Pretrained,
+    corpus: Corpus,
+    rows: Split,
+    combination: Combination,
+    *,
+    seed: int,
+    executor: Executor | None = None,
+) -> Pretrained:
+    """The base fine-tuned on the members, best epoch by validation loss."""
+    members, validation = (
+        [corpus.texts[row] for row in part] for part in (rows.members, rows.validation)
+    )
+
+    def make() -> list[str]:
+        if not combination.epochs:
+            save_pretrained(directory, base.config, base.params, base.tokenizer)
+            return ["config.json", "model.safetensors"]
+        log.info("  fine-tuning %s on %d texts", combination.name, len(members))
+        encoded = [
+            encode(texts, base.tokenizer, length=LENGTH, side=side_of(corpus))
+            for texts in (members, validation)
+        ]
+        result = finetune(
+            LanguageModel(base.config),
+            base.params,
+            encoded[0],
+            encoded[1],
+            FinetuneConfig(
+                epochs=combination.epochs,
+                learning_rate=combination.learning_rate,
+                batch_size=combination.batch_size,
+                lora=combination.lora,
+                seed=seed + combination.draw,
+            ),
+            directory=directory / "training",
+            executor=executor,
+        )
+        save_pretrained(directory, base.config, result.params, base.tokenizer)
+        log.info("  %s: best epoch %d", combination.name, result.best_epoch)
+        return ["config.json", "model.safetensors"]
+
+    settings = {
+        "combination": to_dict(combination),
+        "seed": seed,
+        "members": _digest(members),
+        "validation": _digest(validation),
+    }
+    stage(directory, settings, make)
+    return load_pretrained(directory)
+
+
+def make_store(
+    directory: Path,
+    base: Pretrained,
+    target: Pretrained,
+    corpus: Corpus,
+    rows: Split,
+    combination: Combination,
+    *,
+    names: tuple[str, str],
+    seed: int,
+    config: ExtractConfig | None = None,
+    executor: Executor | None = None,
+    lowercase: bool = True,
+) -> FeatureStore:
+    """Features of members and non-members; `names` are reference and target.
+
+    Without `lowercase` one of the published scores, and a third forward pass, is left
+    out: an attack does not learn from it.
+    """
+    if (directory / MANIFEST).exists():
+        log.info("  %s is finished, using it", directory.name)
+        return FeatureStore.open(directory)
+    both = np.concatenate([rows.members, rows.nonmembers])
+    ids = [corpus.ids[row] for row in both]
+    texts = [corpus.texts[row] for row in both]
+    token_ids = partial(
+        encode, tokenizer=base.tokenizer, length=LENGTH, side=side_of(corpus)
+    )
+    encoded = token_ids(texts)
+    lower = token_ids([text.lower() for text in texts]) if lowercase else None
+    return extract(
+        LanguageModel(target.config),
+        target.params,
+        LanguageModel(base.config),
+        base.params,
+        encoded,
+        ids=ids,
+        labels=np.repeat([1, 0], [len(rows.members), len(rows.nonmembers)]),
+        splits=[attack_split(seed, text_id) for text_id in ids],
+        texts=texts,
+        flags=flag_texts(encoded),
+        lower=lower,
+        out_dir=directory,
+        config=config,
+        executor=executor,
+        meta={
+            "name": combination.name,
+            "reference": names[0],
+            "target": names[1],
+            "corpus": corpus.name,
+            "fingerprint": fingerprint(ids),
+        },
+    )
+
+
+def side_of(corpus: Corpus) -> Literal["right", "left"]:
+    """Code is cut on the left, everything else on the right."""
+    return "left" if corpus.code else "right"
+
+
+def pretraining_texts(corpora: Sequence[Corpus], *, seed: int, most: int) -> list[str]:
+    """Up to `most` texts of each corpus whose role is pretraining, in corpus order."""
+    return [
+        corpus.texts[row]
+        for corpus in corpora
+        for row in rows_by_role(corpus.ids, seed=seed)["pretrain"][:most]
+    ]
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()

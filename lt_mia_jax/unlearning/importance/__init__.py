@@ -1,0 +1,1 @@
+"""Which weights and layers matter to which texts."""

@@ -1,0 +1,350 @@
+"""Which parameters and which texts matter: saliency, Fisher, masks, scores, weights.
+
+Scores of parameters are trees of non-negative float32 that mirror the parameters; they
+become boolean masks for `transforms.saliency_masked`. Thresholds are exact order
+statistics over the whole tree, found by counting: nothing is gathered or sorted, so
+sharded trees stay where they are. Scores of texts are directional derivatives: one
+forward-mode pass gives those of a whole batch, without any per-text gradient.
+"""
+
+import functools
+import math
+import zlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lt_mia_jax.arrays import Array, Float, Key
+from lt_mia_jax.unlearning.importance.threshold import bits, size, threshold_bits
+
+Tree = Any
+"""A pytree of arrays that mirrors the parameters."""
+PerExample = Callable[[Tree, Any], Array]
+"""(parameters, batch) to one number a text, unweighted: `info.per_example`."""
+
+
+def saliency(
+    gradient: Callable[[Tree, Any], Tree], params: Tree, batches: Iterable[Any]
+) -> Tree:
+    """`|sum over batches of the gradient|`, float32: signs cancel before the magnitude.
+
+    Args:
+      gradient: of the forget loss, (parameters, batch) to a tree; its sign is
+        irrelevant.
+      params: where the gradient is taken, the parameters before unlearning.
+      batches: of the whole forget set.
+
+    Raises:
+      ValueError: no batch.
+
+    Source: SalUn, arXiv 2310.12508, equation 2.
+    """
+    total = None
+    for batch in batches:
+        new = gradient(params, batch)
+        total = _float32(new) if total is None else _add(total, new)
+        jax.block_until_ready(total)  # see diagonal_fisher
+    if total is None:
+        raise ValueError("saliency needs at least one batch")
+    return jax.tree.map(jnp.abs, total)
+
+
+def diagonal_fisher(
+    per_example: PerExample,
+    params: Tree,
+    batches: Iterable[Any],
+    *,
+    row_weight: Callable[[Any], Array] | None = None,
+) -> Tree:
+    """Mean over texts of the squared gradient of each text's loss, float32.
+
+    The empirical Fisher information: tokens are those of the texts, not drawn from the
+    model. One backward pass a text, in a loop on the device: the square of a batch's
+    mean gradient would be another, smaller number.
+
+    Args:
+      per_example: negative log-likelihood of each text.
+      params: where gradients are taken.
+      batches: pytrees whose arrays have the texts on their leading axis.
+      row_weight: weight of each text of a batch, such as `lambda b: b.weight`, whose
+        zeros mark rows that only fill up the batch; None is 1.
+
+    Raises:
+      ValueError: no batch.
+
+    Source: Elastic weight consolidation, arXiv 1612.00796, section 2.1.
+    """
+    total, count = None, jnp.zeros(())
+    for batch in batches:
+        rows = len(jax.tree.leaves(batch)[0])
+        weight = jnp.ones(rows) if row_weight is None else row_weight(batch)
+        new = _squared_gradients(per_example, params, batch, jnp.asarray(weight))
+        total = new if total is None else _add(total, new)
+        count = _add(count, jnp.sum(weight))
+        # Simulated devices share few threads: programs that wait for one another
+        # must not queue up, or XLA gives up on them.
+        jax.block_until_ready((total, count))
+    if total is None:
+        raise ValueError("diagonal_fisher needs at least one batch")
+    return _divided(total, count)
+
+
+@jax.jit
+def _divided(total: Tree, count: Array) -> Tree:
+    return jax.tree.map(lambda x: x / jnp.where(count > 0, count, 1.0), total)
+
+
+def top_share_mask(scores: Tree, share: float) -> Tree:
+    """True on the `round(share * n)` largest of all `n` scores of the tree.
+
+    Ties at the threshold are all kept.
+
+    Args:
+      scores: non-negative, such as a saliency.
+      share: in [0, 1]; 0 keeps none.
+
+    Raises:
+      ValueError: `share` is outside [0, 1].
+
+    Source: SalUn, arXiv 2310.12508, equation 3 (share 0.5).
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share = {share}, expected in [0, 1]")
+    kept = round(share * size(scores))
+    limit = threshold_bits(scores, kept)
+    return jax.tree.map(lambda s: bits(s) >= limit, scores)
+
+
+def row_mask(
+    gradients: Tree,
+    percentile: float = 90.0,
+    *,
+    input_axis: Callable[[str], int | None] | None = None,
+) -> Tree:
+    """True on output neurons whose gradient norm reaches a percentile over the model.
+
+    A row is what one output neuron reads: a column of a kernel here, which is stored
+    (input, output), a token of an embedding, and each element of biases and scales.
+    Layers on the leading axis have rows of their own.
+
+    Args:
+      gradients: accumulated gradients of the forget loss; mirrors a model's parameters.
+      percentile: of all rows' norms, in [0, 100]; rows at the threshold are kept. The
+        rows are those that NumPy's default (linear) percentile would keep.
+      input_axis: from a "/"-joined path to the axis along which a row lies, None for
+        elements; None uses the layout of `LanguageModel`.
+
+    Returns:
+      Booleans with that axis of size 1.
+
+    Raises:
+      ValueError: `percentile` is outside [0, 100].
+
+    Source: SURE in "Catastrophic Failure of LLM Unlearning via Quantization", arXiv
+    2410.16454, and its code (one percentile over the rows of all tensors).
+    """
+    if not 0 <= percentile <= 100:
+        raise ValueError(f"percentile = {percentile}, expected in [0, 100]")
+    axis_of = input_axis or row_axis
+
+    def norms(path: Any, g: Array) -> Array:
+        axis = axis_of(jax.tree_util.keystr(path, simple=True, separator="/"))
+        g = g.astype(jnp.float32)
+        if axis is None:
+            return jnp.abs(g)
+        return jnp.sqrt(jnp.sum(g * g, axis=axis, keepdims=True))
+
+    scores = jax.tree_util.tree_map_with_path(norms, gradients)
+    n = size(scores)
+    # The first order statistic at or above the interpolated percentile; rounded, since
+    # 0.9 * 10 is not a whole number in binary.
+    below = math.ceil(round(percentile / 100 * (n - 1), 6))
+    limit = threshold_bits(scores, n - below)
+    return jax.tree.map(lambda s: bits(s) >= limit, scores)
+
+
+def row_axis(path: str) -> int | None:
+    """The axis along which an output neuron reads, in a `LanguageModel`'s parameter."""
+    first, name = path.split("/")[0], path.split("/")[-1]
+    if name in ("kernel", "taps", "blocks"):
+        return -2
+    if first == "embedding" or name == "log_decay":
+        return -1
+    return None
+
+
+def attribution_scores(
+    per_example: PerExample, params: Tree, batch: Any, direction: Tree
+) -> Float[Array, "B"]:
+    """`<gradient of each text's loss, direction>` by one forward-mode pass.
+
+    With the gradient of the retain loss as direction a high score says: descending on
+    this text lowers the retain loss, so ascending on it raises it.
+
+    Args:
+      per_example: loss of each text. It must be differentiable in forward mode; a
+        kernel that only has its own reverse rule is not.
+      params: where gradients are taken.
+      batch: what `per_example` takes.
+      direction: mirrors the parameters.
+
+    Source: GUARD, arXiv 2506.10946 (the scores); directional derivatives.
+    """
+    tangent = jax.tree.map(lambda p, d: d.astype(p.dtype), params, direction)
+    return _along(per_example, params, batch, tangent)
+
+
+def guard_weights(
+    scores: Float[Array, "N"], temperature: Float[Array, ""] | float | None = None
+) -> Float[Array, "N"]:
+    """`N * softmax(-scores / temperature)`: mean 1, less on what retaining needs.
+
+    Args:
+      scores: of all forget texts, from `attribution_scores`.
+      temperature: None takes the standard deviation of the scores; equal scores give
+        weights of 1.
+
+    Source: GUARD, arXiv 2506.10946; the published normalisation could not be verified,
+    softmax is our choice.
+    """
+    scores = scores.astype(jnp.float32)
+    scale = jnp.std(scores) if temperature is None else temperature
+    scale = jnp.where(scale > 0, scale, 1.0)
+    return len(scores) * jax.nn.softmax(-(scores - scores.mean()) / scale)
+
+
+def weighted_squared_norms(
+    per_example: PerExample,
+    params: Tree,
+    batch: Any,
+    weight: Tree,
+    *,
+    key: Key[Array, ""],
+    probes: int = 16,
+) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+    """Estimates of `sum_j weight_j g_j^2` for each text's gradient, and their errors.
+
+    The mean over random signs `z` of the squared derivative along `sqrt(weight) * z`:
+    unbiased, one forward-mode pass a probe, no per-text gradient.
+
+    Args:
+      per_example: see `attribution_scores`.
+      params: where gradients are taken.
+      batch: what `per_example` takes.
+      weight: non-negative, mirrors the parameters, such as a diagonal Fisher.
+      key: decides the signs.
+      probes: at least 2.
+
+    Returns:
+      The estimates and their standard errors.
+
+    Raises:
+      ValueError: fewer than 2 probes.
+
+    Source: Hutchinson 1990, A stochastic estimator of the trace of the influence matrix
+    for Laplacian smoothing splines.
+    """
+    if probes < 2:
+        raise ValueError(f"probes = {probes}, expected at least 2")
+
+    def probe(key: Array) -> Array:
+        def signed(path: Any, p: Array, w: Array) -> Array:
+            name = jax.tree_util.keystr(path).encode()
+            own = jax.random.fold_in(key, zlib.crc32(name))
+            z = jax.random.rademacher(own, p.shape, jnp.float32)
+            return (jnp.sqrt(w.astype(jnp.float32)) * z).astype(p.dtype)
+
+        tangent = jax.tree_util.tree_map_with_path(signed, params, weight)
+        return _along(per_example, params, batch, tangent) ** 2
+
+    found = jax.lax.map(probe, jax.random.split(key, probes))
+    return found.mean(axis=0), found.std(axis=0, ddof=1) / math.sqrt(probes)
+
+
+def forgetting_confidence(
+    per_example: PerExample,
+    params: Tree,
+    batch: Any,
+    *,
+    optimum: Tree,
+    fisher: Tree,
+    rate: float,
+    key: Key[Array, ""],
+    probes: int = 16,
+) -> Float[Array, "B"]:
+    """How far one learning step on each text would leave the optimum of a task.
+
+    `1/2 sum F (params - rate * g - optimum)^2` with `g` the gradient of the text's
+    loss, expanded: a constant, one forward-mode pass, and `weighted_squared_norms`.
+    High: learning the text fights the task, so it is one to forget.
+
+    Args:
+      per_example: see `attribution_scores`.
+      params: the parameters before learning.
+      batch: what `per_example` takes.
+      optimum: parameters that are best for the task.
+      fisher: diagonal Fisher information of the task there.
+      rate: length of the step.
+      key: see `weighted_squared_norms`.
+      probes: see `weighted_squared_norms`.
+
+    Source: Learning with forgetting, arXiv 2505.19715, as we read it: a Laplace
+    approximation of the task's posterior.
+    """
+    away = jax.tree.map(
+        lambda p, o: p.astype(jnp.float32) - o.astype(jnp.float32), params, optimum
+    )
+    pull = jax.tree.map(jnp.multiply, fisher, away)
+    constant = sum(
+        jnp.sum(f * a)
+        for f, a in zip(jax.tree.leaves(pull), jax.tree.leaves(away), strict=True)
+    )
+    cross = attribution_scores(per_example, params, batch, pull)
+    square, _ = weighted_squared_norms(
+        per_example, params, batch, fisher, key=key, probes=probes
+    )
+    return 0.5 * (constant - 2.0 * rate * cross + rate**2 * square)
+
+
+def _along(
+    per_example: PerExample, params: Tree, batch: Any, tangent: Tree
+) -> Float[Array, "B"]:
+    value = functools.partial(_swapped, per_example, batch)
+    return jax.jvp(value, (params,), (tangent,))[1].astype(jnp.float32)
+
+
+def _swapped(per_example: PerExample, batch: Any, params: Tree) -> Array:
+    return per_example(params, batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _squared_gradients(
+    per_example: PerExample, params: Tree, batch: Any, weight: Float[Array, "B"]
+) -> Tree:
+    """Weighted sum over texts of the squared gradient."""
+
+    def one(total: Tree, row: tuple[Any, Array]) -> tuple[Tree, None]:
+        text, w = row
+        g = jax.grad(lambda p: per_example(p, text).sum().astype(jnp.float32))(params)
+        # A choice and not a product: the gradient of a filler may be anything.
+        new = jax.tree.map(
+            lambda t, x: t + jnp.where(w > 0, w * jnp.square(x.astype(jnp.float32)), 0),
+            total,
+            g,
+        )
+        return new, None
+
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    rows = jax.tree.map(lambda x: jnp.asarray(x)[:, None], batch)
+    return jax.lax.scan(one, zeros, (rows, weight.astype(jnp.float32)))[0]
+
+
+def _float32(tree: Tree) -> Tree:
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
+@jax.jit
+def _add(total: Tree, new: Tree) -> Tree:
+    return jax.tree.map(lambda t, x: t + x.astype(jnp.float32), total, new)

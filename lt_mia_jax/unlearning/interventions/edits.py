@@ -1,0 +1,272 @@
+"""Interventions: activations are edited at inference, no weight is touched.
+
+Each is a pure function of a stream and a frozen dataclass around it, which
+`LanguageModel.apply` and `models.generation.greedy` take as `intervention=`. The
+dataclasses are pytrees: they go through `jit`, `vmap` and `grad` as arguments, and new
+numbers in them compile nothing. What they hold is fitted in `unlearning.directions`.
+
+They act at every layer (see `at_layers` and `by_layer`) and on every token, those of
+the answer too, unless they say otherwise. What decides about a text is computed from
+its prompt alone and handed over as data: scores of an answer under teacher forcing are
+those of generation, and the answer cannot open its own gate. Arithmetic is float32, the
+result has the dtype of the stream.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lt_mia_jax.arrays import Array, Float, Int, Params
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.models.placement import at_layers as at_layers
+from lt_mia_jax.models.placement import before, check_rows
+from lt_mia_jax.models.placement import by_layer as by_layer
+from lt_mia_jax.models.placement import compose as compose
+from lt_mia_jax.models.placement import on_prompt as on_prompt
+from lt_mia_jax.models.placement import prompted as prompted
+from lt_mia_jax.trees import flatten, pytree, unflatten
+
+Scalar = Float[Array | np.ndarray, ""] | float
+
+_product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+
+
+def steer(
+    stream: Float[Array, "B T D"],
+    vector: Float[Array | np.ndarray, "D"],
+    strength: Scalar,
+) -> Float[Array, "B T D"]:
+    """`h + strength * vector` at every token."""
+    moved = stream.astype(jnp.float32) + strength * vector[None, None, :]
+    return moved.astype(stream.dtype)
+
+
+@pytree
+class Steering:
+    """A constant is added to the stream.
+
+    Source: Activation Addition, arXiv 2308.10248.
+    """
+
+    vector: Float[Array | np.ndarray, "D"]
+    """What is added, such as a `directions.mean_difference`."""
+    strength: Scalar = 1.0
+    """Factor on it."""
+
+    def __call__(
+        self, stream: Float[Array, "B T D"], layer: Int[Array, ""]
+    ) -> Float[Array, "B T D"]:
+        """The edited stream."""
+        return steer(stream, self.vector, self.strength)
+
+
+def rotate(
+    stream: Float[Array, "B T D"],
+    vectors: Float[Array | np.ndarray, "B D"],
+    strength: Scalar,
+) -> Float[Array, "B T D"]:
+    """Each token moved against its text's vector, at its old length.
+
+    `(h - strength v) |h| / |h - strength v|`. A token that equals `strength v` has no
+    direction to go to and stays; zero stays zero.
+
+    Source: GUARD-IT, arXiv 2605.12765, the norm-preserving redirection.
+    """
+    h = stream.astype(jnp.float32)
+    moved = h - strength * vectors[:, None, :]
+    length = _lengths(moved)
+    turned = moved * (_lengths(h) / jnp.where(length > 0, length, 1.0))
+    return jnp.where(length > 0, turned, h).astype(stream.dtype)
+
+
+def _lengths(x: Float[Array, "B T D"]) -> Float[Array, "B T 1"]:
+    """Euclidean lengths; their derivative at zero is zero."""
+    square = jnp.square(x).sum(axis=-1, keepdims=True)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+
+
+@pytree
+class Rotation:
+    """Texts whose prompt is near a forgotten topic are turned away from it.
+
+    Source: GUARD-IT, arXiv 2605.12765.
+    """
+
+    vectors: Float[Array | np.ndarray, "K D"]
+    """One for each cluster of forgotten texts; see `directions.cluster_vectors`."""
+    weights: Float[Array, "B K"]
+    """Each text's share of them, from `gates.gate_weights`; a row of zeros is a closed
+    gate and leaves the text's stream as it is, bit for bit."""
+    strength: Scalar = 1.0
+    """How far to go, in multiples of the vectors; the paper tries values in [0, 1]."""
+
+    def __call__(
+        self, stream: Float[Array, "B T D"], layer: Int[Array, ""]
+    ) -> Float[Array, "B T D"]:
+        """The edited stream."""
+        check_rows("weights", self.weights, stream)
+        vectors = _product(self.weights, self.vectors)
+        turned = rotate(stream, vectors, self.strength)
+        opened = (self.weights != 0).any(axis=1)
+        return jnp.where(opened[:, None, None], turned, stream)
+
+
+@pytree
+class InputAware:
+    """A direction is added as strongly as the end of the prompt asks for.
+
+    `h + strength (u . h_last) r` at every token of the prompt, with the stream at its
+    last one. Tokens after the prompt are not edited, in generation and in teacher
+    forcing alike: the method acts in the prefill.
+
+    Source: MLLMEraser, arXiv 2510.04217, whose matrix of rank one is `u r^T`.
+    """
+
+    factor: Float[Array | np.ndarray, "D"]
+    """u, close to orthogonal to retained activations; see `directions.erasure_factor`.
+    """
+    direction: Float[Array | np.ndarray, "D"]
+    """r, from recall to erasure."""
+    lengths: Int[Array | np.ndarray, "B"] | None = None
+    """Tokens of each prompt; see `prompted`."""
+    strength: Scalar = 1.0
+    """Factor on the edit."""
+
+    def for_prompts(self, lengths: Int[Array | np.ndarray, "B"]) -> "InputAware":
+        """The same for texts with prompts of these lengths."""
+        return replace(self, lengths=lengths)
+
+    def __call__(
+        self, stream: Float[Array, "B T D"], layer: Int[Array, ""]
+    ) -> Float[Array, "B T D"]:
+        """The edited stream."""
+        check_rows("lengths", self.lengths, stream)
+        lengths = jnp.asarray(self.lengths)
+        h = stream.astype(jnp.float32)
+        last = jnp.maximum(lengths - 1, 0)[:, None, None]
+        last = jnp.take_along_axis(h, last, axis=1)[:, 0]
+        wanted = self.strength * _product(last, self.factor)
+        moved = h + (wanted[:, None] * self.direction[None, :])[:, None, :]
+        return jnp.where(before(stream, lengths), moved.astype(stream.dtype), stream)
+
+
+def project(
+    stream: Float[Array, "B T D"], rows: Float[Array | np.ndarray, "K D"]
+) -> Float[Array, "B T D"]:
+    """The stream without its part in a subspace, `h - (h Q^T) Q`.
+
+    Args:
+      stream: activations.
+      rows: Q, orthonormal; rows of zeros do nothing.
+    """
+    h = stream.astype(jnp.float32)
+    rows = jnp.asarray(rows)
+    return (h - _product(_product(h, rows.T), rows)).astype(stream.dtype)
+
+
+@pytree
+class Projection:
+    """A subspace is taken out of the stream.
+
+    To train it, make `rows` from free ones by `orthonormal_rows` inside of the loss.
+
+    Source: MRP, arXiv 2508.15449.
+    """
+
+    rows: Float[Array | np.ndarray, "K D"]
+    """Orthonormal; see `orthonormal_rows` and `directions.forget_rows`."""
+
+    def __call__(
+        self, stream: Float[Array, "B T D"], layer: Int[Array, ""]
+    ) -> Float[Array, "B T D"]:
+        """The edited stream."""
+        return project(stream, self.rows)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def orthonormal_rows(
+    matrix: Float[Array | np.ndarray, "K D"], tolerance: float = 1e-5
+) -> Float[Array, "R D"]:
+    """An orthonormal basis of the rows' span; zero rows make up for a lost rank.
+
+    Rows of `[earlier; new]` extend an earlier subspace. The derivative leaves out
+    turns of the basis within its span: no projection depends on them, and unlike the
+    derivative of singular vectors it is finite when singular values are equal. Of the
+    first order only.
+
+    Args:
+      matrix: any rows, as many as one likes; R is the smaller of K and D.
+      tolerance: directions whose singular value is not above this share of the largest
+        are no part of the span.
+    """
+    return _basis(matrix, tolerance)[0]
+
+
+@orthonormal_rows.defjvp
+def _orthonormal_rows_jvp(
+    tolerance: float, primals: tuple[Any], tangents: tuple[Any]
+) -> tuple[Array, Array]:
+    # W = U S Q gives dQ (I - Q^T Q) = S^-1 U^T dW (I - Q^T Q).
+    rows, left = _basis(primals[0], tolerance)
+    moved = _product(left.T, tangents[0])
+    return rows, moved - _product(_product(moved, rows.T), rows)
+
+
+def _basis(
+    matrix: Float[Array | np.ndarray, "K D"], tolerance: float
+) -> tuple[Float[Array, "R D"], Float[Array, "K R"]]:
+    """Q and U S^-1, with zeros beyond the rank."""
+    u, s, q = jnp.linalg.svd(jnp.asarray(matrix, jnp.float32), full_matrices=False)
+    kept = s > tolerance * s[0]
+    left = jnp.where(kept[None, :], u / jnp.where(kept, s, 1.0)[None, :], 0.0)
+    return jnp.where(kept[:, None], q, 0.0), left
+
+
+def fold_projection(
+    params: Params, path: str, rows: Float[Array | np.ndarray, "*layers K D"]
+) -> Params:
+    """`params` in which one linear map no longer writes to a subspace.
+
+    `W (I - Q^T Q)`, and its bias likewise, in their dtype. That equals `project` on the
+    map's own output. It does not equal `Projection`: the stream that goes around the
+    map keeps its part in the subspace.
+
+    Args:
+      params: parameters; they are not changed.
+      path: of the kernel, such as "periods/slot_0/mixer/output/kernel".
+      rows: Q, orthonormal: one for all layers that are stacked in the kernel, or a
+        stack of them (zeros leave a layer as it is).
+
+    Raises:
+      InputError: there is no such kernel, or the sizes differ.
+
+    Source: MRP, arXiv 2508.15449, moved from activations to weights.
+    """
+    flat = flatten(params)
+    if path not in flat or not path.endswith("kernel"):
+        kernels = [name for name in flat if name.endswith("kernel")]
+        raise InputError(f"{path} is no kernel of this model; it has {kernels}")
+    kernel, rows = flat[path], jnp.asarray(rows, jnp.float32)
+    stacked = kernel.shape[:-2]
+    if rows.shape[-1] != kernel.shape[-1] or rows.shape[:-2] not in ((), stacked):
+        raise InputError(
+            f"{path} is {list(kernel.shape)}, rows are {list(rows.shape)}; expected "
+            f"[K, {kernel.shape[-1]}], with {list(stacked)} in front or nothing"
+        )
+    rows = jnp.broadcast_to(rows, (*stacked, *rows.shape[-2:]))
+
+    def folded(weights: Array) -> Array:
+        wide = weights.astype(jnp.float32)
+        inside = _product(_product(wide, rows.swapaxes(-1, -2)), rows)
+        return (wide - inside).astype(weights.dtype)
+
+    flat[path] = folded(jnp.asarray(kernel))
+    bias = path.removesuffix("kernel") + "bias"
+    if bias in flat:
+        flat[bias] = folded(jnp.asarray(flat[bias])[..., None, :])[..., 0, :]
+    return unflatten(flat)

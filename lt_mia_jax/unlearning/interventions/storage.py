@@ -1,0 +1,211 @@
+"""Interventions on disk, beside the weights they act on: JSON and safetensors.
+
+`intervention.json` says of what parts an intervention is made and holds the SHA-256 of
+`intervention.safetensors`, which holds the arrays. What belongs to a batch (lengths of
+prompts) is not stored; `interventions.prompted` brings it.
+"""
+
+import hashlib
+import math
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as dump_tensors
+
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.files import read_json, write_atomic, write_json
+from lt_mia_jax.models.config import ModelConfig
+from lt_mia_jax.models.language_model import Intervention
+from lt_mia_jax.models.placement import AtLayers, ByLayer, Composed, OnPrompt
+from lt_mia_jax.trees import node_of
+from lt_mia_jax.unlearning.interventions.edits import InputAware, Projection, Steering
+from lt_mia_jax.unlearning.interventions.gated import GatedRotation
+
+DESCRIPTION = "intervention.json"
+TENSORS = "intervention.safetensors"
+FORMAT = 1
+KINDS: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (
+        AtLayers,
+        ByLayer,
+        Composed,
+        GatedRotation,
+        InputAware,
+        OnPrompt,
+        Projection,
+        Steering,
+    )
+}
+_OF_A_BATCH = "lengths"
+_OF_THE_WIDTH = ("vector", "vectors", "centroids", "factor", "direction", "rows")
+
+
+def save_intervention(directory: Path | str, intervention: Intervention | None) -> None:
+    """Write an intervention beside a model; `load_intervention` reads it.
+
+    An interrupted save leaves the old one, or one that is refused. None takes away what
+    an earlier model in that directory came with.
+
+    Raises:
+      InputError: it has parts that cannot be stored, such as plain functions.
+    """
+    if intervention is None:
+        for name in (DESCRIPTION, TENSORS):
+            (Path(directory) / name).unlink(missing_ok=True)
+        return
+    tensors: dict[str, np.ndarray] = {}
+    described = _describe(intervention, "", tensors)
+    data = dump_tensors(tensors)
+    write_atomic(Path(directory) / TENSORS, data)
+    content = {
+        "format": FORMAT,
+        "intervention": described,
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    write_json(Path(directory) / DESCRIPTION, content)
+
+
+def has_intervention(directory: Path | str) -> bool:
+    """Whether the model in a directory comes with an intervention."""
+    return any((Path(directory) / name).is_file() for name in (DESCRIPTION, TENSORS))
+
+
+def load_intervention(
+    directory: Path | str, model: ModelConfig | None = None
+) -> Intervention | None:
+    """The intervention that a model comes with; None when there is none.
+
+    Args:
+      directory: of the model; one that does not exist holds none.
+      model: what it has to fit; None does not check that.
+
+    Raises:
+      InputError: a file is missing, broken or changed, or fits another model.
+    """
+    directory = Path(directory)
+    if not has_intervention(directory):
+        return None
+    path = directory / DESCRIPTION
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: expected an object with format {FORMAT}; unlearn again with this "
+            "version"
+        )
+    try:
+        data = (directory / TENSORS).read_bytes()
+        tensors = load_tensors(data)
+    except OSError as error:
+        raise InputError(
+            f"{directory / TENSORS}: cannot be read ({error.strerror})"
+        ) from error
+    except (SafetensorError, ValueError) as error:
+        raise InputError(f"{directory / TENSORS}: not readable ({error})") from error
+    if hashlib.sha256(data).hexdigest() != content.get("sha256"):
+        raise InputError(
+            f"{directory / TENSORS}: not what {DESCRIPTION} describes (SHA-256 differs)"
+            "; copy both again, or unlearn again"
+        )
+    try:
+        made = _build(content.get("intervention"), tensors)
+        if type(made).__name__ not in KINDS:
+            raise InputError("it describes no intervention")
+        if model is not None:
+            _check_fit(made, model)
+    except InputError as error:
+        raise InputError(f"{path}: {error}; unlearn again") from error
+    return made
+
+
+def _describe(node: Any, where: str, tensors: dict[str, np.ndarray]) -> Any:
+    if isinstance(node, bool | int | str) or node is None:
+        return node
+    if isinstance(node, float) and math.isfinite(node):
+        return node
+    if isinstance(node, tuple):
+        return [_describe(x, f"{where}{i}.", tensors) for i, x in enumerate(node)]
+    if isinstance(node, np.ndarray | np.generic | jax.Array):
+        name = where.removesuffix(".")
+        tensors[name] = np.asarray(node, order="C")
+        return {"tensor": name}
+    kind = type(node).__name__
+    if KINDS.get(kind) is not type(node) or not is_dataclass(node):
+        raise InputError(
+            f"an intervention with a {kind} cannot be stored; expected parts among "
+            f"{', '.join(KINDS)}"
+        )
+    return {
+        "kind": kind,
+        **{
+            field.name: _describe(
+                getattr(node, field.name), f"{where}{field.name}.", tensors
+            )
+            for field in fields(node)
+            if field.name != _OF_A_BATCH
+        },
+    }
+
+
+def _build(described: Any, tensors: dict[str, np.ndarray]) -> Any:
+    if isinstance(described, list):
+        return tuple(_build(x, tensors) for x in described)
+    if not isinstance(described, dict):
+        return described
+    if set(described) == {"tensor"}:
+        found = tensors.get(str(described["tensor"]))
+        if found is None:
+            raise InputError(f"no tensor {described['tensor']!r} in {TENSORS}")
+        if not np.isfinite(found).all():
+            raise InputError(f"tensor {described['tensor']!r} is not finite")
+        return found
+    kind = described.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise InputError(f"found kind {kind!r}, expected one of {', '.join(KINDS)}")
+    known = {f.name: f for f in fields(KINDS[kind]) if f.name != _OF_A_BATCH}
+    given = set(described) - {"kind"}
+    missing = {n for n, f in known.items() if f.default is MISSING} - given
+    if missing or given - set(known):
+        raise InputError(f"{kind} has fields {sorted(given)}, expected {sorted(known)}")
+    values = {name: field.default for name, field in known.items()}
+    values |= {name: _build(described[name], tensors) for name in given}
+    if _OF_A_BATCH in (field.name for field in fields(KINDS[kind])):
+        values[_OF_A_BATCH] = None
+    return node_of(KINDS[kind], values)
+
+
+def _check_fit(made: Any, model: ModelConfig) -> None:
+    """Every vector of the model's width, every layer one of its own."""
+    wrong = []
+    for node in _nodes(made):
+        for field in fields(node):
+            value = getattr(node, field.name)
+            if field.name in _OF_THE_WIDTH:
+                shape = np.shape(value)
+                if not shape or shape[-1] != model.width:
+                    wrong.append(
+                        f"{field.name} is {list(shape)}, the model's width is "
+                        f"{model.width}"
+                    )
+            if field.name == "layers" and np.max(value, initial=0) > model.layers:
+                wrong.append(
+                    f"layers are {np.asarray(value).tolist()}, the model has "
+                    f"{model.layers}"
+                )
+    if wrong:
+        raise InputError(f"it fits another model ({'; '.join(wrong)})")
+
+
+def _nodes(made: Any) -> list[Any]:
+    """An intervention and all that stands in it."""
+    if isinstance(made, tuple):
+        return [node for part in made for node in _nodes(part)]
+    if type(made).__name__ not in KINDS:
+        return []
+    inner = [_nodes(getattr(made, field.name)) for field in fields(made)]
+    return [made, *(node for nodes in inner for node in nodes)]

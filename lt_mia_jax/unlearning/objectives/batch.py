@@ -1,0 +1,134 @@
+"""What every objective reads and returns, the one shift, and the two averages.
+
+Position `t` of the logits predicts token `t + 1`. `shifted` is the only place where
+labels meet positions; objectives on predictions must not look at `label_mask` itself.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from lt_mia_jax.arrays import Array, Bool, Float, Int, UInt
+
+
+class TextBatch(NamedTuple):
+    """A right-padded batch of texts with supervised targets; a pytree of arrays."""
+
+    input_ids: Int[Array, "B T"]
+    """Token ids; anything valid on padding."""
+    attention_mask: UInt[Array, "B T"]
+    """1 on real tokens, 0 on padding (on the right)."""
+    label_mask: UInt[Array, "B T"]
+    """1 on tokens that are supervised targets, before the shift; 0 on prompt and
+    padding. The first token of a text is never predicted, whatever stands there."""
+    weight: Float[Array, "B"]
+    """Factor on each text, which does not enter the number that sums are divided by;
+    rows of weight 0 only fill up the batch."""
+    reference_nll: Float[Array, "B T"] | None = None
+    """-log p of the reference at the shifted positions: `cached_reference_nll`."""
+    alternative: "TextBatch | None" = None
+    """What is to be said instead, row by row: a refusal, an inverted fact, random
+    labels, a plausible answer. Its length may differ; its weights are not read."""
+
+
+class LossAux(NamedTuple):
+    """What an objective returns beside its value.
+
+    `value = sum(weight * per_example) / normalizer`, or 0 when nothing is scored, so
+    values of parts of a batch add up: `sum(value * normalizer) / sum(normalizer)`.
+    """
+
+    per_example: Float[Array, "B"]
+    """Each text's term, unweighted: the sum over its tokens where the objective is a
+    token mean, else the term of the text. 0 for texts without targets or weight."""
+    normalizer: Float[Array, ""]
+    """The number of scored tokens, or of scored texts, of texts with weight."""
+    tokens: Float[Array, "B"]
+    """Number of scored tokens of each text."""
+
+
+Objective = Callable[..., tuple[Float[Array, ""], LossAux]]
+"""`objective(params, batch, *, apply_fn, key=None, **settings)`, to be minimised."""
+
+ApplyFn = Callable[..., Any]
+"""`LanguageModel.apply`, or anything called like it."""
+
+
+class Targets(NamedTuple):
+    """What each position of the logits is to predict."""
+
+    ids: Int[Array, "B T"]
+    """The following token; meaningless outside the mask."""
+    mask: Bool[Array, "B T"]
+    """Whether the following token is a target; False in the last column."""
+
+
+def shifted(batch: TextBatch, weight: Float[Array, "B"] | None = None) -> Targets:
+    """Targets by the position that predicts them.
+
+    The labels move one place to the left rather than the logits losing a column: a
+    slice would copy the largest array of the step.
+
+    Args:
+      batch: the texts.
+      weight: rows of weight 0 have no targets; default the weights of `batch`.
+    """
+    mask = jnp.roll(batch.label_mask, -1, axis=1).at[:, -1].set(0) != 0
+    weight = batch.weight if weight is None else weight
+    return Targets(jnp.roll(batch.input_ids, -1, axis=1), mask & (weight != 0)[:, None])
+
+
+def sum_tokens(
+    values: Float[Array, "B T"], mask: Bool[Array, "B T"]
+) -> Float[Array, "B"]:
+    """Sum of each text's values inside the mask, in float32."""
+    # A where and not a product: outside the mask anything may stand.
+    return jnp.where(mask, values.astype(jnp.float32), 0.0).sum(axis=1)
+
+
+def count_tokens(mask: Bool[Array, "B T"]) -> Float[Array, "B"]:
+    """Number of positions of each text inside the mask."""
+    return mask.sum(axis=1).astype(jnp.float32)
+
+
+def token_average(
+    values: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    weight: Float[Array, "B"],
+) -> tuple[Float[Array, ""], LossAux]:
+    """Weighted values of the masked tokens of all texts, over the number of tokens.
+
+    A ratio of sums over the whole batch: long texts count more, and the mean of the
+    means of its parts is something else.
+    """
+    tokens = count_tokens(mask)
+    return _average(sum_tokens(values, mask), tokens, weight, tokens)
+
+
+def text_average(
+    terms: Float[Array, "B"], tokens: Float[Array, "B"], weight: Float[Array, "B"]
+) -> tuple[Float[Array, ""], LossAux]:
+    """Weighted terms of the texts that have tokens, over the number of these.
+
+    Args:
+      terms: one finite number a text.
+      tokens: number of scored tokens; texts of none are left out.
+      weight: factor on each text.
+    """
+    scored = tokens > 0
+    terms = jnp.where(scored, terms, 0.0)
+    return _average(terms, scored.astype(jnp.float32), weight, tokens)
+
+
+def _average(
+    terms: Float[Array, "B"],
+    counts: Float[Array, "B"],
+    weight: Float[Array, "B"],
+    tokens: Float[Array, "B"],
+) -> tuple[Float[Array, ""], LossAux]:
+    weight = weight.astype(jnp.float32)
+    # Not weighted: weights of mean 1 over all texts must act on batches of one too.
+    normalizer = jnp.where(weight != 0, counts, 0.0).sum()
+    value = (weight * terms).sum() / jnp.where(normalizer != 0, normalizer, 1.0)
+    return value, LossAux(terms, normalizer, tokens)

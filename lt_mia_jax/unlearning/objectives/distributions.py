@@ -1,0 +1,232 @@
+"""Objectives on whole predicted distributions, and the blocks that bound their memory.
+
+Signature, weights and masks are those of `unlearning.objectives`. The reference is
+live here: `reference_params` comes as data, takes no gradient, and costs one forward
+pass a step and one more array of the size of the logits.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from lt_mia_jax.arrays import Array, Bool, Float, Int, Key, PyTree
+from lt_mia_jax.unlearning.objectives.batch import (
+    ApplyFn,
+    LossAux,
+    TextBatch,
+    shifted,
+    token_average,
+)
+
+BLOCK = 64
+"""Steps of every text visited at a time, unless told otherwise."""
+
+
+def kl_to_reference(
+    params: PyTree,
+    batch: TextBatch,
+    *,
+    apply_fn: ApplyFn,
+    reference_params: PyTree,
+    key: Key[Array, ""] | None = None,
+    block: int = BLOCK,
+) -> tuple[Float[Array, ""], LossAux]:
+    """KL(reference || model) in nats, mean over the positions that predict targets.
+
+    The usual implementation averages over padding and prompt as well.
+
+    Args:
+      params: parameters to train.
+      batch: the texts to keep.
+      apply_fn: the model.
+      reference_params: parameters of the reference.
+      key: unused.
+      block: steps of every text visited at a time; changes memory, not results.
+
+    Source: the KL retain term of TOFU, arXiv 2401.06121.
+    """
+
+    def term(
+        ids: Int[Array, "B T"], z: Float[Array, "B T V"], z_ref: Float[Array, "B T V"]
+    ) -> Float[Array, "B T"]:
+        reference = jax.nn.log_softmax(z_ref)
+        return (jnp.exp(reference) * (reference - jax.nn.log_softmax(z))).sum(axis=-1)
+
+    logits = apply_fn(params, batch.input_ids)
+    reference = _reference_logits(reference_params, batch, apply_fn)
+    return _average_over_blocks(term, batch, block, 0, logits, reference)
+
+
+def undial(
+    params: PyTree,
+    batch: TextBatch,
+    *,
+    apply_fn: ApplyFn,
+    reference_params: PyTree,
+    key: Key[Array, ""] | None = None,
+    beta: float = 10.0,
+    block: int = BLOCK,
+) -> tuple[Float[Array, ""], LossAux]:
+    """Cross-entropy to the reference with the logit of the true token lowered by beta.
+
+    Args:
+      params: parameters to train.
+      batch: the texts to forget.
+      apply_fn: the model.
+      reference_params: parameters of the reference.
+      key: unused.
+      beta: what is taken from the reference's logit of the target.
+      block: steps of every text visited at a time; changes memory, not results.
+
+    Source: UNDIAL, arXiv 2402.10052 (self-distillation with adjusted logits), averaged
+    over target tokens where the released code averages over padding too.
+    """
+
+    def term(
+        ids: Int[Array, "B T"], z: Float[Array, "B T V"], z_ref: Float[Array, "B T V"]
+    ) -> Float[Array, "B T"]:
+        lowered = jnp.where(_is_target(ids, z), z_ref - beta, z_ref)
+        return _cross_entropy(jax.nn.softmax(lowered), z)
+
+    logits = apply_fn(params, batch.input_ids)
+    reference = _reference_logits(reference_params, batch, apply_fn)
+    return _average_over_blocks(term, batch, block, 0, logits, reference)
+
+
+def ce_u(
+    params: PyTree,
+    batch: TextBatch,
+    *,
+    apply_fn: ApplyFn,
+    key: Key[Array, ""] | None = None,
+    skip: int = 1,
+    block: int = BLOCK,
+) -> tuple[Float[Array, ""], LossAux]:
+    """Cross-entropy to the model's own prediction without the true token.
+
+    The gradient on the logits is `p - q`, with q the prediction renormalised over the
+    other tokens: bounded, unlike that of ascent.
+
+    Args:
+      params: parameters to train.
+      batch: the texts to forget.
+      apply_fn: the model.
+      key: unused.
+      skip: number of first target tokens of each text that are left out.
+      block: steps of every text visited at a time; changes memory, not results.
+
+    Returns:
+      The value, and `LossAux` whose tokens are those not skipped.
+
+    Source: CE-U, arXiv 2503.01224.
+    """
+
+    def term(ids: Int[Array, "B T"], z: Float[Array, "B T V"]) -> Float[Array, "B T"]:
+        others = jnp.where(_is_target(ids, z), -jnp.inf, jax.lax.stop_gradient(z))
+        return _cross_entropy(jax.nn.softmax(others), z)
+
+    logits = apply_fn(params, batch.input_ids)
+    return _average_over_blocks(term, batch, block, skip, logits)
+
+
+def pdu_flatten(
+    params: PyTree,
+    batch: TextBatch,
+    *,
+    apply_fn: ApplyFn,
+    key: Key[Array, ""] | None = None,
+) -> tuple[Float[Array, ""], LossAux]:
+    """Mean over target tokens of `(max z - mean z)^2`, over the logits z.
+
+    0 where the prediction is uniform. The released code reads the logits one position
+    late.
+
+    Args:
+      params: parameters to train.
+      batch: the texts to forget.
+      apply_fn: the model.
+      key: unused.
+
+    Source: Constrained Entropic Unlearning (PDU), arXiv 2506.05314.
+    """
+    _, mask = shifted(batch)
+    logits = apply_fn(params, batch.input_ids).astype(jnp.float32)
+    # Two plain reductions, which blocks would not make smaller.
+    logits = jnp.where(mask[..., None], logits, 0.0)
+    height = logits.max(axis=-1) - logits.mean(axis=-1)
+    return token_average(height**2, mask, batch.weight)
+
+
+def _reference_logits(
+    reference_params: PyTree, batch: TextBatch, apply_fn: ApplyFn
+) -> Float[Array, "B T V"]:
+    return apply_fn(jax.lax.stop_gradient(reference_params), batch.input_ids)
+
+
+def _is_target(
+    ids: Int[Array, "B T"], logits: Float[Array, "B T V"]
+) -> Bool[Array, "B T V"]:
+    # A comparison fuses into whatever reads it; a one-hot array would be written out.
+    positions = jax.lax.broadcasted_iota(ids.dtype, logits.shape, 2)
+    return positions == ids[..., None]
+
+
+def _cross_entropy(
+    q: Float[Array, "B T V"], logits: Float[Array, "B T V"]
+) -> Float[Array, "B T"]:
+    # sum q = 1, so the normaliser of log p comes out of the sum.
+    return jax.nn.logsumexp(logits, axis=-1) - (q * logits).sum(axis=-1)
+
+
+def _average_over_blocks(
+    term: Callable[..., Float[Array, "B T"]],
+    batch: TextBatch,
+    block: int,
+    skip: int,
+    *logits: Float[Array, "B T V"],
+) -> tuple[Float[Array, ""], LossAux]:
+    """Token average of `term(ids, *logits)`, computed `block` steps at a time.
+
+    Blocks run over the steps of all texts at once and not over rows of a flattened
+    batch: with the batch sharded, a loop over rows would gather all logits on every
+    device.
+    """
+    if block < 1:
+        raise ValueError(f"block is {block}; expected at least 1 step")
+    ids, mask = shifted(batch)
+    mask = mask & (jnp.cumsum(mask, axis=1) > skip)
+
+    # Recomputed in the backward pass: only the logits themselves are kept.
+    @jax.checkpoint
+    def visit(
+        ids: Int[Array, "B T"], mask: Bool[Array, "B T"], *pieces: Float[Array, "B T V"]
+    ) -> Float[Array, "B T"]:
+        # NaN on padding must not enter: not even a gradient of 0 survives it.
+        clean = [
+            jnp.where(mask[..., None], piece.astype(jnp.float32), 0.0)
+            for piece in pieces
+        ]
+        return term(ids, *clean)
+
+    values = _over_steps(visit, block, ids, mask, *logits)
+    return token_average(values, mask, batch.weight)
+
+
+def _over_steps(
+    visit: Callable[..., Float[Array, "B T"]], block: int, *arrays: Array
+) -> Float[Array, "B T"]:
+    """`visit(*arrays)` on at most `block` columns at a time."""
+    rows, steps = arrays[0].shape
+    blocks = -(-steps // block)
+    if blocks <= 1:
+        return visit(*arrays)
+    per_block = -(-steps // blocks)
+
+    def split(x: Array) -> Array:
+        padding = [(0, 0), (0, blocks * per_block - steps)] + [(0, 0)] * (x.ndim - 2)
+        x = jnp.pad(x, padding)
+        return jnp.moveaxis(x.reshape(rows, blocks, per_block, *x.shape[2:]), 1, 0)
+
+    found = jax.lax.map(lambda piece: visit(*piece), tuple(map(split, arrays)))
+    return jnp.moveaxis(found, 0, 1).reshape(rows, -1)[:, :steps]

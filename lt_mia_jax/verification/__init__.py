@@ -1,0 +1,1 @@
+"""Did the model forget? Evaluation, metrics, and the report card."""

@@ -1,0 +1,110 @@
+"""Bootstrap intervals of any aggregate of per-item values."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.verification.metrics.checks import Values, per_item, same_items
+
+Group = np.ndarray | tuple[np.ndarray, ...]
+"""Values of the same items: one array, or several of equal length (a NamedTuple stays
+one)."""
+
+
+class Interval(NamedTuple):
+    """An aggregate and its interval over items; says nothing about training seeds."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap_interval(
+    aggregate: Callable[..., float],
+    *groups: Group,
+    level: float = 0.95,
+    seed: int = 0,
+    n_boot: int = 1000,
+) -> Interval:
+    """Percentile bootstrap interval over items.
+
+    Items of a group are drawn with replacement, all arrays of the group together (so a
+    difference of two models on the same items is a paired one); groups are drawn
+    independently. The same seed draws the same items for every aggregate.
+
+    Not for p-values: repeated items are ties that no continuous sample has.
+
+    Args:
+      aggregate: called as `aggregate(*groups)`; np.mean, an AUC, model utility.
+      *groups: per-item values; axis 0 is the item.
+      level: coverage.
+      seed: of the draws.
+      n_boot: draws.
+
+    Raises:
+      InputError: fewer than two items in a group, unequal lengths inside one, or an
+        aggregate that is NaN on the items or on a draw.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13.
+    """
+    if n_boot < 1 or not 0 < level < 1 or not groups:
+        raise InputError(
+            f"n_boot={n_boot}, level={level}, {len(groups)} groups; expected n_boot >= "
+            "1, 0 < level < 1 and at least one group"
+        )
+    sizes = [_size(i, group) for i, group in enumerate(groups)]
+    value = float(aggregate(*groups))
+    rng = np.random.default_rng(seed)
+    drawn = np.array(
+        [
+            aggregate(
+                *(
+                    _take(group, rng.integers(n, size=n))
+                    for group, n in zip(groups, sizes, strict=True)
+                )
+            )
+            for _ in range(n_boot)
+        ],
+        dtype=np.float64,
+    )
+    broken = int(np.isnan(drawn).sum())
+    if broken or np.isnan(value):
+        raise InputError(
+            f"the aggregate is {value} on the items and NaN on {broken} of {n_boot} "
+            "draws; leave out items without a value, or give more of them"
+        )
+    tail = (1 - level) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return Interval(value, float(low), float(high))
+
+
+def quantiles(
+    values: Values, probabilities: Sequence[float] = (0.05, 0.5, 0.95)
+) -> tuple[float, ...]:
+    """Quantiles over items, such as those of a signed gap.
+
+    Raises:
+      InputError: no item, or NaN.
+    """
+    found = np.quantile(per_item("values", values), list(probabilities))
+    return tuple(float(x) for x in found)
+
+
+def _size(number: int, group: Group) -> int:
+    arrays = group if isinstance(group, tuple) else (group,)
+    n = same_items(**{f"array {i}": a for i, a in enumerate(arrays)})
+    if n < 2:
+        raise InputError(
+            f"group {number} has {n} items; an interval needs at least two"
+        )
+    return n
+
+
+def _take(group: Group, rows: np.ndarray) -> Any:
+    if not isinstance(group, tuple):
+        return group[rows]
+    taken = [array[rows] for array in group]
+    # A NamedTuple is made from its fields, a plain tuple from an iterable.
+    return type(group)(*taken) if hasattr(group, "_fields") else tuple(taken)

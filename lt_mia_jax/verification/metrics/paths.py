@@ -1,0 +1,96 @@
+"""The order in which a model learned stays visible after unlearning.
+
+Two models that learned the same texts in another order differ; unlearning that sees
+the gradients of the texts to forget alone drives them apart. For linear models this is
+exact, which makes it a test of any pipeline that claims to equal retraining.
+
+Source: On the Impossibility of Retrain Equivalence in Machine Unlearning, arXiv
+2510.16629.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from lt_mia_jax.arrays import Float
+from lt_mia_jax.verification.metrics.checks import per_item
+
+
+class AscentBound(NamedTuple):
+    """How far apart gradient ascent drives two linear models at the least."""
+
+    start: float
+    """Steps from which the bound holds."""
+    scale: float
+    """`sigma^2 |P d|^2 / (4 m)`, with P onto the rows that are ascended on."""
+    growth: float
+    """Factor of the difference in one step."""
+
+    def at(self, steps: int) -> float:
+        """Least mean squared difference of the predictions after so many steps."""
+        return self.scale * self.growth ** (2 * steps)
+
+
+def retrain_distance(
+    predictions: Float[np.ndarray, "m d"], retrained: Float[np.ndarray, "m d"]
+) -> float:
+    """Mean over texts of the squared distance of two models' predictions.
+
+    Raises:
+      InputError: no text, or NaN.
+    """
+    ours = per_item("predictions", predictions, ndim=2)
+    theirs = per_item("retrained", retrained, ndim=2)
+    return float(((ours - theirs) ** 2).sum(axis=1).mean())
+
+
+def ascent_difference(
+    difference: Float[np.ndarray, " p"],
+    inputs: Float[np.ndarray, "k p"],
+    step_size: float,
+    steps: int,
+) -> Float[np.ndarray, " p"]:
+    """Difference of two linear models after gradient ascent on the same texts.
+
+    `(I + s M)^t d` with `M = (2 / k) X^T X`: ascent on the mean squared error, whatever
+    the targets are.
+
+    Args:
+      difference: of the weights before.
+      inputs: rows that are ascended on.
+      step_size: of plain gradient ascent.
+      steps: number of steps.
+    """
+    values, basis = np.linalg.eigh(2 / len(inputs) * inputs.T @ inputs)
+    return basis @ ((1 + step_size * values) ** steps * (basis.T @ difference))
+
+
+def ascent_bound(
+    difference: Float[np.ndarray, " p"],
+    inputs: Float[np.ndarray, "k p"],
+    judged: Float[np.ndarray, "m p"],
+    step_size: float,
+) -> AscentBound:
+    """Least distance of the predictions of two linear models under gradient ascent.
+
+    From `start` on the part of the difference that ascent enlarges outweighs twice the
+    part that it never touches.
+
+    Args:
+      difference: of the weights before; not orthogonal to all inputs.
+      inputs: rows that are ascended on.
+      judged: rows whose predictions are compared.
+      step_size: of plain gradient ascent.
+    """
+    _, size, rows = np.linalg.svd(inputs, full_matrices=False)
+    rows = rows[size > size[0] * len(difference) * np.finfo(np.float64).eps]
+    inside = rows.T @ (rows @ difference)
+    curvature = 2 / len(inputs) * inputs.T @ inputs
+    norm = float(np.linalg.norm(inside))
+    growth = 1 + step_size * float(inside @ curvature @ inside) / norm**2
+    seen = np.linalg.svd(judged @ rows.T, compute_uv=False)
+    sigma = float(seen[seen > seen[0] * 1e-12].min())
+    still = float(np.linalg.norm(judged @ (difference - inside)))
+    start = math.log(max(2 * still / (sigma * norm), 1.0)) / math.log(growth)
+    return AscentBound(start, (sigma * norm) ** 2 / (4 * len(judged)), growth)

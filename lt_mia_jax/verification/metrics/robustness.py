@@ -1,0 +1,305 @@
+"""What comes back: rounding the weights, and training a little on.
+
+An unlearned model whose weights moved less than half a rounding step is, once rounded,
+the model from before unlearning.
+"""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lt_mia_jax.arrays import Array, Bool, Float, Int, Params
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.finetune.lora import LAYER_KERNELS
+from lt_mia_jax.trees import flatten, select, unflatten
+from lt_mia_jax.verification.metrics.checks import Values, number, per_item, same_items
+
+EVERY_MATRIX = ("*kernel", "embedding/tokens")
+"""Patterns that take the embedding and the output head too."""
+
+
+def quantise(
+    params: Params,
+    bits: int,
+    *,
+    group_size: int | None = None,
+    patterns: Sequence[str] = (),
+) -> Params:
+    """`params` with its matrices rounded to nearest on a symmetric grid of `bits` bits.
+
+    `s = max|w| / (2^(bits-1) - 1)` over the inputs of each output channel, or over each
+    `group_size` of them; `w_q = s * clip(round(w / s))`, ties to even. Computed in
+    float32, returned in the dtype of the leaf; rounding float32 leaves again changes no
+    bit. Other leaves are the same arrays.
+
+    Args:
+      params: nested dicts; kernels are (..., inputs, outputs). Merge adapters first.
+      bits: 2 to 16.
+      group_size: inputs that share a scale, such as 128; a last group may be shorter.
+        None is the whole channel.
+      patterns: globs of the leaves to round; each must match. Empty takes the matrices
+        of the layers: embeddings, norms and the head stay.
+
+    Raises:
+      InputError: bits or group size out of range, a pattern that matches nothing, or a
+        match that is not a matrix.
+
+    Source: Catastrophic Failure of LLM Unlearning via Quantization, arXiv 2410.16454
+    (round to nearest).
+    """
+    flat = flatten(params)
+    for name in _matrices(flat, bits, group_size, patterns):
+        flat[name] = _rounded(flat[name], _levels(bits), group_size, _inputs(name))
+    return unflatten(flat)
+
+
+def changed_codes(
+    before: Params,
+    after: Params,
+    bits: int,
+    *,
+    group_size: int | None = None,
+    patterns: Sequence[str] = (),
+) -> float:
+    """Share of weights whose rounded code differs between two trees.
+
+    Each tree has scales of its own. A share near 0 says that rounding undoes whatever
+    was learned between them.
+
+    Args:
+      before: parameters before unlearning.
+      after: parameters after it.
+      bits: as for `quantise`, like the rest.
+      group_size: as for `quantise`.
+      patterns: as for `quantise`.
+
+    Raises:
+      InputError: the trees differ in paths or shapes, hold NaN or infinity, or as
+        `quantise`.
+
+    Source: the explanation given in arXiv 2410.16454, as a number.
+    """
+    first, second = flatten(before), flatten(after)
+    wrong = [
+        name
+        for name in sorted(first.keys() | second.keys())
+        if name not in first
+        or name not in second
+        or first[name].shape != second[name].shape
+    ]
+    if wrong:
+        raise InputError(
+            f"the two trees differ in presence or shape of {wrong[:5]}; expected one "
+            "architecture"
+        )
+    changed = total = 0
+    for name in _matrices(first, bits, group_size, patterns):
+        counts, finite = _count_changed(
+            first[name], second[name], _levels(bits), group_size, _inputs(name)
+        )
+        if not bool(finite):
+            raise InputError(f"{name} is not finite; the model has diverged")
+        changed += int(np.asarray(counts).sum(dtype=np.int64))
+        total += first[name].size
+    return changed / total
+
+
+def recovered_fraction(value: float, *, original: float, retrained: float) -> float:
+    """`(M - M_retrained) / (M_original - M_retrained)`: what is left of the knowledge.
+
+    0 as after retraining, 1 as before unlearning; not clipped. Compare the value after
+    rounding with the one in full precision, and round the retrained model as well.
+
+    Args:
+      value: the metric of the unlearned (and rounded) model.
+      original: of the model before unlearning.
+      retrained: of the model trained without the forget set.
+
+    Raises:
+      InputError: NaN, or original and retrained are equal.
+
+    Source: arXiv 2410.16454 (retained knowledge, with the retrained model as zero).
+    """
+    value = number("value", value)
+    span = number("original", original) - number("retrained", retrained)
+    if span == 0:
+        raise InputError(
+            f"original and retrained models both have {original}; the metric does not "
+            "see the forget set, so nothing can be recovered in it"
+        )
+    return (value - retrained) / span
+
+
+def relearning_area(
+    steps: Sequence[int] | np.ndarray,
+    unlearned: Values,
+    retrained: Values,
+    *,
+    axis: Literal["log", "linear"] = "log",
+) -> float:
+    """Mean gap of two relearning curves, in units of their metric.
+
+    The trapezoidal area between them over the span of the axis. Positive: the unlearned
+    model knows, or relearns, more than a model that never knew.
+
+    Args:
+      steps: training steps after which the metric was taken, rising, from 0.
+      unlearned: the metric after each, on forget items not trained on.
+      retrained: of the retrained model under the same recipe.
+      axis: area over log(1 + steps), which gives each decade its weight, or over steps.
+
+    Raises:
+      InputError: unequal lengths, fewer than two points, steps that do not rise, NaN.
+    """
+    at = per_item("steps", np.asarray(steps, np.float64), low=0.0)
+    ours = per_item("metric of the unlearned model", unlearned)
+    theirs = per_item("metric of the retrained model", retrained)
+    same_items(steps=at, unlearned=ours, retrained=theirs)
+    if len(at) < 2 or (np.diff(at) <= 0).any():
+        raise InputError(
+            f"steps are {at.tolist()}; expected at least two, each larger than the last"
+        )
+    if axis not in ("log", "linear"):
+        raise InputError(f"axis is {axis!r}; expected 'log' or 'linear'")
+    x = np.log1p(at) if axis == "log" else at
+    return float(np.trapezoid(ours - theirs, x) / (x[-1] - x[0]))
+
+
+def relearning_robustness(
+    *,
+    unlearned_before: float,
+    unlearned_after: float,
+    retrained_before: float,
+    retrained_after: float,
+) -> float:
+    """Gain of the retrained model over that of the unlearned one, clipped to [0, 1].
+
+    1 where the unlearned model relearns no faster than one that never knew, and where
+    it gains nothing at all.
+
+    Args:
+      unlearned_before: a metric that rises with knowledge of the forget set.
+      unlearned_after: after relearning.
+      retrained_before: of the retrained model.
+      retrained_after: after the same recipe.
+
+    Raises:
+      InputError: NaN.
+
+    Source: OpenUnlearning, arXiv 2506.12618 (robustness of a metric to relearning).
+    """
+    ours = number("unlearned_after", unlearned_after) - number(
+        "unlearned_before", unlearned_before
+    )
+    theirs = number("retrained_after", retrained_after) - number(
+        "retrained_before", retrained_before
+    )
+    if ours <= 0:
+        return 1.0
+    return float(np.clip(theirs / ours, 0, 1))
+
+
+def closeness(a: float, b: float) -> float:
+    """`1 - |a - b| / (|a| + |b|)`, 1 where both are 0.
+
+    Of a metric before and after rounding, and of the gains of two models in relearning:
+    the two symmetric forms whose harmonic mean rates a metric's robustness.
+
+    Source: Unlearning Depth Score, project page.
+    """
+    total = abs(number("a", a)) + abs(number("b", b))
+    return 1.0 if total == 0 else 1 - abs(a - b) / total
+
+
+def _levels(bits: int) -> Float[Array, ""]:
+    return jnp.float32(2 ** (bits - 1) - 1)
+
+
+def _divide(x: Float[Array, "..."], by: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Correctly rounded `x / by`.
+
+    XLA turns division by a broadcast into a product with the reciprocal, which is
+    rounded twice and would move weights that lie half-way between two codes.
+    """
+    return x / jax.lax.optimization_barrier(jnp.broadcast_to(by, x.shape))
+
+
+@partial(jax.jit, static_argnames=("group_size", "inputs"))
+def _rounded(
+    weight: Float[Array | np.ndarray, "..."],
+    levels: Float[Array, ""],
+    group_size: int | None,
+    inputs: int,
+) -> Float[Array, "..."]:
+    codes, scales = _codes(weight, levels, group_size, inputs)
+    return (codes * scales).astype(weight.dtype)
+
+
+@partial(jax.jit, static_argnames=("group_size", "inputs"))
+def _count_changed(
+    before: Float[Array | np.ndarray, "..."],
+    after: Float[Array | np.ndarray, "..."],
+    levels: Float[Array, ""],
+    group_size: int | None,
+    inputs: int,
+) -> tuple[Int[Array, "..."], Bool[Array, ""]]:
+    """Number of different codes in each matrix, and whether all scales are finite."""
+    a, s = _codes(before, levels, group_size, inputs)
+    b, t = _codes(after, levels, group_size, inputs)
+    # One count a matrix: that of a whole stack may not fit 32 bits.
+    return (a != b).sum(axis=(-2, -1)), jnp.isfinite(s).all() & jnp.isfinite(t).all()
+
+
+def _codes(
+    weight: Float[Array | np.ndarray, "..."],
+    levels: Float[Array, ""],
+    group_size: int | None,
+    inputs: int,
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Codes (whole numbers) and, of the same shape, the scale of each."""
+    w = jnp.moveaxis(jnp.asarray(weight).astype(jnp.float32), inputs, -1)
+    size = group_size or w.shape[-1]
+    missing = -w.shape[-1] % size
+    padded = jnp.pad(w, [(0, 0)] * (w.ndim - 1) + [(0, missing)])
+    grouped = padded.reshape(*w.shape[:-1], -1, size)
+    scale = _divide(jnp.abs(grouped).max(axis=-1, keepdims=True), levels)
+    # A group of zeros has scale 0 and codes 0.
+    steps = jnp.round(_divide(grouped, jnp.where(scale > 0, scale, 1.0)))
+    codes = jnp.clip(steps, -levels, levels)
+
+    def back(x: Array) -> Array:
+        flat = x.reshape(padded.shape)[..., : w.shape[-1]]
+        return jnp.moveaxis(flat, -1, inputs)
+
+    return back(codes), back(jnp.broadcast_to(scale, grouped.shape))
+
+
+def _inputs(name: str) -> int:
+    """The axis of the inputs; the embedding table is read by rows, one a token."""
+    return -1 if name.startswith("embedding/") else -2
+
+
+def _matrices(
+    flat: Params, bits: int, group_size: int | None, patterns: Sequence[str]
+) -> list[str]:
+    if not 2 <= bits <= 16:
+        raise InputError(f"bits is {bits}; expected 2 to 16")
+    if group_size is not None and group_size < 1:
+        raise InputError(f"group_size is {group_size}; expected at least 1, or None")
+    if patterns:
+        names = select(flat, patterns)
+    else:
+        names = [n for n in flat if any(fnmatchcase(n, p) for p in LAYER_KERNELS)]
+    flat_wrong = [name for name in names if flat[name].ndim < 2]
+    if flat_wrong or not names:
+        raise InputError(
+            f"patterns {list(patterns or LAYER_KERNELS)} match {len(names)} leaves, "
+            f"of which {flat_wrong} are no matrices; name at least one matrix of "
+            f"{list(flat)}, and matrices only"
+        )
+    return names

@@ -1,0 +1,66 @@
+"""How alike two models' representations of the same texts are."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from lt_mia_jax.arrays import Array, Float
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.verification.metrics.checks import per_item, same_items
+
+Features = Float[np.ndarray | Array, "_ _"]
+
+
+def linear_cka(x: Features, y: Features) -> float:
+    """Linear centred kernel alignment of two sets of features, in [0, 1].
+
+    Unchanged by rotations and scalings of either set. Biased upwards when there are not
+    many more rows than columns: compare values at equal N only.
+
+    Args:
+      x: features of N tokens or texts under one model.
+      y: of the same N, in the same order, under another.
+
+    Raises:
+      InputError: unequal N, NaN, or features that do not vary.
+
+    Source: Kornblith et al., Similarity of Neural Network Representations Revisited,
+    arXiv 1905.00414, section 3.
+    """
+    first, second = (per_item("features", z, ndim=2) for z in (x, y))
+    n = same_items(x=first, y=second)
+    first, second = (z - z.mean(axis=0, keepdims=True) for z in (first, second))
+    # Whichever is smaller: N x N Gram matrices or D x D cross-products.
+    if n < max(first.shape[1], second.shape[1]):
+        a, b = first @ first.T, second @ second.T
+        cross, own = (a * b).sum(), np.linalg.norm(a) * np.linalg.norm(b)
+    else:
+        cross = (first.T @ second).ravel() @ (first.T @ second).ravel()
+        own = np.linalg.norm(first.T @ first) * np.linalg.norm(second.T @ second)
+    if own == 0:
+        raise InputError(
+            f"features of {n} rows are constant under one of the models; expected at "
+            "least two different rows"
+        )
+    return float(cross / own)
+
+
+def layerwise_cka(
+    first: Mapping[int, Features], second: Mapping[int, Features]
+) -> dict[int, float]:
+    """`linear_cka` of every layer, by its number.
+
+    Args:
+      first: features "N D" by layer, such as the streams that `LanguageModel.apply`
+        captures, one row a real token or the last token of each text.
+      second: of another model, at the same layers.
+
+    Raises:
+      InputError: the layers differ, or as `linear_cka`.
+    """
+    if not first or first.keys() != second.keys():
+        raise InputError(
+            f"layers are {sorted(first)} and {sorted(second)}; expected the same, at "
+            "least one"
+        )
+    return {layer: linear_cka(first[layer], second[layer]) for layer in sorted(first)}

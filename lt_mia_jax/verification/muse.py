@@ -1,0 +1,222 @@
+"""MUSE: verbatim and knowledge memorisation, leakage and utility of one model."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lt_mia_jax.arrays import Float
+from lt_mia_jax.attacks.learned.attack import Attack
+from lt_mia_jax.data.benchmarks import Benchmark, load_benchmark
+from lt_mia_jax.data.questions import Question, read_questions
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.verification import metrics
+from lt_mia_jax.verification.card import (
+    LEAK_SCORE,
+    interval_of_mean,
+    no_leakage,
+    privacy,
+    separation,
+)
+from lt_mia_jax.verification.evaluate import EvaluatedModel, generate, membership
+from lt_mia_jax.verification.metrics.checks import PerItem
+
+VERBATIM_TOKENS = 128
+KNOWLEDGE_TOKENS = 32
+
+
+class MuseTexts(NamedTuple):
+    """The rows of MUSE-News or MUSE-Books that an evaluation reads."""
+
+    verbatim: Sequence[Question]
+    """Beginnings of forgotten texts, and how they go on."""
+    forget_questions: Sequence[Question]
+    retain_questions: Sequence[Question]
+    forget_examples: Sequence[Question]
+    """Solved questions that stand in front of `forget_questions`."""
+    retain_examples: Sequence[Question]
+    forget: Sequence[Question]
+    """Forgotten texts, for attacks."""
+    holdout: Sequence[Question]
+    """Texts that no model has seen."""
+
+
+def load_muse(
+    benchmark: Benchmark, *, local: Path | str | None = None, limit: int | None = None
+) -> MuseTexts:
+    """Read the parts of a MUSE benchmark that `measure_muse` needs.
+
+    Args:
+      benchmark: `BENCHMARKS["muse_news"]` or `["muse_books"]`.
+      local: a copy of the repository; None asks the hub.
+      limit: rows of each part at most.
+
+    Raises:
+      InputError: as `load_benchmark`.
+    """
+    return _texts(
+        lambda part: load_benchmark(benchmark, part, local=local, limit=limit)
+    )
+
+
+def read_muse(folder: Path) -> MuseTexts:
+    """Read the same parts from the files that `lt-mia benchmark` writes.
+
+    Raises:
+      InputError: a file is missing or cannot be used.
+    """
+    return _texts(lambda part: read_questions(folder / f"{part}.jsonl"))
+
+
+def _texts(read: Callable[[str], list[Question]]) -> MuseTexts:
+    return MuseTexts(
+        verbatim=read("verbmem_forget"),
+        forget_questions=read("knowmem_forget_qa"),
+        retain_questions=read("knowmem_retain_qa"),
+        forget_examples=read("knowmem_forget_qa_icl"),
+        retain_examples=read("knowmem_retain_qa_icl"),
+        forget=read("privleak_forget"),
+        holdout=read("privleak_holdout"),
+    )
+
+
+class MuseMeasured(NamedTuple):
+    """Values of one model, one an item."""
+
+    verbatim: PerItem
+    """VerbMem: ROUGE-L F1 of the continuation."""
+    forget_knowledge: PerItem
+    """KnowMem on the forget set: ROUGE-L F1 of the answer."""
+    retain_knowledge: PerItem
+    """The same on the retain set: utility."""
+    forget_scores: Mapping[str, Float[np.ndarray, " N"]]
+    holdout_scores: Mapping[str, Float[np.ndarray, " M"]]
+
+
+def measure_muse(
+    subject: EvaluatedModel,
+    texts: MuseTexts,
+    reference: EvaluatedModel | None = None,
+    *,
+    attack: Attack | None = None,
+) -> MuseMeasured:
+    """Run the evaluation of MUSE on one model.
+
+    Texts are raw: of the subject's template only the beginning-of-text id is used.
+    Where the model's context is too short for all solved examples, the first ones are
+    cut off. Of the text to be remembered as many tokens count as are generated.
+
+    Args:
+      subject: the model, in full precision (the authors load it in 8 bits).
+      texts: as `load_muse` returns them.
+      reference: as `evaluate.membership` takes it.
+      attack: likewise.
+
+    Raises:
+      InputError: a part is empty, or has plain text where questions belong.
+
+    Source: MUSE, arXiv 2407.06460, section 3.
+    """
+    template = dataclasses.replace(subject.template, end=False)
+    subject = subject._replace(template=template)
+    continued = generate(
+        subject, [_question(row) for row in texts.verbatim], VERBATIM_TOKENS
+    )
+    true = [_cut(subject, row.answer, VERBATIM_TOKENS) for row in texts.verbatim]
+
+    def known(asked: Sequence[Question], examples: Sequence[Question]) -> PerItem:
+        return metrics.knowledge_memorisation(
+            generate(subject, _prompts(asked, examples), KNOWLEDGE_TOKENS),
+            [row.answer for row in asked],
+        )
+
+    return MuseMeasured(
+        metrics.verbatim_memorisation(continued, true),
+        known(texts.forget_questions, texts.forget_examples),
+        known(texts.retain_questions, texts.retain_examples),
+        membership(subject, reference, texts.forget, attack=attack),
+        membership(subject, reference, texts.holdout, attack=attack),
+    )
+
+
+def muse_card(
+    measured: MuseMeasured, retrained: MuseMeasured | None = None, *, seed: int = 0
+) -> dict[str, Any]:
+    """The four numbers of MUSE, and the AUC of every attack, with 95 % intervals.
+
+    Scalability and sustainability are this card on larger forget sets and after each of
+    several requests.
+
+    Args:
+      measured: the model.
+      retrained: the model that never saw the forget set; None leaves PrivLeak out.
+      seed: of the bootstrap.
+    """
+    card: dict[str, Any] = {
+        "verbmem": interval_of_mean(measured.verbatim, seed),
+        "knowmem_forget": interval_of_mean(measured.forget_knowledge, seed),
+        "knowmem_retain": interval_of_mean(measured.retain_knowledge, seed),
+    }
+    for name, forget in measured.forget_scores.items():
+        holdout = measured.holdout_scores[name]
+        card[f"auc_{name}"], card[f"tpr_{name}"] = separation(forget, holdout, seed)
+    if retrained is not None:
+        leak = privacy(
+            (measured.forget_scores[LEAK_SCORE], retrained.forget_scores[LEAK_SCORE]),
+            (measured.holdout_scores[LEAK_SCORE], retrained.holdout_scores[LEAK_SCORE]),
+            seed,
+        )
+        if leak is None:
+            card["notes"] = [no_leakage([LEAK_SCORE])]
+        else:
+            card["priv_leak"] = leak
+    return card
+
+
+def muse_cards(
+    subjects: Mapping[str, EvaluatedModel],
+    texts: MuseTexts,
+    reference: EvaluatedModel | None = None,
+    *,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """`muse_card` of several models, each entry with `muse_` before its name.
+
+    Args:
+      subjects: models by name; `retrained`, if there, is what PrivLeak compares with.
+      texts: as `read_muse` returns them.
+      reference: as `evaluate.membership` takes it.
+      seed: of the bootstrap.
+    """
+    measured = {
+        name: measure_muse(subject, texts, reference)
+        for name, subject in subjects.items()
+    }
+    cards = {}
+    for name, found in measured.items():
+        card = muse_card(found, measured.get("retrained"), seed=seed)
+        notes = {"notes": card.pop("notes")} if "notes" in card else {}
+        cards[name] = {f"muse_{key}": value for key, value in card.items()} | notes
+    return cards
+
+
+def _cut(subject: EvaluatedModel, text: str, tokens: int) -> str:
+    """The beginning of a text, as many tokens as `generate` makes."""
+    count = min(tokens, subject.model.config.context // 2)
+    ids = subject.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return text if len(ids) <= count else subject.tokenizer.decode(ids[:count])
+
+
+def _prompts(asked: Sequence[Question], examples: Sequence[Question]) -> list[str]:
+    shown = "".join(
+        f"Question: {_question(row)}\nAnswer: {row.answer}\n\n" for row in examples
+    )
+    return [f"{shown}Question: {_question(row)}\nAnswer:" for row in asked]
+
+
+def _question(row: Question) -> str:
+    if row.question is None:
+        raise InputError(f"{row.name} is plain text; expected a question or a prompt")
+    return row.question

@@ -1,0 +1,326 @@
+"""The report card: against hand calculation, and what must hold at its corners."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quick_compile import jit
+
+from lt_mia_jax.attacks.learned.attack import Attack
+from lt_mia_jax.attacks.learned.classifier import init
+from lt_mia_jax.attacks.learned.classifier_config import ClassifierConfig
+from lt_mia_jax.data.answers import encode_answers
+from lt_mia_jax.data.syntofu import (
+    MAX_LENGTH,
+    TEMPLATE,
+    SynTofuConfig,
+    build,
+    make_tokenizer,
+)
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.models import LanguageModel, gpt2_like
+from lt_mia_jax.unlearning.interventions.edits import (
+    Rotation,
+    Steering,
+    at_layers,
+    compose,
+)
+from lt_mia_jax.unlearning.interventions.gated import GatedRotation
+from lt_mia_jax.verification import layers, stress
+from lt_mia_jax.verification.evaluate import (
+    EvaluatedModel,
+    Measured,
+    examine,
+    generate,
+    measure_memo,
+    membership,
+    report_card,
+)
+
+DATA = SynTofuConfig(
+    background=2, fictitious=4, forget_percent=(25,), retain_evaluated=2
+)
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return build(DATA)
+
+
+@pytest.fixture(scope="module")
+def subjects():
+    tokenizer = make_tokenizer()
+    model = LanguageModel(gpt2_like(len(tokenizer), 16, 1, 2, 32))
+    return [
+        EvaluatedModel(
+            model, model.init(jax.random.key(i)), tokenizer, TEMPLATE, MAX_LENGTH
+        )
+        for i in range(2)
+    ]
+
+
+apply = jit(lambda model, params, ids: model.apply(params, ids), static_argnums=0)
+
+
+def answer_loss(subject, rows):
+    """Mean over the answer's tokens, one text at a time, in float64."""
+    encoded = encode_answers(
+        rows, subject.tokenizer, max_length=MAX_LENGTH, template=TEMPLATE
+    )
+    found = []
+    for ids, labels in zip(encoded.input_ids, encoded.label_mask, strict=True):
+        logits = apply(subject.model, subject.params, ids[None])
+        logits = np.asarray(logits, np.float64)[0]
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        places = np.flatnonzero(labels)
+        found.append(-log_p[places - 1, ids[places]].mean())
+    return np.array(found)
+
+
+def test_width_is_that_of_the_texts(subjects, splits):
+    """Texts that fit the model's positions do, whatever length was asked for."""
+    rows = splits["forget25_perturbed"]
+    for length in (64, 1000):
+        wide = subjects[0]._replace(length=length)
+        for got, expected in zip(
+            examine(wide, rows), examine(subjects[0], rows), strict=True
+        ):
+            np.testing.assert_array_equal(got, expected)
+    short = [row._replace(answer="a", value=None) for row in rows]
+    lengths = wide.encode(short).attention_mask.sum(axis=1)
+    assert wide.encode(short).input_ids.shape[1] - lengths.max() < 8
+
+
+def test_items_against_single_texts(subjects, splits):
+    rows = splits["forget25_perturbed"]
+    items = examine(subjects[0], rows)
+    right = [row._replace(answer=row.paraphrased_answer, value=None) for row in rows]
+    wrong = [
+        [row._replace(answer=row.wrong_answers[k], value=None) for row in rows]
+        for k in range(5)
+    ]
+    losses = np.stack([answer_loss(subjects[0], w) for w in wrong], axis=1)
+    truth = answer_loss(subjects[0], right)
+    np.testing.assert_allclose(
+        items.truth_ratio, np.exp(truth - losses.mean(axis=1)), rtol=1e-4
+    )
+    plain = np.exp(-answer_loss(subjects[0], rows))
+    np.testing.assert_allclose(items.probability, plain, rtol=1e-4)
+    share = plain / (plain + np.exp(-losses).sum(axis=1))
+    np.testing.assert_allclose(items.normalised_probability, share, rtol=1e-4)
+    assert len(items.generated) == len(rows)
+    assert not np.isnan(items.slot_accuracy).any()
+
+
+def test_attacks_score_answers_alone(subjects, splits):
+    rows = splits["holdout25"]
+    found = membership(subjects[0], subjects[1], rows)
+    mine, theirs = (answer_loss(subject, rows) for subject in subjects)
+    np.testing.assert_allclose(found["loss"], -mine, rtol=1e-4)
+    np.testing.assert_allclose(found["ratio"], -mine / theirs, rtol=1e-4)
+
+
+def test_an_intervention_is_part_of_the_model(subjects, splits):
+    rows = splits["holdout25"]
+    plain = membership(subjects[0], subjects[1], rows)
+    still = Steering(np.arange(16, dtype=np.float32), 0.0)
+    moved = Steering(np.arange(16, dtype=np.float32), 3.0)
+    same = membership(subjects[0]._replace(intervention=still), subjects[1], rows)
+    other = membership(subjects[0]._replace(intervention=moved), subjects[1], rows)
+    for name, values in plain.items():
+        np.testing.assert_allclose(same[name], values, rtol=1e-4)
+        assert np.abs(other[name] - values).max() > 1e-3
+
+
+def test_the_learned_attack_is_one_more_score(subjects, splits):
+    config = ClassifierConfig(
+        inputs=7 * 2 + 14, length=MAX_LENGTH, architecture="mlp", hidden=(4,)
+    )
+    attack = Attack(config, init(config, jax.random.key(3)), {})
+    rows = splits["holdout25"]
+    found = membership(subjects[0], subjects[1], rows, attack=attack)
+    # Scores belong to texts, whatever their order.
+    turned = membership(subjects[0], subjects[1], rows[::-1], attack=attack)
+    np.testing.assert_allclose(found["lt_mia"], turned["lt_mia"][::-1], rtol=1e-4)
+    assert len(np.unique(found["lt_mia"])) > 1
+    with pytest.raises(InputError, match="compares with a reference"):
+        membership(subjects[0], None, rows, attack=attack)
+
+
+def test_generation_from_text_is_that_from_tokens(subjects, splits):
+    rows = splits["forget25"][:5]
+    expected = examine(subjects[0], rows).generated
+    # The context leaves room for half of it; answers are cut at the shorter of both.
+    found = generate(subjects[0], [row.question for row in rows], 8)
+    for short, long in zip(found, expected, strict=True):
+        assert long.startswith(short) or short.startswith(long)
+    longer = [" ".join([row.question] * 9) for row in rows]
+    cut = generate(subjects[0], longer, 8)
+    words = [text.split() for text in longer]
+    kept = 32 - 8 + 1 - 1
+    assert cut == generate(subjects[0], [" ".join(w[-kept:]) for w in words], 8)
+    with pytest.raises(InputError, match="no token"):
+        generate(subjects[0]._replace(template=TEMPLATE.__class__()), [""], 4)
+
+
+def test_memo_and_plain_texts(subjects, splits):
+    rows = splits["forget25"][:2]
+    found = measure_memo(subjects[0], rows, step=20, max_new_tokens=4)
+    assert found.shape == (2,)
+    assert ((found >= 0) & (found <= 1)).all()
+    plain = [row._replace(question=None, value=None) for row in rows]
+    items = examine(subjects[0], plain)
+    assert np.isnan(items.truth_ratio).all()
+    assert not np.isnan(items.rouge).any()
+    unread = [row._replace(answer="? !", value=None) for row in rows]
+    assert np.isnan(examine(subjects[0], unread).rouge).all()
+
+
+def test_rounding_and_relearning(subjects, splits):
+    rows = splits["forget25"]
+    fine = examine(stress.quantised(subjects[0], 16), rows)
+    plain = examine(subjects[0], rows)
+    np.testing.assert_allclose(fine.probability, plain.probability, rtol=1e-3)
+    curve = stress.relearn(
+        subjects[0], rows[::2], rows[::2], steps=(0, 3), learning_rate=1e-2
+    )
+    start = plain.probability[::2].mean()
+    assert curve.probability[0] == pytest.approx(start, rel=1e-4)
+    assert curve.probability[1] > 1.5 * start
+    one, other = subjects
+    three = {"before": one, "after": other, "retrained": other}
+    entry = stress.rounding_card(three, rows, 16)
+    assert entry["recovered"] is None  # neither model knows anything
+    assert set(entry["models"]) == set(three)
+    entry = stress.relearning_card(three, rows)
+    assert (entry["taught"], entry["asked"]) == (-(-len(rows) // 2), len(rows) // 2)
+    assert entry["area"] == {"value": 0, "low": 0, "high": 0}
+    assert entry["robustness"]["value"] == 1
+    assert stress.relearning_card(three, rows[:1]) is None
+    with pytest.raises(InputError, match="at least one each"):
+        stress.relearn(subjects[0], rows, [])
+    with pytest.raises(InputError, match="rising"):
+        stress.relearn(subjects[0], rows, rows, steps=(3, 0))
+
+
+def test_streams_by_layer(subjects, splits):
+    rows = splits["forget25"]
+    one, other = (layers.streams(subject, rows) for subject in subjects)
+    encoded = subjects[0].encode(rows)
+    assert len(one.text) == encoded.label_mask.sum()
+    # The embedding: token and position, of the token before each target.
+    text, place = np.nonzero(encoded.label_mask)
+    params = subjects[0].params["embedding"]
+    expected = (
+        np.asarray(params["tokens"])[encoded.input_ids[text, place - 1]]
+        + np.asarray(params["positions"])[place - 1]
+    )
+    np.testing.assert_allclose(one.layers[0], expected, rtol=1e-5)
+    assert layers.similarity(one, one) == pytest.approx([1.0, 1.0])
+    assert max(layers.similarity(one, other)) < 0.999
+    few = layers.streams(subjects[0], rows, tokens=7)
+    np.testing.assert_array_equal(few.layers[1], one.layers[1][:7])
+    plane = layers.pca_projection({"a": one, "b": other})
+    assert plane["a"].shape == (len(rows), 2)
+    both = np.concatenate(list(plane.values()))
+    pooled = np.concatenate(
+        [
+            [s.layers[1][s.text == i].mean(0) for i in range(len(rows))]
+            for s in (one, other)
+        ]
+    ).astype(np.float64)
+    largest = np.sort(np.linalg.eigvalsh(np.cov(pooled.T)))[::-1][:2]
+    np.testing.assert_allclose(np.cov(both.T), np.diag(largest), atol=1e-9)
+
+
+def measured(subject, reference, splits):
+    sets = {"forget": splits["forget25_perturbed"]} | {
+        name: splits[f"{name}_perturbed"]
+        for name in ("retain", "real_authors", "world_facts")
+    }
+    return Measured(
+        {name: examine(subject, rows) for name, rows in sets.items()},
+        membership(subject, reference, splits["forget25"]),
+        membership(subject, reference, splits["holdout25"]),
+    )
+
+
+def test_a_retrained_model_beside_itself(subjects, splits):
+    one = measured(subjects[0], subjects[1], splits)
+    other = measured(subjects[1], subjects[1], splits)
+    card = report_card(one, one)
+    assert card["forget_quality"]["value"] == 1
+    assert card["priv_leak"]["value"] == 0
+    assert all(card[f"leak_{name}"]["value"] == 0 for name in one.forget_scores)
+    for name, found in card.items():
+        if isinstance(found, dict) and "low" in found:
+            assert found["low"] <= found["value"] <= found["high"], name
+    assert set(one.forget_scores) == {
+        *("loss", "zlib", "min_k", "min_k_plus_plus", "ratio")
+    }
+    assert report_card(other, one)["forget_quality"]["value"] < 1
+
+
+def test_known_texts_leak(subjects, splits):
+    # Scores that rank every forgotten text above all others: nothing was forgotten.
+    one = measured(subjects[0], subjects[1], splits)
+    name = "min_k"
+    high = {**one.forget_scores, name: np.full(len(one.forget_scores[name]), 100.0)}
+    low = {**one.forget_scores, name: np.full(len(one.forget_scores[name]), -100.0)}
+    assert report_card(one._replace(forget_scores=high), one)["priv_leak"]["value"] == (
+        pytest.approx(-100)
+    )
+    assert report_card(one._replace(forget_scores=low), one)["priv_leak"]["value"] > 0
+
+
+def test_no_questions(subjects):
+    with pytest.raises(InputError, match="empty"):
+        examine(subjects[0], [])
+
+
+def test_an_intervention_that_does_nothing(subjects, splits):
+    rows = splits["forget25"]
+    plain = membership(subjects[0], subjects[1], rows)
+    edited = subjects[0]._replace(intervention=compose())
+    for name, scores in membership(edited, subjects[1], rows).items():
+        np.testing.assert_allclose(scores, plain[name], rtol=1e-4, err_msg=name)
+
+
+def test_the_gate_is_told_where_prompts_end(subjects, splits):
+    """Each text alone, its gate worked out by hand from its prompt."""
+    rows = splits["forget25_perturbed"][:4]
+    subject, rng = subjects[0], np.random.default_rng(0)
+    width = subject.model.config.width
+    encoded = encode_answers(
+        rows, subject.tokenizer, max_length=MAX_LENGTH, template=TEMPLATE
+    )
+
+    @jit
+    def run(ids, edit):
+        return subject.model.apply(subject.params, ids, intervention=edit, capture=(0,))
+
+    lengths = encoded.label_mask.argmax(axis=1)
+    streams = np.asarray(run(encoded.input_ids, None)[1][0], np.float64)
+    prompts = np.array(
+        [x[:n].mean(axis=0) for x, n in zip(streams, lengths, strict=True)]
+    )
+    vectors = 0.05 * rng.normal(size=(1, width)).astype(np.float32)
+    # The first prompt is the topic; the threshold lies between those of all four.
+    centre = prompts[:1].astype(np.float32)
+    near = prompts @ centre[0] / np.linalg.norm(prompts, axis=1)
+    near /= np.linalg.norm(centre)
+    threshold = float(np.sort(near)[:2].mean())
+    gate = at_layers(GatedRotation(vectors, centre, threshold), [0])
+    found = membership(subject._replace(intervention=gate), None, rows)["loss"]
+    items = examine(subject._replace(intervention=gate), rows)
+    assert (near > threshold).sum() == 3
+    for n, row in enumerate(encoded.input_ids):
+        weights = jnp.full((1, 1), float(near[n] > threshold))
+        logits, _ = run(row[None], at_layers(Rotation(vectors, weights), [0]))
+        logits = np.asarray(logits, np.float64)[0, :-1]
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        nll = -log_p[np.arange(len(log_p)), row[1:]]
+        answer = encoded.label_mask[n, 1:] == 1
+        assert found[n] == pytest.approx(-nll[answer].mean(), rel=1e-4)
+        expected = np.exp(-nll[answer].mean())
+        assert items.probability[n] == pytest.approx(expected, rel=1e-4)
