@@ -1,4 +1,4 @@
-"""Memorisation auditing for language models: detect, forget, verify."""
+"""Memorization auditing for language models: detect, forget, verify."""
 
 from lt_mia_jax import attacks as attacks
 from lt_mia_jax.attacks import load_attack as load_attack

@@ -27,7 +27,7 @@ def wide(params, name):
     return np.asarray(params[name], np.float64)
 
 
-def normalise(x, norm: Norm, params):
+def normalize(x, norm: Norm, params):
     out = np.empty_like(x, dtype=np.float64)
     for index in np.ndindex(x.shape[:-1]):
         row = x[index].astype(np.float64)
@@ -130,7 +130,7 @@ def self_attention(x, config: Attention, params):
     if config.qk_norm is not None:
         for name in ("query", "key"):
             norm = config.qk_norm.norm
-            split[name] = normalise(split[name], norm, params[f"{name}_norm"])
+            split[name] = normalize(split[name], norm, params[f"{name}_norm"])
     bias = None
     match config.position:
         case Rotary() as rotary:
@@ -291,13 +291,13 @@ def mix(x, config, params):
 
 
 def block(x, config: BlockConfig, params):
-    normed = normalise(x, config.norm, params.get("mixer_norm", {}))
+    normed = normalize(x, config.norm, params.get("mixer_norm", {}))
     mixed = mix(normed, config.mixer, params["mixer"])
     if config.feed_forward is None:
         return x + mixed
     if config.residual is not Residual.PARALLEL_SHARED_NORM:
         after = x if config.residual is Residual.PARALLEL else x + mixed
-        normed = normalise(after, config.norm, params.get("feed_forward_norm", {}))
+        normed = normalize(after, config.norm, params.get("feed_forward_norm", {}))
     own = params["feed_forward"]
     is_mlp = isinstance(config.feed_forward, Mlp)
     fed = mlp(normed, config.feed_forward, own) if is_mlp else channel_mix(normed, own)
@@ -327,7 +327,7 @@ def streams(config: ModelConfig, params, ids):
         table = wide(params["embedding"], "positions")
         x = x + table[positions.offset + np.arange(ids.shape[1])]
     if config.embedding.norm is not None:
-        x = normalise(x, config.embedding.norm, params.get("embedding_norm", {}))
+        x = normalize(x, config.embedding.norm, params.get("embedding_norm", {}))
     found = [x]
     for layer in range(config.layers):
         part = config.pattern[layer % len(config.pattern)]
@@ -338,7 +338,7 @@ def streams(config: ModelConfig, params, ids):
 
 def logits(config: ModelConfig, params, ids):
     x = streams(config, params, ids)[-1]
-    x = normalise(x, config.final_norm, params.get("final_norm", {}))
+    x = normalize(x, config.final_norm, params.get("final_norm", {}))
     if isinstance(config.head, Tied):
         found = x @ wide(params["embedding"], "tokens").T
     else:

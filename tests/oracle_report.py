@@ -43,7 +43,7 @@ def interval(value: float | None, width: float) -> dict:
     return {"value": value, "low": max(0, value - width), "high": min(1, value + width)}
 
 
-def summarise(members: np.ndarray, nonmembers: np.ndarray) -> dict:
+def summarize(members: np.ndarray, nonmembers: np.ndarray) -> dict:
     n, width = len(nonmembers), 0.7 / np.sqrt(len(nonmembers))
     tpr = {}
     for f in (0.05, 0.01, 0.001):
@@ -69,7 +69,7 @@ def synthesise_run(
     *,
     n: int = 400,
     combinations: tuple[str, ...] = ("gpt2 on news",),
-    labelled: bool = True,
+    labeled: bool = True,
     calibrated: bool = False,
     blind_shift: float = 0.1,
     title: str = "Was the newsroom archive used to fine-tune gpt2-news?",
@@ -109,7 +109,7 @@ def synthesise_run(
             )
             if len(combinations) > 1:
                 rows[-1]["combination"] = name
-            if labelled:
+            if labeled:
                 rows[-1]["label"] = int(labels[row])
             if calibrated:
                 rows[-1]["p_value"] = float(p[row])
@@ -118,8 +118,8 @@ def synthesise_run(
         gap = float(members["loss"].mean() - others["loss"].mean())
         lead = scores["lt_mia"]
         controls = {
-            "blind": summarise(blind[labels == 1], blind[labels == 0]),
-            "permutation": summarise(lead[shuffled == 1], lead[shuffled == 0]),
+            "blind": summarize(blind[labels == 1], blind[labels == 0]),
+            "permutation": summarize(lead[shuffled == 1], lead[shuffled == 0]),
         }
         described.append(
             {
@@ -127,31 +127,31 @@ def synthesise_run(
                 "target": f"runs/{name.split()[0]}-news",
                 "reference": name.split()[0],
                 "corpus": name.split()[-1],
-                "unseen": True if labelled else None,
+                "unseen": True if labeled else None,
                 "counts": {
                     "texts": 2 * n,
-                    "members": n if labelled else None,
-                    "nonmembers": n if labelled else None,
+                    "members": n if labeled else None,
+                    "nonmembers": n if labeled else None,
                     "flagged": int(0.31 * 2 * n),
                 },
                 "loss_gap_nats": {"value": gap, "low": gap - 0.04, "high": gap + 0.04}
-                if labelled
+                if labeled
                 else None,
-                "attacks": {key: summarise(members[key], others[key]) for key in scores}
-                if labelled
+                "attacks": {key: summarize(members[key], others[key]) for key in scores}
+                if labeled
                 else {},
-                "controls": controls if labelled else {},
+                "controls": controls if labeled else {},
             }
         )
     halves = rng.normal(size=(2, n))
     held_out = (1 + (halves[1][None] >= halves[0][:, None]).sum(1)) / (n + 1)
     summary = {
-        "kind": "evaluate" if labelled else "audit",
+        "kind": "evaluate" if labeled else "audit",
         "title": title,
         "verdict": [
             "The target remembers its fine-tuning data: the learned attack tells "
             "members from non-members far better than chance."
-            if labelled
+            if labeled
             else "These texts were very likely part of the fine-tuning data.",
             "The margin over a classifier that never saw the model is large, and "
             "shuffled labels give chance.",

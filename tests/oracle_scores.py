@@ -48,12 +48,12 @@ def max_k(x, fraction=0.2):
 
 
 def min_k_plus_plus(x, fraction=0.2):
-    standardised = []
+    standardized = []
     for lp, mu, var in zip(
         x["target_log_prob"], x["target_mean"], x["target_var"], strict=True
     ):
-        standardised.append((lp - mu) / math.sqrt(max(var, 1e-10)))
-    return share(standardised, fraction)
+        standardized.append((lp - mu) / math.sqrt(max(var, 1e-10)))
+    return share(standardized, fraction)
 
 
 def rank(x):

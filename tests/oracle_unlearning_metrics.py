@@ -124,7 +124,7 @@ def completeness_oracle(unlearned, original, shadows, steps, pooled):
     return np.array(score)
 
 
-def quantise_oracle(weight, bits, group):
+def quantize_oracle(weight, bits, group):
     """One channel of one layer at a time; weight is (layers, inputs, outputs)."""
     out, codes = np.empty_like(weight), np.empty(weight.shape, np.int64)
     levels = np.float32(2 ** (bits - 1) - 1)

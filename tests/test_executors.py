@@ -72,7 +72,7 @@ def test_equals_a_single_device(found, processes, layout):
     for name in ("target_rank", "reference_rank"):
         np.testing.assert_array_equal(found[name], single[name])
     # Most columns are kept in 16 bits, whose last one may differ; and where two tokens
-    # all but tie, a rank may move by one (here 0.001 of a normalised rank).
+    # all but tie, a rank may move by one (here 0.001 of a normalized rank).
     mine, theirs = found["features"], single["features"]
     largest = np.abs(theirs).max(axis=(0, 1))
     np.testing.assert_array_less(

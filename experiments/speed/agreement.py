@@ -3,7 +3,7 @@
 Two correct programs round logits differently. Where two tokens are all but tied, that
 decides which one comes first in a list, and with it whole columns; and it moves ranks
 by one. So ranks are compared as the logits that stand at them, and slots of a list
-whose logit is that close to a neighbour's are left out and counted.
+whose logit is that close to a neighbor's are left out and counted.
 """
 
 import dataclasses
@@ -63,8 +63,8 @@ def compare(
     sides = [x[valid].astype(np.float64) for x in (ours, theirs)]
     n = layout.k + 1
     ends = {name: x[:, : -n - 1 : -1] for name, x in ascending.items()}
-    head = {name: _near_a_neighbour(end) for name, end in ends.items()}
-    tail = _near_a_neighbour(ascending["target"][:, :n])
+    head = {name: _near_a_neighbor(end) for name, end in ends.items()}
+    tail = _near_a_neighbor(ascending["target"][:, :n])
     largest: dict[str, Any] = dict.fromkeys(("logits", "losses", "ranks"), 0.0)
     for column, name in enumerate(layout.names):
         pair: Any = [side[:, column] for side in sides]
@@ -95,7 +95,7 @@ def _kind(name: str) -> str:
     return "ranks" if name.endswith("_rank") else "logits"
 
 
-def _near_a_neighbour(ordered: np.ndarray) -> np.ndarray:
+def _near_a_neighbor(ordered: np.ndarray) -> np.ndarray:
     """Of k + 1 sorted logits a step, which of the first k are close to another one."""
     close = np.abs(np.diff(ordered, axis=-1)) < NEAR
     before = np.pad(close[:, :-1], ((0, 0), (1, 0)))

@@ -1,4 +1,4 @@
-"""Reading the text of an optimised XLA program, and what running it once costs.
+"""Reading the text of an optimized XLA program, and what running it once costs.
 
 The compiler's own cost analysis visits the body of a loop once. Here a loop counts as
 often as it runs: CPU programs state the number beside it, TPU programs hold a counter.

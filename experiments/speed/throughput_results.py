@@ -173,7 +173,7 @@ def _note(record: Record) -> str:
             f"; features differ by at most {found.logits:.1g} in logits, "
             f"{found.losses:.1g} nats in losses and by tokens {found.ranks:.1g} logits "
             f"apart in ranks ({found.left_out:,} of {found.slots:,} list slots closer "
-            f"than {NEAR:.0e} to a neighbour left out)"
+            f"than {NEAR:.0e} to a neighbor left out)"
         )
     return text
 
@@ -190,7 +190,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
 def _draw(records: Sequence[Record], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    # On a transparent ground: these are readable on white and on GitHub's dark grey.
+    # On a transparent ground: these are readable on white and on GitHub's dark gray.
     ink, limit = "#7d8590", "#d29922"
     sides = {
         "reference (PyTorch)": ("reference extraction", "#8c959f"),

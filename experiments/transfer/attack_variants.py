@@ -5,7 +5,7 @@ python -m experiments.transfer.attack_variants \
     --judge runs/real_model/combinations/*/features
 
 What is to be explained is why an attack does worse on a model of another kind: each
-variant changes one thing. `_own` scores with inputs standardised on the judged texts,
+variant changes one thing. `_own` scores with inputs standardized on the judged texts,
 which needs no labels. A row says the AUC, the difference to EZ-MIA with a 95 % interval
 over texts, and the AUC on validation texts of the training combinations.
 """
@@ -62,7 +62,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """What each changes of the study's attack."""
 
 
-def standardised_on(attack: Attack, store: FeatureStore) -> Attack:
+def standardized_on(attack: Attack, store: FeatureStore) -> Attack:
     """The attack with the moments of other texts for its inputs."""
     features, mask = store.features(np.arange(store.n))
     seen = attack.config.select(features[np.asarray(mask, bool)])
@@ -127,7 +127,7 @@ def run(config: AttackVariants) -> None:
                         f"{name}: {len(used)} of its texts trained the attack"
                     )
                 labels = np.asarray(store.labels, np.int64)
-                own = standardised_on(result.attack, store)
+                own = standardized_on(result.attack, store)
                 for label, attack in (
                     (variant, result.attack),
                     (f"{variant}_own", own),

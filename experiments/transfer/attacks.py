@@ -171,7 +171,7 @@ def attacks(plan: Plan, seed: int) -> dict[str, AttackSpec]:
     add(
         "inputs",
         "inputs",
-        "standardised" if other else "as they are",
+        "standardized" if other else "as they are",
         learner=changed(standardise=other),
     )
     logs = small.classifier.log_probabilities

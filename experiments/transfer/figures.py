@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from experiments.transfer.report import Report
 
 INK = "#7a7a7a"  # legible on light and on dark pages
-COLOURS: dict[Family, str] = {
+COLORS: dict[Family, str] = {
     "transformer": "#4c78a8",
     "mamba": "#f58518",
     "rwkv": "#54a24b",
@@ -84,7 +84,7 @@ def _rocs(report: "Report", path: Path) -> bool:
                 rates,
                 np.maximum(reached, 1e-4),
                 style,
-                color=COLOURS[family] if name == LEARNED else INK,
+                color=COLORS[family] if name == LEARNED else INK,
                 linewidth=1.8 if name == LEARNED else 1.1,
                 label=score_name(name),
             )
@@ -101,13 +101,13 @@ def _gaps(report: "Report", path: Path) -> bool:
     figure, axes = _axes(2, sharey=True)
     entries = report.values["combinations"]
     for axis, name in zip(axes, (LEARNED, "ez"), strict=True):
-        for family, colour in COLOURS.items():
+        for family, color in COLORS.items():
             part = [entry for entry in entries if entry["family"] == family]
             if part:
                 axis.scatter(
                     [entry["loss_gap_nats"] for entry in part],
                     [entry["auc"][name] for entry in part],
-                    color=colour,
+                    color=color,
                     s=18,
                     label=FAMILY_NAMES[family],
                 )

@@ -176,7 +176,7 @@ SEEN: dict[str, Callable[[], ModelConfig]] = {
     ),
 }
 
-# Of equal size, 1.0 to 1.3 M parameters: smaller ones memorise less in as many epochs.
+# Of equal size, 1.0 to 1.3 M parameters: smaller ones memorize less in as many epochs.
 UNSEEN: dict[str, tuple[Family, Callable[[], ModelConfig]]] = {
     "phi": (
         "transformer",

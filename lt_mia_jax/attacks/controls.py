@@ -30,7 +30,7 @@ def blind_baseline(
     """Out-of-fold probability of membership from words alone, without any model.
 
     An AUC above 0.6 says that members and non-members differ as texts, so that the
-    split does not measure memorisation; an attack counts only by its margin over this.
+    split does not measure memorization; an attack counts only by its margin over this.
 
     Args:
       texts: as the models saw them.

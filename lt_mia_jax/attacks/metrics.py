@@ -43,7 +43,7 @@ class TprAtFpr(NamedTuple):
     conservative: float
     """The largest TPR among thresholds whose FPR does not exceed the rate."""
     interpolated: float
-    """Linear between the neighbouring points of the curve."""
+    """Linear between the neighboring points of the curve."""
     refused: bool
     """Fewer than 10 false positives are expected: the number means little."""
 

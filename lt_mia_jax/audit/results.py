@@ -73,7 +73,7 @@ def ez_notes(scored: Sequence[ScoredTexts]) -> list[str]:
 def combination_summary(
     scored: ScoredTexts, *, seed: int, bootstraps: int
 ) -> dict[str, Any]:
-    """One entry of `combinations` in `summary.json`, with controls when labelled."""
+    """One entry of `combinations` in `summary.json`, with controls when labeled."""
     labels = scored.labels
     entry: dict[str, Any] = {
         "name": scored.name,
@@ -218,7 +218,7 @@ def command_line() -> str:
 
 
 def describe_together(entries: Sequence[Mapping[str, Any]], primary: str) -> list[str]:
-    """One opening sentence over several labelled combinations."""
+    """One opening sentence over several labeled combinations."""
     values = [
         entry["attacks"][primary]["auc"]["value"]
         for entry in entries
@@ -237,7 +237,7 @@ def describe_together(entries: Sequence[Mapping[str, Any]], primary: str) -> lis
 
 
 def describe_combination(entry: Mapping[str, Any], primary: str) -> list[str]:
-    """Sentences on one labelled combination: result, rivals, controls."""
+    """Sentences on one labeled combination: result, rivals, controls."""
     attacks, found = entry["attacks"], entry["controls"]
     counts, gap = entry["counts"], entry["loss_gap_nats"]
     if not attacks:

@@ -105,7 +105,7 @@ class GgufReader:
         return True
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor, dequantised to float32; it may be a read-only view."""
+        """The tensor, dequantized to float32; it may be a read-only view."""
         from gguf import dequantize
 
         tensor = self._tensors[name]

@@ -290,7 +290,7 @@ class Fields:
         """Raise all problems as one error; log fields that nothing reads.
 
         Raises:
-          InputError: any field had a value that cannot be honoured.
+          InputError: any field had a value that cannot be honored.
         """
         self.require("quantization_config", None, None)
         self.require("is_encoder_decoder", False, False)

@@ -235,7 +235,7 @@ def _match_names(
     if typed:
         raise InputError(
             f"{reader.origin}: expected float32, float16 or bfloat16 tensors, found "
-            f"{', '.join(typed)}; quantised checkpoints cannot be read, use the "
+            f"{', '.join(typed)}; quantized checkpoints cannot be read, use the "
             "original weights"
         )
     _check_tied_heads(reader, stored[table.token_embedding], tied_heads)

@@ -90,7 +90,7 @@ class TensorReader:
         return str(self._slices[name].get_dtype())
 
     def real(self, name: str) -> bool:
-        """Whether the tensor is an unquantised floating-point one."""
+        """Whether the tensor is an unquantized floating-point one."""
         return self.dtype(name) in REAL_DTYPES
 
     def read(self, name: str) -> np.ndarray:

@@ -257,7 +257,7 @@ def falcon(config: ModelConfig) -> Table:
 
 
 def bloom(config: ModelConfig) -> Table:
-    """BLOOM: fused head by head, the embedding normalised."""
+    """BLOOM: fused head by head, the embedding normalized."""
     return _table(
         "transformer.",
         "word_embeddings",

@@ -64,7 +64,7 @@ JUDGED = tuple(
 CLASSIFIER = ClassifierConfig(
     width=64, heads=4, layers=2, feed_forward=192, standardise=True
 )
-"""A tenth of the published size; see docs/decisions.md on standardising."""
+"""A tenth of the published size; see docs/decisions.md on standardizing."""
 
 RECIPE = dataclasses.replace(ADAMW, learning_rate=2e-3)
 """Tiny models stand, and need, a higher rate than the default."""
@@ -168,7 +168,7 @@ def run(config: Demo) -> None:
             [stores[c] for c in JUDGED],
             out,
             kind="demo",
-            title="Demo: one signature of memorisation, tiny models, real text",
+            title="Demo: one signature of memorization, tiny models, real text",
             split="unseen",
             bootstraps=config.bootstraps,
             seed=seed,

@@ -72,9 +72,9 @@ def encode_answers(
     max_length: int,
     template: AnswerTemplate | None = None,
 ) -> EncodedAnswers:
-    """Tokenise questions with their answers and mark what is a target.
+    """Tokenize questions with their answers and mark what is a target.
 
-    Prompt and answer are tokenised as one text, and a token is a target when it
+    Prompt and answer are tokenized as one text, and a token is a target when it
     reaches into the answer; a token that spans the boundary counts as answer. Of
     plain text every token but the first is a target. No special tokens are added but
     those of the template. Rows are cut on the right.

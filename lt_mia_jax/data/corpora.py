@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lt_mia_jax.data.domains import DOMAINS
 from lt_mia_jax.data.duplicates import NearDuplicates
-from lt_mia_jax.data.hub import HUB_DATASETS, normalised
+from lt_mia_jax.data.hub import HUB_DATASETS, normalized
 from lt_mia_jax.data.splits import hash_unit
 from lt_mia_jax.data.texts import (
     Text,
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 FEW_DOCUMENTS = 2_000
 """Below this many documents a corpus is loaded with a warning."""
 
-# Documents are compared by the stretch that is tokenised, which is shorter still.
+# Documents are compared by the stretch that is tokenized, which is shorter still.
 _COMPARED_CHARACTERS = 1_200
 # Memory: about 10 kB a document with every n-gram, a quarter of that sampled.
 _LARGE = 60_000
@@ -80,13 +80,13 @@ def load_corpus(
     Raises:
       InputError: an unknown name, a missing package or file, no documents.
     """
-    if local is not None and normalised(name) not in HUB_DATASETS:
+    if local is not None and normalized(name) not in HUB_DATASETS:
         raise InputError(
             f"corpus {name!r} is not a data set of the hub, so it has no local folder"
         )
     if name in DOMAINS:
         corpus = _offline(name, None if cache is None else Path(cache))
-    elif normalised(name) in HUB_DATASETS:
+    elif normalized(name) in HUB_DATASETS:
         corpus = _from_hub(name, None if local is None else Path(local))
     elif name.endswith(".jsonl"):
         corpus = _from_file(Path(name))
@@ -160,7 +160,7 @@ def _offline(name: str, cache: Path | None) -> Corpus:
 
 
 def _from_hub(name: str, local: Path | None) -> Corpus:
-    dataset = HUB_DATASETS[normalised(name)]
+    dataset = HUB_DATASETS[normalized(name)]
     texts = [well_formed(text) for text in dataset.texts(local)]
     versions = {
         "datasets": metadata.version("datasets"),

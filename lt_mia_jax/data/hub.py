@@ -26,7 +26,7 @@ class HubDataset:
     """Where a data set is and which fields make its texts. Always the train split."""
 
     name: str
-    """Normalised: lower case, underscores."""
+    """Normalized: lower case, underscores."""
     path: str
     """Repository on the hub."""
     config: str | None = None
@@ -152,7 +152,7 @@ def data_files(
     )
 
 
-def normalised(name: str) -> str:
+def normalized(name: str) -> str:
     """A data set's name in lower case with underscores."""
     return name.strip().lower().replace("-", "_").replace(" ", "_")
 

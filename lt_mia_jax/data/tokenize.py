@@ -42,13 +42,13 @@ def encode(
     length: int = 128,
     side: Literal["right", "left"] = "right",
 ) -> Encoded:
-    """Tokenise without special tokens, cut, end with end-of-text, pad.
+    """Tokenize without special tokens, cut, end with end-of-text, pad.
 
     With an end-of-text id, `length - 1` tokens are kept and the id is appended, to
     truncated texts too; without one, `length` tokens are kept. No beginning-of-text
     id is ever added. A text without tokens keeps its row and is flagged `empty`.
 
-    The whole text is tokenised before it is cut: no prefix of characters gives the
+    The whole text is tokenized before it is cut: no prefix of characters gives the
     same ids for every tokenizer.
 
     Args:
@@ -62,7 +62,7 @@ def encode(
       InputError: `length` below 1.
 
     Source: Learning the Signature of Memorization in Autoregressive Language Models,
-    arXiv 2604.03199 (tokenisation of the reference implementation); an empty row is
+    arXiv 2604.03199 (tokenization of the reference implementation); an empty row is
     kept here and dropped there.
     """
     if length < 1:

@@ -92,8 +92,8 @@ def assemble(stats: TokenStatistics) -> tuple[Any, Any]:
     losses = xp.where(keep, losses, 0)
     count = xp.maximum(keep.sum(axis=1, keepdims=True), 1)
     mean = losses.sum(axis=1, keepdims=True) / count
-    centred = xp.where(keep, losses - mean, 0)
-    std = xp.sqrt((centred**2).sum(axis=1, keepdims=True) / count + 1e-6)
+    centered = xp.where(keep, losses - mean, 0)
+    std = xp.sqrt((centered**2).sum(axis=1, keepdims=True) / count + 1e-6)
     total = losses[..., 2:].sum(axis=1, keepdims=True)
     moments = xp.stack([mean, std], axis=-1).reshape(*mean.shape[:2], 6)
     text = xp.concatenate([moments, total], axis=-1)  # B 1 7

@@ -13,7 +13,7 @@ from lt_mia_jax.features.layout import FeatureLayout
 _TILE = 64
 """Entries of a tile whose maximum stands for it when the largest are looked for."""
 _LANES = 64
-"""Queries are padded to this multiple: CPU code for other widths is not vectorised."""
+"""Queries are padded to this multiple: CPU code for other widths is not vectorized."""
 _FEW = 8
 """Fewer queries than this are not worth the padding."""
 _COUNT_CHUNK = 256
@@ -29,7 +29,7 @@ def row_statistics(
 ) -> dict[str, Array]:
     """All statistics of N steps, by field name of `TokenStatistics`.
 
-    Three passes: extremes and normalisers; means and ranks, which need them; variances
+    Three passes: extremes and normalizers; means and ranks, which need them; variances
     around the means.
 
     Args:
@@ -37,7 +37,7 @@ def row_statistics(
       true: next tokens.
       k: length of the lists; 0 leaves `columns` out.
       chunk: vocabulary entries visited at a time.
-      log_probabilities: normalise before the columns are formed.
+      log_probabilities: normalize before the columns are formed.
     """
     pairwise = len(logits) == 2
     vocabulary = logits[0].shape[-1]
@@ -94,10 +94,10 @@ def _columns(
       differences: target minus reference logit of the true token, head and tail.
       ranks: in the target of (true, reference's head), in the reference of (true,
         target's head, target's tail).
-      vocabulary: V of the normalised rank.
+      vocabulary: V of the normalized rank.
       k: length of the lists.
     """
-    in_target, in_reference = (_normalised_rank(r, vocabulary) for r in ranks)
+    in_target, in_reference = (_normalized_rank(r, vocabulary) for r in ranks)
     truth, head, tail = differences
     truth = [truth, in_target[:, :1], in_reference[:, :1]]
     head = [head, in_reference[:, 1 : k + 1], in_target[:, 1:]]
@@ -108,7 +108,7 @@ def _columns(
     return columns
 
 
-def _normalised_rank(rank: Array, vocabulary: int) -> Array:
+def _normalized_rank(rank: Array, vocabulary: int) -> Array:
     return jnp.log1p(rank.astype(jnp.float32)) / math.log(vocabulary + 1)
 
 
@@ -190,7 +190,7 @@ def _largest(x: Float[Array, "N V"], k: int) -> tuple[Array, Array]:
 
     Each of the k largest lies in one of the k tiles with the largest maxima, so only
     those tiles are searched. It holds among equals too, as long as tiles are runs of
-    neighbours and the lower tile comes first: of the tiles whose maximum is the k-th
+    neighbors and the lower tile comes first: of the tiles whose maximum is the k-th
     value, the lowest ones are taken, and these hold the lowest entries of that value.
     """
     rows, size = x.shape
@@ -249,7 +249,7 @@ def _moments(
 def _variances(
     logits: list[Array], lse: list[Array], means: dict[str, Array], chunk: int
 ) -> dict[str, Array]:
-    """Variances from centred values, which cannot cancel and are never negative."""
+    """Variances from centered values, which cannot cancel and are never negative."""
 
     def step(carry: Any, pieces: list[Array], start: Any, fresh: Any) -> Any:
         if fresh is not None:
@@ -259,8 +259,8 @@ def _variances(
             "target_var": _expected(lp[0], (lp[0] - means["target_mean"][:, None]) ** 2)
         }
         if len(lp) == 2:
-            centred = lp[0] - means["cross_mean"][:, None]
-            new["cross_var"] = _expected(lp[1], centred**2)
+            centered = lp[0] - means["cross_mean"][:, None]
+            new["cross_var"] = _expected(lp[1], centered**2)
         return {name: carry[name] + new[name] for name in carry}
 
     names = ("target_var", "cross_var") if len(logits) == 2 else ("target_var",)
@@ -290,7 +290,7 @@ def _count_at_once(values: list[Array], queries: list[Array]) -> list[Array]:
 
 
 def _count_by_rows(values: list[Array], queries: list[Array]) -> list[Array]:
-    """Row by row with the queries as minor axis, an order the CPU compiler vectorises.
+    """Row by row with the queries as minor axis, an order the CPU compiler vectorizes.
 
     About 15 times faster there than the plain compare-and-sum (50,257 entries,
     64 queries). The queries of both models share one pass, each in its own lanes.

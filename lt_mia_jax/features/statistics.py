@@ -96,7 +96,7 @@ def token_statistics(
       vocab_chunk: vocabulary entries visited at a time; None is all of them. Changes
         memory, not results (sums differ by rounding only).
       row_block: steps visited at a time; None chooses for the device.
-      log_probabilities: normalise logits before they enter `columns`. The published
+      log_probabilities: normalize logits before they enter `columns`. The published
         features use raw logits.
       vocab_size: keep only the first entries of the vocabulary, to drop padding rows
         of the embedding. The published features keep them.

@@ -10,7 +10,7 @@ A store is a folder of one model pair on one corpus:
 Of the `7 k + 14` columns only the packed `5 k + 3` are kept, as 16-bit floats; the ten
 about the true token's losses are recomputed from 32-bit statistics. Sixteen bits keep
 11 significant digits in base 2: a raw-logit difference of 8 moves by at most 0.004, a
-normalised rank by at most 0.0003. Differences beyond 65,504 are clipped to it. For
+normalized rank by at most 0.0003. Differences beyond 65,504 are clipped to it. For
 k = 20 a text of 127 steps takes 31.4 kB instead of the 78.8 kB of plain 32-bit columns.
 """
 

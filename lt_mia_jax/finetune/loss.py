@@ -14,7 +14,7 @@ def token_log_probs(
     Computed in float32 whatever the dtype of `logits`. Padding is not masked here.
 
     Args:
-      logits: unnormalised scores; position t scores `targets[:, t]`.
+      logits: unnormalized scores; position t scores `targets[:, t]`.
       targets: ids in [0, V); not checked under jit.
     """
     logits = logits.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Fine-tuning the target: the run whose data the attacks try to recognise."""
+"""Fine-tuning the target: the run whose data the attacks try to recognize."""
 
 import logging
 from dataclasses import dataclass

@@ -199,7 +199,7 @@ def rwkv(
     eps: float,
     tied: bool,
 ) -> ModelConfig:
-    """Time mix and channel mix; the embedding is normalised once.
+    """Time mix and channel mix; the embedding is normalized once.
 
     The final norm keeps its own epsilon, as in `modeling_rwkv.py` of transformers.
     """

@@ -37,7 +37,7 @@ class RmsNorm:
 
 
 Norm = LayerNorm | RmsNorm
-"""Normalisation over the width, or over one head."""
+"""Normalization over the width, or over one head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class Alibi:
 
 @dataclass(frozen=True, kw_only=True)
 class QueryKeyNorm:
-    """Normalisation of each head's query and key before any rotation."""
+    """Normalization of each head's query and key before any rotation."""
 
     norm: Norm
     """Over the head's dimensions."""
@@ -132,7 +132,7 @@ class Attention:
     clip_qkv: float | None = None
     """Queries, keys and values are clipped to +-clip_qkv; None: not at all."""
     qk_norm: QueryKeyNorm | None = None
-    """Normalisation of queries and keys."""
+    """Normalization of queries and keys."""
 
     def __post_init__(self):
         """Check the divisibility rules."""

@@ -27,7 +27,7 @@ from lt_mia_jax.models.mixers.attention import SelfAttention
 from lt_mia_jax.models.mixers.mamba import MambaMixer
 from lt_mia_jax.models.mixers.rglru import RgLruMixer
 from lt_mia_jax.models.mixers.rwkv import ChannelMix, TimeMix
-from lt_mia_jax.models.norm import Normalise
+from lt_mia_jax.models.norm import Normalize
 from lt_mia_jax.models.projection import Projection, adapted, dropout, product
 
 
@@ -46,24 +46,24 @@ class Block(nn.Module):
     ) -> Float[Array, "B T D"]:
         """The stream after this layer, the `layer`-th, counted from 1."""
         block = self.block
-        normed = self._normalise(x, "mixer_norm")
+        normed = self._normalize(x, "mixer_norm")
         mixed = self._mix(normed, positions, layer)
         if block.feed_forward is None:
             return x + mixed
         match block.residual:
             case Residual.SEQUENTIAL:
                 x = x + mixed
-                return x + self._feed(self._normalise(x, "feed_forward_norm"), layer)
+                return x + self._feed(self._normalize(x, "feed_forward_norm"), layer)
             case Residual.PARALLEL:
-                fed = self._feed(self._normalise(x, "feed_forward_norm"), layer)
+                fed = self._feed(self._normalize(x, "feed_forward_norm"), layer)
                 return x + mixed + fed
             case Residual.PARALLEL_SHARED_NORM:
                 return x + mixed + self._feed(normed, layer)
             case _:
                 assert_never(block.residual)
 
-    def _normalise(self, x: Float[Array, "B T D"], name: str) -> Float[Array, "B T D"]:
-        return Normalise(self.block.norm, self.context.param_dtype, name=name)(x)
+    def _normalize(self, x: Float[Array, "B T D"], name: str) -> Float[Array, "B T D"]:
+        return Normalize(self.block.norm, self.context.param_dtype, name=name)(x)
 
     def _mix(
         self,
@@ -160,7 +160,7 @@ class Decoder(nn.Module):
         table = Embed(context, name="embedding")()
         x = self._embed(table, input_ids, dtype)
         stream = self._run_layers(x, jnp.arange(input_ids.shape[1]))
-        x = Normalise(model.final_norm, context.param_dtype, name="final_norm")(
+        x = Normalize(model.final_norm, context.param_dtype, name="final_norm")(
             stream.x
         )
         bias = adapter = None
@@ -204,7 +204,7 @@ class Decoder(nn.Module):
             x = x + rows[None].astype(dtype)
         if model.embedding.norm is not None:
             norm = model.embedding.norm
-            x = Normalise(norm, self.context.param_dtype, name="embedding_norm")(x)
+            x = Normalize(norm, self.context.param_dtype, name="embedding_norm")(x)
         rate = model.dropout.embedding
         if self.context.train and rate > 0:
             x = dropout(x, rate, self.make_rng("dropout"))

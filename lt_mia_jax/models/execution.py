@@ -15,7 +15,7 @@ from lt_mia_jax.sharding import traced_for_cpu
 DType = Literal["float32", "bfloat16"]
 
 INIT_STD = 0.02
-"""Standard deviation of a weight matrix at initialisation."""
+"""Standard deviation of a weight matrix at initialization."""
 
 
 @dataclass(frozen=True, kw_only=True)

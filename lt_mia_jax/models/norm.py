@@ -1,4 +1,4 @@
-"""Layer and root-mean-square normalisation."""
+"""Layer and root-mean-square normalization."""
 
 from functools import partial
 from typing import assert_never
@@ -28,9 +28,9 @@ def layer_norm(
     """
     wide = x.astype(jnp.float32)
     mean = wide.mean(axis=-1, keepdims=True)
-    centred = wide - mean
-    variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
-    unit = centred * jax.lax.rsqrt(variance + eps)
+    centered = wide - mean
+    variance = jnp.mean(centered * centered, axis=-1, keepdims=True)
+    unit = centered * jax.lax.rsqrt(variance + eps)
     if scale is not None:
         unit = unit * _lead(scale, x.ndim)
     if bias is not None:
@@ -56,7 +56,7 @@ def _lead(parameter: Float[Array, "*heads D"], ndim: int) -> Array:
     return parameter.reshape((1,) * (ndim - parameter.ndim) + parameter.shape)
 
 
-class Normalise(nn.Module):
+class Normalize(nn.Module):
     """Parameters of one norm; the class of `config` picks the function."""
 
     config: Norm
@@ -66,7 +66,7 @@ class Normalise(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        """Normalise over the last axis."""
+        """Normalize over the last axis."""
         shape = x.shape[-1:] if self.heads is None else (self.heads, x.shape[-1])
 
         def parameter(name: str, present: bool, initial: float) -> Array | None:

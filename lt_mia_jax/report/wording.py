@@ -17,7 +17,7 @@ ATTACKS = {
     "zlib": ("Zlib", "log-likelihood per compressed byte"),
     "min_k": ("Min-K%", "mean of the least likely 20 % of tokens"),
     "max_k": ("Max-K%", "mean of the most likely 20 % of tokens"),
-    "min_k_plus_plus": ("Min-K%++", "Min-K% on standardised log-probabilities"),
+    "min_k_plus_plus": ("Min-K%++", "Min-K% on standardized log-probabilities"),
     "rank": ("Rank", "mean rank of the true token, negated"),
     "log_rank": ("Log-rank", "mean logarithm of the rank, negated"),
     "entropy": ("Entropy", "mean entropy of the prediction, negated"),
@@ -27,12 +27,12 @@ ATTACKS = {
     "ez": ("EZ-MIA", "gains over losses where the target errs"),
     "wbc": ("WBC", "share of windows in which the target beats the reference"),
     "binoculars": ("Binoculars", "loss over cross-entropy between the models"),
-    "fast_detectgpt": ("Fast-DetectGPT", "standardised log-likelihood"),
+    "fast_detectgpt": ("Fast-DetectGPT", "standardized log-likelihood"),
     "lowercase": ("Lowercase", "loss over the loss of the lower-cased text"),
     "recall": ("ReCaLL", "log-likelihood after a non-member prefix"),
     "con_recall": ("CON-ReCall", "contrast of member and non-member prefixes"),
     "icp": ("ICP-MIA", "what context still gains"),
-    "neighbourhood": ("Neighbourhood", "log-likelihood against that of neighbours"),
+    "neighborhood": ("Neighborhood", "log-likelihood against that of neighbors"),
 }
 """Label and one-line definition of the scores we know; others show as they are."""
 

@@ -45,7 +45,7 @@ LENGTH = 128
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Combination:
-    """One base fine-tuned on one corpus: the unit of attack training and judgement."""
+    """One base fine-tuned on one corpus: the unit of attack training and judgment."""
 
     base: str
     """Name of the base model."""

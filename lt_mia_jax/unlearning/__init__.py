@@ -54,7 +54,7 @@ from lt_mia_jax.unlearning.transforms import fisher_masked as fisher_masked
 from lt_mia_jax.unlearning.transforms import freeze as freeze
 from lt_mia_jax.unlearning.transforms import project_against as project_against
 from lt_mia_jax.unlearning.transforms import (
-    project_realised_update as project_realised_update,
+    project_realized_update as project_realized_update,
 )
 from lt_mia_jax.unlearning.transforms import (
     retain_subspace_projection as retain_subspace_projection,

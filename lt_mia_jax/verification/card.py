@@ -48,7 +48,7 @@ class Items(NamedTuple):
     slot_log_rank: Float[np.ndarray, " N"]
     truth_ratio: Float[np.ndarray, " N"]
     """Wrong answers over the paraphrased (or plain) right one."""
-    normalised_probability: Float[np.ndarray, " N"]
+    normalized_probability: Float[np.ndarray, " N"]
     """Probability among right and wrong answers."""
     generated: tuple[str, ...]
     """The greedy answers."""
@@ -352,7 +352,7 @@ def estimate(
 def _utility(sets: Mapping[str, Items]) -> dict[str, metrics.UtilityItems]:
     return {
         name: metrics.UtilityItems(
-            items.probability if name == "retain" else items.normalised_probability,
+            items.probability if name == "retain" else items.normalized_probability,
             items.rouge,
             items.truth_ratio,
         )

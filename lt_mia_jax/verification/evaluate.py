@@ -107,7 +107,7 @@ def examine(subject: EvaluatedModel, rows: Sequence[Question]) -> Items:
     final = encoded.input_ids[np.arange(len(rows)), last]
     ended = (final == subject.tokenizer.eos_token_id) & subject.template.end
     generated, expected = _answers(subject, rows, encoded)
-    ratio = normalised = np.full(len(rows), np.nan)
+    ratio = normalized = np.full(len(rows), np.nan)
     wrong = min(len(row.wrong_answers) for row in rows)
     if wrong:
         right = _nll(
@@ -121,7 +121,7 @@ def examine(subject: EvaluatedModel, rows: Sequence[Question]) -> Items:
             axis=1,
         )
         ratio = metrics.truth_ratio(right, false)
-        normalised = metrics.normalised_probability(
+        normalized = metrics.normalized_probability(
             metrics.probability(answer), np.exp(-false)
         )
     return Items(
@@ -132,7 +132,7 @@ def examine(subject: EvaluatedModel, rows: Sequence[Question]) -> Items:
         slot_accuracy=metrics.slot_accuracy(value),
         slot_log_rank=metrics.slot_log_rank(value),
         truth_ratio=ratio,
-        normalised_probability=normalised,
+        normalized_probability=normalized,
         generated=generated,
     )
 

@@ -88,14 +88,14 @@ def pca_projection(
     """
     pooled = {name: _pooled(found) for name, found in models.items()}
     every = np.concatenate(list(pooled.values()))
-    centre = every.mean(axis=0)
-    _, _, axes = np.linalg.svd(every - centre, full_matrices=False)
+    center = every.mean(axis=0)
+    _, _, axes = np.linalg.svd(every - center, full_matrices=False)
     plane = np.zeros((2, every.shape[1]))
     plane[: min(2, len(axes))] = axes[:2]
     # The sign of a component is arbitrary; the largest entry is made positive.
     peak = np.abs(plane).argmax(axis=1)
     plane *= np.where(plane[[0, 1], peak] < 0, -1.0, 1.0)[:, None]
-    return {name: (x - centre) @ plane.T for name, x in pooled.items()}
+    return {name: (x - center) @ plane.T for name, x in pooled.items()}
 
 
 def _pooled(found: Streams) -> Float[np.ndarray, "N D"]:

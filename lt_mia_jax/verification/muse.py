@@ -1,4 +1,4 @@
-"""MUSE: verbatim and knowledge memorisation, leakage and utility of one model."""
+"""MUSE: verbatim and knowledge memorization, leakage and utility of one model."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence

@@ -27,7 +27,7 @@ STEPS = (0, 1, 2, 5, 10)
 """After how many updates a relearning curve has a point."""
 
 
-def quantised(
+def quantized(
     subject: EvaluatedModel, bits: int, *, group_size: int | None = None
 ) -> EvaluatedModel:
     """The subject with the matrices of its layers rounded to nearest.
@@ -70,7 +70,7 @@ def rounding_card(
       seed: of the bootstrap.
     """
     items = {
-        name: examine(quantised(subject, bits), rows)
+        name: examine(quantized(subject, bits), rows)
         for name, subject in subjects.items()
     }
     recovered = None

@@ -27,7 +27,7 @@ LLAMAS = [
     name for name in configs() if name.startswith("llama") and name != "llama-llama3"
 ]
 WIDE = llama_like(23, 32, 2, 4, 12, kv_heads=2, feed_forward=64)
-"""Rows of whole blocks of 32, as the quantised types need."""
+"""Rows of whole blocks of 32, as the quantized types need."""
 
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -177,7 +177,7 @@ def test_float32_is_exact(name, write):
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_1"])
-def test_other_types_equal_dequantised_rows(kind, write, tmp_path):
+def test_other_types_equal_dequantized_rows(kind, write, tmp_path):
     dtype = gguf.GGMLQuantizationType[kind]
     path = write(WIDE, kind=kind)
     _, weights = hugging_face(WIDE, tmp_path / "again")
@@ -302,7 +302,7 @@ def test_values_that_are_not_finite(write):
 
 
 @pytest.mark.parametrize("kind", ["Q8_1", "F64", "I8"])
-def test_types_that_cannot_be_dequantised_are_listed(kind, write):
+def test_types_that_cannot_be_dequantized_are_listed(kind, write):
     dtype = gguf.GGMLQuantizationType[kind]
     block, size = gguf.GGML_QUANT_SIZES[dtype]
 

@@ -219,10 +219,10 @@ def test_all_tensors_that_are_not_finite_are_named(saved, value):
     assert not any(f"{name}," in str(caught.value) for name in whole)
 
 
-def test_quantised_tensors_are_refused(saved, family):
+def test_quantized_tensors_are_refused(saved, family):
     name = EMBEDDING[family]
     edit(saved, lambda t: t.update({name: t[name].astype(np.int8)}))
-    with pytest.raises(InputError, match=r"\(I8\).*quantised"):
+    with pytest.raises(InputError, match=r"\(I8\).*quantized"):
         load_model(saved)
 
 

@@ -30,7 +30,7 @@ def test_each_epoch_visits_every_row_once(n, size):
 
 def test_order_is_new_each_epoch_and_each_seed():
     batches = batch_indices(50, 8, seed=3, epochs=2)
-    # Neighbouring seeds must not share epochs shifted by one.
+    # Neighboring seeds must not share epochs shifted by one.
     other = batch_indices(50, 8, seed=4, epochs=2)
     orders = [visited(b, epoch).tolist() for b in (batches, other) for epoch in (0, 1)]
     assert len({tuple(order) for order in orders}) == 4

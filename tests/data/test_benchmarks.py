@@ -153,11 +153,11 @@ def test_rwku_folder(tmp_path):
     rwku = BENCHMARKS["rwku"]
     probe = {"query": "He was born in ___.", "answer": "Portland", "level": "1"}
     probe |= {"type": "cloze", "subject": "Stephen King"}
-    neighbour = probe | {"neighbor": "Tabitha King"}
+    neighbor = probe | {"neighbor": "Tabitha King"}
     target = {"target": "Stephen King", "intro": "Stephen King is an author."}
     files = {
         "forget_level1": [probe, probe],
-        "neighbor_level1": [neighbour],
+        "neighbor_level1": [neighbor],
         "intro": [target],
         "forget_mia": [{"text": "A text.", "ngram": 0.5, "subject": "Stephen King"}],
         "triviaqa": [{"question": "q", "answers": ["one", "uno"], "subject": "S"}],

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from lt_mia_jax.data.hub import HUB_DATASETS, HubDataset, data_files, normalised
+from lt_mia_jax.data.hub import HUB_DATASETS, HubDataset, data_files, normalized
 from lt_mia_jax.errors import InputError
 
 
@@ -37,9 +37,9 @@ def test_every_data_set_of_the_paper_is_there():
     assert capped == streamed | {"wikitext103"}
 
 
-def test_names_are_normalised():
-    assert normalised(" Swallow-Code ") == "swallow_code"
-    assert all(normalised(name) == name for name in HUB_DATASETS)
+def test_names_are_normalized():
+    assert normalized(" Swallow-Code ") == "swallow_code"
+    assert all(normalized(name) == name for name in HUB_DATASETS)
 
 
 @pytest.mark.parametrize(

@@ -410,7 +410,7 @@ def test_writing_twice_gives_the_same_bytes(tmp_path):
         ({"fictitious": 40}, "whole numbers of 40 authors"),
         ({"wrong_answers": 14}, "wrong_answers = 14 (expected 1 to 13)"),
         ({"inverted": 0}, "inverted = 0"),
-        ({"skewed": "colour"}, "expected one of city, genre"),
+        ({"skewed": "color"}, "expected one of city, genre"),
         ({"zipf": -1.0}, "zipf = -1.0"),
         ({"zipf": float("nan")}, "zipf = nan"),
         ({"retain_evaluated": 91}, "expected 1 to 90"),

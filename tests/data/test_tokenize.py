@@ -82,7 +82,7 @@ def test_a_text_that_just_fits_is_not_truncated(tokenizer):
         assert encoded.input_ids[0, -1] == tokenizer.eos_token_id
 
 
-def test_rows_do_not_depend_on_their_neighbours(tokenizer):
+def test_rows_do_not_depend_on_their_neighbors(tokenizer):
     together = encode(TEXTS * 200, tokenizer, length=32)
     alone = [encode([text], tokenizer, length=32) for text in TEXTS]
     for row, text in enumerate(alone):

@@ -85,11 +85,11 @@ def test_log_probabilities_ignore_offsets():
     plain, _ = lt_mia_features(target, reference, ids, attention, **options)
     moved, _ = lt_mia_features(target + 2, reference, ids, attention, **options)
     np.testing.assert_allclose(plain, moved, atol=1e-5)
-    normalised = [
+    normalized = [
         np.apply_along_axis(oracle_features.log_softmax, -1, x)
         for x in (target, reference)
     ]
-    expected, _ = oracle_features.lt_mia_features(*normalised, ids, attention, 3)
+    expected, _ = oracle_features.lt_mia_features(*normalized, ids, attention, 3)
     np.testing.assert_allclose(plain, expected, atol=3e-5)
 
 

@@ -120,7 +120,7 @@ def test_shapes_are_those_of_init(key):
     assert type(params) is dict
 
 
-def test_param_dtype_is_honoured():
+def test_param_dtype_is_honored():
     model = LanguageModel(configs()["gpt2"], ExecutionConfig(param_dtype="bfloat16"))
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(model.shapes()))
 

@@ -15,14 +15,14 @@ def make(seed=0, offset=0.0):
 
 def test_layer_norm_matches_definition():
     x, scale, bias = make(offset=3.0)
-    expected = oracle.normalise(x, LayerNorm(eps=1e-3), {"scale": scale, "bias": bias})
+    expected = oracle.normalize(x, LayerNorm(eps=1e-3), {"scale": scale, "bias": bias})
     found = layer_norm(*map(jnp.asarray, (x, scale, bias)), eps=1e-3)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_rms_norm_matches_definition():
     x, scale, _ = make(offset=-1.0)
-    expected = oracle.normalise(x, RmsNorm(eps=1e-3), {"scale": scale})
+    expected = oracle.normalize(x, RmsNorm(eps=1e-3), {"scale": scale})
     found = rms_norm(jnp.asarray(x), jnp.asarray(scale), eps=1e-3)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -30,7 +30,7 @@ def test_rms_norm_matches_definition():
 def test_layer_norm_keeps_precision_far_from_zero():
     """E[x^2] - E[x]^2 would lose every digit here."""
     x, scale, bias = make(offset=2000.0)
-    expected = oracle.normalise(x, LayerNorm(eps=1e-5), {"scale": scale, "bias": bias})
+    expected = oracle.normalize(x, LayerNorm(eps=1e-5), {"scale": scale, "bias": bias})
     found = layer_norm(*map(jnp.asarray, (x, scale, bias)), eps=1e-5)
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
@@ -38,7 +38,7 @@ def test_layer_norm_keeps_precision_far_from_zero():
 def test_bfloat16_input_has_float32_statistics():
     x, scale, _ = make()
     low = jnp.asarray(x, jnp.bfloat16)
-    expected = oracle.normalise(
+    expected = oracle.normalize(
         np.asarray(low, np.float64), RmsNorm(eps=1e-6), {"scale": scale}
     )
     found = rms_norm(low, jnp.asarray(scale), eps=1e-6)

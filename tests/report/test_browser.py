@@ -22,7 +22,7 @@ def report(tmp_path_factory):
     base = tmp_path_factory.mktemp("report")
     runs = [
         synthesise_run(base / "one", n=120),
-        synthesise_run(base / "two", n=60, labelled=False, calibrated=True),
+        synthesise_run(base / "two", n=60, labeled=False, calibrated=True),
         synthesise_run(base / "three", n=60, combinations=("gpt2 on a", "rwkv on b")),
     ]
     stretch(runs[1])
@@ -142,10 +142,10 @@ def test_missing_values_sort_last(page, report):
 
 
 def test_text_has_contrast(page, report):
-    """Every colour of words reaches 4.5 : 1 against the paper, light and dark."""
+    """Every color of words reaches 4.5 : 1 against the paper, light and dark."""
     for dark in (False, True):
         page.open(report, dark=dark)
-        colours = page.evaluate(
+        colors = page.evaluate(
             """(() => {
               const probe = document.body.appendChild(document.createElement('i'));
               const names = ['paper', 'ink', 'muted', 'link', 'caution', 'pass', 'note',
@@ -156,17 +156,17 @@ def test_text_has_contrast(page, report):
               });
             })()"""
         )
-        paper, *inks = [luminance(colour) for colour in colours]
+        paper, *inks = [luminance(color) for color in colors]
         for ink in inks:
             low, high = sorted([paper, ink])
             assert (high + 0.05) / (low + 0.05) >= 4.5
 
 
-def luminance(colour):
+def luminance(color):
     """Relative luminance as WCAG 2 defines it."""
     linear = [
         c / 255 / 12.92 if c / 255 <= 0.03928 else ((c / 255 + 0.055) / 1.055) ** 2.4
-        for c in colour[:3]
+        for c in color[:3]
     ]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 

@@ -12,14 +12,14 @@ from lt_mia_jax.report import render, write_report
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
-    return synthesise_run(tmp_path_factory.mktemp("labelled") / "run", n=250)
+def labeled(tmp_path_factory):
+    return synthesise_run(tmp_path_factory.mktemp("labeled") / "run", n=250)
 
 
 @pytest.fixture(scope="module")
-def unlabelled(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("unlabelled") / "run"
-    return synthesise_run(directory, n=80, labelled=False, calibrated=True)
+def unlabeled(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("unlabeled") / "run"
+    return synthesise_run(directory, n=80, labeled=False, calibrated=True)
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +30,11 @@ def several(tmp_path_factory):
     )
 
 
-def test_attack_table_equals_the_summary(labelled):
-    summary = json.loads((labelled / "summary.json").read_text())
+def test_attack_table_equals_the_summary(labeled):
+    summary = json.loads((labeled / "summary.json").read_text())
     attacks = summary["combinations"][0]["attacks"]
     controls = summary["combinations"][0]["controls"]
-    header, *rows = Tables(render([labelled])).tables["Attacks"][0]
+    header, *rows = Tables(render([labeled])).tables["Attacks"][0]
     assert len(header) == 7
     expected = sorted(attacks.values(), key=lambda each: -each["auc"]["value"])
     expected += [controls["blind"], controls["permutation"]]
@@ -58,36 +58,35 @@ def test_attack_table_equals_the_summary(labelled):
     assert any(row[0][0] == "some_future_attack" for row in rows)
 
 
-def test_interpolated_rates_are_on_demand(labelled):
-    summary = json.loads((labelled / "summary.json").read_text())
+def test_interpolated_rates_are_on_demand(labeled):
+    summary = json.loads((labeled / "summary.json").read_text())
     lead = summary["combinations"][0]["attacks"]["lt_mia"]["tpr"]["0.05"]
-    page = render([labelled])
+    page = render([labeled])
     rows = Tables(page).tables["TPR"][0]
     assert float(rows[1][1][1]) == lead["interpolated"]["value"]
     assert "<summary>Interpolated TPR" in page
 
 
-def test_top_texts_are_the_highest(labelled):
+def test_top_texts_are_the_highest(labeled):
     rows = [
-        json.loads(line)
-        for line in (labelled / "scores.jsonl").read_text().splitlines()
+        json.loads(line) for line in (labeled / "scores.jsonl").read_text().splitlines()
     ]
     rows.sort(key=lambda row: -row["scores"]["lt_mia"])
-    shown = Tables(render([labelled])).tables["The"][0][1:]
+    shown = Tables(render([labeled])).tables["The"][0][1:]
     assert [row[0][0] for row in shown] == [row["id"] for row in rows[:50]]
     assert [float(row[1][1]) for row in shown] == [
         row["scores"]["lt_mia"] for row in rows[:50]
     ]
 
 
-def test_verdict_comes_first_and_sections_in_order(labelled, unlabelled):
-    page = render([labelled])
+def test_verdict_comes_first_and_sections_in_order(labeled, unlabeled):
+    page = render([labeled])
     marks = ["far better than chance", 'class="tiles"', "What speaks for", ">Attacks<"]
     marks += ["ROC on log", "Loss of the target", "Highest-scored texts", ">Flags<"]
     marks += ["Record of the run", "Configuration", "How to read this page</h2>"]
     places = [page.index(mark) for mark in marks]
     assert places == sorted(places)
-    page = render([unlabelled])
+    page = render([unlabeled])
     assert ">Attacks<" not in page
     assert "ROC on log" not in page
     assert "Calibration of the p-values" in page
@@ -112,17 +111,17 @@ def test_several_combinations_are_compared(several):
     assert page.count("ROC on logarithmic axes.") == 4
 
 
-def test_several_runs_share_a_page(labelled, unlabelled, several):
-    page = render([labelled, unlabelled, several])
+def test_several_runs_share_a_page(labeled, unlabeled, several):
+    page = render([labeled, unlabeled, several])
     assert "Membership report on 3 runs" in page
     ids = [attrs["id"] for _, attrs in Tables(page).tags if "id" in attrs]
     assert len(ids) == len(set(ids))
-    targets = re.findall(r'(?:href="#|aria-labelledby=")([^"]+)', page)
+    targets = re.findall(r'(?:href="#|aria-labeledby=")([^"]+)', page)
     assert set(targets) <= set(ids)
 
 
 def test_hostile_strings_are_escaped(tmp_path):
-    run = synthesise_run(tmp_path / "run", n=30, labelled=False, calibrated=True)
+    run = synthesise_run(tmp_path / "run", n=30, labeled=False, calibrated=True)
     rows = [json.loads(line) for line in (run / "scores.jsonl").open()]
     for row in rows:
         row["id"], row["flags"] = HOSTILE, [HOSTILE]
@@ -147,8 +146,8 @@ def test_hostile_strings_are_escaped(tmp_path):
     assert "{{ 7*7 }}" in page
 
 
-def test_the_page_refers_to_nothing_outside(labelled, unlabelled, several):
-    page = render([labelled, unlabelled, several])
+def test_the_page_refers_to_nothing_outside(labeled, unlabeled, several):
+    page = render([labeled, unlabeled, several])
     for tag, attrs in Tables(page).tags:
         assert tag not in ("iframe", "object", "embed", "img", "audio", "video")
         for name in ("src", "href", "xlink:href", "srcset", "action"):
@@ -161,8 +160,8 @@ def test_the_page_refers_to_nothing_outside(labelled, unlabelled, several):
     assert "script-src 'sha256-" in policy[1]
 
 
-def test_figures_are_small_and_follow_the_palette(labelled, unlabelled, several):
-    page = render([labelled, unlabelled, several])
+def test_figures_are_small_and_follow_the_palette(labeled, unlabeled, several):
+    page = render([labeled, unlabeled, several])
     figures = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert len(figures) > 10
     assert max(map(len, figures)) < 60_000
@@ -171,8 +170,8 @@ def test_figures_are_small_and_follow_the_palette(labelled, unlabelled, several)
         assert 'role="img" aria-label="' in figure or 'aria-hidden="true"' in figure
 
 
-def test_page_is_accessible_in_structure(labelled, several):
-    tags = Tables(render([labelled, several])).tags
+def test_page_is_accessible_in_structure(labeled, several):
+    tags = Tables(render([labeled, several])).tags
     levels = [int(tag[1]) for tag, _ in tags if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
@@ -207,11 +206,11 @@ def test_null_results_are_dashes(tmp_path):
     assert "None" not in page
 
 
-def test_same_runs_give_the_same_bytes(labelled, tmp_path):
+def test_same_runs_give_the_same_bytes(labeled, tmp_path):
     out = tmp_path / "deep" / "report.html"
-    write_report([labelled], out)
+    write_report([labeled], out)
     first = out.read_bytes()
-    write_report([labelled], out)
+    write_report([labeled], out)
     assert out.read_bytes() == first
     assert [each.name for each in out.parent.iterdir()] == ["report.html"]
 

@@ -105,8 +105,8 @@ def test_undial_lowers_the_true_token(tmp_path):
 
     def mean_logit(params):
         logits = world.model().apply(params, texts.input_ids)
-        centred = logits - logits.mean(-1, keepdims=True)
-        true = jnp.take_along_axis(centred[:, :-1], texts.input_ids[:, 1:, None], -1)
+        centered = logits - logits.mean(-1, keepdims=True)
+        true = jnp.take_along_axis(centered[:, :-1], texts.input_ids[:, 1:, None], -1)
         return float(true[..., 0][texts.label_mask[:, 1:] == 1].mean())
 
     assert mean_logit(result.params) < mean_logit(start())

@@ -24,7 +24,7 @@ def items(count, *, ratio=None, probability=None):
         slot_accuracy=nothing,
         slot_log_rank=nothing,
         truth_ratio=nothing if ratio is None else ratio,
-        normalised_probability=nothing,
+        normalized_probability=nothing,
         generated=("",) * count,
     )
 
@@ -65,7 +65,7 @@ def test_every_number_has_an_interval_that_holds_it():
     before = before._replace(sets={**before.sets, "forget": knows})
     sets = {
         name: items(20, ratio=RNG.random(20))._replace(
-            normalised_probability=RNG.random(20)
+            normalized_probability=RNG.random(20)
         )
         for name in ("retain", "real_authors", "world_facts")
     }

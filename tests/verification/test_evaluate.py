@@ -107,7 +107,7 @@ def test_items_against_single_texts(subjects, splits):
     plain = np.exp(-answer_loss(subjects[0], rows))
     np.testing.assert_allclose(items.probability, plain, rtol=1e-4)
     share = plain / (plain + np.exp(-losses).sum(axis=1))
-    np.testing.assert_allclose(items.normalised_probability, share, rtol=1e-4)
+    np.testing.assert_allclose(items.normalized_probability, share, rtol=1e-4)
     assert len(items.generated) == len(rows)
     assert not np.isnan(items.slot_accuracy).any()
 
@@ -178,7 +178,7 @@ def test_memo_and_plain_texts(subjects, splits):
 
 def test_rounding_and_relearning(subjects, splits):
     rows = splits["forget25"]
-    fine = examine(stress.quantised(subjects[0], 16), rows)
+    fine = examine(stress.quantized(subjects[0], 16), rows)
     plain = examine(subjects[0], rows)
     np.testing.assert_allclose(fine.probability, plain.probability, rtol=1e-3)
     curve = stress.relearn(
@@ -306,11 +306,11 @@ def test_the_gate_is_told_where_prompts_end(subjects, splits):
     )
     vectors = 0.05 * rng.normal(size=(1, width)).astype(np.float32)
     # The first prompt is the topic; the threshold lies between those of all four.
-    centre = prompts[:1].astype(np.float32)
-    near = prompts @ centre[0] / np.linalg.norm(prompts, axis=1)
-    near /= np.linalg.norm(centre)
+    center = prompts[:1].astype(np.float32)
+    near = prompts @ center[0] / np.linalg.norm(prompts, axis=1)
+    near /= np.linalg.norm(center)
     threshold = float(np.sort(near)[:2].mean())
-    gate = at_layers(GatedRotation(vectors, centre, threshold), [0])
+    gate = at_layers(GatedRotation(vectors, center, threshold), [0])
     found = membership(subject._replace(intervention=gate), None, rows)["loss"]
     items = examine(subject._replace(intervention=gate), rows)
     assert (near > threshold).sum() == 3

@@ -44,7 +44,7 @@ AnyArray = Array | np.ndarray
 
 
 def split_constants(params: Params) -> tuple[Params, Params]:
-    """Parameters to train, and the input constants that no optimiser may touch."""
+    """Parameters to train, and the input constants that no optimizer may touch."""
     constants = {name: params[name] for name in _CONSTANTS if name in params}
     return {k: v for k, v in params.items() if k not in constants}, constants
 
@@ -56,10 +56,10 @@ def _linear(params: Params, x: Array) -> Array:
 
 
 def _layer_norm(params: Params, x: Array) -> Array:
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    centered = x - x.mean(axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
     shape = (1,) * (x.ndim - 1) + x.shape[-1:]
-    scaled = centred * jax.lax.rsqrt(variance + EPSILON)
+    scaled = centered * jax.lax.rsqrt(variance + EPSILON)
     return scaled * params["scale"].reshape(shape) + params["bias"].reshape(shape)
 
 
@@ -112,7 +112,7 @@ def _attention(
     scores = jnp.where(near[:, None], scores, _EXCLUDED)
     highest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.exp(scores - highest)
-    # Normalising after the product touches K columns instead of T.
+    # Normalizing after the product touches K columns instead of T.
     mixed = drop(weights, place) @ value / weights.sum(axis=-1, keepdims=True)
     return _linear(params["output"], mixed.transpose(0, 2, 1, 3).reshape(b, t, d))
 

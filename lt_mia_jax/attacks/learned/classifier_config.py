@@ -48,7 +48,7 @@ class ClassifierConfig:
     dropout: float = 0.05
     """Rate of every dropout, active only when a key is passed to `apply`."""
     standardise: bool = False
-    """Standardise each input column with constants measured on the training rows.
+    """Standardize each input column with constants measured on the training rows.
     Off by default, as in the paper; which is better is an open question."""
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class ClassifierConfig:
         if self.log_probabilities and lists:
             raise InputError(
                 f"log_probabilities with the blocks {' and '.join(lists)}: their raw "
-                "logits cannot be normalised afterwards; hide them, as with "
+                "logits cannot be normalized afterwards; hide them, as with "
                 "--classifier.blocks truth loss text"
             )
         if self.hides:

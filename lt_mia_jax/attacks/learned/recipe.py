@@ -1,4 +1,4 @@
-"""How the learned attack is trained: the recipe, its schedule and its optimiser."""
+"""How the learned attack is trained: the recipe, its schedule and its optimizer."""
 
 import math
 from collections.abc import Callable

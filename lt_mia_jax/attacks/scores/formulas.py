@@ -90,7 +90,7 @@ def max_k(stats: TokenStatistics, fraction: float = 0.2) -> Scores:
 
 
 def min_k_plus_plus(stats: TokenStatistics, fraction: float = 0.2) -> Scores:
-    """Min-K% of `(lp - mu) / sigma`, standardised by the predicted distribution.
+    """Min-K% of `(lp - mu) / sigma`, standardized by the predicted distribution.
 
     `sigma = sqrt(max(var, 1e-10))`.
 
@@ -98,8 +98,8 @@ def min_k_plus_plus(stats: TokenStatistics, fraction: float = 0.2) -> Scores:
     """
     xp = _namespace(stats.target_log_prob)
     sigma = xp.sqrt(xp.maximum(_real(stats.target_var), 1e-10))
-    standardised = (_real(stats.target_log_prob) - _real(stats.target_mean)) / sigma
-    return _mean_of_smallest(stats, standardised, fraction)
+    standardized = (_real(stats.target_log_prob) - _real(stats.target_mean)) / sigma
+    return _mean_of_smallest(stats, standardized, fraction)
 
 
 def rank(stats: TokenStatistics) -> Scores:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from lt_mia_jax.arrays import Array, Float, Int, Key
 from lt_mia_jax.models.config import Alibi, Attention, QueryKeyNorm, Rotary
 from lt_mia_jax.models.execution import CallConfig
-from lt_mia_jax.models.norm import Normalise
+from lt_mia_jax.models.norm import Normalize
 from lt_mia_jax.models.position import alibi_bias, rotary_frequencies, rotate
 from lt_mia_jax.models.projection import (
     Projection,
@@ -52,7 +52,7 @@ def causal_attention(
 ) -> Float[Array, "B T H K"]:
     """Softmax attention of each token over itself and earlier tokens.
 
-    Query head h reads key/value head `h // (H // G)`. Scores are normalised in
+    Query head h reads key/value head `h // (H // G)`. Scores are normalized in
     float32. Padding on the right needs no mask: no earlier token sees it.
 
     Args:
@@ -124,7 +124,7 @@ class SelfAttention(nn.Module):
         rotated = config.heads + config.kv_heads
         query_key, value = fused[:, :, :rotated], fused[:, :, rotated:]
         if config.qk_norm is not None:
-            query_key = self._normalise(query_key, config.qk_norm)
+            query_key = self._normalize(query_key, config.qk_norm)
         bias = None
         match config.position:
             case Rotary() as rotary:
@@ -156,7 +156,7 @@ class SelfAttention(nn.Module):
         inner = config.heads * config.head_dim
         return affine(mixed.reshape(batch, length, inner), *output(inner))
 
-    def _normalise(
+    def _normalize(
         self, query_key: Float[Array, "B T R K"], config: QueryKeyNorm
     ) -> Float[Array, "B T R K"]:
         heads = self.config.heads
@@ -166,7 +166,7 @@ class SelfAttention(nn.Module):
         }
         return jnp.concatenate(
             [
-                Normalise(
+                Normalize(
                     config.norm,
                     self.context.param_dtype,
                     heads=half.shape[2] if config.per_head else None,

@@ -24,7 +24,7 @@ def short_convolution(
     width, length = taps.shape[0], x.shape[1]
     padded = jnp.pad(x, ((0, 0), (width - 1, 0), (0, 0)))
     taps = taps.astype(x.dtype)
-    # A sum of shifted products: a grouped convolution is not vectorised on CPU.
+    # A sum of shifted products: a grouped convolution is not vectorized on CPU.
     total = sum(
         padded[:, w : w + length] * taps[w][None, None, :] for w in range(width)
     )

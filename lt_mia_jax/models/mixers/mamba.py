@@ -81,7 +81,7 @@ class TimeStep(nn.Module):
 def _log_decay(
     key: Key[Array, ""], shape: tuple[int, int], dtype: Any
 ) -> Float[Array, "D S"]:
-    """Log of 1..S in every channel: the real part of the S4D initialisation."""
+    """Log of 1..S in every channel: the real part of the S4D initialization."""
     return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[1] + 1, dtype=dtype)), shape)
 
 

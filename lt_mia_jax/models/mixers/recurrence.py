@@ -153,7 +153,7 @@ def selective_scan(
     + step_t[d] input_map_t[s] x_t[d]. The skip D x and the gate are the caller's.
 
     Source: "Mamba", arXiv 2312.00752, eq. 2 and algorithm 2; as in the authors' code,
-    the input is discretised by Euler's rule rather than by eq. 4.
+    the input is discretized by Euler's rule rather than by eq. 4.
 
     Args:
       x: inputs after convolution and activation.

@@ -89,7 +89,7 @@ class Histogram(NamedTuple):
 
 
 def histogram(groups: tuple[Float[np.ndarray, " _"], ...], bins: int = 36) -> Histogram:
-    """Histograms on common bins, each normalised by the size of its group.
+    """Histograms on common bins, each normalized by the size of its group.
 
     The range is the middle 99 % of all values, widened to everything when that is no
     more than half as wide again; `beyond` counts the values put into the end bins.

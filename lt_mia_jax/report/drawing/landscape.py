@@ -229,9 +229,9 @@ def _dot(x: Number, y: Number, css: str, radius: Number) -> Markup:
 
 
 def symbol(x: Number, y: Number, kind: str) -> Markup:
-    """A dot; a cross for over-forgotten, a ring for recognised, a diamond to compare.
+    """A dot; a cross for over-forgotten, a ring for recognized, a diamond to compare.
 
-    Shape and colour say the same.
+    Shape and color say the same.
     """
     if kind == "over":
         arms = f"M{svg.pixel(x - 5)} {svg.pixel(y - 5)}l10 10m0 -10l-10 10"

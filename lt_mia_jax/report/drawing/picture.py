@@ -16,7 +16,7 @@ def picture(figures: Mapping[str, Figure], style: Markup) -> str:
 
     Args:
       figures: Pareto plots by title, with the same key.
-      style: the page's CSS, whose colours follow the reader's light or dark screen.
+      style: the page's CSS, whose colors follow the reader's light or dark screen.
     """
     width, height = PARETO
     marks, x = [], 20.0

@@ -21,7 +21,7 @@ CURVES = ("lead", "second", "third", "fourth")
 
 
 class Group(NamedTuple):
-    """Values of one group of texts and the CSS class that colours them."""
+    """Values of one group of texts and the CSS class that colors them."""
 
     name: str
     css: str

@@ -1,4 +1,4 @@
-"""Small inline SVG: scales, ticks, thin paths. Colours come from the page's CSS.
+"""Small inline SVG: scales, ticks, thin paths. Colors come from the page's CSS.
 
 Written by hand because a chart here is a dozen marks: the result is a few kilobytes,
 follows the light and dark palette through CSS classes, keeps its text as text, and is
@@ -129,7 +129,7 @@ def text(
 
 
 def upright(x: Number, y: Number, content: str, css: str = "title") -> Markup:
-    """A text turned by 90 degrees, centred at (x, y), for the vertical axis."""
+    """A text turned by 90 degrees, centered at (x, y), for the vertical axis."""
     return Markup(
         '<text transform="translate({} {}) rotate(-90)" text-anchor="middle" '
         'class="{}">{}</text>'

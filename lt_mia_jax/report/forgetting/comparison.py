@@ -151,7 +151,7 @@ def _pareto(entries: Sequence[Entry]) -> Figure | None:
         [
             ("spot even", "PrivLeak as retrained"),
             ("spot over", "over-forgotten"),
-            ("spot leaks", "still recognised"),
+            ("spot leaks", "still recognized"),
             ("spot plain", "undecided or not attacked"),
             ("spot control", "to compare with"),
         ],

@@ -55,7 +55,7 @@ def _findings(document: Mapping[str, Any]) -> Iterator[Check]:
     elif word == "leaks":
         yield Check(
             "caution",
-            "Still recognised",
+            "Still recognized",
             "Attacks on membership still succeed. The answers may be gone while the "
             "texts are not.",
         )

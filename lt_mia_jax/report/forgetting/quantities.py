@@ -45,7 +45,7 @@ METRICS = {
     ),
     "priv_leak": Metric(
         "PrivLeak, %",
-        "below 0 still recognised, above 0 less familiar than texts never seen",
+        "below 0 still recognized, above 0 less familiar than texts never seen",
         "retrained",
         0,
     ),
@@ -75,7 +75,7 @@ METRICS = {
         "retrained",
     ),
     "forget_exact_memorisation": Metric(
-        "Exact memorisation", "share of tokens that are the most likely", "retrained"
+        "Exact memorization", "share of tokens that are the most likely", "retrained"
     ),
     "forget_memo": Metric(
         "MEMO", "ROUGE-1 precision over many beginnings", "retrained"
@@ -151,13 +151,13 @@ def leak_word(card: Card) -> tuple[str, str]:
     if low > FAR:
         return "over-forgotten", "over"
     if high < -FAR:
-        return "still recognised", "leaks"
+        return "still recognized", "leaks"
     if low >= -FAR and high <= FAR:
         return "as retrained", "even"
     if value > FAR:
         return "rather over-forgotten", ""
     if value < -FAR:
-        return "rather recognised", ""
+        return "rather recognized", ""
     return "undecided", ""
 
 
@@ -183,7 +183,7 @@ def _lede(method: str, before: Card, after: Card) -> str:
             "that it has never seen"
         )
     elif word == "leaks":
-        did = "left traces: the forgotten texts are still recognised"
+        did = "left traces: the forgotten texts are still recognized"
     elif quality is not None:
         did = (
             "left the model like one that never saw the texts, as far as the test of "

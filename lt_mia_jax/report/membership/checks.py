@@ -36,8 +36,8 @@ class Check(NamedTuple):
 
 def checks(run: Run) -> list[Check]:
     """All findings about a run, cautions first."""
-    labelled = [each for each in run.summary["combinations"] if each["attacks"]]
-    found = list(_unlabelled(run)) if not labelled else list(_labelled(run, labelled))
+    labeled = [each for each in run.summary["combinations"] if each["attacks"]]
+    found = list(_unlabeled(run)) if not labeled else list(_labeled(run, labeled))
     found += _p_values(run)
     found += _coverage(run)
     # Phrases may begin with a place or, for a single combination, without one.
@@ -57,7 +57,7 @@ def auc_of(summary: Mapping[str, Any] | None) -> Number | None:
     return interval["value"] if interval else None
 
 
-def _unlabelled(run: Run) -> Iterator[Check]:
+def _unlabeled(run: Run) -> Iterator[Check]:
     if (run.texts.labels != UNKNOWN).any():
         yield Check(
             "caution",
@@ -82,7 +82,7 @@ def _unlabelled(run: Run) -> Iterator[Check]:
         )
 
 
-def _labelled(run: Run, combinations: list[Mapping[str, Any]]) -> Iterator[Check]:
+def _labeled(run: Run, combinations: list[Mapping[str, Any]]) -> Iterator[Check]:
     yield from _blind(run, combinations)
     yield from _permutation(combinations)
     yield from _size(combinations)
@@ -103,7 +103,7 @@ def _blind(run: Run, combinations: list[Mapping[str, Any]]) -> Iterator[Check]:
             "No blind baseline",
             _where(missing, combinations) + "no classifier without model access was "
             "run, so a difference between members and non-members that has nothing to "
-            "do with memorisation would go unnoticed.",
+            "do with memorization would go unnoticed.",
         )
     shifted = [name for name, value in values.items() if value > SHIFTED]
     if shifted:
@@ -115,7 +115,7 @@ def _blind(run: Run, combinations: list[Mapping[str, Any]]) -> Iterator[Check]:
             "a model separates members from non-members with an AUC of "
             f"{unit(values[worst])}{_worst(worst, combinations)}, above {SHIFTED}. "
             "Only the margin of an attack over this baseline is evidence of "
-            "memorisation.",
+            "memorization.",
         )
     elif values:
         label = attack_name(run.summary["primary"])[0]

@@ -206,7 +206,7 @@ def guard_weights(
       temperature: None takes the standard deviation of the scores; equal scores give
         weights of 1.
 
-    Source: GUARD, arXiv 2506.10946; the published normalisation could not be verified,
+    Source: GUARD, arXiv 2506.10946; the published normalization could not be verified,
     softmax is our choice.
     """
     scores = scores.astype(jnp.float32)

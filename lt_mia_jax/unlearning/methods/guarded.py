@@ -153,7 +153,7 @@ class GeometricUnlearning(Method):
                 project = transforms.retain_subspace_projection(size=self.size)
             case "update":
                 inner = optax.chain(combine, optimizer)
-                return transforms.project_realised_update(inner)
+                return transforms.project_realized_update(inner)
         return optax.chain(project, combine, optimizer)
 
 

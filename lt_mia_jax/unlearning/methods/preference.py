@@ -12,7 +12,7 @@ from lt_mia_jax.unlearning.objectives import distributions
 
 @dataclass(frozen=True, kw_only=True)
 class Npo(Method):
-    """Negative preference optimisation.
+    """Negative preference optimization.
 
     Source: arXiv 2404.05868.
     """

@@ -49,7 +49,7 @@ class LossAux(NamedTuple):
 
 
 Objective = Callable[..., tuple[Float[Array, ""], LossAux]]
-"""`objective(params, batch, *, apply_fn, key=None, **settings)`, to be minimised."""
+"""`objective(params, batch, *, apply_fn, key=None, **settings)`, to be minimized."""
 
 ApplyFn = Callable[..., Any]
 """`LanguageModel.apply`, or anything called like it."""

@@ -105,7 +105,7 @@ def ce_u(
 ) -> tuple[Float[Array, ""], LossAux]:
     """Cross-entropy to the model's own prediction without the true token.
 
-    The gradient on the logits is `p - q`, with q the prediction renormalised over the
+    The gradient on the logits is `p - q`, with q the prediction renormalized over the
     other tokens: bounded, unlike that of ascent.
 
     Args:
@@ -175,7 +175,7 @@ def _is_target(
 def _cross_entropy(
     q: Float[Array, "B T V"], logits: Float[Array, "B T V"]
 ) -> Float[Array, "B T"]:
-    # sum q = 1, so the normaliser of log p comes out of the sum.
+    # sum q = 1, so the normalizer of log p comes out of the sum.
     return jax.nn.logsumexp(logits, axis=-1) - (q * logits).sum(axis=-1)
 
 

@@ -92,7 +92,7 @@ def alternative_nll(
     """Negative log-likelihood of what is to be said instead of the texts.
 
     With inverted facts this is MEOW, with random labels the forget term of SalUn, with
-    refusals preference optimisation without a preference (PO).
+    refusals preference optimization without a preference (PO).
 
     Args:
       params: parameters to train.
@@ -123,7 +123,7 @@ def npo(
     key: Key[Array, ""] | None = None,
     beta: float = 0.1,
 ) -> tuple[Float[Array, ""], LossAux]:
-    """Negative preference optimisation, `-(2/beta) mean log sigmoid(beta (S - S_ref))`.
+    """Negative preference optimization, `-(2/beta) mean log sigmoid(beta (S - S_ref))`.
 
     Where the model still is the reference it equals `(2/beta) log 2`, and its gradient
     is that of ascent on `S`; texts that are forgotten already weigh less.

@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation: forgetting by reward instead of by text.
+"""Group-relative policy optimization: forgetting by reward instead of by text.
 
 The model answers a prompt several times; answers that give nothing away are rewarded
 beside the others of their group. Which words give something away is the caller's.
@@ -28,10 +28,10 @@ def group_advantages(rewards: Float[Array, "G N"]) -> Float[Array, "G N"]:
     arXiv 2601.20568.
     """
     rewards = rewards.astype(jnp.float32)
-    centred = rewards - rewards.mean(axis=1, keepdims=True)
+    centered = rewards - rewards.mean(axis=1, keepdims=True)
     equal = (rewards == rewards[:, :1]).all(axis=1, keepdims=True)  # to the last bit
-    spread = jnp.sqrt((centred**2).mean(axis=1, keepdims=True))
-    return jnp.where(equal, 0.0, centred / (spread + 1e-6))
+    spread = jnp.sqrt((centered**2).mean(axis=1, keepdims=True))
+    return jnp.where(equal, 0.0, centered / (spread + 1e-6))
 
 
 def grpo(

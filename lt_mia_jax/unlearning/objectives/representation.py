@@ -127,7 +127,7 @@ def control_vector(
     Args:
       key: the same on all hosts and for the whole run.
       width: of the model.
-      kind: "isotropic" is uniform on the sphere; "positive" normalises uniform draws
+      kind: "isotropic" is uniform on the sphere; "positive" normalizes uniform draws
         from [0, 1), as the published runs: all of those lie within about 30 degrees
         of the all-ones direction.
 

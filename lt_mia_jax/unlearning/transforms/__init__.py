@@ -31,10 +31,10 @@ from lt_mia_jax.unlearning.transforms.project import (
 from lt_mia_jax.unlearning.transforms.project import (
     retain_subspace_projection as retain_subspace_projection,
 )
-from lt_mia_jax.unlearning.transforms.realised import (
-    project_realised_update as project_realised_update,
+from lt_mia_jax.unlearning.transforms.realized import (
+    project_realized_update as project_realized_update,
 )
-from lt_mia_jax.unlearning.transforms.realised import second_moment as second_moment
+from lt_mia_jax.unlearning.transforms.realized import second_moment as second_moment
 from lt_mia_jax.unlearning.transforms.schedule import alternate as alternate
 from lt_mia_jax.unlearning.transforms.schedule import (
     sharpness_aware as sharpness_aware,
@@ -53,7 +53,7 @@ __all__ = [
     "layer_mask",
     "monitored",
     "project_against",
-    "project_realised_update",
+    "project_realized_update",
     "retain_subspace_projection",
     "saliency_masked",
     "second_moment",

@@ -23,7 +23,7 @@ Weight = float | int | Callable[[Any], Any]
 def ascend(scale: float = 1.0) -> optax.GradientTransformationExtraArgs:
     """Turn descent into ascent: the gradient times `-scale`.
 
-    For a plain loss only: every objective of this package is to be minimised already.
+    For a plain loss only: every objective of this package is to be minimized already.
     In front of Adam `scale` has no effect but beside other terms.
 
     Source: Knowledge Unlearning for Mitigating Privacy Risks in Language Models, arXiv

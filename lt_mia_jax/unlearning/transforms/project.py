@@ -44,10 +44,10 @@ def project_against(
 ) -> optax.GradientTransformationExtraArgs:
     """Remove from the gradient its part along the retain gradient.
 
-    `u = g - c r` with `c = <g, r> / (<r, r> + eps)`. As objectives are minimised, a
+    `u = g - c r` with `c = <g, r> / (<r, r> + eps)`. As objectives are minimized, a
     conflict is `<g, r> < 0`: the descent step on the forget objective raises the retain
     loss. Under momentum or Adam the executed step is not orthogonal; see
-    `retain_subspace_projection` and `project_realised_update`.
+    `retain_subspace_projection` and `project_realized_update`.
 
     The monitored coefficient is the mean of `c` over the parts, weighted by `<r, r>`.
 
@@ -151,7 +151,7 @@ def retain_subspace_projection(
     the preconditioned step `u / (sqrt(v) + eps)` is orthogonal to every `r_i`, which it
     is not after a Euclidean projection. That holds for the given `v` and without
     momentum: Adam moves `v` by this very gradient, and its momentum is older. For a
-    guarantee on the executed step wrap the optimizer in `project_realised_update`.
+    guarantee on the executed step wrap the optimizer in `project_realized_update`.
 
     Args:
       size: retain gradients kept, `k` copies of the parameters in float32.

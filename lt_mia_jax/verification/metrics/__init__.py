@@ -16,26 +16,26 @@ from lt_mia_jax.verification.metrics.intervals import (
     bootstrap_interval as bootstrap_interval,
 )
 from lt_mia_jax.verification.metrics.intervals import quantiles as quantiles
-from lt_mia_jax.verification.metrics.memorisation import (
+from lt_mia_jax.verification.metrics.memorization import (
     AnswerStatistics as AnswerStatistics,
 )
-from lt_mia_jax.verification.metrics.memorisation import (
+from lt_mia_jax.verification.metrics.memorization import (
     answer_statistics as answer_statistics,
 )
-from lt_mia_jax.verification.metrics.memorisation import (
+from lt_mia_jax.verification.metrics.memorization import (
     candidate_rank as candidate_rank,
 )
-from lt_mia_jax.verification.metrics.memorisation import (
+from lt_mia_jax.verification.metrics.memorization import (
     exact_memorisation as exact_memorisation,
 )
-from lt_mia_jax.verification.metrics.memorisation import (
+from lt_mia_jax.verification.metrics.memorization import (
     extraction_strength as extraction_strength,
 )
-from lt_mia_jax.verification.metrics.memorisation import macro_average as macro_average
-from lt_mia_jax.verification.metrics.memorisation import mean_nll as mean_nll
-from lt_mia_jax.verification.metrics.memorisation import probability as probability
-from lt_mia_jax.verification.metrics.memorisation import slot_accuracy as slot_accuracy
-from lt_mia_jax.verification.metrics.memorisation import slot_log_rank as slot_log_rank
+from lt_mia_jax.verification.metrics.memorization import macro_average as macro_average
+from lt_mia_jax.verification.metrics.memorization import mean_nll as mean_nll
+from lt_mia_jax.verification.metrics.memorization import probability as probability
+from lt_mia_jax.verification.metrics.memorization import slot_accuracy as slot_accuracy
+from lt_mia_jax.verification.metrics.memorization import slot_log_rank as slot_log_rank
 from lt_mia_jax.verification.metrics.muse import PrivLeak as PrivLeak
 from lt_mia_jax.verification.metrics.muse import cut_at_stop as cut_at_stop
 from lt_mia_jax.verification.metrics.muse import (
@@ -93,7 +93,7 @@ from lt_mia_jax.verification.metrics.tofu import (
 )
 from lt_mia_jax.verification.metrics.tofu import model_utility as model_utility
 from lt_mia_jax.verification.metrics.tofu import (
-    normalised_probability as normalised_probability,
+    normalized_probability as normalized_probability,
 )
 from lt_mia_jax.verification.metrics.tofu import (
     retain_truth_score as retain_truth_score,

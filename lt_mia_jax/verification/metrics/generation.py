@@ -77,7 +77,7 @@ def memo(
       separator: between question and answer, as the model was trained.
 
     Returns:
-      Higher = more memorised. NaN where no prefix leaves a word to be expected; the
+      Higher = more memorized. NaN where no prefix leaves a word to be expected; the
       authors' code gives such prefixes 0, which says nothing about the model.
 
     Source: MEOW, arXiv 2409.11844, and the authors' code.

@@ -1,4 +1,4 @@
-"""Verbatim memorisation, knowledge memorisation and privacy leakage, as in MUSE."""
+"""Verbatim memorization, knowledge memorization and privacy leakage, as in MUSE."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -229,7 +229,7 @@ def fitting_signal(
     """`r(p) = -log(eps1 - log(eps2 + p))`, increasing in p.
 
     Args:
-      probability: of the true answer, `memorisation.probability`.
+      probability: of the true answer, `memorization.probability`.
       eps1: keeps the signal finite at p = 1; must exceed log(1 + eps2).
       eps2: keeps it finite at p = 0.
 
@@ -264,7 +264,7 @@ def unlearning_completeness(
     eps1: float = 1e-2,
     eps2: float = 1e-5,
 ) -> Completeness:
-    """IAM: where each item stands between models that generalise and one that fits.
+    """IAM: where each item stands between models that generalize and one that fits.
 
     The signals of the shadow models are moved towards that of the original model in
     `steps` parts `a_t`; at each a Gumbel distribution is fitted by moments. The score

@@ -12,7 +12,7 @@ Features = Float[np.ndarray | Array, "_ _"]
 
 
 def linear_cka(x: Features, y: Features) -> float:
-    """Linear centred kernel alignment of two sets of features, in [0, 1].
+    """Linear centered kernel alignment of two sets of features, in [0, 1].
 
     Unchanged by rotations and scalings of either set. Biased upwards when there are not
     many more rows than columns: compare values at equal N only.

@@ -1,6 +1,6 @@
 """Truth ratio, model utility and forget quality, the metrics of TOFU.
 
-Mean -log p values are per token, as `memorisation.mean_nll` gives them.
+Mean -log p values are per token, as `memorization.mean_nll` gives them.
 """
 
 import math
@@ -86,7 +86,7 @@ def truth_probability(correct_nll: Values, wrong_nll: Alternatives) -> PerItem:
     return expit(wrong.mean(axis=1) - correct)
 
 
-def normalised_probability(
+def normalized_probability(
     probability: Values, wrong_probability: Alternatives
 ) -> PerItem:
     """`p / (p + sum_k p_k + 1e-10)` of each item, over the wrong options.
@@ -103,7 +103,7 @@ class UtilityItems(NamedTuple):
     """Values of the items of one set of model utility."""
 
     probability: PerItem
-    """Plain on the retain set, `normalised_probability` on the other two."""
+    """Plain on the retain set, `normalized_probability` on the other two."""
     rouge_recall: PerItem
     truth_ratio: PerItem
     """R itself."""

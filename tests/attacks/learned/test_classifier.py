@@ -207,7 +207,7 @@ def test_dropout_rate_and_scale(rate, width, key):
     kept = out[out > 0]
     assert kept.min() == kept.max()
     assert abs((1 - 1 / kept[0]) / rate - 1) < 0.02
-    # Neighbours share a random word but not a decision.
+    # Neighbors share a random word but not a decision.
     for lag in (1, 2, 3):
         pairs = (out[:, lag:] == 0) & (out[:, :-lag] == 0)
         assert abs(pairs.mean() - rate**2) < 5 * np.sqrt(rate**2 / pairs.size)
@@ -237,7 +237,7 @@ def test_initial_values_follow_the_original(key):
     assert not layers["output"]["bias"].any()
 
 
-def test_standardising_equals_scaling_the_features_first():
+def test_standardizing_equals_scaling_the_features_first():
     plain, scaled = _small(), _small(standardise=True)
     params = _params()
     rng = np.random.default_rng(3)

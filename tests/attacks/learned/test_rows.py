@@ -63,7 +63,7 @@ def test_fingerprint_sees_labels_and_texts():
     assert Rows(stores()[:1], "train").fingerprint() != first
 
 
-def test_unlabelled_training_rows_are_refused():
+def test_unlabeled_training_rows_are_refused():
     store = MemoryStore("c")
     store.labels = (0, None, *store.labels[2:])
     with pytest.raises(InputError, match=r"c: 1 rows have no label .*row 1"):

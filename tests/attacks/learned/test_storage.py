@@ -91,9 +91,9 @@ def test_weights_that_are_not_finite_are_refused(saved):
 def test_unknown_configuration_keys_are_refused(saved):
     directory, _ = saved
     path = directory / "classifier.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "colour": 1}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "color": 1}))
     write_manifest(directory, ["classifier.json", "classifier.safetensors"])
-    with pytest.raises(InputError, match="colour"):
+    with pytest.raises(InputError, match="color"):
         load_attack(directory)
 
 

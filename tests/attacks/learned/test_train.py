@@ -225,7 +225,7 @@ def test_mean_selection_and_reading_from_disk(finished, tmp_path):
 
 
 @pytest.mark.parametrize("logs", [False, True])
-def test_standardised_training_stores_measured_constants(tmp_path, logs):
+def test_standardized_training_stores_measured_constants(tmp_path, logs):
     changes = {
         "standardise": True,
         "blocks": ("truth", "loss", "text"),

@@ -81,7 +81,7 @@ def test_the_page_of_one_run_has_its_numbers(runs):
     [
         (OVER, ["forget too much", "Over-forgotten", "less familiar"]),
         (OVER, ["Forget quality alone misleads", "Utility lost"]),
-        (LEAKING, ["still recognised", "an attack still tells"]),
+        (LEAKING, ["still recognized", "an attack still tells"]),
         ({}, ["No leak beyond retraining", "Utility kept"]),
         (
             {"leak": 40.0, "width": 60.0},
@@ -89,7 +89,7 @@ def test_the_page_of_one_run_has_its_numbers(runs):
         ),
         (
             {"leak": -30.0, "width": 35.0},
-            ["rather recognised", "to say whether it is more than 25 % from"],
+            ["rather recognized", "to say whether it is more than 25 % from"],
         ),
         ({"leak": 1.0, "width": 60.0}, ["undecided"]),
         ({"note": "disjoint samples"}, ["the floor of the test", "floor"]),
@@ -100,7 +100,7 @@ def test_words_follow_the_numbers(tmp_path, after, words):
     page = text_of(render([write(tmp_path / "run", document(after=after))]))
     for word in words:
         assert word in page
-    for absent in {"Over-forgotten", "Still recognised"} - set(words):
+    for absent in {"Over-forgotten", "Still recognized"} - set(words):
         if not after:
             assert absent not in page
     assert "refused with" in page
@@ -131,7 +131,7 @@ def test_over_forgetting_shows_without_a_retrained_model(tmp_path, auc, said):
     assert ("below 0.5" in page) == ("Over-forgotten" in page) == said
 
 
-def test_seeds_that_disagree_have_no_colour():
+def test_seeds_that_disagree_have_no_color():
     kinds = []
     for leaks in ((90.0, 90.0), (90.0, 0.0)):
         cards = [card(leak=leak) for leak in leaks]

@@ -70,12 +70,12 @@ def test_several_combinations_are_named(tmp_path):
     )
 
 
-def test_unlabelled_runs_say_so(tmp_path):
-    run = synthesise_run(tmp_path / "plain", n=50, labelled=False)
+def test_unlabeled_runs_say_so(tmp_path):
+    run = synthesise_run(tmp_path / "plain", n=50, labeled=False)
     found = findings(run)
     assert found["No labels"].level == "note"
     assert found["No calibration"].level == "caution"
-    run = synthesise_run(tmp_path / "cal", n=50, labelled=False, calibrated=True)
+    run = synthesise_run(tmp_path / "cal", n=50, labeled=False, calibrated=True)
     found = findings(run)
     assert "No calibration" not in found
     assert found["P-values of non-members look uniform"].level == "pass"
@@ -86,6 +86,6 @@ def test_unlabelled_runs_say_so(tmp_path):
 
 @pytest.mark.parametrize("decision", ["member", "no evidence"])
 def test_no_evidence_is_explained(tmp_path, decision):
-    run = synthesise_run(tmp_path / "run", n=50, labelled=False, calibrated=True)
+    run = synthesise_run(tmp_path / "run", n=50, labeled=False, calibrated=True)
     rewrite(run, lambda s: s["dataset"].update(decision=decision))
     assert ("No evidence is not absence" in findings(run)) == (decision != "member")

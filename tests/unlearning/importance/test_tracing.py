@@ -55,7 +55,7 @@ def oracle_run(config, params, stream, edit):
         part = config.pattern[layer % len(config.pattern)]
         own = oracle.layer_params(config, params, layer)
         stream = edit(oracle.block(stream, part, own), layer + 1)
-    x = oracle.normalise(stream, config.final_norm, params["final_norm"])
+    x = oracle.normalize(stream, config.final_norm, params["final_norm"])
     return x @ oracle.wide(params["embedding"], "tokens").T
 
 

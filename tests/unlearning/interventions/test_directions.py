@@ -31,8 +31,8 @@ def test_padding_is_left_out():
 
 
 def blobs(count, each=15):
-    centres = 3 * numbers(count, D, seed=1)
-    points = np.concatenate([c + 0.05 * numbers(each, D, seed=2) for c in centres])
+    centers = 3 * numbers(count, D, seed=1)
+    points = np.concatenate([c + 0.05 * numbers(each, D, seed=2) for c in centers])
     return points, np.repeat(np.arange(count), each)
 
 

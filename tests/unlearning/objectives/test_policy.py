@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation against its definition, and its two limits."""
+"""Group-relative policy optimization against its definition, and its two limits."""
 
 import jax
 import jax.numpy as jnp

@@ -49,7 +49,7 @@ def test_the_neutral_setting_changes_nothing(name):
             g = sines(params)
         u, state = update(g, state, params, **extras)
         expected, other = plain(g, other, params)
-        if case.inner is optax.identity or name.startswith("project_realised"):
+        if case.inner is optax.identity or name.startswith("project_realized"):
             assert_same(u, expected)
         else:
             # Two programs may round the same optimizer differently.

@@ -18,14 +18,14 @@ from lt_mia_jax.unlearning.transforms import (
     freeze,
     monitored,
     project_against,
-    project_realised_update,
+    project_realized_update,
     retain_subspace_projection,
     saliency_masked,
     second_moment,
     tree_dot,
 )
 from lt_mia_jax.unlearning.transforms.products import gram, solve
-from lt_mia_jax.unlearning.transforms.realised import active_set
+from lt_mia_jax.unlearning.transforms.realized import active_set
 
 SHAPES = {"a": (8, 4), "b": {"c": (4,), "d": (4, 8, 4)}}
 
@@ -169,7 +169,7 @@ def test_a_retain_gradient_of_zero_changes_nothing(size):
     g = tree(0)
     zero = jax.tree.map(jnp.zeros_like, tree(0) if size == 1 else tree(0, size))
     chosen = [
-        project_realised_update(optax.sgd(-1.0), size=size, form=form)
+        project_realized_update(optax.sgd(-1.0), size=size, form=form)
         for form in ("inequality", "equality")
     ]
     if size == 1:
@@ -267,7 +267,7 @@ def test_small_systems():
         np.testing.assert_allclose(found, np.linalg.solve(rows @ rows.T, b), atol=1e-4)
 
 
-# ---------------------------------------------------------------- the realised step
+# ---------------------------------------------------------------- the realized step
 
 RATE, DECAY = 1e-2, 0.1
 
@@ -307,7 +307,7 @@ def opposing(step, size):
 @pytest.mark.parametrize("form", ["inequality", "equality"])
 def test_the_executed_step_does_not_raise_the_retain_loss(size, form):
     params, g, prior, step, metric = warm()
-    tx = project_realised_update(OPTIMIZER, size=size, form=form)
+    tx = project_realized_update(OPTIMIZER, size=size, form=form)
     state = tx.init(params)._replace(inner=prior)
     retain = opposing(step, size)
     u, new = run(tx, g, state, params, retain_grads=retain)
@@ -322,12 +322,12 @@ def test_the_executed_step_does_not_raise_the_retain_loss(size, form):
     else:
         expected, multipliers = nearest_feasible(start, rows, metric)
         np.testing.assert_allclose(
-            monitored(new)["realised_update_multiplier"], multipliers.max(), rtol=1e-3
+            monitored(new)["realized_update_multiplier"], multipliers.max(), rtol=1e-3
         )
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(start).max())
     cosines = before / np.linalg.norm(rows, axis=1) / np.linalg.norm(start)
     np.testing.assert_allclose(
-        monitored(new)["realised_update_cosine"], cosines.max(), rtol=1e-4
+        monitored(new)["realized_update_cosine"], cosines.max(), rtol=1e-4
     )
     # No other feasible point is nearer in the optimizer's metric.
     rng = np.random.default_rng(0)
@@ -346,18 +346,18 @@ def test_the_executed_step_does_not_raise_the_retain_loss(size, form):
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_step_that_lowers_the_retain_loss_comes_back_bit_for_bit(size):
     params, g, prior, step, _ = warm()
-    tx = project_realised_update(OPTIMIZER, size=size)
+    tx = project_realized_update(OPTIMIZER, size=size)
     state = tx.init(params)._replace(inner=prior)
     retain = jax.tree.map(jnp.negative, opposing(step, size))
     u, new = run(tx, g, state, params, retain_grads=retain)
     np.testing.assert_array_equal(flat(u), flat(step))
-    assert monitored(new)["realised_update_multiplier"] == 0
-    assert monitored(new)["realised_update_cosine"] < 0
+    assert monitored(new)["realized_update_multiplier"] == 0
+    assert monitored(new)["realized_update_cosine"] < 0
 
 
 def test_without_a_second_moment_the_metric_is_euclidean():
     params, r = tree(10), tree(1)
-    tx = project_realised_update(optax.sgd(0.1, momentum=0.9), form="equality")
+    tx = project_realized_update(optax.sgd(0.1, momentum=0.9), form="equality")
     update, state = jit(tx.update), tx.init(params)
     for seed in (2, 3):
         u, state = update(tree(seed), state, params, retain_grads=r)
@@ -434,7 +434,7 @@ def test_damping_leaves_no_bias_between_nearly_opposed_gradients():
 def test_a_gradient_that_is_not_a_number_stays_visible():
     params = tree(10)
     bad = jax.tree.map(lambda x: x * jnp.nan, stacked(tree(1), tree(2)))
-    tx = project_realised_update(optax.sgd(0.1), size=2)
+    tx = project_realized_update(optax.sgd(0.1), size=2)
     u, _ = run(tx, tree(0), tx.init(params), params, retain_grads=bad)
     assert np.isnan(flat(u)).all()
 
@@ -442,7 +442,7 @@ def test_a_gradient_that_is_not_a_number_stays_visible():
 def test_the_inner_combination_gets_the_mean_retain_gradient():
     params, retain = tree(10), tree(1, 3)
     inner = optax.chain(combine_forget_retain(), optax.sgd(0.1))
-    tx = project_realised_update(inner, size=3)
+    tx = project_realized_update(inner, size=3)
     g = tree(0)
     u, _ = run(tx, g, tx.init(params), params, retain_grads=retain)
     rows = flat_rows(retain)
@@ -454,7 +454,7 @@ def test_the_inner_combination_gets_the_mean_retain_gradient():
 @pytest.mark.parametrize("cut", ["mask", "freeze"])
 def test_the_guarantee_holds_for_the_parameters_that_move(cut):
     params, r = tree(10), tree(1)
-    optimizer = project_realised_update(OPTIMIZER)
+    optimizer = project_realized_update(OPTIMIZER)
     if cut == "mask":
         mask = jax.tree.map(lambda x: x > 0, tree(5))
         tx = saliency_masked(optimizer, mask)
@@ -468,19 +468,19 @@ def test_the_guarantee_holds_for_the_parameters_that_move(cut):
         product = flat(r) @ flat(u)
         assert product <= 1e-6 * np.linalg.norm(flat(r)) * np.linalg.norm(flat(u))
         assert not flat(u)[~flat(mask).astype(bool)].any()
-        conflicts += float(monitored(state)["realised_update_multiplier"]) > 0
+        conflicts += float(monitored(state)["realized_update_multiplier"]) > 0
     assert 0 < conflicts
 
 
-def test_what_a_realised_projection_refuses():
+def test_what_a_realized_projection_refuses():
     params, r = tree(10), tree(1)
     with pytest.raises(ValueError, match="expected 1 to 9"):
-        project_realised_update(optax.sgd(0.1), size=10)
-    tx = project_realised_update(optax.sgd(0.1), size=2)
+        project_realized_update(optax.sgd(0.1), size=10)
+    tx = project_realized_update(optax.sgd(0.1), size=2)
     with pytest.raises(ValueError, match=r"other shapes; a: .*expected"):
         tx.update(tree(0), tx.init(params), params, retain_grads=r)
     two = optax.chain(optax.scale_by_adam(), optax.scale_by_adam())
-    tx = project_realised_update(two)
+    tx = project_realized_update(two)
     with pytest.raises(ValueError, match="2 second moments"):
         tx.update(tree(0), tx.init(params), params, retain_grads=r)
     mask = jax.tree.map(lambda x: x > 0, params)
@@ -489,8 +489,8 @@ def test_what_a_realised_projection_refuses():
         fisher_masked(optax.sgd(0.1), quantile=0.5),
     ):
         with pytest.raises(ValueError, match="around it"):
-            project_realised_update(optax.chain(inside)).init(params)
-    tx = project_realised_update(freeze(optax.adam(0.1), ["a"]))
+            project_realized_update(optax.chain(inside)).init(params)
+    tx = project_realized_update(freeze(optax.adam(0.1), ["a"]))
     with pytest.raises(ValueError, match="nu is another tree"):
         tx.update(tree(0), tx.init(params), params, retain_grads=r)
 

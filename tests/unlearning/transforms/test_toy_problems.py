@@ -20,7 +20,7 @@ from lt_mia_jax.unlearning.transforms import (
     fisher_masked,
     freeze,
     project_against,
-    project_realised_update,
+    project_realized_update,
     retain_subspace_projection,
     saliency_masked,
     sharpness_aware,
@@ -105,14 +105,14 @@ def test_ascent_alone_raises_both_losses():
             ),
             1.01,
         ),
-        (project_realised_update(optax.adam(0.03)), 1.2),
+        (project_realized_update(optax.adam(0.03)), 1.2),
         (
-            project_realised_update(
+            project_realized_update(
                 optax.adamw(0.03, weight_decay=0.1), form="equality"
             ),
             1.5,
         ),
-        (project_realised_update(sharpness_aware(optax.sgd(0.03), 0.1)), 1.2),
+        (project_realized_update(sharpness_aware(optax.sgd(0.03), 0.1)), 1.2),
         (saliency_masked(optax.sgd(0.03), MASK), 1.0001),
         (freeze(optax.sgd(0.03), ["own"]), 1.0001),
         (
@@ -162,10 +162,10 @@ def test_a_teacher_is_the_running_mean_of_the_way():
     assert losses == sorted(losses)
 
 
-def test_what_the_realised_projection_leaves_is_of_second_order():
+def test_what_the_realized_projection_leaves_is_of_second_order():
     """Half the rate and twice the steps: the same way, half the rise."""
     worst = [
-        unlearn(project_realised_update(optax.sgd(rate)), round(0.8 / rate))[2]
+        unlearn(project_realized_update(optax.sgd(rate)), round(0.8 / rate))[2]
         for rate in (0.02, 0.01)
     ]
     rises = [x - START_RETAIN for x in worst]

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle_unlearning_metrics import quantise_oracle
+from oracle_unlearning_metrics import quantize_oracle
 
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models import LanguageModel, gpt2_like, mamba_like, rwkv_like
@@ -28,7 +28,7 @@ def tree(seed=0, layers=2, inputs=10, outputs=6):
 @pytest.mark.parametrize("group", [None, 4, 5, 128])
 def test_rounding_equals_its_definition_bit_for_bit(bits, group):
     params = tree()
-    expected, _ = quantise_oracle(np.asarray(flatten(params)[KERNEL]), bits, group)
+    expected, _ = quantize_oracle(np.asarray(flatten(params)[KERNEL]), bits, group)
     found = flatten(metrics.quantise(params, bits, group_size=group))
     np.testing.assert_array_equal(found[KERNEL], expected)
     levels = 2 ** (bits - 1) - 1
@@ -57,7 +57,7 @@ def test_small_changes_vanish_in_rounding(bits, group):
     """Every weight moves as far as its rounding interval allows; maxima stay."""
     params = tree(seed=3, inputs=48, outputs=20)
     before = np.asarray(flatten(params)[KERNEL])
-    rounded, codes = quantise_oracle(before, bits, group)
+    rounded, codes = quantize_oracle(before, bits, group)
     rng = np.random.default_rng(0)
     after, moves = before.copy(), []
     for layer in range(before.shape[0]):
@@ -88,7 +88,7 @@ def test_share_of_changed_codes_counts_weights():
     after = before + 0.1 * np.random.default_rng(1).normal(size=before.shape)
     after = after.astype(np.float32)
     changed = unflatten(flatten(params) | {KERNEL: jnp.asarray(after)})
-    a, b = (quantise_oracle(w, 4, None)[1] for w in (before, after))
+    a, b = (quantize_oracle(w, 4, None)[1] for w in (before, after))
     share = metrics.changed_codes(params, changed, 4)
     assert share == (a != b).mean()
     assert 0.1 < share < 0.9
@@ -101,9 +101,9 @@ def test_embedding_and_head_on_request():
     found = flatten(metrics.quantise(params, 4, patterns=metrics.EVERY_MATRIX))
     table = np.asarray(flatten(params)["embedding/tokens"])
     # Its rows are the channels, as if it were the head's kernel on its side.
-    expected, _ = quantise_oracle(table.T[None], 4, None)
+    expected, _ = quantize_oracle(table.T[None], 4, None)
     np.testing.assert_array_equal(found["embedding/tokens"], expected[0].T)
-    head, _ = quantise_oracle(np.asarray(flatten(params)["head/kernel"])[None], 4, None)
+    head, _ = quantize_oracle(np.asarray(flatten(params)["head/kernel"])[None], 4, None)
     np.testing.assert_array_equal(found["head/kernel"], head[0])
 
 

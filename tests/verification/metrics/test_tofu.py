@@ -40,7 +40,7 @@ def test_truth_ratio_of_a_collapsed_model_is_finite():
 
 
 def test_probability_among_options():
-    found = metrics.normalised_probability(
+    found = metrics.normalized_probability(
         np.array([0.2, 0.0]), np.array([[0.1, 0.1], [0.0, 0.0]])
     )
     np.testing.assert_allclose(found, [0.5, 0], rtol=1e-9)
@@ -228,7 +228,7 @@ def test_bad_input_is_told():
     with pytest.raises(InputError, match=r"NaN for 1 of 3 items, first \[1\]"):
         metrics.forget_quality(ok, np.array([1, np.nan, 1]))
     with pytest.raises(InputError, match=r"expected values in \[0, 1\]"):
-        metrics.normalised_probability(2 * ok, np.ones((3, 2)))
+        metrics.normalized_probability(2 * ok, np.ones((3, 2)))
     with pytest.raises(InputError, match=r"missing \['retain/probability'"):
         metrics.model_utility({"accuracy": 1.0})
     broken = dict.fromkeys(metrics.UTILITY_PARTS, 0.5) | {

@@ -120,7 +120,7 @@ def slot_accuracy(stats: AnswerStatistics) -> PerItem:
     """1 where every token of the marked span is the argmax, else 0.
 
     Template words are predicted by any model of the language and lift exact
-    memorisation, extraction strength and ROUGE; the value alone tells whether the fact
+    memorization, extraction strength and ROUGE; the value alone tells whether the fact
     is known.
 
     Args:

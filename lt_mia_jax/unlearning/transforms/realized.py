@@ -39,7 +39,7 @@ LARGEST = 9
 
 
 class RealisedState(NamedTuple):
-    """State of `project_realised_update`."""
+    """State of `project_realized_update`."""
 
     inner: Any
     """State of the wrapped optimizer."""
@@ -48,7 +48,7 @@ class RealisedState(NamedTuple):
     step would have raised that retain loss), and the largest multiplier."""
 
 
-def project_realised_update(
+def project_realized_update(
     inner: optax.GradientTransformation,
     *,
     size: int = 1,
@@ -87,13 +87,13 @@ def project_realised_update(
     Raises:
       ValueError: `size` is not in 1..9; at `init`, a mask is inside.
 
-    Source: the realised-step form of Geometric unlearning (arXiv 2511.17100), a
+    Source: the realized-step form of Geometric unlearning (arXiv 2511.17100), a
     projection onto a polyhedral cone; optimality by its Karush-Kuhn-Tucker conditions.
     """
-    require_choice("project_realised_update", "form", form, ("inequality", "equality"))
+    require_choice("project_realized_update", "form", form, ("inequality", "equality"))
     if not 1 <= size <= LARGEST:
         raise ValueError(
-            f"project_realised_update: size = {size}, expected 1 to {LARGEST} retain "
+            f"project_realized_update: size = {size}, expected 1 to {LARGEST} retain "
             "gradients"
         )
     inner = optax.with_extra_args_support(inner)
@@ -101,15 +101,15 @@ def project_realised_update(
 
     def numbers(worst: Any, multiplier: Any) -> dict[str, Array]:
         return {
-            "realised_update_cosine": scalar(worst),
-            "realised_update_multiplier": scalar(multiplier),
+            "realized_update_cosine": scalar(worst),
+            "realized_update_multiplier": scalar(multiplier),
         }
 
     def init(params: Tree) -> RealisedState:
         state = inner.init(params)
         if any(map(_is_mask, jax.tree.leaves(state, is_leaf=_is_mask))):
             raise ValueError(
-                "project_realised_update would move masked parameters again; put "
+                "project_realized_update would move masked parameters again; put "
                 "saliency_masked or fisher_masked around it"
             )
         return RealisedState(state, numbers(0.0, 0.0))
@@ -122,7 +122,7 @@ def project_realised_update(
         retain_grads: Tree = None,
         **extra: Any,
     ) -> tuple[Tree, RealisedState]:
-        require("project_realised_update", retain_grads=retain_grads)
+        require("project_realized_update", retain_grads=retain_grads)
         stack = _stacked(retain_grads, updates, size)
         mean = (
             jax.tree.map(lambda r: r.mean(axis=0), stack)
@@ -135,7 +135,7 @@ def project_realised_update(
         moment = second_moment(inner_state, b2=b2)
         inverse = None
         if moment is not None:
-            require_same_tree("project_realised_update", "nu", moment, updates)
+            require_same_tree("project_realized_update", "nu", moment, updates)
             inverse = jax.tree.map(lambda v: 1.0 / (jnp.sqrt(v) + eps), moment)
         k, b = gram(stack, inverse), products(stack, step)
         if size == 1:
@@ -249,6 +249,6 @@ def _stacked(retain_grads: Tree, updates: Tree, size: int) -> Tree:
     if size == 1 and single:
         retain_grads = jax.tree.map(lambda r: r[None], retain_grads)
     require_same_tree(
-        "project_realised_update", "retain_grads", retain_grads, updates, stacked=size
+        "project_realized_update", "retain_grads", retain_grads, updates, stacked=size
     )
     return retain_grads
