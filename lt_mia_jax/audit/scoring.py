@@ -21,7 +21,12 @@ from lt_mia_jax.checkpoints import Pretrained, load_pretrained
 from lt_mia_jax.checkpoints.gguf import is_gguf
 from lt_mia_jax.checkpoints.hub import resolve
 from lt_mia_jax.data.texts import zlib_length
-from lt_mia_jax.data.tokenize import Encoded, check_vocabulary, encode
+from lt_mia_jax.data.tokenize import (
+    Encoded,
+    check_vocabulary,
+    encode,
+    flag_texts,
+)
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor
 from lt_mia_jax.features.extract import ExtractConfig, StatisticsExtractor
@@ -155,30 +160,6 @@ def score_texts(
             bar.update(len(block))
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     return TextScores(joined, np.concatenate(tokens), flags, edge)
-
-
-def flag_texts(encoded: Encoded) -> list[list[str]]:
-    """What a reader of the scores must know about each text."""
-    steps = encoded.attention_mask[:, 1:].sum(axis=1)
-    rows = []
-    for empty, truncated, n in zip(
-        encoded.empty, encoded.truncated, steps, strict=True
-    ):
-        flags = []
-        if empty:
-            flags.append("empty: no score")
-        elif n == 0:
-            flags.append("too short: no score")
-        elif n < SHORT:
-            flags.append(f"short: {n} scored tokens")
-        if truncated:
-            flags.append("truncated")
-        rows.append(flags)
-    return rows
-
-
-SHORT = 16
-"""Fewer scored tokens than this make any score unreliable; the row is flagged."""
 
 
 def _score_block(

@@ -7,10 +7,10 @@ from typing import Literal
 
 import numpy as np
 
-from lt_mia_jax.audit.scoring import flag_texts, load_pair
+from lt_mia_jax.audit.scoring import load_pair
 from lt_mia_jax.data.splits import attack_split
 from lt_mia_jax.data.texts import fingerprint, read_texts
-from lt_mia_jax.data.tokenize import encode
+from lt_mia_jax.data.tokenize import encode, flag_texts
 from lt_mia_jax.devices import Devices, DevicesFlags
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.features.extract import ExtractConfig, extract

@@ -14,6 +14,8 @@ from lt_mia_jax.errors import InputError
 log = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
+SHORT = 16
+"""Below this many scored tokens, every score of a text is unreliable."""
 _CHUNK = 1024
 _BYTES = 256
 
@@ -95,6 +97,29 @@ def encode(
             ids[row, : len(kept)] = kept
             mask[row, : len(kept)] = 1
     return Encoded(ids, mask, truncated, mask.sum(1) < 2)
+
+
+def flag_texts(encoded: Encoded) -> list[list[str]]:
+    """Per-text warnings for readers of the scores: empty, short, truncated.
+
+    The first token of a text is context only, so `T` real tokens give `T - 1` scores.
+    """
+    rows = []
+    for n, empty, truncated in zip(
+        encoded.attention_mask[:, 1:].sum(axis=1),
+        encoded.empty,
+        encoded.truncated,
+        strict=True,
+    ):
+        flags = []
+        if empty:
+            flags.append("empty: no score")
+        elif n < SHORT:
+            flags.append(f"short: {n} scored tokens")
+        if truncated:
+            flags.append("truncated")
+        rows.append(flags)
+    return rows
 
 
 def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:

@@ -16,13 +16,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lt_mia_jax.audit.scoring import flag_texts
 from lt_mia_jax.checkpoints import Pretrained, load_pretrained, save_pretrained
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.data.corpora import Corpus
 from lt_mia_jax.data.splits import Split, attack_split, rows_by_role, split_corpus
 from lt_mia_jax.data.texts import fingerprint
-from lt_mia_jax.data.tokenize import encode, train_bpe
+from lt_mia_jax.data.tokenize import encode, flag_texts, train_bpe
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor
 from lt_mia_jax.features.extract import ExtractConfig, extract

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from lt_mia_jax.data.tokenize import Encoded, check_vocabulary, encode, train_bpe
+from lt_mia_jax.data.tokenize import (
+    SHORT,
+    Encoded,
+    check_vocabulary,
+    encode,
+    flag_texts,
+    train_bpe,
+)
 from lt_mia_jax.errors import InputError
 
 TRAINING = [
@@ -71,6 +78,21 @@ def test_flags(tokenizer):
     # An empty string is end-of-text alone; one token and end-of-text have a step.
     assert encoded.empty.tolist() == [True, False, False]
     assert encoded.attention_mask.sum(1).tolist() == [1, 2, 8]
+    assert flag_texts(encoded) == [
+        ["empty: no score"],
+        ["short: 1 scored tokens"],
+        ["short: 7 scored tokens", "truncated"],
+    ]
+
+
+def test_only_texts_below_the_limit_are_flagged_as_short(tokenizer):
+    encoded = encode(["the dog " * 50] * 2, tokenizer, length=SHORT + 1)
+    shorter = encoded._replace(attention_mask=encoded.attention_mask.copy())
+    shorter.attention_mask[1, -1] = 0
+    assert flag_texts(shorter) == [
+        ["truncated"],
+        [f"short: {SHORT - 1} scored tokens", "truncated"],
+    ]
 
 
 def test_a_text_that_just_fits_is_not_truncated(tokenizer):
