@@ -1,4 +1,8 @@
-"""What a command ends with when the user is to know: a mistake, or a stop."""
+"""Exceptions that end a command with a message for the user; checks of ranges."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 
 class InputError(ValueError):
@@ -34,3 +38,44 @@ class Stopped(Exception):
             f"stopped by SIGTERM after {unit} {step}; the same command continues"
         )
         self.step = step
+
+
+class Range(NamedTuple):
+    """Values that a number may have."""
+
+    expected: str
+    """Ends the sentence "expected ..."."""
+    holds: Callable[[float], bool]
+    """False for NaN."""
+
+
+POSITIVE = Range("more than 0", lambda x: 0 < x < math.inf)
+NOT_NEGATIVE = Range("0 or more", lambda x: 0 <= x < math.inf)
+AT_LEAST_1 = Range("at least 1", lambda x: 1 <= x < math.inf)
+AT_LEAST_2 = Range("at least 2", lambda x: 2 <= x < math.inf)
+FRACTION = Range("more than 0, at most 1", lambda x: 0 < x <= 1)
+
+
+def check_ranges(where: str, **values: tuple[float | int | None, Range]) -> None:
+    """Refuse numbers outside their ranges; None is not checked.
+
+    Args:
+      where: what the numbers belong to; opens the message.
+      **values: by name, each number and its range.
+
+    Raises:
+      InputError: naming every number outside its range.
+    """
+    wrong = [
+        f"{name} = {value:g}, expected {allowed.expected}"
+        for name, (value, allowed) in values.items()
+        if value is not None and not allowed.holds(value)
+    ]
+    if wrong:
+        raise InputError(f"{where}: {'; '.join(wrong)}")
+
+
+def check_fields(where: str, config: Any, ranges: Mapping[str, Range]) -> None:
+    """`check_ranges` of attributes of `config`."""
+    fields = {name: (getattr(config, name), kind) for name, kind in ranges.items()}
+    check_ranges(where, **fields)

@@ -11,7 +11,6 @@ of every batch.
 """
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +24,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from lt_mia_jax.errors import InputError, Unavailable
+from lt_mia_jax.files import fingerprint
 from lt_mia_jax.sharding import (
     batch_sharding,
     make_mesh,
@@ -201,14 +201,14 @@ def digest(tree: Any, values: int = 4096) -> str:
     Enough to tell models apart, whose training changes every matrix, and it costs
     nothing for large ones.
     """
-    found = hashlib.sha256()
+    parts: list[Any] = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         # Strides along each axis, for a flattened leaf would be gathered whole.
         each = max(1, round(values ** (1 / max(1, leaf.ndim))))
         sample = leaf[tuple(slice(None, None, -(-n // each)) for n in leaf.shape)]
-        found.update(f"{jax.tree_util.keystr(path)}{leaf.shape}".encode())
-        found.update(np.asarray(fetch(sample), np.float32).tobytes())
-    return found.hexdigest()
+        parts.append(f"{jax.tree_util.keystr(path)}{leaf.shape}")
+        parts.append(np.asarray(fetch(sample), np.float32))
+    return fingerprint(*parts)
 
 
 def is_primary() -> bool:

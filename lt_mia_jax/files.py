@@ -20,6 +20,29 @@ def sha256_file(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def fingerprint(*parts: Any) -> str:
+    """SHA-256 of values, one after the other, as lower-case hexadecimal.
+
+    Args:
+      *parts: bytes and arrays count as their bytes (an array's shape and dtype do not
+        count), strings as UTF-8, everything else as JSON with sorted keys; configs go
+        through `configs.to_dict` first.
+
+    Raises:
+      TypeError: a value that JSON does not know.
+    """
+    found = hashlib.sha256()
+    for part in parts:
+        if hasattr(part, "tobytes"):
+            found.update(part.tobytes())
+        elif isinstance(part, bytes):
+            found.update(part)
+        else:
+            text = part if isinstance(part, str) else json.dumps(part, sort_keys=True)
+            found.update(text.encode("utf-8", "surrogatepass"))
+    return found.hexdigest()
+
+
 def write_atomic(path: Path | str, data: bytes | str) -> None:
     """Write a file so that readers see the old content or all of the new one.
 
@@ -158,4 +181,4 @@ def _digest(manifest: dict[str, Any]) -> str:
     """SHA-256 of a manifest's values, however they are laid out in the file."""
     rest = {name: value for name, value in manifest.items() if name != "digest"}
     canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return fingerprint(canonical)

@@ -65,6 +65,17 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def path_of(path: Sequence[Any], separator: str = "/") -> str:
+    """A JAX key path as `flatten` names it, such as "periods/slot_0/mixer/kernel"."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator=separator)
+
+
+def named_leaves(tree: Any, separator: str = "/") -> dict[str, Any]:
+    """Leaves of any pytree by path, in the order of `jax.tree.leaves`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_of(path, separator): leaf for path, leaf in leaves}
+
+
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """The nested dict whose `flatten` is `flat`."""
     tree: dict[str, Any] = {}

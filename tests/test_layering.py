@@ -32,6 +32,7 @@ LEVELS = {
     "errors": 0,
     "executor": 0,
     "files": 0,
+    "lazy": 0,
     "process": 0,
     "provenance": 0,
     "sharding": 0,

@@ -1,0 +1,92 @@
+import hashlib
+import os
+
+import numpy as np
+import pytest
+
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.files import (
+    fingerprint,
+    sha256_file,
+    verify_manifest,
+    write_atomic,
+    write_json,
+    write_manifest,
+)
+
+
+def test_atomic_write_keeps_the_old_file_on_failure(tmp_path):
+    path = tmp_path / "f"
+    write_atomic(path, "old")
+
+    class Broken:
+        def decode(self):  # pragma: no cover - never reached
+            return ""
+
+    with pytest.raises(TypeError):
+        write_atomic(path, Broken())  # type: ignore[arg-type]
+    assert path.read_text() == "old"
+
+
+def test_write_into_a_file_as_folder_is_one_clear_line(tmp_path):
+    (tmp_path / "f").write_text("x")
+    with pytest.raises(InputError, match="cannot write"):
+        write_atomic(tmp_path / "f" / "g", "y")
+
+
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [
+        (lambda p: p.unlink(), "missing"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-1]), "bytes instead"),
+        (lambda p: p.write_bytes(b"\x01" + p.read_bytes()[1:]), "SHA-256"),
+    ],
+)
+def test_manifest_names_what_is_damaged(tmp_path, damage, word):
+    for name in ("a.bin", "b.bin"):
+        (tmp_path / name).write_bytes(os.urandom(64))
+    written = write_manifest(tmp_path, ["a.bin", "b.bin"], kind="test")
+    assert verify_manifest(tmp_path) == written
+    damage(tmp_path / "b.bin")
+    with pytest.raises(InputError) as caught:
+        verify_manifest(tmp_path)
+    assert word in str(caught.value)
+    assert "b.bin" in str(caught.value)
+    assert "a.bin" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"step": 3', '"step": 7'), ("a.bin", "b.bin"), ('"digest"', '"x"')],
+)
+def test_a_manifest_vouches_for_itself(tmp_path, old, new):
+    for name in ("a.bin", "b.bin"):
+        (tmp_path / name).write_bytes(b"the same")
+    write_manifest(tmp_path, ["a.bin"], step=3)
+    text = (tmp_path / "manifest.json").read_text()
+    assert text.count(old) == 1
+    (tmp_path / "manifest.json").write_text(text.replace(old, new))
+    with pytest.raises(InputError, match="its content does not have the SHA-256"):
+        verify_manifest(tmp_path)
+
+
+def test_json_refuses_nan(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "x.json", {"a": float("nan")})
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_sha256_is_the_standard_one(tmp_path):
+    (tmp_path / "f").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "f").startswith("ba7816bf8f01cfea")
+
+
+def test_a_fingerprint_is_sha256_of_the_parts_in_order():
+    array = np.arange(6, dtype=np.int32).reshape(2, 3)
+    whole = b"\x00\xffname\xc3\xa9" + b'{"a": [1, 2.5], "b": null}'
+    whole += b"".join(int(n).to_bytes(4, "little") for n in (0, 3, 1, 4, 2, 5))
+    found = fingerprint(b"\x00\xff", "nameé", {"b": None, "a": (1, 2.5)}, array.T)
+    assert found == hashlib.sha256(whole).hexdigest()
+    assert fingerprint("a", "b") == fingerprint("ab") != fingerprint("ba")
+    with pytest.raises(TypeError, match="JSON serializable"):
+        fingerprint({"a": object()})
