@@ -14,24 +14,30 @@ from lt_mia_jax.files import read_json, write_json
 ConfigT = TypeVar("ConfigT")
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """A config as JSON values; every dataclass carries its class name as `type`."""
-    return _encode(config)
+def to_dict(config: Any, *, tagged: bool = True) -> dict[str, Any]:
+    """A config as JSON values.
+
+    Args:
+      config: a dataclass.
+      tagged: every dataclass carries its class name as `type`, by which unions are
+        read back; records without unions do without it.
+    """
+    return _encode(config, tagged)
 
 
-def _encode(value: Any) -> Any:
+def _encode(value: Any, tagged: bool) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
-            field.name: _encode(getattr(value, field.name))
+            field.name: _encode(getattr(value, field.name), tagged)
             for field in dataclasses.fields(value)
         }
-        return {"type": type(value).__name__, **fields}
+        return {"type": type(value).__name__, **fields} if tagged else fields
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, tuple | list):
-        return [_encode(item) for item in value]
+        return [_encode(item, tagged) for item in value]
     if isinstance(value, Mapping):
-        return {str(key): _encode(item) for key, item in value.items()}
+        return {str(key): _encode(item, tagged) for key, item in value.items()}
     if isinstance(value, Path):
         return str(value)
     return value
@@ -72,6 +78,8 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
         pairs = zip(inner, value, strict=True)
         return tuple(_decode(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(pairs))
     if origin in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            raise InputError(f"{where}: found {value!r}, expected an object")
         return {k: _decode(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     if dataclasses.is_dataclass(hint):
         return _decode_dataclass(hint, value, where)

@@ -35,7 +35,7 @@ def card(
         "priv_leak": interval(leak, width),
         "auc_loss": interval(0.5 - leak / 250),
         "tpr_loss": {"rate": 0.01, "refused": True, "n_holdout": n},
-        "leak_loss": {"value": leak},
+        "leak_loss": {"value": leak, "low": None, "high": None},
         "loss_gap_nats": interval(0.1),
         "told_from_retrained": {
             **interval(0.4),
@@ -117,7 +117,7 @@ def document(method="npo", *, after=None, forget="f" * 64, questions=6, layers=3
                 "bits": 4,
                 "changed_codes": 0.1,
                 "recovered": interval(0.8),
-                "models": {"after": {"n_forget": 6}, "retrained": {"n_forget": 6}},
+                "models": {"after": card(n=6), "retrained": card(n=6)},
             }
         ],
         "relearning": {

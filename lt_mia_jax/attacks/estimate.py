@@ -1,0 +1,42 @@
+"""Estimates with intervals: what measuring hands to reporting.
+
+JSON is `configs.to_dict(record, tagged=False)`; `configs.from_dict` reads it back.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval; None where there is none."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TprEstimate:
+    """True-positive rate at one false-positive rate, read in two ways."""
+
+    conservative: Estimate = Estimate()
+    """The largest TPR among thresholds whose FPR does not exceed the rate."""
+    interpolated: Estimate = Estimate()
+    """Linear between the neighboring points of the ROC curve."""
+    refused: bool
+    """Fewer than 10 false positives are expected, so that no value is given."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttackSummary:
+    """How well one score separates members from non-members."""
+
+    auc: Estimate
+    tpr: Mapping[str, TprEstimate]
+    """By false-positive rate, as `0.05`."""
+    n_members: int
+    """Members with a score."""
+    n_nonmembers: int
+    n_missing: int
+    """Texts without a score."""

@@ -1,0 +1,304 @@
+"""The report card as typed records; `storage` reads and writes them.
+
+What was not measured is None, or empty.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lt_mia_jax.attacks.estimate import Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class TprAtRate:
+    """True-positive rate of an attack at one false-positive rate."""
+
+    rate: float
+    refused: bool
+    """Too few unseen texts for the rate: no value."""
+    n_holdout: int = 0
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackResult:
+    """How well an attack tells forgotten texts from texts that no model has seen."""
+
+    auc: Estimate
+    tpr: TprAtRate | None = None
+    leak: Estimate | None = None
+    """PrivLeak in percent, where there is a retrained model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgetQuality:
+    """The exact two-sample test of truth ratios against the retrained model."""
+
+    value: float
+    """p-value."""
+    log10: float
+    distance: float
+    n: tuple[int, int]
+    """Questions under the model and under the retrained one."""
+    log10_floor: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToldFromRetrained:
+    """Score of the best threshold on the answers' probability, 0 = no attack works."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    epsilon: float | None = None
+    """None where it is infinite."""
+    threshold: float
+    fpr: float
+    fnr: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceAccuracy:
+    """Accuracy of a linear classifier at telling a model from that before unlearning.
+
+    It sees the last layer's activation at the end of each text. 0.5 is chance. Label:
+    "Trace accuracy"; good: as the retrained model, which differs from the original too.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    p_value: float
+    """By exchanging the two models on texts."""
+    n: int
+    """Texts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupLeakage:
+    """`(AUC - AUC of the retrained model) / AUC of the retrained model` on one group.
+
+    0 as after retraining, positive still recognized, negative over-forgotten.
+    """
+
+    attack: str
+    group: str
+    """Topic of the questions."""
+    n: int
+    """Texts of the group."""
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Risk:
+    """Whether the share of forgotten texts that can still be extracted is controlled.
+
+    Label: "Extraction risk"; good: low, with `p_value` below 0.05 the risk is below
+    `level`. A text counts when half of its answer or more follows from the rest.
+    """
+
+    value: float
+    """Share of texts, with one more that counts fully (conformal risk control)."""
+    low: float | None = None
+    high: float | None = None
+    level: float
+    """Highest risk that is accepted."""
+    p_value: float
+    """Of the hypothesis that the risk is above `level`."""
+    n: int
+    """Texts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuseCard:
+    """The four numbers of MUSE and the attacks on its texts."""
+
+    verbmem: Estimate
+    knowmem_forget: Estimate
+    knowmem_retain: Estimate
+    priv_leak: Estimate | None = None
+    attacks: Mapping[str, AttackResult] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What was measured of one model; None where it was not."""
+
+    n_forget: int
+    """Questions to forget."""
+    n_retain: int | None = None
+    n_holdout: int | None = None
+    """Texts that no model has seen."""
+
+    forget_probability: Estimate
+    forget_rouge: Estimate | None = None
+    forget_exact_memorization: Estimate | None = None
+    """`forget_exact_memorisation` in the file."""
+    forget_extraction_strength: Estimate | None = None
+    forget_slot_accuracy: Estimate | None = None
+    forget_slot_log_rank: Estimate | None = None
+    forget_memo: Estimate | None = None
+    forget_fluency: Estimate | None = None
+    """Label: "Fluency"; weighted entropy, in bits, of the word pairs and triples of the
+    answers to forgotten questions; a model that repeats itself has little. Good: as the
+    retrained model."""
+    forget_truth_ratio: Estimate | None = None
+
+    retain_probability: Estimate | None = None
+    retain_rouge: Estimate | None = None
+    retain_extraction_strength: Estimate | None = None
+    utility_parts: Mapping[str, Estimate] = field(default_factory=dict)
+    """The nine means behind model utility, as `retain/probability`."""
+    model_utility: Estimate | None = None
+
+    attacks: Mapping[str, AttackResult] = field(default_factory=dict)
+    loss_gap_nats: Estimate | None = None
+
+    forget_quality: ForgetQuality | None = None
+    priv_leak: Estimate | None = None
+    """That of Min-K% with 40 %, in percent, as in MUSE."""
+    told_from_retrained: ToldFromRetrained | None = None
+    completeness: Estimate | None = None
+    completeness_gap: Mapping[str, Estimate] = field(default_factory=dict)
+    """Quantiles over questions: `p05`, `p50`, `p95`."""
+    forget_knowledge_left: Estimate | None = None
+
+    trace_accuracy: TraceAccuracy | None = None
+    retrain_distance: Estimate | None = None
+    """Label: "Distance to retrained"; mean squared distance of the next-token
+    distributions on forgotten answers, 0 to 2. Good: low, as low as the retrained
+    model's own, which is its distance to one that learned in another order."""
+    worst_group: GroupLeakage | None = None
+    """Label: "Worst-group leakage"; the largest in size over attacks and topics. Good:
+    as the retrained model, 0."""
+    group_leakage: tuple[GroupLeakage, ...] = ()
+    """Every attack on every topic with enough texts."""
+    risk: Risk | None = None
+
+    muse: MuseCard | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What one model says to a forgotten question."""
+
+    answer: str
+    probability: float
+    """Of the true answer."""
+    rouge: float | None = None
+    extraction: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A forgotten question and what each model says to it."""
+
+    id: str
+    topic: str | None
+    question: str | None
+    """None for plain text."""
+    answer: str
+    said: Mapping[str, Said]
+    """By name of the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSimilarity:
+    """Linear CKA to the retrained model, one number a layer, by name of the model."""
+
+    tokens: int
+    models: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounding:
+    """Models with their weights rounded alike."""
+
+    bits: int
+    changed_codes: float
+    """Fraction of the rounded weights that unlearning changed."""
+    models: Mapping[str, Card]
+    recovered: Estimate | None = None
+    """Knowledge left under rounding: 1 as before unlearning, 0 as retrained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relearning:
+    """Probability of forgotten answers while others are taught."""
+
+    steps: tuple[int, ...]
+    taught: int
+    """Questions that are taught."""
+    asked: int
+    """Other questions, whose answers are measured."""
+    models: Mapping[str, tuple[float, ...]]
+    area: Estimate | None = None
+    robustness: Estimate | None = None
+
+
+Scores = Mapping[str, tuple[float, ...]]
+"""Membership scores of texts, by attack."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """Everything that is known about one run of unlearning: did it forget?"""
+
+    forget: str
+    """Fingerprint of the questions; runs with the same one are compared."""
+    models: Mapping[str, Card]
+    """`before`, `after`, and `retrained` if there is one."""
+    examples: tuple[Example, ...] = ()
+    scores: Mapping[str, Mapping[str, Scores]] = field(default_factory=dict)
+    """By model and side (`forget`, `holdout`), for curves and histograms."""
+    layers: Mapping[str, LayerSimilarity] | None = None
+    """By set: `forget`, `retain`."""
+    map: Mapping[str, Mapping[str, tuple[tuple[float, float], ...]]] | None = None
+    """Texts in the plane, by set and model."""
+    rounded: tuple[Rounding, ...] = ()
+    relearning: Relearning | None = None
+    notes: tuple[str, ...] = ()
+    """Why something that was to be expected was not measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A file of texts."""
+
+    file: str
+    rows: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """How the model was made, as in `unlearning.json`; older files have less of it."""
+
+    method: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    model: str | None = None
+    forget: Source | None = None
+    retain: Source | None = None
+    steps: int | None = None
+    intervention: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlearningRun:
+    """The content of `card.json`."""
+
+    title: str
+    method: str
+    settings: Mapping[str, Any]
+    """Of the method."""
+    verification: Verification
+    about: About
+    config: Mapping[str, Any]
+    """Flags of the evaluation."""
+    versions: Mapping[str, str]
+    command: str

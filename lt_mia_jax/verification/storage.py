@@ -1,0 +1,141 @@
+"""`card.json`, what `lt-mia unlearn` writes of its result.
+
+The file keeps the layout of earlier versions: entries of an attack stand flat on a card
+as `auc_NAME`, `tpr_NAME`, `leak_NAME`, those of MUSE as `muse_NAME`, and what was not
+measured is absent. No other code knows this layout.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from lt_mia_jax.configs import from_dict, to_dict
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.files import read_json, write_json
+from lt_mia_jax.verification.records import (
+    AttackResult,
+    Card,
+    MuseCard,
+    UnlearningRun,
+    Verification,
+)
+
+CARD = "card.json"
+KIND = "unlearning"
+
+_VERIFICATION = tuple(each.name for each in fields(Verification))
+_PER_ATTACK = tuple(each.name for each in fields(AttackResult))
+_IN_FILE = {"forget_exact_memorization": "forget_exact_memorisation"}
+_MUSE = "muse_"
+
+
+def card_to_json(card: Card | MuseCard) -> dict[str, Any]:
+    """A card as it stands in files."""
+    flat = {
+        _IN_FILE.get(name, name): value
+        for name, value in to_dict(card, tagged=False).items()
+        if name not in ("attacks", "muse") and value not in (None, {}, [])
+    }
+    for attack, result in card.attacks.items():
+        for part, value in to_dict(result, tagged=False).items():
+            if part == "tpr" and value and value["refused"]:
+                value = {k: x for k, x in value.items() if x is not None}
+            if value is not None:
+                flat[f"{part}_{attack}"] = value
+    if isinstance(card, Card) and card.muse is not None:
+        flat |= {_MUSE + name: x for name, x in card_to_json(card.muse).items()}
+    return flat
+
+
+def card_from_json(content: Any, where: str = "card") -> Card:
+    """The inverse of `card_to_json`; entries that no card has are left out.
+
+    Args:
+      content: parsed JSON, of this version or an earlier one.
+      where: its name in messages.
+
+    Raises:
+      InputError: an entry is missing or of the wrong type; the message has its path.
+    """
+    return _decoded(Card, _grouped(content), where)
+
+
+def _grouped(content: Any, cls: type[Card | MuseCard] = Card) -> Any:
+    """The JSON of a card in the shape of the record."""
+    if not isinstance(content, Mapping):
+        return content  # refused with its path
+    known = {each.name for each in fields(cls)} - {"attacks", "muse"}
+    stored = {_IN_FILE.get(name, name): name for name in known}
+    found: dict[str, Any] = {"attacks": {}}
+    muse: dict[str, Any] = {}
+    for key, value in content.items():
+        part, _, attack = key.partition("_")
+        if key in stored:
+            found[stored[key]] = value
+        elif part in _PER_ATTACK and attack:
+            found["attacks"].setdefault(attack, {})[part] = value
+        elif key.startswith(_MUSE):
+            muse[key.removeprefix(_MUSE)] = value
+    if muse and cls is Card:
+        found["muse"] = _grouped(muse, MuseCard)
+    return found
+
+
+def _grouped_all(models: Any) -> Any:
+    if not isinstance(models, Mapping):
+        return models
+    return {name: _grouped(card) for name, card in models.items()}
+
+
+def _decoded(cls: Any, content: Any, where: str) -> Any:
+    try:
+        return from_dict(cls, content)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def run_to_json(run: UnlearningRun) -> dict[str, Any]:
+    """A run as it stands in `card.json`."""
+    flat = {"kind": KIND, **to_dict(run, tagged=False)}
+    flat |= flat.pop("verification")
+    for entry, found in (
+        (flat, run.verification),
+        *zip(flat["rounded"], run.verification.rounded, strict=True),
+    ):
+        entry["models"] = {n: card_to_json(card) for n, card in found.models.items()}
+    return flat
+
+
+def run_from_json(content: Any, where: str = CARD) -> UnlearningRun:
+    """The inverse of `run_to_json`, of this version or an earlier one.
+
+    Raises:
+      InputError: an entry is missing, unknown or of the wrong type; the message has
+        its path.
+    """
+    if not isinstance(content, Mapping) or content.get("kind") != KIND:
+        raise InputError(f"{where}: expected the card of an unlearning run")
+    flat = {name: value for name, value in content.items() if name != "kind"}
+    inner = {name: flat.pop(name) for name in _VERIFICATION if name in flat}
+    inner["models"] = _grouped_all(inner.get("models"))
+    inner["rounded"] = [
+        {**entry, "models": _grouped_all(entry.get("models"))}
+        for entry in inner.get("rounded", ())
+    ]
+    return _decoded(UnlearningRun, flat | {"verification": inner}, where)
+
+
+def write_run(directory: Path, run: UnlearningRun) -> None:
+    """Write `card.json`."""
+    write_json(directory / CARD, run_to_json(run))
+
+
+def read_run(directory: Path | str) -> UnlearningRun:
+    """Read `card.json`.
+
+    Raises:
+      InputError: it is missing, not JSON, or no card of an unlearning run.
+    """
+    path = Path(directory) / CARD
+    return run_from_json(read_json(path), str(path))
