@@ -2,9 +2,11 @@
 
 import dataclasses
 import enum
+import functools
+import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,115 +45,191 @@ def _encode(value: Any, tagged: bool) -> Any:
     return value
 
 
-def from_dict(cls: type[ConfigT], data: Any) -> ConfigT:
+def from_dict(cls: type[ConfigT], data: Any, where: str | None = None) -> ConfigT:
     """Build a config of type `cls`, the inverse of `to_dict`.
 
+    Args:
+      cls: a dataclass.
+      data: parsed JSON.
+      where: opens the path of each field in messages; the name of `cls` if None.
+
     Raises:
-      InputError: unknown or missing keys, or a value of the wrong type, with the
-        path of the field.
+      InputError: everything that is missing, unknown or of the wrong type, with the
+        path of the field (the first six).
     """
-    return _decode(cls, data, cls.__name__)
+    decoder = _Decoder(lenient=False)
+    found = decoder.decode(cls, data, cls.__name__ if where is None else where)
+    refuse("", decoder.problems)
+    return found
 
 
-def _decode(hint: Any, value: Any, where: str) -> Any:
-    origin = typing.get_origin(hint)
-    arguments = typing.get_args(hint)
-    if hint is Any:
+def read_record(
+    cls: type[ConfigT], data: Any, where: str = ""
+) -> tuple[ConfigT, list[str]]:
+    """`from_dict` for records that other versions wrote, and everything that is wrong.
+
+    Unknown keys are left out, null is a record whose fields all have defaults, and
+    numbers must be finite.
+
+    Args:
+      cls: a dataclass.
+      data: parsed JSON.
+      where: opens the path of each field.
+
+    Returns:
+      The record, and a phrase for each problem; with any, there is no record to use.
+    """
+    decoder = _Decoder(lenient=True)
+    found = decoder.decode(cls, data, where)
+    return found, decoder.problems
+
+
+def refuse(source: Any, problems: Sequence[str], fix: str = "") -> None:
+    """Raise an `InputError` with the first six problems of `source`, if there are any.
+
+    Args:
+      source: the file, or empty.
+      problems: phrases, as of `read_record`.
+      fix: a sentence on what to do.
+    """
+    if problems:
+        more = "; and more" if len(problems) > 6 else ""
+        text = "; ".join(problems[:6]) + more
+        text = f"{source}: {text}" if source else text
+        raise InputError(f"{text}. {fix}" if fix else text)
+
+
+_EXPECTED = {
+    str: "a string",
+    int: "an integer",
+    float: "a finite number (float)",
+    bool: "true or false",
+}
+_hints = functools.cache(typing.get_type_hints)
+
+
+class _Decoder:
+    """Builds values by their type hints; what is wrong becomes None and a problem."""
+
+    def __init__(self, lenient: bool):
+        self.lenient = lenient
+        self.problems: list[str] = []
+
+    def decode(self, hint: Any, value: Any, where: str) -> Any:
+        origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+        if hint is Any:
+            return value
+        if origin in (typing.Union, types.UnionType):
+            return self._union(arguments, value, where)
+        if origin is typing.Literal:
+            return self._choice(arguments, value, where)
+        if origin is tuple:
+            return self._tuple(arguments, value, where)
+        if origin in (dict, Mapping):
+            if not isinstance(value, Mapping):
+                return self._wrong(value, where, "an object")
+            inner = arguments[1]
+            return {k: self.decode(inner, v, _at(where, k)) for k, v in value.items()}
+        if dataclasses.is_dataclass(hint):
+            return self._dataclass(hint, value, where)
+        if isinstance(hint, type) and issubclass(hint, enum.Enum):
+            options = tuple(member.value for member in hint)
+            known = self._choice(options, value, where)
+            return None if known is None else hint(known)
+        if hint is Path:
+            return Path(value)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if hint is float and number and (math.isfinite(value) or not self.lenient):
+            return float(value)
+        if not isinstance(hint, type):
+            return value
+        wrong_bool = isinstance(value, bool) and hint is not bool
+        if hint is float or not isinstance(value, hint) or wrong_bool:
+            return self._wrong(value, where, _EXPECTED.get(hint, hint.__name__))
         return value
-    if origin in (typing.Union, types.UnionType):
-        return _decode_union(arguments, value, where)
-    if origin is typing.Literal:
-        if value not in arguments:
-            raise InputError(f"{where}: found {value!r}, expected one of {arguments}")
-        return value
-    if origin is tuple:
+
+    def _wrong(self, value: Any, where: str, expected: str) -> None:
+        found = repr(value)
+        found = found if len(found) <= 40 else found[:37] + "..."
+        place = where or "the top level"
+        self.problems.append(f"{place} is {found} instead of {expected}")
+
+    def _choice(self, options: tuple[Any, ...], value: Any, where: str) -> Any:
+        is_bool = isinstance(value, bool)  # True == 1
+        if any(value == o and isinstance(o, bool) == is_bool for o in options):
+            return value
+        return self._wrong(value, where, "one of " + ", ".join(map(repr, options)))
+
+    def _tuple(self, inner: tuple[Any, ...], value: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
-            raise InputError(f"{where}: found {value!r}, expected a list")
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            inner = [arguments[0]] * len(value)
-        elif len(arguments) == len(value):
-            inner = list(arguments)
-        else:
-            raise InputError(
-                f"{where}: found {len(value)} items, expected {len(arguments)}"
-            )
+            return self._wrong(value, where, "a list")
+        if len(inner) == 2 and inner[1] is Ellipsis:
+            inner = inner[:1] * len(value)
+        if len(inner) != len(value):
+            return self._wrong(value, where, f"a list of {len(inner)} items")
         pairs = zip(inner, value, strict=True)
-        return tuple(_decode(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(pairs))
-    if origin in (dict, Mapping):
-        if not isinstance(value, Mapping):
-            raise InputError(f"{where}: found {value!r}, expected an object")
-        return {k: _decode(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
-    if dataclasses.is_dataclass(hint):
-        return _decode_dataclass(hint, value, where)
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        try:
-            return hint(value)
-        except ValueError:
-            options = [member.value for member in hint]
-            raise InputError(
-                f"{where}: found {value!r}, expected one of {options}"
-            ) from None
-    if hint is Path:
-        return Path(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    wrong_bool = isinstance(value, bool) and hint is not bool
-    if isinstance(hint, type) and (not isinstance(value, hint) or wrong_bool):
-        raise InputError(f"{where}: found {value!r}, expected {hint.__name__}")
-    return value
-
-
-def _decode_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None and type(None) in options:
-        return None
-    classes: list[Any] = [o for o in options if dataclasses.is_dataclass(o)]
-    if isinstance(value, Mapping) and classes:
-        named = {option.__name__: option for option in classes}
-        tag = value.get("type", classes[0].__name__ if len(classes) == 1 else None)
-        if tag not in named:
-            raise InputError(
-                f"{where}: found type {tag!r}, expected one of {sorted(named)}"
-            )
-        return _decode_dataclass(named[tag], value, where)
-    problems = []
-    for option in options:
-        if option is type(None) or dataclasses.is_dataclass(option):
-            continue
-        try:
-            return _decode(option, value, where)
-        except InputError as error:
-            problems.append(str(error))
-    raise InputError("; ".join(problems) or f"{where}: unexpected {value!r}")
-
-
-def _decode_dataclass(cls: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise InputError(f"{where}: found {value!r}, expected an object")
-    given = {key: item for key, item in value.items() if key != "type"}
-    tag = value.get("type", cls.__name__)
-    if tag != cls.__name__:
-        raise InputError(f"{where}: found type {tag!r}, expected {cls.__name__!r}")
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    unknown = sorted(set(given) - set(fields))
-    missing = sorted(
-        name
-        for name, field in fields.items()
-        if name not in given
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-    )
-    if unknown or missing:
-        raise InputError(
-            f"{where}: unknown keys {unknown}, missing keys {missing}; "
-            f"known keys are {sorted(fields)}"
+        return tuple(
+            self.decode(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(pairs)
         )
-    hints = typing.get_type_hints(cls)
-    return cls(
-        **{
-            name: _decode(hints[name], item, f"{where}.{name}")
-            for name, item in given.items()
+
+    def _union(self, options: tuple[Any, ...], value: Any, where: str) -> Any:
+        if value is None and type(None) in options:
+            return None
+        options = tuple(o for o in options if o is not type(None))
+        records: list[Any] = [o for o in options if dataclasses.is_dataclass(o)]
+        classes = {each.__name__: each for each in records}
+        if len(options) > 1 and classes and isinstance(value, Mapping):
+            tag = value.get("type", next(iter(classes)) if len(classes) == 1 else None)
+            chosen = self._choice((*classes,), tag, _at(where, "type"))
+            return chosen and self._dataclass(classes[chosen], value, where)
+        tried = [_Decoder(self.lenient) for _ in options]
+        for decoder, option in zip(tried, options, strict=True):
+            found = decoder.decode(option, value, where)
+            if not decoder.problems:
+                return found
+        self.problems += [problem for each in tried for problem in each.problems]
+        return None
+
+    def _dataclass(self, cls: Any, value: Any, where: str) -> Any:
+        fields = {each.name: each for each in dataclasses.fields(cls) if each.init}
+        needed = {name for name, each in fields.items() if _is_required(each)}
+        if value is None and self.lenient and not needed:
+            return cls()
+        if not isinstance(value, Mapping):
+            return self._wrong(value, where, "an object")
+        count = len(self.problems)
+        tag = value.get("type", cls.__name__)
+        if "type" not in fields and tag != cls.__name__:
+            self._wrong(tag, _at(where, "type"), repr(cls.__name__))
+        given = {
+            key: item for key, item in value.items() if key != "type" or key in fields
         }
-    )
+        self.problems += [
+            f"{_at(where, k)} is missing" for k in fields if k in needed - given.keys()
+        ]
+        unknown = given.keys() - fields.keys()
+        if unknown and not self.lenient:
+            known = ", ".join(sorted(fields))
+            self.problems += [
+                f"{_at(where, k)} is unknown; known are {known}"
+                for k in sorted(unknown)
+            ]
+        hints = _hints(cls)
+        found = {
+            name: self.decode(hints[name], item, _at(where, name))
+            for name, item in given.items()
+            if name in fields
+        }
+        return cls(**found) if len(self.problems) == count else None
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
+
+
+def _at(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
 
 
 def save_json(path: Path | str, config: Any) -> None:

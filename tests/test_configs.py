@@ -1,9 +1,12 @@
 import dataclasses
 import json
+import math
+from collections.abc import Mapping
+from typing import Literal
 
 import pytest
 
-from lt_mia_jax.configs import from_dict, load_json, save_json, to_dict
+from lt_mia_jax.configs import from_dict, load_json, read_record, save_json, to_dict
 from lt_mia_jax.errors import InputError
 
 
@@ -55,3 +58,49 @@ def test_config_refuses(data, words):
 def test_config_json_is_plain(tmp_path):
     save_json(tmp_path / "c.json", Recipe(rate=1))
     assert json.loads((tmp_path / "c.json").read_text())["schedule"]["type"] == "Cosine"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ends:
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    name: str
+    label: Literal[0, 1] | None = None
+    ends: Ends
+    by_name: Mapping[str, Ends] = dataclasses.field(default_factory=dict)
+
+
+def test_everything_wrong_is_listed_at_once():
+    data = {"label": 2, "by_name": {"a": {"low": "x"}, "b": [1]}, "more": 1}
+    with pytest.raises(InputError) as caught:
+        from_dict(Record, data, "")
+    assert str(caught.value).split("; ") == [
+        "name is missing",
+        "ends is missing",
+        "more is unknown",
+        "known are by_name, ends, label, name",
+        "label is 2 instead of one of 0, 1",
+        "by_name.a.low is 'x' instead of a finite number (float)",
+        "by_name.b is [1] instead of an object",
+    ]
+    many = {f"key{i}": {"low": "x"} for i in range(9)}
+    with pytest.raises(InputError, match=r"key5.*; and more$"):
+        from_dict(Record, {"name": "", "ends": {}, "by_name": many}, "")
+
+
+def test_records_of_other_versions():
+    data = {"name": "a", "ends": None, "by_name": {"a": {"low": 1, "new": 3}}}
+    found, problems = read_record(Record, data)
+    assert not problems
+    assert found == Record(name="a", ends=Ends(), by_name={"a": Ends(low=1.0)})
+    wrong = data | {"by_name": {"a": {"low": math.nan}}, "label": True}
+    del wrong["ends"]
+    assert read_record(Record, wrong, "a.b")[1] == [
+        "a.b.ends is missing",
+        "a.b.by_name.a.low is nan instead of a finite number (float)",
+        "a.b.label is True instead of one of 0, 1",
+    ]

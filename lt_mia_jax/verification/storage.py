@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from lt_mia_jax.configs import from_dict, to_dict
+from lt_mia_jax.configs import read_record, refuse, to_dict
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import read_json, write_json
 from lt_mia_jax.verification.records import (
@@ -23,6 +23,8 @@ from lt_mia_jax.verification.records import (
 
 CARD = "card.json"
 KIND = "unlearning"
+MODELS = ("before", "after")
+"""What every run has measured."""
 
 _VERIFICATION = tuple(each.name for each in fields(Verification))
 _PER_ATTACK = tuple(each.name for each in fields(AttackResult))
@@ -58,7 +60,9 @@ def card_from_json(content: Any, where: str = "card") -> Card:
     Raises:
       InputError: an entry is missing or of the wrong type; the message has its path.
     """
-    return _decoded(Card, _grouped(content), where)
+    card, problems = read_record(Card, _grouped(content))
+    refuse(where, problems)
+    return card
 
 
 def _grouped(content: Any, cls: type[Card | MuseCard] = Card) -> Any:
@@ -88,13 +92,6 @@ def _grouped_all(models: Any) -> Any:
     return {name: _grouped(card) for name, card in models.items()}
 
 
-def _decoded(cls: Any, content: Any, where: str) -> Any:
-    try:
-        return from_dict(cls, content)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-
-
 def run_to_json(run: UnlearningRun) -> dict[str, Any]:
     """A run as it stands in `card.json`."""
     flat = {"kind": KIND, **to_dict(run, tagged=False)}
@@ -111,8 +108,7 @@ def run_from_json(content: Any, where: str = CARD) -> UnlearningRun:
     """The inverse of `run_to_json`, of this version or an earlier one.
 
     Raises:
-      InputError: an entry is missing, unknown or of the wrong type; the message has
-        its path.
+      InputError: entries are missing or of the wrong type; the message has their paths.
     """
     if not isinstance(content, Mapping) or content.get("kind") != KIND:
         raise InputError(f"{where}: expected the card of an unlearning run")
@@ -123,7 +119,19 @@ def run_from_json(content: Any, where: str = CARD) -> UnlearningRun:
         {**entry, "models": _grouped_all(entry.get("models"))}
         for entry in inner.get("rounded", ())
     ]
-    return _decoded(UnlearningRun, flat | {"verification": inner}, where)
+    run, problems = read_record(UnlearningRun, flat | {"verification": inner})
+    problems = [problem.removeprefix("verification.") for problem in problems]
+    names = inner["models"]
+    if isinstance(names, Mapping):
+        problems += [f"models.{n} is missing" for n in MODELS if n not in names]
+    if not problems:
+        problems = [
+            f"examples[{i}].said has {sorted(each.said)} instead of the models"
+            for i, each in enumerate(run.verification.examples)
+            if each.said.keys() != names.keys()
+        ]
+    refuse(where, problems, "Run `lt-mia unlearn` again, which writes it")
+    return run
 
 
 def write_run(directory: Path, run: UnlearningRun) -> None:
