@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.transfer.plan import Learner, Plan
 from lt_mia_jax.attacks.learned.classifier_config import Block
-from lt_mia_jax.data.splits import hash_unit
+from lt_mia_jax.data.texts import hash_unit
 from lt_mia_jax.features.layout import FeatureLayout
 from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.study.stages import Combination

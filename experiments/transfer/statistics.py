@@ -16,7 +16,7 @@ from scipy.special import ndtr, ndtri
 
 from lt_mia_jax.attacks.controls import permuted_labels
 from lt_mia_jax.attacks.metrics import refuses
-from lt_mia_jax.data.splits import hash_unit
+from lt_mia_jax.data.texts import hash_unit
 
 LEVEL = (0.025, 0.975)
 _CELLS = 2**21  # resamples x texts at a time: 16 MiB an array

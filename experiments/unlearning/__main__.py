@@ -21,7 +21,6 @@ import tyro
 from experiments.unlearning import jobs as unlearning_jobs
 from experiments.unlearning.results import sections, table
 from experiments.unlearning.setup import Settings, lacking, models_of
-from lt_mia_jax.commands import syntofu
 from lt_mia_jax.report import write_comparison, write_picture
 from lt_mia_jax.study.launch import Job, LauncherFlags, command, run_jobs
 
@@ -51,7 +50,7 @@ def _model_jobs(settings: Settings) -> list[Job]:
     kept = {f"retain{100 - percent:02d}" for percent in settings.percents}
     names = [
         name
-        for name in syntofu.model_names(models_of(settings))
+        for name in models_of(settings).models
         if name.partition("-")[0] in {"base", "full", *kept}
     ]
     found = [

@@ -18,9 +18,9 @@ from experiments.unlearning.setup import (
     results_of,
     trials_of,
 )
-from lt_mia_jax.commands import syntofu
 from lt_mia_jax.errors import Diverged
 from lt_mia_jax.files import read_json, write_json
+from lt_mia_jax.study.syntofu import train_model, write_data
 from lt_mia_jax.verification.evaluate import report_card
 
 log = logging.getLogger("lt_mia_jax.unlearning_table")
@@ -109,7 +109,7 @@ def is_chosen(config: Settings, folder: Path) -> bool:
 
 def make_data(config: Settings) -> None:
     """Job: the files, and what they are made with."""
-    syntofu.write_data(models_of(config))
+    write_data(models_of(config))
 
 
 def make_model(config: Settings, name: str) -> None:
@@ -117,7 +117,7 @@ def make_model(config: Settings, name: str) -> None:
     command = models_of(config)
     done = command.out / "models" / name / "finished.json"
     if not done.exists():
-        syntofu.train_model(command, name, command.devices.make())
+        train_model(command, name, command.devices.make())
         write_json(done, {})
 
 

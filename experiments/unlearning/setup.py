@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lt_mia_jax.checkpoints import load_pretrained
-from lt_mia_jax.commands import syntofu
 from lt_mia_jax.commands.unlearn import inverted, refused
-from lt_mia_jax.data.answers import AnswerTemplate, EncodedAnswers
+from lt_mia_jax.data.answers import EncodedAnswers
 from lt_mia_jax.data.benchmark_catalog import BENCHMARKS
 from lt_mia_jax.data.benchmarks import load_benchmark
-from lt_mia_jax.data.questions import Question, read_questions
-from lt_mia_jax.data.splits import hash_unit
+from lt_mia_jax.data.questions import AnswerTemplate, Question, read_questions
+from lt_mia_jax.data.texts import hash_unit
 from lt_mia_jax.data.syntofu import MAX_LENGTH, TEMPLATE, SynTofuConfig, build
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models import LanguageModel
+from lt_mia_jax.study.syntofu import Family, SynTofu
 from lt_mia_jax.unlearning.methods import METHODS, Method
 from lt_mia_jax.unlearning.train import ForgetTexts, UnlearnConfig, unlearn
 from lt_mia_jax.verification.evaluate import (
@@ -83,7 +83,7 @@ class Settings:
     out: Path = Path("runs/unlearning")
     """Models, and one result a run."""
 
-    family: syntofu.Family = "gpt2"
+    family: Family = "gpt2"
     """Architecture of the models."""
 
     methods: tuple[str, ...] = tuple(m for m in METHODS if m != "retrain")
@@ -167,10 +167,10 @@ def with_inverted(rows: list[Question], path: Path) -> list[Question]:
     return [row._replace(inverted=known[row.question]) for row in rows]
 
 
-def models_of(config: Settings) -> syntofu.SynTofu:
+def models_of(config: Settings) -> SynTofu:
     """The command that writes SynTOFU's data and trains its models."""
     out = config.out / config.family
-    return syntofu.SynTofu(out=out, family=config.family, data=SynTofuConfig())
+    return SynTofu(out=out, family=config.family, data=SynTofuConfig())
 
 
 class Setup(NamedTuple):

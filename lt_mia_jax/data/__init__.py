@@ -1,6 +1,6 @@
 """Texts, corpora, splits, token ids and batches."""
 
-from lt_mia_jax.data.answers import AnswerTemplate as AnswerTemplate
+from lt_mia_jax.data.questions import AnswerTemplate as AnswerTemplate
 from lt_mia_jax.data.answers import EncodedAnswers as EncodedAnswers
 from lt_mia_jax.data.answers import encode_answers as encode_answers
 from lt_mia_jax.data.batches import Batch as Batch
@@ -23,7 +23,7 @@ from lt_mia_jax.data.questions import read_questions as read_questions
 from lt_mia_jax.data.questions import write_questions as write_questions
 from lt_mia_jax.data.splits import Split as Split
 from lt_mia_jax.data.splits import attack_split as attack_split
-from lt_mia_jax.data.splits import hash_unit as hash_unit
+from lt_mia_jax.data.texts import hash_unit as hash_unit
 from lt_mia_jax.data.splits import membership as membership
 from lt_mia_jax.data.splits import role as role
 from lt_mia_jax.data.splits import rows_by_part as rows_by_part

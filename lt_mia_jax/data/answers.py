@@ -2,38 +2,18 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lt_mia_jax.arrays import Bool, Int, UInt
-from lt_mia_jax.data.questions import Question, value_span
+from lt_mia_jax.data.questions import SLOT, AnswerTemplate, Question, value_span
 from lt_mia_jax.data.texts import well_formed
 from lt_mia_jax.errors import InputError
 
 log = logging.getLogger(__name__)
 
 _CHUNK = 1024
-_SLOT = "{question}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnswerTemplate:
-    """How a question and its answer become one text. Plain text has no prompt."""
-
-    prompt: str = "Question: {question}\nAnswer:"
-    """Holds `{question}` once; never a target."""
-    separator: str = " "
-    """Between prompt and answer."""
-    begin: bool = False
-    """Start with the beginning-of-text id; never a target."""
-    end: bool = True
-    """End with the end-of-text id, a target, unless the answer was cut."""
-
-    def __post_init__(self):
-        if self.prompt.count(_SLOT) != 1:
-            raise InputError(f"prompt {self.prompt!r}: expected {_SLOT} in it, once")
 
 
 class EncodedAnswers(NamedTuple):
@@ -187,7 +167,7 @@ def _render(
     answer = well_formed(row.answer)
     prompt = ""
     if row.question is not None:
-        prompt = template.prompt.replace(_SLOT, well_formed(row.question))
+        prompt = template.prompt.replace(SLOT, well_formed(row.question))
         prompt += template.separator
     span = (0, 0)
     if row.value is not None:

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from lt_mia_jax.files import write_atomic
 
 log = logging.getLogger(__name__)
 
+SLOT = "{question}"
+"""Where a template has the question."""
 _STRINGS = (
     "value",
     "entity",
@@ -31,6 +34,24 @@ _STRINGS = (
 )
 _TEXTS = ("question", "answer", "text", *_STRINGS)
 _LISTS = ("wrong_answers", "inverted", "accepted", "choices", "flags")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerTemplate:
+    """How a question and its answer become one text. Plain text has no prompt."""
+
+    prompt: str = "Question: {question}\nAnswer:"
+    """Holds `{question}` once; never a target."""
+    separator: str = " "
+    """Between prompt and answer."""
+    begin: bool = False
+    """Start with the beginning-of-text id; never a target."""
+    end: bool = True
+    """End with the end-of-text id, a target, unless the answer was cut."""
+
+    def __post_init__(self):
+        if self.prompt.count(SLOT) != 1:
+            raise InputError(f"prompt {self.prompt!r}: expected {SLOT} in it, once")
 
 
 class Question(NamedTuple):

@@ -11,13 +11,13 @@ Three independent draws, each a hash of its own words and a text's id:
 Adding or removing a document changes no other document's draw.
 """
 
-import hashlib
 from collections.abc import Collection, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from lt_mia_jax.arrays import Int
+from lt_mia_jax.data.texts import hash_unit
 from lt_mia_jax.errors import InputError
 
 Role = Literal["pretrain", "attack"]
@@ -37,17 +37,6 @@ class Split(NamedTuple):
     members: Int[np.ndarray, " M"]
     nonmembers: Int[np.ndarray, " N"]
     validation: Int[np.ndarray, " E"]
-
-
-def hash_unit(*parts: object) -> float:
-    """A number in [0, 1), uniform over inputs, from the text forms of `parts`.
-
-    BLAKE2b over the parts joined by the unit separator; the upper 53 of 64 bits. The
-    same on every machine and Python version.
-    """
-    joined = "\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass")
-    digest = hashlib.blake2b(joined, digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) * 2.0**-53
 
 
 def role(seed: int, id: str, *, pretrain_fraction: float = PRETRAIN_FRACTION) -> Role:

@@ -26,9 +26,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
 from lt_mia_jax.configs import to_dict
-from lt_mia_jax.data.answers import AnswerTemplate
+from lt_mia_jax.data.questions import AnswerTemplate
 from lt_mia_jax.data.questions import Question, write_questions
-from lt_mia_jax.data.splits import hash_unit
+from lt_mia_jax.data.texts import hash_unit
 from lt_mia_jax.data.syntofu_pools import (
     ATTRIBUTES,
     FIRST_NAMES,

@@ -8,7 +8,7 @@ import pytest
 from quick_compile import jit
 from tiny_world import sentences
 
-from lt_mia_jax.data.answers import AnswerTemplate
+from lt_mia_jax.data.questions import AnswerTemplate
 from lt_mia_jax.data.benchmark_catalog import BENCHMARKS
 from lt_mia_jax.data.tokenize import train_bpe
 from lt_mia_jax.errors import InputError
