@@ -13,8 +13,8 @@ from lt_mia_jax.data.answers import EncodedAnswers
 from lt_mia_jax.data.benchmark_catalog import BENCHMARKS
 from lt_mia_jax.data.benchmarks import load_benchmark
 from lt_mia_jax.data.questions import AnswerTemplate, Question, read_questions
-from lt_mia_jax.data.texts import hash_unit
 from lt_mia_jax.data.syntofu import MAX_LENGTH, TEMPLATE, SynTofuConfig, build
+from lt_mia_jax.data.texts import hash_unit
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.study.syntofu import Family, SynTofu

@@ -7,8 +7,7 @@ from typing import Literal
 
 from lt_mia_jax.audit.scoring import warn_of_intervention
 from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
-from lt_mia_jax.data.texts import hash_unit
-from lt_mia_jax.data.texts import Text, read_texts, write_texts
+from lt_mia_jax.data.texts import Text, hash_unit, read_texts, write_texts
 from lt_mia_jax.data.tokenize import check_vocabulary, encode
 from lt_mia_jax.devices import Devices, DevicesFlags
 from lt_mia_jax.errors import InputError

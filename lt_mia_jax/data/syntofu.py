@@ -26,9 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
 from lt_mia_jax.configs import to_dict
-from lt_mia_jax.data.questions import AnswerTemplate
-from lt_mia_jax.data.questions import Question, write_questions
-from lt_mia_jax.data.texts import hash_unit
+from lt_mia_jax.data.questions import AnswerTemplate, Question, write_questions
 from lt_mia_jax.data.syntofu_pools import (
     ATTRIBUTES,
     FIRST_NAMES,
@@ -37,6 +35,7 @@ from lt_mia_jax.data.syntofu_pools import (
     Attribute,
     words,
 )
+from lt_mia_jax.data.texts import hash_unit
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import MANIFEST, write_atomic, write_manifest
 

@@ -12,8 +12,7 @@ from lt_mia_jax.audit.scoring import load_pair
 from lt_mia_jax.checkpoints import load_pretrained
 from lt_mia_jax.cli import main
 from lt_mia_jax.commands.unlearn import choose
-from lt_mia_jax.data.questions import AnswerTemplate
-from lt_mia_jax.data.questions import read_questions, write_questions
+from lt_mia_jax.data.questions import AnswerTemplate, read_questions, write_questions
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import make_executor
 from lt_mia_jax.models import LanguageModel

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from lt_mia_jax.data.answers import encode_answers
-from lt_mia_jax.data.questions import AnswerTemplate
-from lt_mia_jax.data.questions import Question
+from lt_mia_jax.data.questions import AnswerTemplate, Question
 from lt_mia_jax.data.tokenize import encode, train_bpe
 from lt_mia_jax.errors import InputError
 

@@ -8,8 +8,8 @@ import pytest
 from quick_compile import jit
 from tiny_world import sentences
 
-from lt_mia_jax.data.questions import AnswerTemplate
 from lt_mia_jax.data.benchmark_catalog import BENCHMARKS
+from lt_mia_jax.data.questions import AnswerTemplate
 from lt_mia_jax.data.tokenize import train_bpe
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models import LanguageModel, gpt2_like
