@@ -1,18 +1,19 @@
 """The command line: parse, run one command, explain a mistake in one line."""
 
+import dataclasses
 import functools
+import importlib
 import logging
 import operator
 import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.executor import check_shared, initialize, is_primary
 from lt_mia_jax.process import exit_code, log_progress, use_machine
 from lt_mia_jax.version import __version__
 
@@ -21,49 +22,95 @@ DESCRIPTION = f"""lt-mia {__version__}: was this text in the fine-tuning data?
 Try it first without any model of your own: lt-mia demo --out runs/demo"""
 
 
-def _commands(unlearning: Any = None) -> dict[Any, Any]:
-    """Configuration class of each command, with the function that runs it.
+class Command(NamedTuple):
+    """A module of `lt_mia_jax.commands` named after the command, with a `run`."""
 
-    Args:
-      unlearning: the class of `unlearn`, whose flags depend on the method.
+    config: str
+    """Name of its class of flags."""
+    about: str
+    """First line of that class's docstring: --help imports no other command."""
+
+
+COMMANDS = {
+    "demo": Command(
+        "Demo",
+        "Find what a tiny Mamba was fine-tuned on, with an attack trained on "
+        "transformers.",
+    ),
+    "audit": Command(
+        "Audit", "Was each text in the fine-tuning data of the target model?"
+    ),
+    "finetune": Command(
+        "Finetune", "Fine-tune a model on texts and write a Hugging Face directory."
+    ),
+    "extract": Command(
+        "Extract",
+        "Turn texts of known membership into a feature store, for train and evaluate.",
+    ),
+    "train": Command(
+        "Train",
+        "Train the learned attack on feature stores made by `lt-mia extract`.",
+    ),
+    "evaluate": Command(
+        "Evaluate",
+        "Score feature stores with a learned attack and every published score.",
+    ),
+    "unlearn": Command(
+        "Unlearn",
+        "Make a model forget texts; write a Hugging Face directory and a report.",
+    ),
+    "syntofu": Command(
+        "SynTofu",
+        "Write SynTOFU, the offline analogue of TOFU, and train its tiny models.",
+    ),
+    "benchmark": Command(
+        "Benchmark",
+        "Write the parts of TOFU, MUSE, WMDP or RWKU as JSONL files for `lt-mia "
+        "unlearn`.",
+    ),
+    "report": Command(
+        "Report", "Make one self-contained HTML page from the folders of finished runs."
+    ),
+}
+
+
+def command_module(name: str) -> Any:
+    """The module of a command."""
+    return importlib.import_module(f"lt_mia_jax.commands.{name}")
+
+
+def parse(arguments: list[str]) -> Any:
+    """The configuration that the arguments describe.
+
+    Exits with code 2 on a misspelt command or flag, and 0 after `--help`.
+
+    Raises:
+      InputError: `unlearn` with an unknown method.
     """
-    # Imported here so that environment variables set by `main` come first.
-    from lt_mia_jax.commands import (
-        audit,
-        benchmark,
-        demo,
-        evaluate,
-        extract,
-        finetune,
-        report,
-        syntofu,
-        train,
-        unlearn,
-    )
-
-    return {
-        demo.Demo: demo.run,
-        audit.Audit: audit.run,
-        finetune.Finetune: finetune.run,
-        extract.Extract: extract.run,
-        train.Train: train.run,
-        evaluate.Evaluate: evaluate.run,
-        unlearning or unlearn.Unlearn: unlearn.run,
-        syntofu.SynTofu: syntofu.run,
-        benchmark.Benchmark: benchmark.run,
-        report.Report: report.run,
+    chosen = arguments[0] if arguments else ""
+    classes: dict[str, Any] = {
+        # Commands that were not chosen only have to show their names.
+        name: dataclasses.make_dataclass(command.config, [])
+        for name, command in COMMANDS.items()
     }
-
-
-def parse(arguments: list[str], commands: dict[Any, Any]) -> Any:
-    """The configuration that the arguments describe; exits 2 on a misspelt flag."""
+    if chosen in COMMANDS:
+        module = command_module(chosen)
+        classes[chosen] = getattr(module, COMMANDS[chosen].config)
+        if hasattr(module, "choose"):
+            classes[chosen], arguments = module.choose(arguments)
     subcommands: list[Any] = [
-        Annotated[cls, tyro.conf.subcommand(cls.__name__.lower(), prefix_name=False)]
-        for cls in commands
+        Annotated[
+            cls,
+            tyro.conf.subcommand(
+                name,
+                prefix_name=False,
+                description=None if name == chosen else COMMANDS[name].about,
+            ),
+        ]
+        for name, cls in classes.items()
     ]
-    choice: Any = functools.reduce(operator.or_, subcommands)
     return tyro.cli(
-        choice,
+        functools.reduce(operator.or_, subcommands),
         args=arguments,
         prog="lt-mia",
         description=DESCRIPTION,
@@ -74,13 +121,15 @@ def _check_folder(out: Path) -> None:
     found = re.match(r"(\w+):/", str(out))  # `Path` has made one slash of two
     if found:
         raise InputError(
-            f"--out {out}: results go to a folder; mount the {found[1]} address (for a "
-            "bucket: gcsfuse) and give the folder"
+            f"--out {out}: found an address, expected a folder; mount the {found[1]} "
+            "address (for a bucket: gcsfuse) and give the folder"
         )
 
 
 def join(distributed: str) -> None:
-    """Meet the other processes of the run; only the first one reports progress."""
+    """Join the other processes of the run; only the first one reports progress."""
+    from lt_mia_jax.executor import initialize, is_primary
+
     initialize(distributed)
     if not is_primary():
         logging.getLogger("lt_mia_jax").setLevel(logging.WARNING)
@@ -90,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-      The exit code, as `process.exit_code` says.
+      The exit code, see `process.exit_code`.
     """
     # Parallel tokenizer threads deadlock in forked workers and help little here.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -98,7 +147,6 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("MPLBACKEND", "agg")
     log_progress()
-    use_machine()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments == ["--version"]:
         sys.stdout.write(f"lt-mia {__version__}\n")
@@ -107,19 +155,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> None:
-    unlearning = None
-    if arguments[:1] == ["unlearn"]:
-        from lt_mia_jax.commands.unlearn import choose
-
-        unlearning, arguments = choose(arguments)
-    commands = _commands(unlearning)
-    config = parse(arguments, commands)
+    config = parse(arguments)
     _check_folder(config.out)
+    use_machine()
     devices = getattr(config, "devices", None)
     if devices is not None:
+        from lt_mia_jax.executor import check_shared
+
         join(devices.distributed)
         check_shared(config.out)
-    commands[type(config)](config)
+    command_module(arguments[0]).run(config)
 
 
 if __name__ == "__main__":

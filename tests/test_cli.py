@@ -1,8 +1,85 @@
+import json
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from lt_mia_jax.cli import COMMANDS, command_module, main
+
+HEAVY = ["jax", "numpy", "scipy", "sklearn", "pandas", "transformers", "matplotlib"]
+LOADED = """
+import json, sys
+try:
+    exec(sys.argv[1])
+except SystemExit as end:
+    assert end.code == 0, end.code
+print("\\n" + json.dumps(sorted(sys.modules)))
+"""
+
+
+def loaded_by(code: str) -> set[str]:
+    """Modules that are imported once a new process has run some lines."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, code], capture_output=True, text=True, check=True
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    found = loaded_by("import lt_mia_jax")
+    assert "lt_mia_jax" in found
+    assert not found & set(HEAVY)
+    # and the check sees one that is imported by the first use of a name
+    assert "numpy" in loaded_by("import lt_mia_jax; lt_mia_jax.lt_mia_features")
+
+
+LIGHT = ["report"]
+
+
+@pytest.mark.parametrize("command", ["", *LIGHT])
+def test_help_imports_nothing_heavy(command):
+    arguments = [*command.split(), "--help"]
+    found = loaded_by(f"from lt_mia_jax.cli import main; main({arguments})")
+    assert "tyro" in found
+    assert not found & set(HEAVY)
+
+
+def test_help_shows_every_command_with_the_first_line_of_its_class(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for name, command in COMMANDS.items():
+        config = getattr(command_module(name), command.config)
+        assert config.__name__.lower() == name
+        assert command.about == config.__doc__.splitlines()[0]
+        assert f"• {name} {command.about}" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["reprot"],
+            ["Unrecognized options: reprot", "Available subcommands", "report"],
+        ),
+        (
+            ["report", "--runs", "a", "--out", "b", "--ruins", "c"],
+            ["--ruins", "--runs"],
+        ),
+        (["report", "--runs", "a"], ["--out PATH", "required"]),
+        ([], ["{demo,audit,", "required"]),
+    ],
+)
+def test_a_misspelt_word_ends_with_code_2_and_what_there_is(arguments, words, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    for word in words:
+        assert word in said
+
 
 RELEASED = """
 import sys
