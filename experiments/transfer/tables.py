@@ -19,8 +19,9 @@ from experiments.transfer.statistics import (
     pooled_tpr,
     weighted_roc,
 )
+from lt_mia_jax.attacks import scores
 from lt_mia_jax.attacks.metrics import refuses
-from lt_mia_jax.report import wording
+from lt_mia_jax.attacks.scores.table import describe
 
 LEARNED = f"{MAIN}-0"
 SHOWN = (LEARNED, "ez", "wbc", "ratio", "min_k_plus_plus", "loss")
@@ -79,7 +80,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def score_name(name: str) -> str:
     """What a score is called."""
-    return wording.attack_name(wording.LEARNED if name == LEARNED else name)[0]
+    return describe(scores.LEARNED if name == LEARNED else name).label
 
 
 def headline(found: Found) -> str:

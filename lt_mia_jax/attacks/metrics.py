@@ -8,12 +8,13 @@ separately.
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from lt_mia_jax.attacks.estimate import AttackSummary, Estimate, TprEstimate
 from lt_mia_jax.errors import InputError
 
 RATES = (0.05, 0.01, 0.001)
@@ -26,7 +27,6 @@ _BLOCK_CELLS = 2**21  # resamples x distinct scores held at a time: 16 MiB an ar
 
 Labels = Integer[np.ndarray, " N"] | Bool[np.ndarray, " N"] | Float[np.ndarray, " N"]
 Scores = Float[np.ndarray, " N"]
-Estimate = dict[str, float | None]
 
 
 class Roc(NamedTuple):
@@ -100,8 +100,8 @@ def refuses(f: float, nonmembers: int) -> bool:
 
 def summarize(
     labels: Labels, scores: Scores, *, seed: int = 0, n_boot: int = 1000
-) -> dict[str, Any]:
-    """AUC and TPR at 5, 1 and 0.1 % with 95 % intervals and counts, as JSON values.
+) -> AttackSummary:
+    """AUC and TPR at 5, 1 and 0.1 % with 95 % intervals and counts.
 
     The same seed resamples the same texts for every attack, so that intervals of
     attacks on the same texts are comparable.
@@ -113,37 +113,29 @@ def summarize(
       n_boot: resamples; 0 leaves the intervals empty.
 
     Returns:
-      `{"auc": {value, low, high}, "tpr": {"0.05": {conservative, interpolated,
-      refused}, ...}, "n_members", "n_nonmembers", "n_missing"}`. Counts are of scored
-      texts. Values are None where a rate is refused or a class is empty.
+      Estimates without a value where a rate is refused or a class is empty.
     """
     truth, values = _usable(labels, scores)
     members, nonmembers = int(truth.sum()), int(truth.size - truth.sum())
-    counts = {
-        "n_members": members,
-        "n_nonmembers": nonmembers,
-        "n_missing": int(np.size(scores) - truth.size),
-    }
     rates = [f for f in RATES if not refuses(f, nonmembers)]
-    empty = {"value": None, "low": None, "high": None}
-    table = {
-        f"{f:g}": {
-            "conservative": dict(empty),
-            "interpolated": dict(empty),
-            "refused": f not in rates,
-        }
-        for f in RATES
-    }
-    if members == 0 or nonmembers == 0:
-        return {"auc": empty, "tpr": table, **counts}
-    boot = _Resampled(truth, values, rates, seed=seed, n_boot=n_boot)
-    for i, f in enumerate(rates):
-        point = tpr_at_fpr(truth, values, f)
-        row = table[f"{f:g}"]
-        row["conservative"] = _estimate(point.conservative, boot.conservative[i])
-        row["interpolated"] = _estimate(point.interpolated, boot.interpolated[i])
-    area = _estimate(auc(truth, values), boot.auc)
-    return {"auc": area, "tpr": table, **counts}
+    area, table = Estimate(), {f: TprEstimate(refused=f not in rates) for f in RATES}
+    if members and nonmembers:
+        boot = _Resampled(truth, values, rates, seed=seed, n_boot=n_boot)
+        area = _estimate(auc(truth, values), boot.auc)
+        for i, f in enumerate(rates):
+            point = tpr_at_fpr(truth, values, f)
+            table[f] = TprEstimate(
+                conservative=_estimate(point.conservative, boot.conservative[i]),
+                interpolated=_estimate(point.interpolated, boot.interpolated[i]),
+                refused=False,
+            )
+    return AttackSummary(
+        auc=area,
+        tpr={f"{f:g}": row for f, row in table.items()},
+        n_members=members,
+        n_nonmembers=nonmembers,
+        n_missing=int(np.size(scores) - truth.size),
+    )
 
 
 def loss_gap(
@@ -160,7 +152,7 @@ def loss_gap(
       n_boot: resamples of the 95 % percentile interval.
 
     Returns:
-      `{value, low, high}`, or None when a class has no text.
+      The gap, or None when a class has no text.
     """
     truth, values = _usable(labels, mean_loss)
     inside, outside = values[truth == 1], values[truth == 0]
@@ -179,11 +171,11 @@ def loss_gap(
 
 def _estimate(value: float, resampled: Float[np.ndarray, " R"]) -> Estimate:
     if not math.isfinite(value):
-        return {"value": None, "low": None, "high": None}
+        return Estimate()
     if len(resampled) == 0:
-        return {"value": value, "low": None, "high": None}
+        return Estimate(value)
     low, high = np.quantile(resampled, [0.025, 0.975])
-    return {"value": value, "low": float(low), "high": float(high)}
+    return Estimate(value, float(low), float(high))
 
 
 def _usable(labels: Labels, scores: Scores) -> tuple[np.ndarray, np.ndarray]:

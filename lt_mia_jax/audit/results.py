@@ -18,10 +18,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lt_mia_jax.attacks import calibration, controls, metrics
+from lt_mia_jax.attacks.scores.table import LEARNED, describe
+from lt_mia_jax.configs import to_dict
 from lt_mia_jax.files import write_atomic, write_json
 from lt_mia_jax.provenance import versions
-from lt_mia_jax.report.wording import LEARNED as LEARNED
-from lt_mia_jax.report.wording import attack_name
 
 log = logging.getLogger(__name__)
 
@@ -104,10 +104,12 @@ def combination_summary(
         return entry
 
     def summarize(scores: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-        return metrics.summarize(truth, scores, seed=seed, n_boot=bootstraps)
+        found = metrics.summarize(truth, scores, seed=seed, n_boot=bootstraps)
+        return to_dict(found, tagged=False)
 
     entry["attacks"] = {k: summarize(v, labels) for k, v in scored.scores.items()}
-    entry["loss_gap_nats"] = metrics.loss_gap(labels, -scored.scores["loss"])
+    gap = metrics.loss_gap(labels, -scored.scores["loss"])
+    entry["loss_gap_nats"] = gap and to_dict(gap, tagged=False)
     primary = scored.scores[primary_score(scored.scores)]
     shuffled = controls.permuted_labels(labels, seed=seed)
     entry["controls"]["permutation"] = summarize(primary, shuffled)
@@ -291,7 +293,7 @@ def _interval(estimate: Mapping[str, float | None] | None) -> str:
 
 
 def _title(name: str) -> str:
-    return "the learned attack" if name == LEARNED else attack_name(name)[0]
+    return "the learned attack" if name == LEARNED else describe(name).label
 
 
 def _number(value: Any) -> float | None:

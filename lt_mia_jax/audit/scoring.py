@@ -16,7 +16,7 @@ from lt_mia_jax.attacks.learned.storage import (
     score_features,
     shipped_attack,
 )
-from lt_mia_jax.audit.results import LEARNED
+from lt_mia_jax.attacks.scores.table import LEARNED
 from lt_mia_jax.checkpoints import Pretrained, load_pretrained
 from lt_mia_jax.checkpoints.gguf import is_gguf
 from lt_mia_jax.checkpoints.hub import resolve

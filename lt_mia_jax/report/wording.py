@@ -3,42 +3,19 @@
 import math
 from typing import Any
 
+from lt_mia_jax.attacks.scores.table import Description, describe
 from lt_mia_jax.report.schema import Number
 
 NBSP = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
-LEARNED = "lt_mia"
-"""The score of the learned attack in every file."""
-
-ATTACKS = {
-    "lt_mia": ("LT-MIA", "learned classifier over per-token statistics"),
-    "loss": ("Loss", "mean log-likelihood"),
-    "zlib": ("Zlib", "log-likelihood per compressed byte"),
-    "min_k": ("Min-K%", "mean of the least likely 20 % of tokens"),
-    "max_k": ("Max-K%", "mean of the most likely 20 % of tokens"),
-    "min_k_plus_plus": ("Min-K%++", "Min-K% on standardized log-probabilities"),
-    "rank": ("Rank", "mean rank of the true token, negated"),
-    "log_rank": ("Log-rank", "mean logarithm of the rank, negated"),
-    "entropy": ("Entropy", "mean entropy of the prediction, negated"),
-    "lrr": ("LRR", "log-likelihood over log-rank"),
-    "reference": ("Reference", "log-likelihood minus that of the reference model"),
-    "ratio": ("Ratio", "loss over the loss of the reference model, negated"),
-    "ez": ("EZ-MIA", "gains over losses where the target errs"),
-    "wbc": ("WBC", "share of windows in which the target beats the reference"),
-    "binoculars": ("Binoculars", "loss over cross-entropy between the models"),
-    "fast_detectgpt": ("Fast-DetectGPT", "standardized log-likelihood"),
-    "lowercase": ("Lowercase", "loss over the loss of the lower-cased text"),
-    "recall": ("ReCaLL", "log-likelihood after a non-member prefix"),
-    "con_recall": ("CON-ReCall", "contrast of member and non-member prefixes"),
-    "icp": ("ICP-MIA", "what context still gains"),
-    "neighborhood": ("Neighborhood", "log-likelihood against that of neighbors"),
-}
-"""Label and one-line definition of the scores we know; others show as they are."""
-
 CONTROLS = {
-    "blind": ("Blind baseline", "bag of words and forest; never sees a model"),
-    "permutation": ("Label permutation", "the verdict's attack, labels shuffled"),
+    "blind": Description(
+        "Blind baseline", "bag of words and forest; never sees a model"
+    ),
+    "permutation": Description(
+        "Label permutation", "the verdict's attack, labels shuffled"
+    ),
 }
 
 FLAGS = {
@@ -53,9 +30,9 @@ FLAGS = {
 DECISIONS = {"member": "member", "no evidence": "no evidence of membership"}
 
 
-def attack_name(name: str) -> tuple[str, str]:
+def attack_name(name: str) -> Description:
     """Label and definition of an attack or control."""
-    return ATTACKS.get(name) or CONTROLS.get(name) or (name, "")
+    return CONTROLS.get(name) or describe(name)
 
 
 def signed(text: str) -> str:

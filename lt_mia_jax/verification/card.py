@@ -12,6 +12,7 @@ import numpy as np
 
 from lt_mia_jax.arrays import Float
 from lt_mia_jax.attacks.metrics import refuses, summarize
+from lt_mia_jax.configs import to_dict
 from lt_mia_jax.verification import metrics
 from lt_mia_jax.verification.metrics import Interval, bootstrap_interval
 from lt_mia_jax.verification.metrics.checks import PerItem
@@ -140,10 +141,10 @@ def separation(
     """AUC of forgotten against unseen texts, and TPR at 1 % where counts allow it."""
     labels = np.repeat([1, 0], [len(forget), len(holdout)])
     found = summarize(labels, np.concatenate([forget, holdout]), seed=seed)
-    rate = found["tpr"][f"{RATE:g}"]
+    rate = to_dict(found.tpr[f"{RATE:g}"].conservative, tagged=False)
     refused = refuses(RATE, len(holdout))
     tpr: dict[str, Any] = {"rate": RATE, "refused": refused, "n_holdout": len(holdout)}
-    return found["auc"], tpr if refused else tpr | rate["conservative"]
+    return to_dict(found.auc, tagged=False), tpr if refused else tpr | rate
 
 
 def _known(measured: Measured, seed: int) -> dict[str, Any]:

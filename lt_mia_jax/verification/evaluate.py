@@ -51,8 +51,6 @@ LONGEST = 200
 """Tokens of a generated answer, as TOFU has it, whatever the right ones need."""
 STEP = 8
 """Widths of batches are multiples of it: few programs to compile, little padding."""
-LEARNED = "lt_mia"
-"""Name of the learned attack's score."""
 
 
 class EvaluatedModel(NamedTuple):
@@ -181,16 +179,14 @@ def membership(
     answers[:, :-1] = encoded.label_mask[:, 1:] != 0
     stats = stats._replace(valid=answers)
     sizes = np.array([zlib_length(row.answer) for row in rows])
-    found = {
-        "loss": scores.loss(stats),
-        "zlib": scores.zlib(stats, sizes),
-        "min_k": scores.min_k(stats, fraction=0.4),
-        "min_k_plus_plus": scores.min_k_plus_plus(stats, fraction=0.4),
-    }
-    if reference is not None:
-        found["ratio"] = scores.ratio(stats)
+    found = scores.all_scores(
+        stats,
+        zlib_bytes=sizes,
+        fraction=scores.CARD_FRACTION,
+        only=("loss", "min_k", "min_k_plus_plus", "ratio", "zlib"),
+    )
     if attack is not None:
-        found[LEARNED] = score_features(attack, *assemble(stats))
+        found[scores.LEARNED] = score_features(attack, *assemble(stats))
     return {name: np.asarray(values, np.float64) for name, values in found.items()}
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+import json
 import math
 
 import numpy as np
@@ -5,6 +7,8 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from lt_mia_jax.attacks import metrics
+from lt_mia_jax.attacks.estimate import AttackSummary, Estimate
+from lt_mia_jax.configs import from_dict, to_dict
 from lt_mia_jax.errors import InputError
 
 
@@ -78,34 +82,46 @@ def test_no_score_is_missing_not_nonmember():
     keep = ~np.isnan(holes)
     found = metrics.summarize(labels, holes, n_boot=50)
     alone = metrics.summarize(labels[keep], scores[keep], n_boot=50)
-    assert found["n_missing"] == 43
-    assert {**found, "n_missing": 0} == alone
-    assert found["n_members"] + found["n_nonmembers"] == 257
+    assert found.n_missing == 43
+    assert dataclasses.replace(found, n_missing=0) == alone
+    assert found.n_members + found.n_nonmembers == 257
 
 
 def test_summary_point_values_and_refusals():
     labels, scores = _sample(n=700)
     found = metrics.summarize(labels, scores, n_boot=20)
-    np.testing.assert_allclose(found["auc"]["value"], roc_auc_score(labels, scores))
+    np.testing.assert_allclose(found.auc.value, roc_auc_score(labels, scores))
     nonmembers = int((labels == 0).sum())
-    for name, row in found["tpr"].items():
-        assert row["refused"] == (float(name) * nonmembers < 10)
+    for name, row in found.tpr.items():
+        assert row.refused == (float(name) * nonmembers < 10)
         for kind in ("conservative", "interpolated"):
-            if row["refused"]:
-                assert set(row[kind].values()) == {None}
+            found_kind = getattr(row, kind)
+            if row.refused:
+                assert found_kind == Estimate(None, None, None)
             else:
                 point = metrics.tpr_at_fpr(labels, scores, float(name))
-                assert row[kind]["value"] == getattr(point, kind)
-                assert row[kind]["low"] <= row[kind]["value"] <= row[kind]["high"]
-    assert list(found["tpr"]) == ["0.05", "0.01", "0.001"]
+                assert found_kind.value == getattr(point, kind)
+                assert found_kind.low <= found_kind.value <= found_kind.high
+    assert list(found.tpr) == ["0.05", "0.01", "0.001"]
+
+
+def test_summary_survives_json():
+    labels, scores = _sample(n=700)
+    found = metrics.summarize(labels, np.where(scores > 2, np.nan, scores), n_boot=20)
+    written = json.loads(json.dumps(to_dict(found, tagged=False)))
+    assert list(written) == ["auc", "tpr", "n_members", "n_nonmembers", "n_missing"]
+    assert list(written["auc"]) == ["value", "low", "high"]
+    row = ["conservative", "interpolated", "refused"]
+    assert [list(each) for each in written["tpr"].values()] == [row] * 3
+    assert from_dict(AttackSummary, written) == found
 
 
 @pytest.mark.parametrize("count", [(0, 5), (5, 0), (0, 0)])
 def test_one_class_has_no_figure(count):
     labels = np.repeat([1, 0], count)
     found = metrics.summarize(labels, np.arange(len(labels), dtype=float))
-    assert found["auc"] == {"value": None, "low": None, "high": None}
-    assert (found["n_members"], found["n_nonmembers"]) == count
+    assert found.auc == Estimate(None, None, None)
+    assert (found.n_members, found.n_nonmembers) == count
     assert math.isnan(metrics.auc(labels, np.arange(len(labels), dtype=float)))
 
 
@@ -152,8 +168,8 @@ def test_interval_covers_the_true_auc():
     labels = np.repeat([1, 0], 80)
     for _ in range(200):
         scores = rng.normal(size=160) + labels
-        auc = metrics.summarize(labels, scores, n_boot=200)["auc"]
-        covered += auc["low"] <= true <= auc["high"]
+        auc = metrics.summarize(labels, scores, n_boot=200).auc
+        covered += auc.low <= true <= auc.high
     # 95 % nominal; 200 trials have a standard error of 1.5 %.
     assert 178 <= covered <= 199
 
@@ -162,8 +178,8 @@ def test_loss_gap_sign_value_and_interval():
     labels = np.array([1, 1, 0, 0, 1, 0])
     loss = np.array([1.0, 2.0, 3.0, 5.0, np.nan, 4.0])
     gap = metrics.loss_gap(labels, loss)
-    assert gap["value"] == 4.0 - 1.5
-    assert gap["low"] <= 2.5 <= gap["high"]
+    assert gap.value == 4.0 - 1.5
+    assert gap.low <= 2.5 <= gap.high
     assert metrics.loss_gap(np.ones(3, int), np.ones(3)) is None
 
 
@@ -173,7 +189,7 @@ def test_loss_gap_interval_has_the_width_of_theory():
     loss = rng.normal(size=1000)
     gap = metrics.loss_gap(labels, loss)
     expected = 2 * 1.96 * np.sqrt(2 / 500)
-    np.testing.assert_allclose(gap["high"] - gap["low"], expected, rtol=0.15)
+    np.testing.assert_allclose(gap.high - gap.low, expected, rtol=0.15)
 
 
 def test_bad_labels_are_refused():

@@ -7,7 +7,7 @@ NumPy statistics (computed in float64, for hosts) and JAX statistics (float32, u
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -278,39 +278,6 @@ def fast_detectgpt(
     surplus = _sum(stats, _real(stats.target_log_prob) - _real(mean))
     spread = xp.sqrt(xp.maximum(_sum(stats, _real(variance)), 1e-10))
     return _scored(stats, surplus / spread)
-
-
-def all_scores(
-    stats: TokenStatistics,
-    *,
-    zlib_bytes: Num[Array | np.ndarray, " B"] | None = None,
-    lower: TokenStatistics | None = None,
-    lower_loss: Float[Array | np.ndarray, " B"] | None = None,
-) -> dict[str, Scores]:
-    """Every score that the given statistics allow, by name, with its defaults.
-
-    Without a reference the five comparing scores are left out, without `zlib_bytes`
-    zlib, without `lower` and `lower_loss` lowercase.
-    """
-    functions: list[Callable[[TokenStatistics], Any]] = [
-        loss,
-        min_k,
-        max_k,
-        min_k_plus_plus,
-        rank,
-        log_rank,
-        entropy,
-        lrr,
-        fast_detectgpt,
-    ]
-    if stats.reference_log_prob is not None:
-        functions += [reference, ratio, ez, wbc, binoculars]
-    found = {function.__name__: function(stats) for function in functions}
-    if zlib_bytes is not None:
-        found["zlib"] = zlib(stats, zlib_bytes)
-    if lower is not None or lower_loss is not None:
-        found["lowercase"] = lowercase(stats, lower, lower_loss=lower_loss)
-    return found
 
 
 def _namespace(x: Any) -> Any:

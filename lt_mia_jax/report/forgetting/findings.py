@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lt_mia_jax.attacks.scores.table import CARD_FRACTION, describe
 from lt_mia_jax.report.forgetting.cards import Card
 from lt_mia_jax.report.forgetting.quantities import FAR, PASSED, leak_word, value_of
 from lt_mia_jax.report.membership.checks import Check
-from lt_mia_jax.report.wording import ATTACKS, NBSP, percentage, plural, unit
+from lt_mia_jax.report.wording import NBSP, percentage, plural, unit
 
 FEW = 80
 """The forget-quality test has little power on fewer items."""
@@ -110,7 +111,7 @@ def _unfamiliar(after: Card) -> Iterator[Check]:
             "caution",
             "Over-forgotten",
             "Forgotten texts look less familiar than texts never seen: "
-            f"{ATTACKS[LEAK_SCORE][0]} has an AUC of "
+            f"{describe(LEAK_SCORE, CARD_FRACTION).label} has an AUC of "
             f"{unit(found['value'], 2)} (95 % interval {unit(found['low'], 2)} to "
             f"{unit(found['high'], 2)}), below 0.5.",
         )

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lt_mia_jax.attacks.scores.table import CARD_FRACTION, LEARNED, describe
 from lt_mia_jax.report.drawing import plots
 from lt_mia_jax.report.drawing.curves import roc_band
 from lt_mia_jax.report.drawing.landscape import Figure, Line, curve_figure, map_figure
@@ -31,7 +32,7 @@ from lt_mia_jax.report.forgetting.tables import (
 )
 from lt_mia_jax.report.membership.checks import Check
 from lt_mia_jax.report.membership.views import Tile
-from lt_mia_jax.report.wording import ATTACKS, LEARNED, signed
+from lt_mia_jax.report.wording import signed
 
 SHOWN = 100
 """Examples on the page."""
@@ -239,7 +240,7 @@ def _attack_figures(scores: Mapping[str, Any]) -> Iterator[Figure]:
         return
     attacks = list(scores["after"]["forget"])
     attack = LEARNED if LEARNED in attacks else "min_k"
-    label = ATTACKS.get(attack, (attack, ""))[0]
+    label = describe(attack, CARD_FRACTION).label
     bands, key = {}, []
     # The order in which a ROC figure gives out the classes of `MODELS`.
     for name in sorted(scores, key=lambda name: plots.CURVES.index(MODELS[name])):

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from lt_mia_jax.attacks.scores.table import LEARNED, SCORES
 from lt_mia_jax.report.forgetting.cards import Card
 from lt_mia_jax.report.wording import (
-    ATTACKS,
     NBSP,
     percentage,
     plural,
@@ -126,7 +126,7 @@ def attacks_of(cards: Sequence[Card]) -> list[str]:
     names = dict.fromkeys(
         key.removeprefix("auc_") for card in cards for key in card if key[:4] == "auc_"
     )
-    order = [*ATTACKS, *names]
+    order = [LEARNED, *(score.name for score in SCORES), *names]
     return sorted(names, key=order.index)
 
 

@@ -6,10 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from markupsafe import Markup
 
+from lt_mia_jax.attacks.scores.table import CARD_FRACTION, describe
 from lt_mia_jax.report.drawing import plots
 from lt_mia_jax.report.forgetting.cards import Card, Entry
 from lt_mia_jax.report.forgetting.quantities import PASSED, Metric, leak_word, value_of
-from lt_mia_jax.report.wording import ATTACKS, signed
+from lt_mia_jax.report.wording import signed
 
 
 class Cell(NamedTuple):
@@ -47,9 +48,7 @@ class Table(NamedTuple):
 def attack_metric(name: str) -> Metric:
     """How `auc_NAME` or `tpr_NAME` is shown."""
     kind, _, attack = name.partition("_")
-    label, definition = ATTACKS.get(attack, (attack, ""))
-    if attack == "min_k":
-        definition = "mean of the least likely 40 % of tokens"
+    label, definition = describe(attack, CARD_FRACTION)
     what = "AUC" if kind == "auc" else "TPR at 1\u00a0%"
     return Metric(f"{what} {label}", definition, "retrained")
 

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
+from lt_mia_jax.attacks.scores.table import LEARNED
 from lt_mia_jax.report.drawing import plots
 from lt_mia_jax.report.drawing.curves import roc_band
 from lt_mia_jax.report.membership.checks import auc_of
 from lt_mia_jax.report.membership.data import UNKNOWN, Run
 from lt_mia_jax.report.schema import Number
-from lt_mia_jax.report.wording import CONTROLS, LEARNED, attack_name
+from lt_mia_jax.report.wording import CONTROLS, attack_name
 
 BASELINES = 3
 """Curves beside the learned attack in a ROC figure."""
