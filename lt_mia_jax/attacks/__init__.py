@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from lt_mia_jax.attacks import controls as controls
     from lt_mia_jax.attacks import metrics as metrics
     from lt_mia_jax.attacks import scores as scores
+    from lt_mia_jax.attacks.estimate import AttackSummary as AttackSummary
+    from lt_mia_jax.attacks.estimate import Estimate as Estimate
     from lt_mia_jax.attacks.learned import classifier as classifier
     from lt_mia_jax.attacks.learned import losses as losses
     from lt_mia_jax.attacks.learned.attack import Attack as Attack

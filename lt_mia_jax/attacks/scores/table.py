@@ -11,7 +11,25 @@ from jaxtyping import Float, Num
 from numpy import ndarray
 
 from lt_mia_jax.arrays import Array
-from lt_mia_jax.attacks.scores import formulas
+from lt_mia_jax.attacks.scores.formulas import (
+    Scores,
+    binoculars,
+    entropy,
+    ez,
+    fast_detectgpt,
+    log_rank,
+    loss,
+    lowercase,
+    lrr,
+    max_k,
+    min_k,
+    min_k_plus_plus,
+    rank,
+    ratio,
+    reference,
+    wbc,
+    zlib,
+)
 from lt_mia_jax.features.statistics import TokenStatistics
 
 LEARNED = "lt_mia"
@@ -31,23 +49,32 @@ class Description(NamedTuple):
 class Score:
     """One published score."""
 
-    name: str
-    """In every file."""
-    label: str
     function: Callable[..., Any]
-    """Token statistics and `needs` (but for the reference) in, one value a text out."""
+    """Token statistics and `needs` (but for the reference) in, one value a text out.
+    It gives the score its name, and the end of its docstring the source."""
+    label: str
     meaning: str
     """What it measures, in a few words."""
-    source: str
     needs: tuple[Need, ...] = ()
     """What is needed beside the target's statistics; without it the score is left out.
-    `fraction` is the share of tokens that the score averages, 20 % by default."""
+    `fraction` is the share of tokens that the score averages."""
 
-    def described(self, fraction: float | None = None) -> Description:
+    @property
+    def name(self) -> str:
+        """In every file."""
+        return self.function.__name__
+
+    @property
+    def source(self) -> str:
+        """Where it was published."""
+        _, _, source = (self.function.__doc__ or "").partition("Source: ")
+        return " ".join(source.split()).removesuffix(".")
+
+    def described(self, fraction: float) -> Description:
         """Label and meaning, with the fraction where the score has one."""
         if "fraction" not in self.needs:
             return Description(self.label, self.meaning)
-        percent = f"{100 * (fraction or FRACTION):g} %"
+        percent = f"{100 * fraction:g} %"
         return Description(f"{self.label} {percent}", self.meaning.format(percent))
 
 
@@ -56,123 +83,25 @@ FRACTION = 0.2
 CARD_FRACTION = 0.4
 """The same on cards of unlearned models, as MUSE and open-unlearning have it."""
 
+_PAIR: tuple[Need, ...] = ("reference",)
+_SHARE: tuple[Need, ...] = ("fraction",)
 SCORES = (
-    Score("loss", "Loss", formulas.loss, "mean log-likelihood", "Yeom et al. 2018"),
-    Score(
-        "min_k",
-        "Min-K%",
-        formulas.min_k,
-        "mean log-likelihood of the least likely {} of tokens",
-        "arXiv 2310.16789",
-        ("fraction",),
-    ),
-    Score(
-        "max_k",
-        "Max-K%",
-        formulas.max_k,
-        "mean log-likelihood of the most likely {} of tokens",
-        "Tab-MIA",
-        ("fraction",),
-    ),
-    Score(
-        "min_k_plus_plus",
-        "Min-K%++",
-        formulas.min_k_plus_plus,
-        "mean of the lowest {} of standardized log-likelihoods",
-        "arXiv 2404.02936",
-        ("fraction",),
-    ),
-    Score(
-        "rank",
-        "Rank",
-        formulas.rank,
-        "mean rank of the true token, negated",
-        "GLTR, arXiv 1906.04043",
-    ),
-    Score(
-        "log_rank",
-        "Log-rank",
-        formulas.log_rank,
-        "mean logarithm of the rank, negated",
-        "DetectGPT, arXiv 2301.11305",
-    ),
-    Score(
-        "entropy",
-        "Entropy",
-        formulas.entropy,
-        "mean entropy of the prediction, negated",
-        "GLTR, arXiv 1906.04043",
-    ),
-    Score(
-        "lrr",
-        "LRR",
-        formulas.lrr,
-        "log-likelihood over log-rank",
-        "DetectLLM, arXiv 2306.05540",
-    ),
-    Score(
-        "fast_detectgpt",
-        "Fast-DetectGPT",
-        formulas.fast_detectgpt,
-        "standardized log-likelihood",
-        "arXiv 2310.05130",
-    ),
-    Score(
-        "reference",
-        "Reference",
-        formulas.reference,
-        "log-likelihood minus that of the reference model",
-        "Carlini et al. 2021",
-        ("reference",),
-    ),
-    Score(
-        "ratio",
-        "Ratio",
-        formulas.ratio,
-        "loss over the loss of the reference model, negated",
-        "arXiv 2601.02751 (baselines)",
-        ("reference",),
-    ),
-    Score(
-        "ez",
-        "EZ-MIA",
-        formulas.ez,
-        "gains over losses where the target errs",
-        "arXiv 2601.12104",
-        ("reference",),
-    ),
-    Score(
-        "wbc",
-        "WBC",
-        formulas.wbc,
-        "share of windows in which the target beats the reference",
-        "arXiv 2601.02751",
-        ("reference",),
-    ),
-    Score(
-        "binoculars",
-        "Binoculars",
-        formulas.binoculars,
-        "loss over cross-entropy between the models",
-        "arXiv 2401.12070",
-        ("reference",),
-    ),
-    Score(
-        "zlib",
-        "Zlib",
-        formulas.zlib,
-        "log-likelihood per compressed byte",
-        "Carlini et al. 2021",
-        ("zlib_bytes",),
-    ),
-    Score(
-        "lowercase",
-        "Lowercase",
-        formulas.lowercase,
-        "loss over the loss of the lower-cased text",
-        "Carlini et al. 2021",
-        ("lower_loss",),
-    ),
+    Score(loss, "Loss", "mean log-likelihood"),
+    Score(min_k, "Min-K%", "mean over the least likely {} of tokens", _SHARE),
+    Score(max_k, "Max-K%", "mean over the most likely {} of tokens", _SHARE),
+    Score(min_k_plus_plus, "Min-K%++", "mean of the lowest {} of z-scores", _SHARE),
+    Score(rank, "Rank", "mean rank of the true token, negated"),
+    Score(log_rank, "Log-rank", "mean logarithm of the rank, negated"),
+    Score(entropy, "Entropy", "mean entropy of the prediction, negated"),
+    Score(lrr, "LRR", "log-likelihood over log-rank"),
+    Score(fast_detectgpt, "Fast-DetectGPT", "standardized log-likelihood"),
+    Score(reference, "Reference", "log-likelihood minus that of the reference", _PAIR),
+    Score(ratio, "Ratio", "loss over the loss of the reference, negated", _PAIR),
+    Score(ez, "EZ-MIA", "gains over losses where the target errs", _PAIR),
+    Score(wbc, "WBC", "share of windows where the target beats the reference", _PAIR),
+    Score(binoculars, "Binoculars", "loss over cross-entropy between models", _PAIR),
+    Score(zlib, "Zlib", "log-likelihood per compressed byte", ("zlib_bytes",)),
+    Score(lowercase, "Lowercase", "loss over that in lower case", ("lower_loss",)),
 )
 """Every published score, in the order of files."""
 
@@ -185,7 +114,7 @@ def all_scores(
     lower_loss: Float[Array | ndarray, " B"] | None = None,
     fraction: float = FRACTION,
     only: Collection[str] | None = None,
-) -> dict[str, formulas.Scores]:
+) -> dict[str, Scores]:
     """Every score of the table that the given inputs allow, by name.
 
     Args:
@@ -198,7 +127,7 @@ def all_scores(
       only: names of the scores wanted; None takes all.
     """
     if lower is not None:
-        lower_loss = -formulas.loss(lower)
+        lower_loss = -loss(lower)
     given: dict[Need, Any] = {
         "reference": stats.reference_log_prob,
         "zlib_bytes": zlib_bytes,
@@ -215,12 +144,12 @@ def all_scores(
     }
 
 
-def describe(name: str, fraction: float | None = None) -> Description:
+def describe(name: str, fraction: float = FRACTION) -> Description:
     """Label and meaning of a score; an unknown one shows under its name.
 
     Args:
       name: as in files.
-      fraction: share of tokens that Min-K% and its kin averaged; None as in audits.
+      fraction: share of tokens that Min-K% and its kin averaged.
     """
     if name == LEARNED:
         return Description("LT-MIA", "learned classifier over per-token statistics")
