@@ -27,6 +27,8 @@ def _tofu() -> Benchmark:
     columns |= {"real_authors_perturbed": known, "world_facts_perturbed": known}
     return Benchmark(
         name="tofu",
+        title="TOFU",
+        source="arXiv 2401.06121",
         path="locuslab/TOFU",
         parts=tuple(
             Part(name=name, config=name, columns=value, files=(name,))
@@ -53,6 +55,8 @@ def _muse(corpus: str, *, sequences: bool) -> Benchmark:
     continued = Columns(question="prompt", answer="gt")
     return Benchmark(
         name=f"muse_{corpus.lower()}",
+        title=f"MUSE-{corpus}",
+        source="arXiv 2407.06460",
         path=f"muse-bench/MUSE-{corpus}",
         parts=(
             *(part(split, "raw", split, _TEXT) for split in raw),
@@ -77,6 +81,8 @@ def _wmdp() -> Benchmark:
     corpora = ("bio-retain", "cyber-forget", "cyber-retain")
     return Benchmark(
         name="wmdp",
+        title="WMDP",
+        source="arXiv 2403.03218",
         path="cais/wmdp",
         parts=(
             *(
@@ -134,6 +140,8 @@ def _rwku() -> Benchmark:
     passage, positive = "train_original_passage", "train_positive_llama3"
     return Benchmark(
         name="rwku",
+        title="RWKU",
+        source="arXiv 2406.10890",
         path="jinzhuoran/RWKU",
         parts=(
             part("forget_target", "intro", target, "train"),
@@ -167,4 +175,4 @@ BENCHMARKS = {
         _rwku(),
     )
 }
-"""TOFU (arXiv 2401.06121), MUSE (2407.06460), WMDP (2403.03218), RWKU (2406.10890)."""
+"""By name; `lt-mia benchmark` writes each of them."""

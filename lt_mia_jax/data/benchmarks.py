@@ -1,23 +1,20 @@
 """Published unlearning benchmarks, from the Hugging Face hub or from files, as rows."""
 
+import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from lt_mia_jax.data.questions import Question
-from lt_mia_jax.data.texts import text_id, well_formed
+from lt_mia_jax.data.jsonl import well_formed
+from lt_mia_jax.data.questions import Question, write_questions
+from lt_mia_jax.data.rows import ENDINGS, file_rows, hub_rows, kind_of
+from lt_mia_jax.data.texts import text_id
 from lt_mia_jax.errors import InputError
 
-_KINDS = {
-    ".parquet": "parquet",
-    ".jsonl": "json",
-    ".json": "json",
-    ".jsonl.gz": "json",
-    ".json.gz": "json",
-}
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +56,18 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A benchmark as data."""
+    """A benchmark as data: one row of `BENCHMARKS`."""
 
     name: str
+    """On the command line."""
     path: str
     """Repository on the hub."""
     parts: tuple[Part, ...]
+    """Its sets of rows."""
+    title: str = ""
+    """Name in its paper."""
+    source: str = ""
+    """The paper."""
 
     def part(self, name: str) -> Part:
         """The part of that name.
@@ -77,6 +80,37 @@ class Benchmark:
                 return part
         known = ", ".join(part.name for part in self.parts)
         raise InputError(f"benchmark {self.name}: no part {name!r}; expected {known}")
+
+
+def write_benchmark(
+    benchmark: Benchmark,
+    out: Path,
+    *,
+    parts: Sequence[str] = (),
+    local: Path | None = None,
+    limit: int | None = None,
+) -> None:
+    """Write each part as `<part>.jsonl` for `read_questions`.
+
+    Args:
+      benchmark: one of `BENCHMARKS`, or one of your own.
+      out: folder of the files, which are overwritten.
+      parts: names of the parts; empty takes all.
+      local: see `load_benchmark`.
+      limit: maximum rows of each part; None takes all.
+
+    Raises:
+      InputError: a limit below 1, or as `load_benchmark`.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit {limit}: expected at least one row")
+    wanted = parts or [part.name for part in benchmark.parts]
+    for name in wanted:
+        benchmark.part(name)
+    for name in wanted:
+        rows = load_benchmark(benchmark, name, local=local, limit=limit)
+        write_questions(out / f"{name}.jsonl", rows)
+        log.info("wrote %s (%d rows)", out / f"{name}.jsonl", len(rows))
 
 
 def load_benchmark(
@@ -104,11 +138,12 @@ def load_benchmark(
     """
     wanted = benchmark.part(part)
     if local is None:
-        where = f"{wanted.path or benchmark.path} ({part})"
-        rows = _from_hub(benchmark, wanted)
+        path = wanted.path or benchmark.path
+        where = f"{path} ({part})"
+        rows = hub_rows(path, wanted.config, what=f" ({part})", split=wanted.split)
     else:
         where = f"{local} ({part})"
-        rows = _from_files(_files(Path(local), wanted))
+        rows = file_rows(_files(Path(local), wanted))
     questions = []
     seen: Counter[str] = Counter()
     for number, row in enumerate(islice(rows, limit), 1):
@@ -209,52 +244,19 @@ def _strings(value: Any, column: str | None, where: str) -> tuple[str, ...]:
     return tuple(_string(one, str(column), where) for one in values)
 
 
-def _from_hub(benchmark: Benchmark, part: Part) -> Iterable[Any]:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
-    path = part.path or benchmark.path
-    try:
-        return load_dataset(path, part.config, split=part.split)
-    except (DatasetsError, OSError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"{path} ({part.name}) cannot be loaded from the hub "
-            f"({type(error).__name__}: {error}); accept its terms if it has any, or "
-            "download it and give the folder"
-        ) from error
-
-
-def _from_files(files: list[Path]) -> Iterator[Mapping[str, Any]]:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
-    names = [str(path) for path in files]
-    kind = _kind(files[0])
-    assert kind is not None
-    try:
-        # Streaming reads the files where they are instead of copying them.
-        yield from load_dataset(kind, data_files=names, split="train", streaming=True)
-    except StopIteration:  # a file without rows
-        return
-    except (DatasetsError, OSError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"{names[0]}: cannot be read ({type(error).__name__}: {error}); download "
-            "it again"
-        ) from error
-
-
 def _files(local: Path, part: Part) -> list[Path]:
     """The files of a part in a folder, sorted; or the one file that was given."""
     if local.is_file():
-        if _kind(local) is None:
-            raise InputError(f"{local}: expected a file ending in {', '.join(_KINDS)}")
+        if kind_of(local) is None:
+            known = ", ".join(chain(*ENDINGS.values()))
+            raise InputError(f"{local}: expected a file ending in {known}")
         return [local]
     if not local.is_dir():
         raise InputError(f"{local}: no such file or folder")
     for stem in part.files:
         found = sorted(path for path in local.resolve().rglob("*") if _is(path, stem))
         if found:
-            return [path for path in found if _kind(path) == _kind(found[0])]
+            return [path for path in found if kind_of(path) == kind_of(found[0])]
     expected = " or ".join(f"{stem}.json or .parquet" for stem in part.files)
     raise InputError(f"{local}: no files of part {part.name}; expected {expected}")
 
@@ -262,16 +264,8 @@ def _files(local: Path, part: Part) -> list[Path]:
 def _is(path: Path, stem: str) -> bool:
     """Whether a path ends in a stem, a shard number at most, and a known ending."""
     *folders, name = Path(stem).parts
-    if _kind(path) is None or not path.is_file():
+    if kind_of(path) is None or not path.is_file():
         return False
     if folders and path.parts[-1 - len(folders) : -1] != tuple(folders):
         return False
     return path.name.startswith((f"{name}.", f"{name}-0"))
-
-
-def _kind(path: Path) -> str | None:
-    """Loader for a file's ending; None for other files."""
-    for ending, kind in _KINDS.items():
-        if path.name.endswith(ending):
-            return kind
-    return None

@@ -11,13 +11,13 @@ from typing import NamedTuple
 from lt_mia_jax.data.domains import DOMAINS
 from lt_mia_jax.data.duplicates import NearDuplicates
 from lt_mia_jax.data.hub import HUB_DATASETS, normalized
+from lt_mia_jax.data.jsonl import well_formed
 from lt_mia_jax.data.texts import (
     Text,
     fingerprint,
     hash_unit,
     read_texts,
     text_id,
-    well_formed,
     write_texts,
 )
 from lt_mia_jax.errors import InputError

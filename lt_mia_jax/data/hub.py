@@ -1,11 +1,12 @@
 """The data sets of the paper, from the Hugging Face hub or a folder of their files."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from lt_mia_jax.data.rows import ENDINGS, file_rows, hub_rows, kind_of
 from lt_mia_jax.errors import InputError
 
 ROW_CAP = 200_000
@@ -15,10 +16,6 @@ FEWEST_CHARACTERS = 50
 
 # The hub's own conversion of data sets that were published as a script.
 _PARQUET_BRANCH = "refs/convert/parquet"
-_ENDINGS = {
-    "parquet": (".parquet",),
-    "json": (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,18 +72,8 @@ class HubDataset:
         Raises:
           InputError: the data set cannot be opened, or lacks its fields.
         """
-        rows = self._from_hub() if local is None else self._from_folder(local)
-        for row in islice(rows, self.row_cap):
-            text = self.text(row)
-            if len(text.strip()) > FEWEST_CHARACTERS:
-                yield text
-
-    def _from_hub(self) -> Iterable[Any]:
-        from datasets import load_dataset
-        from datasets.exceptions import DatasetsError
-
-        try:
-            return load_dataset(
+        if local is None:
+            rows = hub_rows(
                 self.path,
                 self.config,
                 split="train",
@@ -94,40 +81,19 @@ class HubDataset:
                 data_dir=self.folder,
                 streaming=self.streamed,
             )
-        except (DatasetsError, OSError, RuntimeError, ValueError) as error:
-            raise InputError(
-                f"data set {self.path} cannot be loaded from the hub "
-                f"({type(error).__name__}: {error}); download its train files and pass "
-                "their folder instead"
-            ) from error
-
-    def _from_folder(self, folder: Path) -> Iterator[Mapping[str, Any]]:
-        from datasets import load_dataset
-        from datasets.exceptions import DatasetsError
-
-        kind, files = data_files(folder, self.config)
-        names = [str(path) for path in files]
-        try:
-            # Streaming reads the files where they are instead of copying them.
-            yield from load_dataset(
-                kind, data_files=names, split="train", streaming=True
-            )
-        except (DatasetsError, OSError, RuntimeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(
-                f"{folder}: {kind} files cannot be read ({type(error).__name__}: "
-                f"{error}); download them again"
-            ) from error
+        else:
+            rows = file_rows(data_files(local, self.config))
+        for row in islice(rows, self.row_cap):
+            text = self.text(row)
+            if len(text.strip()) > FEWEST_CHARACTERS:
+                yield text
 
 
-def data_files(
-    folder: Path, config: str | None
-) -> tuple[Literal["parquet", "json"], list[Path]]:
-    """Kind and sorted paths of the train files in a folder.
+def data_files(folder: Path, config: str | None) -> list[Path]:
+    """Sorted paths of the train files in a folder, all of one kind.
 
-    A sub-folder named like the configuration is preferred, and so are files with
-    "train" in their path; other splits are left out.
+    A sub-folder named like the configuration is preferred, and so are Parquet files
+    and files with "train" in their path; other splits are left out.
 
     Raises:
       InputError: no such folder, or no data files in it.
@@ -136,17 +102,14 @@ def data_files(
         raise InputError(f"{folder}: no such folder of Parquet or JSON-lines files")
     if config is not None and (folder / config).is_dir():
         folder = folder / config
-    for kind, endings in _ENDINGS.items():
-        found = sorted(
-            path
-            for path in folder.rglob("*")
-            if path.name.endswith(endings) and path.is_file()
-        )
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for kind in ENDINGS:
+        found = [path for path in files if kind_of(path) == kind]
         train = [
             path for path in found if "train" in str(path.relative_to(folder)).lower()
         ]
         if found:
-            return ("parquet" if kind == "parquet" else "json"), train or found
+            return train or found
     raise InputError(
         f"{folder}: no Parquet or JSON-lines files; expected *.parquet or *.jsonl"
     )

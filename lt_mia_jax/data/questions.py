@@ -1,26 +1,14 @@
 """Questions with answers in JSON-lines files: what is forgotten and what is kept."""
 
-import json
-import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lt_mia_jax.data.texts import (
-    _id,
-    _json_object,
-    _kind,
-    _lines,
-    _short,
-    text_id,
-    well_formed,
-)
+from lt_mia_jax.data.jsonl import Row, read_jsonl, short, write_jsonl
+from lt_mia_jax.data.texts import text_id
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.files import write_atomic
-
-log = logging.getLogger(__name__)
 
 SLOT = "{question}"
 """Where a template has the question."""
@@ -32,7 +20,6 @@ _STRINGS = (
     "paraphrased_answer",
     "refusal",
 )
-_TEXTS = ("question", "answer", "text", *_STRINGS)
 _LISTS = ("wrong_answers", "inverted", "accepted", "choices", "flags")
 
 
@@ -104,63 +91,31 @@ class Question(NamedTuple):
     @property
     def name(self) -> str:
         """Id and line, for messages."""
-        return f"id {_short(self.id)}" + (f" (line {self.line})" if self.line else "")
+        return f"id {short(self.id)}" + (f" (line {self.line})" if self.line else "")
 
 
 def read_questions(path: Path | str) -> list[Question]:
-    """Read a JSON-lines file of questions or plain texts, in file order.
+    """Read questions or plain texts from a JSON-lines file; see `read_jsonl`.
 
     A row has `question` and `answer`, or `text` alone; the other fields of
-    `Question` are optional and further fields are ignored. Files that `read_texts`
-    takes are taken here, with the same ids. Lone surrogates become U+FFFD, with a
-    logged warning.
+    `Question` are optional and further fields are ignored. Files for `read_texts` are
+    accepted, with the same ids.
 
     Raises:
-      InputError: naming file and line: no such file, no rows, invalid UTF-8, not a
-        JSON object, a field missing or of the wrong type, a value that the answer
-        does not hold, an id twice.
+      InputError: as `read_jsonl`, or a field missing or of the wrong type, or a value
+        that is not part of its answer.
     """
-    path = Path(path)
-    questions: list[Question] = []
-    lines_of_ids: dict[str, int] = {}
-    repaired = []
-    for line, raw in _lines(path):
-        where = f"{path}:{line}"
-        row = _json_object(raw, where)
-        sound = _sound(row)
-        if sound != row:
-            repaired.append(line)
-        question = _question(sound, where)._replace(line=line)
-        if row.get("id") is not None:
-            first = lines_of_ids.setdefault(question.id, line)
-            if first != line:
-                raise InputError(
-                    f"{where}: id {_short(question.id)} already stands on line "
-                    f"{first}; give each row its own id, or none"
-                )
-        questions.append(question)
-    if not questions:
-        raise InputError(
-            f"{path}: no questions in it; expected one JSON object a line with "
-            "'question' and 'answer', or with 'text'"
-        )
-    if repaired:
-        log.warning(
-            "%s: lone surrogates replaced by U+FFFD on %d line(s), first %d",
-            path,
-            len(repaired),
-            repaired[0],
-        )
-    return questions
+    return read_jsonl(
+        path,
+        _question,
+        expected="questions in it; expected one JSON object a line with 'question' and "
+        "'answer', or with 'text'",
+    )
 
 
 def write_questions(path: Path | str, questions: Sequence[Question]) -> None:
     """Write rows as JSON lines, atomically; empty fields are left out."""
-    lines = [
-        json.dumps(_as_mapping(question), ensure_ascii=False) + "\n"
-        for question in questions
-    ]
-    write_atomic(path, well_formed("".join(lines)))
+    write_jsonl(path, map(_as_mapping, questions))
 
 
 def check_disjoint(forget: Sequence[Question], retain: Sequence[Question]) -> None:
@@ -181,7 +136,7 @@ def check_disjoint(forget: Sequence[Question], retain: Sequence[Question]) -> No
         raise InputError(
             f"{len(shared)} of {len(forget)} texts to forget are among the texts to "
             f"retain, first {first.name}, which is {twin.name} there: "
-            f"{_short(first.text)}; remove each from one of the two files"
+            f"{short(first.text)}; remove each from one of the two files"
         )
 
 
@@ -195,8 +150,8 @@ def value_span(answer: str, value: str, where: str) -> tuple[int, int]:
     found = re.search(rf"(?<!\w){quoted}(?!\w)", answer) or re.search(quoted, answer)
     if found is None or not value:
         raise InputError(
-            f"{where}: value {_short(value)} does not stand in the answer "
-            f"{_short(answer)}; expected a part of it, or no value"
+            f"{where}: value {short(value)} does not stand in the answer "
+            f"{short(answer)}; expected a part of it, or no value"
         )
     return found.span()
 
@@ -213,78 +168,40 @@ def _as_mapping(row: Question) -> dict[str, Any]:
     return shown
 
 
-def _question(row: dict[str, Any], where: str) -> Question:
-    if "text" in row and ("question" in row or "answer" in row):
+def _question(row: Row) -> Question:
+    found, where = row.values, row.where
+    if "text" in found and ("question" in found or "answer" in found):
         raise InputError(
             f"{where}: both 'text' and 'question' or 'answer'; expected a question "
             "with its answer, or plain text"
         )
-    missing = [name for name in ("question", "answer") if name not in row]
-    if "text" not in row and missing:
-        names = ", ".join(_short(name) for name in list(row)[:8]) or "none"
-        raise InputError(
-            f"{where}: no {' and no '.join(map(repr, missing))} field; the fields are: "
-            f"{names}; expected 'question' and 'answer', or 'text'"
+    missing = [name for name in ("question", "answer") if name not in found]
+    if "text" not in found and missing:
+        names = " and no ".join(map(repr, missing))
+        raise row.lacks(
+            f"no {names} field", "; expected 'question' and 'answer', or 'text'"
         )
-    if "text" in row:
-        question, answer = None, _string(row, "text", where)
+    if "text" in found:
+        question, answer = None, row.string("text")
         default = text_id(answer)
     else:
-        question = _string(row, "question", where)
-        answer = _string(row, "answer", where)
+        question, answer = row.string("question"), row.string("answer")
         default = text_id(f"{question}\n{answer}")
     fields: dict[str, Any] = {
-        name: _string(row, name, where)
-        for name in _STRINGS
-        if row.get(name) is not None
+        name: row.string(name) for name in _STRINGS if found.get(name) is not None
     }
-    fields |= {name: _strings(row, name, where) for name in _LISTS}
+    fields |= {name: row.strings(name) for name in _LISTS}
     if "value" in fields:
         value_span(answer, fields["value"], where)
-    fields["choice"] = _choice(row, len(fields["choices"]), where)
-    return Question(_id(row, where) or default, question, answer, **fields)
-
-
-def _string(row: Mapping[str, Any], name: str, where: str) -> str:
-    if not isinstance(row[name], str):
-        raise InputError(
-            f"{where}: {name!r} is a {_kind(row[name])}; expected a string"
-        )
-    return row[name]
-
-
-def _strings(row: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
-    value = row.get(name)
-    if value is None:
-        return ()
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        raise InputError(
-            f"{where}: {name!r} is {_short(value)}; expected strings in []"
-        )
-    return tuple(value)
-
-
-def _choice(row: Mapping[str, Any], choices: int, where: str) -> int | None:
-    value = row.get("choice")
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(f"{where}: choice {_short(value)}; expected an integer")
-    if not 0 <= value < choices:
-        raise InputError(
-            f"{where}: choice {value} of {choices} choices; expected 0 to {choices - 1}"
-        )
-    return value
-
-
-def _sound(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with the strings of its known fields `well_formed`."""
-
-    def mended(value: Any) -> Any:
-        return well_formed(value) if isinstance(value, str) else value
-
-    sound = {name: mended(row[name]) for name in _TEXTS if name in row}
-    for name in _LISTS:
-        if isinstance(row.get(name), list):
-            sound[name] = [mended(item) for item in row[name]]
-    return row | sound
+    choice, choices = found.get("choice"), len(fields["choices"])
+    if choice is not None:
+        if isinstance(choice, bool) or not isinstance(choice, int):
+            raise InputError(f"{where}: choice {short(choice)}; expected an integer")
+        if not 0 <= choice < choices:
+            raise InputError(
+                f"{where}: choice {choice} of {choices} choices; expected 0 to "
+                f"{choices - 1}"
+            )
+    return Question(
+        row.id or default, question, answer, **fields, choice=choice, line=row.line
+    )

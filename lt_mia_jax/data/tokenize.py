@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from lt_mia_jax.arrays import Bool, Int, UInt
-from lt_mia_jax.data.texts import well_formed
+from lt_mia_jax.data.jsonl import well_formed
 from lt_mia_jax.errors import InputError
 
 log = logging.getLogger(__name__)

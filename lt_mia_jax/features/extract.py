@@ -18,7 +18,8 @@ from jaxtyping import Float, Integer
 from tqdm import tqdm
 
 from lt_mia_jax.arrays import Params
-from lt_mia_jax.data.texts import well_formed, zlib_length
+from lt_mia_jax.data.jsonl import well_formed
+from lt_mia_jax.data.texts import zlib_length
 from lt_mia_jax.errors import InputError, Stopped
 from lt_mia_jax.executor import Executor, broadcast_from_primary, digest, hide_progress
 from lt_mia_jax.features.scorer import (

@@ -18,8 +18,9 @@ from lt_mia_jax.arrays import Array, Float, Params
 from lt_mia_jax.attacks import scores
 from lt_mia_jax.attacks.learned.attack import Attack, score_features
 from lt_mia_jax.data.answers import AnswerTemplate, EncodedAnswers, encode_answers
+from lt_mia_jax.data.jsonl import well_formed
 from lt_mia_jax.data.questions import Question
-from lt_mia_jax.data.texts import well_formed, zlib_length
+from lt_mia_jax.data.texts import zlib_length
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.features.lt_mia import assemble
 from lt_mia_jax.features.program import ExtractConfig

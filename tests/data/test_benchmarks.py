@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from lt_mia_jax.cli import main
 from lt_mia_jax.data.benchmark_catalog import BENCHMARKS
 from lt_mia_jax.data.benchmarks import (
     Benchmark,
@@ -263,6 +264,25 @@ def test_bad_rows_name_the_column(row, columns, words):
         as_question(row, columns, where="here, row 3")
     assert str(caught.value).startswith("here, row 3: ")
     assert words in str(caught.value)
+
+
+def test_a_benchmark_is_one_row_of_the_table(tmp_path, monkeypatch, capsys):
+    """Command, choices, help and loader all read the table."""
+    part = Part(name="all", columns=Columns(text="body"), files=("all",))
+    made = Benchmark(name="made", path="x/y", parts=(part,))
+    named = ["benchmark", "--name", "made", "--out", str(tmp_path / "out")]
+    local = ["--local", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        main([*named, *local])
+    monkeypatch.setitem(BENCHMARKS, "made", made)
+    write_lines(tmp_path / "all.json", [{"body": "one"}, {"body": "two"}])
+    assert main([*named, *local]) == 0
+    rows = read_questions(tmp_path / "out" / "all.jsonl")
+    assert [row.answer for row in rows] == ["one", "two"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["benchmark", "--help"])
+    assert ",made}" in capsys.readouterr().out
 
 
 def test_bad_row_of_a_file_is_named_with_its_number(tmp_path):
