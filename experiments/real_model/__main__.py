@@ -25,9 +25,10 @@ import tyro
 from experiments.real_model.table import table
 from lt_mia_jax.attacks import load_attack, score_store
 from lt_mia_jax.attacks.learned.storage import SHIPPED, Attack
-from lt_mia_jax.audit import results
+from lt_mia_jax.attacks.scores.table import LEARNED
+from lt_mia_jax.audit.results import summarize_combination
+from lt_mia_jax.audit.scoring import score_published
 from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
-from lt_mia_jax.commands import evaluate
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.data.corpora import Corpus, load_corpus
 from lt_mia_jax.data.texts import text_id
@@ -279,7 +280,7 @@ def judge(config: RealModel) -> list[dict[str, Any]]:
                 "left that no attack was trained on, at least 2 of each are needed; "
                 "choose another corpus"
             )
-        published = evaluate.score_published(store, rows)
+        published = score_published(store, rows)
         learned = {
             name: score_store(attack, store, rows) for name, attack in attacks.items()
         }
@@ -292,9 +293,8 @@ def judge(config: RealModel) -> list[dict[str, Any]]:
                 for other in attack.card.get("combinations", [])
             ),
         )
-        entry = results.combination_summary(
-            scored, seed=0, bootstraps=config.bootstraps
-        )
+        summary = summarize_combination(scored, bootstraps=config.bootstraps)
+        entry = to_dict(summary, tagged=False)
         setting = {"tuning": tuning, "seed": seed, "learned": list(attacks)}
         entries.append({**entry, **setting, "fingerprint": store.fingerprint})
     return entries
@@ -303,12 +303,12 @@ def judge(config: RealModel) -> list[dict[str, Any]]:
 def named_attacks(paths: Sequence[Path]) -> dict[str, Attack]:
     """Attacks by the names that tables give them."""
     if len(paths) == 1:
-        return {results.LEARNED: load_attack(paths[0])}
+        return {LEARNED: load_attack(paths[0])}
     names = [path.name for path in paths]
     unique = len(set(names)) == len(names)
     keys = names if unique else [str(path) for path in paths]
     return {
-        f"{results.LEARNED}/{key}": load_attack(path)
+        f"{LEARNED}/{key}": load_attack(path)
         for key, path in zip(keys, paths, strict=True)
     }
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from lt_mia_jax.audit import results
-from lt_mia_jax.report.wording import attack_name
+from lt_mia_jax.attacks.scores.table import LEARNED, describe
+from lt_mia_jax.audit.records import TEXT_ONLY
 
 Estimate = Mapping[str, float | None]
 Summary = Mapping[str, Any]
@@ -50,7 +50,7 @@ def _grid(
     shown = (*entries[0]["learned"], *BASELINES)
     columns = [_title(name) for name in shown]
     head = ["corpus", "tuning", "seed", "members + others", "loss gap, nats"]
-    head += [*columns, "best other", "text only"]
+    head += [*columns, "best other", "text-only baseline"]
     lines = [f"**{title}**", "", f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     groups: dict[tuple[str, str], list[Summary]] = {}
     for entry in entries:
@@ -66,8 +66,8 @@ def _grid(
             cells.append(_interval(entry["loss_gap_nats"]))
             cells += [_interval(figure(attacks[name])) for name in shown]
             cells.append(f"{_title(best)} {_interval(figure(attacks[best]))}")
-            blind = entry["controls"].get("blind")
-            cells.append(_interval(figure(blind) if blind else None))
+            baseline = entry["controls"].get(TEXT_ONLY)
+            cells.append(_interval(figure(baseline) if baseline else None))
             lines.append(f"| {' | '.join(cells)} |")
         if len(group) > 1:
             gaps = _mean([entry["loss_gap_nats"] for entry in group])
@@ -82,9 +82,9 @@ def _grid(
 
 def _title(name: str) -> str:
     learned, _, which = name.partition("/")
-    if learned == results.LEARNED:
+    if learned == LEARNED:
         return f"LT-MIA ({which})" if which else "LT-MIA"
-    return attack_name(name)[0]
+    return describe(name).label
 
 
 def _interval(estimate: Estimate | None) -> str:

@@ -21,7 +21,7 @@ from experiments.transfer import plan as transfer_plan
 from lt_mia_jax.attacks import Attack, score_store, train_attack
 from lt_mia_jax.attacks.learned.classifier_config import ClassifierConfig
 from lt_mia_jax.attacks.metrics import auc
-from lt_mia_jax.commands import evaluate
+from lt_mia_jax.audit.scoring import score_published
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.study.launch import command
@@ -104,7 +104,7 @@ def run(config: AttackVariants) -> None:
     small = transfer_plan.tiny().small
     assert small is not None
     published = {
-        name: evaluate.score_published(store, np.arange(store.n)).scores["ez"]
+        name: score_published(store, np.arange(store.n)).scores["ez"]
         for name, store in judge.items()
     }
     print("| variant | seed | validation | judged on | AUC | less EZ-MIA |")

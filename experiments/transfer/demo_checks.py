@@ -24,11 +24,11 @@ from lt_mia_jax.attacks import (
 )
 from lt_mia_jax.attacks.learned.attack import score_features
 from lt_mia_jax.checkpoints import load_pretrained
-from lt_mia_jax.commands.demo import JUDGED, load_corpora
 from lt_mia_jax.data.tokenize import encode
 from lt_mia_jax.features import ExtractConfig, FeatureStore, StatisticsExtractor
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.study import stages as study
+from lt_mia_jax.study.demo import JUDGED, load_corpora
 
 log = logging.getLogger(__name__)
 

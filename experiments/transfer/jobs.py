@@ -27,8 +27,8 @@ from experiments.transfer.plan import Base, Plan, Preset
 from experiments.transfer.statistics import permuted_labels_of
 from lt_mia_jax.attacks import controls, score_store, train_attack
 from lt_mia_jax.attacks.metrics import auc
+from lt_mia_jax.audit.scoring import score_published
 from lt_mia_jax.checkpoints import Pretrained, load_pretrained
-from lt_mia_jax.commands import evaluate
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.data.corpora import Corpus, deduplicate, load_corpus
 from lt_mia_jax.data.hub import HUB_DATASETS
@@ -267,7 +267,7 @@ def make_combination(config: Study, combination: Combination, judged: bool) -> N
 
 def _save_scores(path: Path, store: FeatureStore) -> None:
     """Ids, labels, and every published score of a store."""
-    scored = evaluate.score_published(store, np.arange(store.n))
+    scored = score_published(store, np.arange(store.n))
     arrays: dict[str, Any] = {
         "ids": np.array(store.ids),
         "labels": np.asarray(store.labels, np.int64),
@@ -287,12 +287,12 @@ def make_control(config: Study, combination: Combination) -> None:
 
     def make() -> list[str]:
         store = FeatureStore.open(config.folder(combination) / "features")
-        words = evaluate.score_published(store, np.arange(store.n)).words
+        words = score_published(store, np.arange(store.n)).words
         assert words is not None
         labels = np.asarray(store.labels, np.int64)
 
         def learn(labels: np.ndarray) -> np.ndarray:
-            return controls.blind_baseline(words, labels, seed=config.seed)
+            return controls.text_only_baseline(words, labels, seed=config.seed)
 
         try:
             scores = learn(labels)

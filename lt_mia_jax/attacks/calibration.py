@@ -1,14 +1,14 @@
 """From scores to error rates: conformal p-values and dataset inference."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import kstest, kstwo, ttest_ind
+from scipy.stats import false_discovery_control, kstest, kstwo, ttest_ind
 from sklearn.linear_model import Ridge
 
+from lt_mia_jax.attacks.estimate import DatasetVerdict, Estimate
 from lt_mia_jax.errors import InputError
 
 Scores = Float[np.ndarray, " N"]
@@ -47,6 +47,18 @@ def conformal_p_values(
     return np.where(np.isnan(scores), np.nan, (1 + reached) / (len(usable) + 1))
 
 
+def q_values(p_values: Scores) -> Float[np.ndarray, " N"]:
+    """Benjamini-Hochberg adjusted p-values; NaN stays NaN.
+
+    Source: Benjamini and Hochberg 1995, Controlling the False Discovery Rate.
+    """
+    adjusted = np.full(p_values.shape, np.nan)
+    usable = ~np.isnan(p_values)
+    if usable.any():
+        adjusted[usable] = false_discovery_control(p_values[usable])
+    return adjusted
+
+
 def uniformity_p_value(p_values: Scores, n_calibration: int | None = None) -> float:
     """Kolmogorov-Smirnov p-value that `p_values` are uniform on [0, 1].
 
@@ -72,32 +84,6 @@ def uniformity_p_value(p_values: Scores, n_calibration: int | None = None) -> fl
     return float(kstwo.sf(test.statistic, effective))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DatasetVerdict:
-    """Whether a set of texts as a whole was trained on."""
-
-    p_value: float
-    """For "suspects do not score higher than non-members", all seeds combined."""
-    decision: Literal["member", "no evidence"]
-    alpha: float
-    n_suspect: int
-    """Suspects with a value in every score used."""
-    n_nonmembers: int
-    method: str
-    effect: dict[str, float]
-    """`value`, `low`, `high`: Cohen's d of held-out suspects against held-out
-    non-members along the fitted direction (positive = towards membership), median over
-    seeds, with a 95 % interval."""
-    seed_p_values: tuple[float, ...]
-    """One a seed, before combination."""
-    scores_used: tuple[str, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        values = dataclasses.asdict(self)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-
 class _Held(NamedTuple):
     """Held-out projections of one seed."""
 
@@ -115,7 +101,7 @@ def dataset_inference(
 ) -> DatasetVerdict:
     """One verdict on a set, from many weak scores per text.
 
-    For each of `splits` random halvings: clip, standardise and fit a ridge regression
+    For each of `splits` random halvings: clip, standardize and fit a ridge regression
     (suspect 1, non-member 0) on the fitting halves; compare the other halves by a
     one-sided Welch test. The p-values of the splits are combined by twice their
     median, which is valid however they depend on each other.
@@ -227,7 +213,7 @@ def _welch(held: _Held) -> float:
     return float(test.pvalue)
 
 
-def _effect(held: Sequence[_Held]) -> dict[str, float]:
+def _effect(held: Sequence[_Held]) -> Estimate:
     """Cohen's d, median over splits.
 
     Each split gives a 97.5 % normal interval; medians of their ends then cover with
@@ -239,5 +225,4 @@ def _effect(held: Sequence[_Held]) -> dict[str, float]:
         d = float((a.mean() - b.mean()) / pooled) if pooled > 1e-12 else 0.0
         error = np.sqrt(1 / len(a) + 1 / len(b) + d * d / (2 * (len(a) + len(b))))
         ends.append((d, d - 2.2414 * error, d + 2.2414 * error))
-    value, low, high = np.median(np.array(ends), axis=0)
-    return {"value": float(value), "low": float(low), "high": float(high)}
+    return Estimate(*(float(end) for end in np.median(np.array(ends), axis=0)))

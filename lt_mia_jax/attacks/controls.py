@@ -24,7 +24,7 @@ def permuted_labels(labels: Labels, seed: int) -> Labels:
     return np.random.default_rng(seed).permutation(labels)
 
 
-def blind_baseline(
+def text_only_baseline(
     texts: Sequence[str], labels: Labels, *, seed: int
 ) -> Float[np.ndarray, " N"]:
     """Out-of-fold probability of membership from words alone, without any model.
@@ -66,7 +66,7 @@ def length_baseline(
 ) -> Float[np.ndarray, " N"]:
     """Out-of-fold probability of membership from length (characters and words).
 
-    Arguments, errors and forest as in `blind_baseline`.
+    Arguments, errors and forest as in `text_only_baseline`.
     """
     sizes = np.array([[len(t), len(t.split())] for t in texts], dtype=np.float64)
     return _out_of_fold(lambda train, test: (sizes[train], sizes[test]), labels, seed)

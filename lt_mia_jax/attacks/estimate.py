@@ -5,6 +5,7 @@ JSON is `configs.to_dict(record, tagged=False)`; `configs.from_dict` reads it ba
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,3 +41,23 @@ class AttackSummary:
     n_nonmembers: int
     n_missing: int
     """Texts without a score."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetVerdict:
+    """Whether a set of texts as a whole was trained on."""
+
+    p_value: float
+    """For "suspects do not score higher than non-members", all seeds combined."""
+    decision: Literal["member", "no evidence"]
+    alpha: float
+    n_suspect: int
+    """Suspects with a value in every score used."""
+    n_nonmembers: int
+    method: str
+    effect: Estimate
+    """Cohen's d of held-out suspects against held-out non-members along the fitted
+    direction (positive = towards membership), median over seeds."""
+    seed_p_values: tuple[float, ...] = ()
+    """One a seed, before combination."""
+    scores_used: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
-"""What a scored run says: rows, tables and the verdict in words.
+"""The result of an audit as one record, its summaries and its files.
 
-`audit`, `evaluate` and `demo` all end here, so their files have one layout:
-`scores.jsonl` (a row a text) and `summary.json` (what the report page shows).
+`audit`, `evaluate` and `demo` write one layout: `scores.jsonl` (a row a text) and
+`summary.json` (what the report page shows).
 """
 
 import dataclasses
@@ -18,7 +18,17 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lt_mia_jax.attacks import calibration, controls, metrics
-from lt_mia_jax.attacks.scores.table import LEARNED, describe
+from lt_mia_jax.attacks.estimate import AttackSummary, DatasetVerdict
+from lt_mia_jax.attacks.scores.table import LEARNED
+from lt_mia_jax.audit.records import (
+    PERMUTATION,
+    TEXT_ONLY,
+    Calibration,
+    CombinationSummary,
+    Counts,
+    RunSummary,
+)
+from lt_mia_jax.audit.scoring import ScoredTexts
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.files import write_atomic, write_json
 from lt_mia_jax.provenance import versions
@@ -26,31 +36,80 @@ from lt_mia_jax.provenance import versions
 log = logging.getLogger(__name__)
 
 TRAINING_FREE_PRIMARY = "ez"
-SHIFTED = 0.6
-"""A text-only baseline above this AUC says that the split itself is separable."""
+FEWEST_FOR_BASELINE = 10
+"""Texts of each class that the text-only baseline needs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoredTexts:
-    """Scores of the texts of one combination; all sequences have one length N."""
+class AuditResult:
+    """What an audit found; arrays have one entry a text, N in all.
 
-    name: str
-    target: str
-    reference: str
-    corpus: str
-    ids: Sequence[str]
-    n_tokens: Int[np.ndarray, " N"]
-    scores: Mapping[str, Float[np.ndarray, " N"]]
-    """By attack name, higher = more likely a member; NaN = no score."""
-    flags: Sequence[Sequence[str]]
-    labels: Int[np.ndarray, " N"] | None = None
-    """1 member, 0 non-member; None when unknown."""
-    words: Sequence[str] | None = None
-    """What the text-only baseline may see; None leaves that control out."""
-    unseen: bool | None = None
-    """Whether the learned attack saw neither this model variant nor this corpus."""
-    ez_edge: int = 0
-    """Texts to which EZ-MIA gives 0 for want of evidence."""
+    An evaluation of several feature stores is one result: its texts stand one
+    combination after the other.
+    """
+
+    primary: str
+    """The score on which p-values and verdict rest: `lt_mia`, else `ez`."""
+    groups: tuple[ScoredTexts, ...]
+    """The scored texts of each combination; one for `audit`."""
+    combinations: tuple[CombinationSummary, ...]
+    """AUC and TPRs of every score, with controls, where texts are labeled."""
+    p_values: Float[np.ndarray, " N"] | None = None
+    """Conformal p-values of "this text is a non-member"; None without known
+    non-members, NaN for a text without a score."""
+    q_values: Float[np.ndarray, " N"] | None = None
+    """The same adjusted by Benjamini-Hochberg: texts with q <= a are a selection with
+    a false-discovery rate of a."""
+    dataset: DatasetVerdict | None = None
+    """Whether the set as a whole was trained on."""
+    calibration: Calibration | None = None
+    verdict: tuple[str, ...] = ()
+    """The findings in sentences, the most important one first."""
+    notes: tuple[str, ...] = ()
+    """What limits them."""
+    fingerprints: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Hashes of the sets of text ids."""
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Of every text."""
+        return tuple(text_id for group in self.groups for text_id in group.ids)
+
+    @property
+    def flags(self) -> tuple[tuple[str, ...], ...]:
+        """What a reader must know about each text, such as `truncated`."""
+        return tuple(tuple(flags) for group in self.groups for flags in group.flags)
+
+    @property
+    def n_tokens(self) -> Int[np.ndarray, " N"]:
+        """Tokens of each text, as it was scored."""
+        return np.concatenate([group.n_tokens for group in self.groups])
+
+    @property
+    def labels(self) -> Int[np.ndarray, " N"] | None:
+        """1 member, 0 non-member; None when unknown."""
+        known = [group.labels for group in self.groups if group.labels is not None]
+        return np.concatenate(known) if len(known) == len(self.groups) else None
+
+    @property
+    def scores(self) -> dict[str, Float[np.ndarray, " N"]]:
+        """By name, higher = more likely a member; NaN = no score."""
+        return {
+            name: np.concatenate([group.scores[name] for group in self.groups])
+            for name in self.groups[0].scores
+        }
+
+    @property
+    def probability(self) -> Float[np.ndarray, " N"] | None:
+        """The learned attack's probability of membership; None without that attack.
+
+        It holds for as many members as non-members, as the attack was trained.
+        """
+        logits = self.scores.get(LEARNED)
+        if logits is None:
+            return None
+        decayed = np.exp(-np.abs(logits))
+        return np.where(logits >= 0, 1, decayed) / (1 + decayed)
 
 
 def primary_score(scores: Mapping[str, Any]) -> str:
@@ -58,79 +117,73 @@ def primary_score(scores: Mapping[str, Any]) -> str:
     return LEARNED if LEARNED in scores else TRAINING_FREE_PRIMARY
 
 
-def ez_notes(scored: Sequence[ScoredTexts]) -> list[str]:
-    """A sentence on texts without evidence for EZ-MIA, when there are any."""
-    found, texts = (sum(g.ez_edge for g in scored), sum(len(g.ids) for g in scored))
-    if not found:
-        return []
-    return [
-        f"EZ-MIA gives 0, its lowest score, to {found} of {texts} texts: the target "
-        "errs on fewer than two of their tokens, or is nowhere worse than the "
-        "reference where it errs. Its authors' code does so."
-    ]
-
-
-def combination_summary(
-    scored: ScoredTexts, *, seed: int, bootstraps: int
-) -> dict[str, Any]:
-    """One entry of `combinations` in `summary.json`, with controls when labeled."""
+def summarize_combination(
+    scored: ScoredTexts, *, seed: int = 0, bootstraps: int = 1000
+) -> CombinationSummary:
+    """Counts, and with labels the figures of every score and of the controls."""
     labels = scored.labels
-    entry: dict[str, Any] = {
-        "name": scored.name,
-        "target": scored.target,
-        "reference": scored.reference,
-        "corpus": scored.corpus,
-        "unseen": scored.unseen,
-        "counts": {
-            "texts": len(scored.ids),
-            "members": None if labels is None else int(np.sum(labels == 1)),
-            "nonmembers": None if labels is None else int(np.sum(labels == 0)),
-            "flagged": sum(bool(flags) for flags in scored.flags),
-        },
-        "loss_gap_nats": None,
-        "attacks": {},
-        "controls": {},
-    }
-    if labels is None:
-        return entry
-    if min(entry["counts"]["members"], entry["counts"]["nonmembers"]) < 2:
+    members = nonmembers = None
+    if labels is not None:
+        members, nonmembers = int(np.sum(labels == 1)), int(np.sum(labels == 0))
+    summary = CombinationSummary(
+        name=scored.name,
+        target=scored.target,
+        reference=scored.reference,
+        corpus=scored.corpus,
+        unseen=scored.unseen,
+        counts=Counts(
+            texts=len(scored.ids),
+            members=members,
+            nonmembers=nonmembers,
+            flagged=sum(bool(flags) for flags in scored.flags),
+        ),
+    )
+    if labels is None or members is None or nonmembers is None:
+        return summary
+    if min(members, nonmembers) < 2:
         log.warning(
             "%s: %d members and %d non-members; at least 2 of each are needed for an "
             "AUC, so no table is made",
             scored.name,
-            entry["counts"]["members"],
-            entry["counts"]["nonmembers"],
+            members,
+            nonmembers,
         )
-        return entry
+        return summary
 
-    def summarize(scores: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-        found = metrics.summarize(truth, scores, seed=seed, n_boot=bootstraps)
-        return to_dict(found, tagged=False)
+    def summarize(scores: np.ndarray, truth: np.ndarray) -> AttackSummary:
+        return metrics.summarize(truth, scores, seed=seed, n_boot=bootstraps)
 
-    entry["attacks"] = {k: summarize(v, labels) for k, v in scored.scores.items()}
-    gap = metrics.loss_gap(labels, -scored.scores["loss"])
-    entry["loss_gap_nats"] = gap and to_dict(gap, tagged=False)
     primary = scored.scores[primary_score(scored.scores)]
     shuffled = controls.permuted_labels(labels, seed=seed)
-    entry["controls"]["permutation"] = summarize(primary, shuffled)
-    smallest = min(entry["counts"]["members"], entry["counts"]["nonmembers"])
-    if scored.words is not None and smallest >= 10:
-        blind = controls.blind_baseline(scored.words, labels, seed=seed)
-        entry["controls"]["blind"] = summarize(blind, labels)
-    return entry
+    found = {PERMUTATION: summarize(primary, shuffled)}
+    if scored.words is not None and min(members, nonmembers) >= FEWEST_FOR_BASELINE:
+        baseline = controls.text_only_baseline(scored.words, labels, seed=seed)
+        found[TEXT_ONLY] = summarize(baseline, labels)
+    return dataclasses.replace(
+        summary,
+        loss_gap_nats=metrics.loss_gap(labels, -scored.scores["loss"]),
+        attacks={k: summarize(v, labels) for k, v in scored.scores.items()},
+        controls=found,
+    )
 
 
-def calibration_summary(
+def calibrate(
     primary: str,
-    suspects: Float[np.ndarray, " N"],
+    p_values: Float[np.ndarray, " N"],
     nonmembers: Float[np.ndarray, " M"],
     *,
-    seed: int,
-) -> dict[str, Any] | None:
-    """Conformal p-values of the suspects and a check on half of the non-members.
+    seed: int = 0,
+) -> Calibration | None:
+    """A check of conformal p-values on half of the non-members; None below 2 of them.
 
-    The check scores a random half of the non-members against the other half: those
-    p-values must be uniform, which the Kolmogorov-Smirnov test examines.
+    A random half of the non-members is scored against the other half: those p-values
+    must be uniform, which the Kolmogorov-Smirnov test examines.
+
+    Args:
+      primary: name of the score.
+      p_values: of the suspects, as `conformal_p_values` gives them.
+      nonmembers: scores of the known non-members; NaN is left out.
+      seed: of the halving.
     """
     usable = nonmembers[~np.isnan(nonmembers)]
     if len(usable) < 2:
@@ -138,80 +191,51 @@ def calibration_summary(
     order = np.random.default_rng(seed).permutation(len(usable))
     held, rest = np.split(usable[order], [len(usable) // 2])
     checked = calibration.conformal_p_values(held, rest)
-    return {
-        "primary": primary,
-        "n_calibration": len(usable),
-        "p_values": _numbers(calibration.conformal_p_values(suspects, usable)),
-        "nonmember_p_values": _numbers(checked),
-        "ks_p": _number(calibration.uniformity_p_value(checked, len(rest))),
-    }
+    return Calibration(
+        primary=primary,
+        n_calibration=len(usable),
+        p_values=tuple(p_values[np.isfinite(p_values)].tolist()),
+        nonmember_p_values=tuple(checked[np.isfinite(checked)].tolist()),
+        ks_p=_number(calibration.uniformity_p_value(checked, len(rest))),
+    )
 
 
-def write_scores(
-    path: Path,
-    scored: Sequence[ScoredTexts],
-    extras: Mapping[str, Float[np.ndarray, " N"]],
-) -> None:
-    """Write `scores.jsonl`.
-
-    Args:
-      path: the file.
-      scored: combinations, in order.
-      extras: further columns (for example `p_value`), one value a row over all
-        combinations in order.
-    """
-    lines = []
-    row_number = 0
-    for group in scored:
-        logits = group.scores.get(LEARNED)
-        for i, text_id in enumerate(group.ids):
-            row: dict[str, Any] = {
-                "id": text_id,
-                "combination": group.name,
-                "n_tokens": int(group.n_tokens[i]),
-            }
-            if group.labels is not None:
-                row["label"] = int(group.labels[i])
-            row["scores"] = {k: _number(v[i]) for k, v in group.scores.items()}
-            row["probability"] = None if logits is None else _sigmoid(logits[i])
-            for column, values in extras.items():
-                row[column] = _number(values[row_number])
-            row["flags"] = list(group.flags[i])
-            lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False))
-            row_number += 1
-    write_atomic(path, "\n".join(lines) + "\n")
-
-
-def write_summary(
-    path: Path,
+def write_result(
+    result: AuditResult,
+    directory: Path,
     *,
     kind: str,
     title: str,
-    verdict: Sequence[str],
-    primary: str,
-    combinations: Sequence[Mapping[str, Any]],
     config: Mapping[str, Any],
-    fingerprints: Mapping[str, str],
-    dataset: Mapping[str, Any] | None = None,
-    calibrated: Mapping[str, Any] | None = None,
-    notes: Sequence[str] = (),
 ) -> None:
-    """Write `summary.json`, from which the report page is made."""
-    summary = {
-        "kind": kind,
-        "title": title,
-        "verdict": list(verdict),
-        "primary": primary,
-        "combinations": list(combinations),
-        "dataset": dataset,
-        "calibration": calibrated,
-        "fingerprints": dict(fingerprints),
-        "versions": versions(),
-        "config": dict(config),
-        "command": command_line(),
-        "notes": list(notes),
-    }
-    write_json(path, summary)
+    """Write `scores.jsonl` and `summary.json`.
+
+    Args:
+      result: of `audit` or `evaluate_stores`.
+      directory: where.
+      kind: of run, as the report page says it: `audit`, `evaluate` or `demo`.
+      title: of the report page.
+      config: of the run, as JSON values.
+    """
+    lines = [
+        json.dumps(row, ensure_ascii=False, allow_nan=False) for row in _rows(result)
+    ]
+    write_atomic(directory / "scores.jsonl", "\n".join(lines) + "\n")
+    summary = RunSummary(
+        kind=kind,
+        title=title,
+        verdict=result.verdict,
+        primary=result.primary,
+        combinations=result.combinations,
+        dataset=result.dataset,
+        calibration=result.calibration,
+        fingerprints=result.fingerprints,
+        versions=versions(),
+        config=config,
+        command=command_line(),
+        notes=result.notes,
+    )
+    write_json(directory / "summary.json", to_dict(summary, tagged=False))
 
 
 def command_line() -> str:
@@ -219,95 +243,36 @@ def command_line() -> str:
     return shlex.join(["lt-mia", *sys.argv[1:]])
 
 
-def describe_together(entries: Sequence[Mapping[str, Any]], primary: str) -> list[str]:
-    """One opening sentence over several labeled combinations."""
-    values = [
-        entry["attacks"][primary]["auc"]["value"]
-        for entry in entries
-        if primary in entry["attacks"]
+def _rows(result: AuditResult) -> Sequence[dict[str, Any]]:
+    """The rows of `scores.jsonl`."""
+    names = [group.name for group in result.groups for _ in group.ids]
+    columns: dict[str, Any] = {
+        "id": result.ids,
+        "combination": names,
+        "n_tokens": result.n_tokens.tolist(),
+    }
+    if result.labels is not None:
+        columns["label"] = result.labels.tolist()
+    scores = [
+        {name: _number(values[i]) for name, values in group.scores.items()}
+        for group in result.groups
+        for i in range(len(group.ids))
     ]
-    values = [value for value in values if value is not None]
-    if len(values) < 2:
-        return []
-    fresh = all(entry["unseen"] for entry in entries)
-    where = "whose model and corpus it never saw" if fresh else "judged here"
-    return [
-        f"Over the {len(values)} combinations {where}, {_title(primary)} has an AUC "
-        f"between {min(values):.3f} and {max(values):.3f}, mean "
-        f"{sum(values) / len(values):.3f}."
-    ]
-
-
-def describe_combination(entry: Mapping[str, Any], primary: str) -> list[str]:
-    """Sentences on one labeled combination: result, rivals, controls."""
-    attacks, found = entry["attacks"], entry["controls"]
-    counts, gap = entry["counts"], entry["loss_gap_nats"]
-    if not attacks:
-        return [
-            f"{entry['name']}: {counts['members']} members and "
-            f"{counts['nonmembers']} non-members are too few for a table; at least 2 "
-            "of each are needed."
-        ]
-    best = attacks[primary]["auc"]
-    sentences = [
-        f"On {entry['name']} ({counts['members']} members, {counts['nonmembers']} "
-        f"non-members) {_title(primary)} has an AUC of {_interval(best)}; the "
-        f"member/non-member loss gap is {_interval(gap)} nats."
-    ]
-    rivals = {k: v["auc"]["value"] for k, v in attacks.items() if k != primary}
-    rivals = {k: v for k, v in rivals.items() if v is not None}
-    if rivals:
-        rival = max(rivals, key=lambda name: rivals[name])
-        sentences.append(
-            f"The best other score, {_title(rival)}, reaches "
-            f"{_interval(attacks[rival]['auc'])}."
-        )
-    if found.get("blind"):
-        blind = found["blind"]["auc"]
-        if (blind["value"] or 0) > SHIFTED:
-            tail = (
-                "above .6: the split can be told apart without any model, so read "
-                "every figure against it"
-            )
-        elif (blind["low"] or 0) > 0.5:
-            tail = "a little above chance: read the other figures against it"
-        else:
-            tail = "so the texts alone do not give membership away"
-        sentences.append(f"A text-only baseline reaches {_interval(blind)}, {tail}.")
-    control = found["permutation"]["auc"]
-    inside = control["low"] is not None and control["low"] <= 0.5 <= control["high"]
-    sentences.append(
-        f"With permuted labels the AUC is {_interval(control)}"
-        + (", as it must be." if inside else ", which should contain 0.5: suspicious.")
+    probability = result.probability
+    columns["scores"] = scores
+    columns["probability"] = map(
+        _number, [None] * len(names) if probability is None else probability
     )
-    return sentences
-
-
-def _interval(estimate: Mapping[str, float | None] | None) -> str:
-    if estimate is None or estimate["value"] is None:
-        return "not available"
-    text = f"{estimate['value']:.3f}"
-    if estimate["low"] is not None and estimate["high"] is not None:
-        text += f" [{estimate['low']:.3f}, {estimate['high']:.3f}]"
-    return text
-
-
-def _title(name: str) -> str:
-    return "the learned attack" if name == LEARNED else describe(name).label
+    for name, values in (("p_value", result.p_values), ("q_value", result.q_values)):
+        if values is not None:
+            columns[name] = map(_number, values)
+    columns["flags"] = map(list, result.flags)
+    return [
+        dict(zip(columns, row, strict=True))
+        for row in zip(*columns.values(), strict=True)
+    ]
 
 
 def _number(value: Any) -> float | None:
     """A JSON number, or null where there is none."""
     return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _numbers(values: np.ndarray) -> list[float]:
-    return [float(v) for v in values if math.isfinite(v)]
-
-
-def _sigmoid(logit: float) -> float | None:
-    if not math.isfinite(logit):
-        return None
-    if logit >= 0:
-        return 1 / (1 + math.exp(-logit))
-    return math.exp(logit) / (1 + math.exp(logit))

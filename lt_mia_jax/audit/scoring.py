@@ -1,35 +1,29 @@
-"""Two models and a list of texts in, every membership score out."""
+"""Every membership score of texts: from two models, or from a feature store."""
 
+import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from lt_mia_jax.attacks import scores as formulas
-from lt_mia_jax.attacks.learned.storage import (
-    Attack,
-    load_attack,
-    score_features,
-    shipped_attack,
-)
+from lt_mia_jax.attacks.learned.attack import Attack, score_features, score_store
+from lt_mia_jax.attacks.learned.storage import load_attack, shipped_attack
 from lt_mia_jax.attacks.scores.table import LEARNED
 from lt_mia_jax.checkpoints import Pretrained, load_pretrained
 from lt_mia_jax.checkpoints.gguf import is_gguf
 from lt_mia_jax.checkpoints.hub import resolve
-from lt_mia_jax.data.texts import zlib_length
-from lt_mia_jax.data.tokenize import (
-    Encoded,
-    check_vocabulary,
-    encode,
-    flag_texts,
-)
+from lt_mia_jax.data.texts import Text, zlib_length
+from lt_mia_jax.data.tokenize import check_vocabulary, encode, flag_texts
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor
 from lt_mia_jax.features.extract import ExtractConfig, StatisticsExtractor
+from lt_mia_jax.features.statistics import TokenStatistics
+from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.unlearning.interventions.storage import DESCRIPTION, has_intervention
 
@@ -46,16 +40,9 @@ class ModelPair(NamedTuple):
     target: Pretrained
     executor: Executor
     """The devices that hold the parameters."""
-
-
-class TextScores(NamedTuple):
-    """Scores of N texts, in their order."""
-
-    scores: dict[str, Float[np.ndarray, " N"]]
-    n_tokens: Int[np.ndarray, " N"]
-    flags: list[list[str]]
-    ez_edge: int = 0
-    """Texts to which EZ-MIA gives 0 for want of evidence (`ez_edge_cases`)."""
+    reference_name: str = "reference"
+    """What tables call it."""
+    target_name: str = "target"
 
 
 def load_pair(reference: str, target: str, executor: Executor) -> ModelPair:
@@ -88,10 +75,10 @@ def load_pair(reference: str, target: str, executor: Executor) -> ModelPair:
             f"the tokenizers of {reference} and {target} differ; both models must "
             "share one tokenizer: pass the model that the target was fine-tuned from"
         )
-    return ModelPair(before, after, executor)
+    return ModelPair(before, after, executor, reference, target)
 
 
-def choose_attack(name: str) -> Attack | None:
+def choose_attack(name: str | Path) -> Attack | None:
     """A learned attack by the value of an `--attack` option.
 
     Args:
@@ -100,14 +87,12 @@ def choose_attack(name: str) -> Attack | None:
     Raises:
       InputError: there is no attack, or it is broken.
     """
-    if name == "none":
-        return None
-    if name == "shipped":
-        return shipped_attack()
+    if name in ("shipped", "none"):
+        return shipped_attack() if name == "shipped" else None
     if not Path(name).exists():
         raise InputError(
-            f"--attack {name}: nothing is there; give a folder made by `lt-mia train`, "
-            "a torch checkpoint, `shipped`, or `none`"
+            f"--attack {name}: no such file or folder; give a folder made by `lt-mia "
+            "train`, a torch checkpoint, `shipped`, or `none`"
         )
     return load_attack(name)
 
@@ -123,21 +108,83 @@ def warn_of_intervention(model: str) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoredTexts:
+    """Scores of the texts of one combination; all sequences have one length N."""
+
+    name: str
+    target: str
+    reference: str
+    corpus: str
+    ids: Sequence[str]
+    n_tokens: Int[np.ndarray, " N"]
+    scores: Mapping[str, Float[np.ndarray, " N"]]
+    """By name, higher = more likely a member; NaN = no score."""
+    flags: Sequence[Sequence[str]]
+    """What a reader must know about each text, such as `truncated`."""
+    labels: Int[np.ndarray, " N"] | None = None
+    """1 member, 0 non-member; None when unknown."""
+    words: Sequence[str] | None = None
+    """What the text-only baseline may see; None leaves that control out."""
+    unseen: bool | None = None
+    """Whether the learned attack saw neither this model variant nor this corpus."""
+    ez_edge: int = 0
+    """Texts to which EZ-MIA gives 0 for want of evidence."""
+
+
+class _Block(NamedTuple):
+    """Statistics of some texts, and what else their scores need."""
+
+    statistics: TokenStatistics
+    inputs: Mapping[str, Any]
+    """Of `all_scores`."""
+    learned: Mapping[str, Float[np.ndarray, " B"]] = {}
+
+
+def _score_blocks(
+    blocks: Iterable[_Block],
+) -> tuple[dict[str, Float[np.ndarray, " N"]], int]:
+    """All scores by name, and how many texts lack evidence for EZ-MIA."""
+    columns: dict[str, list[np.ndarray]] = {}
+    edge = 0
+    for block in blocks:
+        published = formulas.all_scores(block.statistics, **block.inputs)
+        edge += formulas.count_ez_edge_cases(block.statistics)
+        for name, values in {**block.learned, **published}.items():
+            columns.setdefault(name, []).append(np.asarray(values))
+    return {name: np.concatenate(parts) for name, parts in columns.items()}, edge
+
+
 def score_texts(
-    texts: Sequence[str],
+    texts: Sequence[Text],
     pair: ModelPair,
     *,
     attack: Attack | None,
-    length: int,
-    side: Literal["right", "left"],
-    batch_size: int,
-    label: str,
-) -> TextScores:
+    length: int = 128,
+    side: Literal["right", "left"] = "right",
+    batch_size: int = 16,
+    name: str = "texts",
+    corpus: str = "texts",
+    labels: Int[np.ndarray, " N"] | None = None,
+    label: str = "scoring texts",
+) -> ScoredTexts:
     """Every score of every text, from one forward pass of each model.
 
     Texts that cannot be scored get NaN and a flag, never a number.
+
+    Args:
+      texts: at least one.
+      pair: from `load_pair`.
+      attack: the learned attack; None gives the published scores alone.
+      length: tokens a text is cut to, the final end-of-text token included.
+      side: which end of a long text is cut off.
+      batch_size: texts in one forward pass.
+      name: of the combination, in tables.
+      corpus: of the texts.
+      labels: 1 member, 0 non-member; the text-only baseline sees labeled texts.
+      label: of the progress bar.
     """
-    scorer = StatisticsExtractor(
+    extractor = StatisticsExtractor(
         LanguageModel(pair.target.config),
         pair.target.params,
         LanguageModel(pair.reference.config),
@@ -145,46 +192,129 @@ def score_texts(
         ExtractConfig(k=20 if attack is None else attack.k, batch_size=batch_size),
         pair.executor,
     )
-    columns: dict[str, list[np.ndarray]] = {}
-    tokens, flags, edge = [np.zeros(0, np.int64)], [], 0
-    with tqdm(total=len(texts), desc=label, unit="text", disable=None) as bar:
-        for start in range(0, len(texts), BLOCK):
-            block = texts[start : start + BLOCK]
-            encoded = encode(block, pair.reference.tokenizer, length=length, side=side)
-            found, cases = _score_block(block, encoded, scorer, pair, attack, side)
-            edge += cases
-            for name, values in found.items():
-                columns.setdefault(name, []).append(values)
-            tokens.append(encoded.attention_mask.sum(axis=1).astype(np.int64))
-            flags += flag_texts(encoded)
-            bar.update(len(block))
-    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
-    return TextScores(joined, np.concatenate(tokens), flags, edge)
+    tokens: list[np.ndarray] = []
+    flags: list[list[str]] = []
+
+    def blocks() -> Iterator[_Block]:
+        with tqdm(total=len(texts), desc=label, unit="text", disable=None) as bar:
+            for start in range(0, len(texts), BLOCK):
+                block = [text.text for text in texts[start : start + BLOCK]]
+                encoded = encode(
+                    block, pair.reference.tokenizer, length=length, side=side
+                )
+                lower = encode(
+                    [text.lower() for text in block],
+                    pair.reference.tokenizer,
+                    length=encoded.input_ids.shape[1],
+                    side=side,
+                )
+                statistics, features, mask = extractor(encoded)
+                learned = {}
+                if attack is not None:
+                    assert features is not None
+                    learned[LEARNED] = score_features(attack, features, mask)
+                tokens.append(encoded.attention_mask.sum(axis=1).astype(np.int64))
+                flags.extend(flag_texts(encoded))
+                inputs = {
+                    "zlib_bytes": np.array([zlib_length(text) for text in block]),
+                    "lower": extractor.target_only(lower),
+                }
+                yield _Block(statistics, inputs, learned)
+                bar.update(len(block))
+
+    scores, edge = _score_blocks(blocks())
+    return ScoredTexts(
+        name=name,
+        target=pair.target_name,
+        reference=pair.reference_name,
+        corpus=corpus,
+        ids=[text.id for text in texts],
+        n_tokens=np.concatenate(tokens),
+        scores=scores,
+        flags=flags,
+        labels=labels,
+        words=None if labels is None else [text.text for text in texts],
+        ez_edge=edge,
+    )
 
 
-def _score_block(
-    texts: Sequence[str],
-    encoded: Encoded,
-    scorer: StatisticsExtractor,
-    pair: ModelPair,
-    attack: Attack | None,
-    side: Literal["right", "left"],
-) -> tuple[dict[str, Float[np.ndarray, " N"]], int]:
-    """Scores, and how many of them are EZ-MIA's for want of evidence."""
-    statistics, features, mask = scorer(encoded)
-    lower = encode(
-        [text.lower() for text in texts],
-        pair.reference.tokenizer,
-        length=encoded.input_ids.shape[1],
-        side=side,
+def score_published(
+    store: FeatureStore, rows: Int[np.ndarray, " B"] | None = None
+) -> ScoredTexts:
+    """Published scores of some rows of a feature store (all by default)."""
+    rows = np.arange(store.n) if rows is None else rows
+    words: list[str] = []
+    tokens: list[np.ndarray] = []
+
+    def blocks() -> Iterator[_Block]:
+        for start in range(0, len(rows), BLOCK):
+            block = rows[start : start + BLOCK]
+            statistics = store.statistics(block)
+            words.extend(
+                " ".join(f"t{token}" for token in ids[valid])
+                for ids, valid in zip(
+                    statistics.input_ids, statistics.valid, strict=True
+                )
+            )
+            tokens.append(statistics.valid.sum(axis=1) + 1)
+            inputs = {
+                "zlib_bytes": store.zlib_bytes[block],
+                "lower_loss": store.lower_loss[block],
+            }
+            yield _Block(statistics, inputs)
+
+    scores, edge = _score_blocks(blocks())
+    return ScoredTexts(
+        name=store.name,
+        target=store.meta["target"],
+        reference=store.meta["reference"],
+        corpus=store.meta["corpus"],
+        ids=[store.ids[row] for row in rows],
+        n_tokens=np.concatenate(tokens),
+        scores=scores,
+        flags=[store.flags[row] for row in rows],
+        labels=np.asarray(store.labels)[rows],
+        words=words,
+        ez_edge=edge,
     )
-    found = formulas.all_scores(
-        statistics,
-        zlib_bytes=np.array([zlib_length(text) for text in texts]),
-        lower=scorer.target_only(lower),
+
+
+def score_combination(
+    attack: Attack, store: FeatureStore, split: Literal["unseen", "test"] = "unseen"
+) -> ScoredTexts:
+    """All scores of the rows of a store on which an attack may be judged.
+
+    Args:
+      attack: the learned attack.
+      store: a feature store.
+      split: every text that the attack was neither trained nor selected on, or of
+        those the rows marked test.
+
+    Raises:
+      InputError: no row is left.
+    """
+    rows = np.array(
+        [
+            row
+            for row, text_id in enumerate(store.ids)
+            if text_id not in attack.text_ids
+            and (split == "unseen" or store.split[row] == "test")
+        ],
+        dtype=np.int64,
     )
-    found = {name: np.asarray(values) for name, values in found.items()}
-    if attack is not None:
-        assert features is not None
-        found = {LEARNED: score_features(attack, features, mask), **found}
-    return found, formulas.count_ez_edge_cases(statistics)
+    if not len(rows):
+        raise InputError(
+            f"{store.path}: all {store.n} texts were used to train this attack, so "
+            "none is left to judge it; extract other texts or another seed"
+        )
+    published = score_published(store, rows)
+    seen = attack.card.get("combinations", [])
+    return dataclasses.replace(
+        published,
+        scores={LEARNED: score_store(attack, store, rows), **published.scores},
+        unseen=not any(
+            store.meta["reference"] == other["reference"]
+            or store.meta["corpus"] == other["corpus"]
+            for other in seen
+        ),
+    )

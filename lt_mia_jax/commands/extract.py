@@ -5,17 +5,8 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
-from lt_mia_jax.audit.scoring import load_pair
-from lt_mia_jax.data.splits import attack_split
-from lt_mia_jax.data.texts import fingerprint, read_texts
-from lt_mia_jax.data.tokenize import encode, flag_texts
 from lt_mia_jax.devices import Devices, DevicesFlags
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.features.extract import ExtractConfig, extract
-from lt_mia_jax.models import LanguageModel
-from lt_mia_jax.provenance import recorded
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +68,17 @@ def run(config: Extract) -> None:
     Raises:
       InputError: a file or model cannot be used, or a text stands in both lists.
     """
+    import numpy as np
+
+    from lt_mia_jax.audit.scoring import load_pair
+    from lt_mia_jax.data.splits import attack_split
+    from lt_mia_jax.data.texts import fingerprint, read_texts
+    from lt_mia_jax.data.tokenize import encode, flag_texts
+    from lt_mia_jax.features.extract import extract
+    from lt_mia_jax.features.program import ExtractConfig
+    from lt_mia_jax.models import LanguageModel
+    from lt_mia_jax.provenance import recorded
+
     members, nonmembers = read_texts(config.members), read_texts(config.nonmembers)
     both = {text.text for text in members} & {text.text for text in nonmembers}
     if both:
@@ -88,17 +90,17 @@ def run(config: Extract) -> None:
     texts = [*members, *nonmembers]
     labels = np.repeat([1, 0], [len(members), len(nonmembers)])
     pair = load_pair(config.reference, config.target, config.devices.make())
-    encoded = encode(
-        [text.text for text in texts],
-        pair.reference.tokenizer,
-        length=config.length,
-        side=config.side,
-    )
-    lower = encode(
-        [text.text.lower() for text in texts],
-        pair.reference.tokenizer,
-        length=config.length,
-        side=config.side,
+    encoded, lower = (
+        encode(
+            written,
+            pair.reference.tokenizer,
+            length=config.length,
+            side=config.side,
+        )
+        for written in (
+            [text.text for text in texts],
+            [text.text.lower() for text in texts],
+        )
     )
     with recorded(config.out, "extract", config):
         store = extract(

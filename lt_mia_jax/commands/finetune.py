@@ -3,61 +3,19 @@
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from lt_mia_jax.audit.scoring import warn_of_intervention
-from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
-from lt_mia_jax.data.texts import Text, hash_unit, read_texts, write_texts
-from lt_mia_jax.data.tokenize import check_vocabulary, encode
 from lt_mia_jax.devices import Devices, DevicesFlags
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.executor import fetch, is_primary, wait_for_all
-from lt_mia_jax.finetune import FinetuneConfig, LoraConfig, finetune
-from lt_mia_jax.models import LanguageModel
-from lt_mia_jax.provenance import recorded
+from lt_mia_jax.finetune.flags import Lora
+
+if TYPE_CHECKING:
+    from lt_mia_jax.data.texts import Text
 
 log = logging.getLogger(__name__)
 
 TEXTS = ("members.jsonl", "validation.jsonl")
 """What a target was trained on and chosen by, beside its training state."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LowRank:
-    """Low-rank adapters, merged into the weights at the end."""
-
-    rank: int = 0
-    """Rank of the adapters; 0 trains all parameters."""
-
-    alpha: float = 32.0
-    """Adapters are scaled by alpha / rank."""
-
-    targets: tuple[str, ...] = ()
-    """Globs of kernels to adapt, such as "*/mixer/query/kernel"; empty takes every
-    kernel of every layer."""
-
-    @property
-    def config(self) -> LoraConfig | None:
-        """The adapters, or None for rank 0."""
-        if not self.rank:
-            return None
-        return LoraConfig(
-            rank=self.rank, alpha=self.alpha, dropout=0.0, targets=self.targets
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Lora(LowRank):
-    """Low-rank adapters, merged into the weights at the end."""
-
-    dropout: float = 0.05
-    """Dropout of each token's input of an adapter."""
-
-    @property
-    def config(self) -> LoraConfig | None:
-        """The adapters, or None for rank 0."""
-        found = super().config
-        return found and dataclasses.replace(found, dropout=self.dropout)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +59,7 @@ class Finetune:
     side: Literal["right", "left"] = "right"
     """Which end of a long text is cut off; left for code."""
 
-    lora: Lora = Lora()
+    lora: Lora = dataclasses.field(default_factory=Lora)
     """Adapters instead of full fine-tuning."""
 
     save_seconds: float = 60.0
@@ -120,6 +78,15 @@ def run(config: Finetune) -> None:
     Raises:
       InputError: files or the model cannot be used, or nothing is left to train on.
     """
+    from lt_mia_jax.audit.scoring import warn_of_intervention
+    from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
+    from lt_mia_jax.data.texts import write_texts
+    from lt_mia_jax.data.tokenize import check_vocabulary, encode
+    from lt_mia_jax.executor import fetch, is_primary, wait_for_all
+    from lt_mia_jax.finetune import FinetuneConfig, finetune
+    from lt_mia_jax.models import LanguageModel
+    from lt_mia_jax.provenance import recorded
+
     train, validation = _split(config)
     executor = config.devices.make()
     warn_of_intervention(config.model)
@@ -164,25 +131,22 @@ def run(config: Finetune) -> None:
     log.info("wrote %s (best epoch %d)", config.out, result.best_epoch)
 
 
-def _split(config: Finetune) -> tuple[list[Text], list[Text]]:
+def _split(config: Finetune) -> tuple[list["Text"], list["Text"]]:
+    """Texts to train on, and those that choose the epoch."""
+    from lt_mia_jax.data.splits import hold_out
+    from lt_mia_jax.data.texts import read_texts
+
     texts = [text for text in read_texts(config.texts) if text.text.strip()]
     if config.validation is not None:
-        validation = read_texts(config.validation)
         if not texts:
             raise InputError(f"{config.texts}: every text is empty")
-        return texts, validation
-    order = sorted(
-        range(len(texts)),
-        key=lambda i: hash_unit(config.seed, "validation", texts[i].id),
+        return texts, read_texts(config.validation)
+    kept, held = hold_out(
+        [text.id for text in texts], config.validation_fraction, seed=config.seed
     )
-    n_validation = max(1, round(config.validation_fraction * len(texts)))
-    if len(texts) <= n_validation:
+    if not kept:
         raise InputError(
             f"{config.texts}: {len(texts)} non-empty texts, at least 2 are needed "
             "(one is held out for validation); add texts or pass --validation"
         )
-    held = set(order[:n_validation])
-    return (
-        [text for i, text in enumerate(texts) if i not in held],
-        [texts[i] for i in sorted(held)],
-    )
+    return [texts[i] for i in kept], [texts[i] for i in held]

@@ -4,11 +4,10 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from lt_mia_jax.attacks import ClassifierConfig, TrainConfig, train_attack
+from lt_mia_jax.attacks.learned.classifier_config import ClassifierConfig
+from lt_mia_jax.attacks.learned.recipe import TrainConfig
 from lt_mia_jax.devices import Devices, DevicesFlags
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.features.store import FeatureStore
-from lt_mia_jax.provenance import recorded
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +43,10 @@ def run(config: Train) -> None:
     Raises:
       InputError: a store is broken, or stores do not fit each other.
     """
+    from lt_mia_jax.attacks.learned.train import train_attack
+    from lt_mia_jax.features.store import FeatureStore
+    from lt_mia_jax.provenance import recorded
+
     stores = [FeatureStore.open(path) for path in config.features]
     for path, store in zip(config.features, stores, strict=True):
         if (store.k, store.length) != (stores[0].k, stores[0].length):

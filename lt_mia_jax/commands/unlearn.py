@@ -9,7 +9,6 @@ from typing import Any
 from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
 from lt_mia_jax.checkpoints.gguf import is_gguf
 from lt_mia_jax.checkpoints.hub import resolve
-from lt_mia_jax.commands.finetune import LowRank
 from lt_mia_jax.commands.unlearn_report import (
     Evaluation,
     EvaluationFlags,
@@ -24,6 +23,7 @@ from lt_mia_jax.devices import Devices, DevicesFlags
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import fetch, is_primary, wait_for_all
 from lt_mia_jax.files import write_json
+from lt_mia_jax.finetune.flags import LowRank
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.provenance import recorded
 from lt_mia_jax.unlearning.interventions.storage import (

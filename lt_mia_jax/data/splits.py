@@ -163,6 +163,21 @@ def split_corpus(
     return Split(rows["member"], rows["nonmember"], rows["finetune_validation"])
 
 
+def hold_out(
+    ids: Sequence[str], fraction: float, *, seed: int
+) -> tuple[list[int], list[int]]:
+    """Rows to keep and rows to hold out, at least one of these, in order.
+
+    Args:
+      ids: of the texts.
+      fraction: share that is held out, chosen by the hash of the ids.
+      seed: of the hash.
+    """
+    order = sorted(range(len(ids)), key=lambda i: hash_unit(seed, "validation", ids[i]))
+    count = max(1, round(fraction * len(ids)))
+    return sorted(order[count:]), sorted(order[:count])
+
+
 def rows_by_role(
     ids: Sequence[str],
     *,

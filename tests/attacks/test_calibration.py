@@ -5,6 +5,8 @@ import pytest
 from scipy.stats import binom, kstest
 
 from lt_mia_jax.attacks import calibration
+from lt_mia_jax.attacks.estimate import DatasetVerdict
+from lt_mia_jax.configs import from_dict, to_dict
 from lt_mia_jax.errors import InputError
 
 P_VALUES = calibration.conformal_p_values
@@ -96,11 +98,12 @@ def test_members_are_found_and_the_effect_points_to_them():
     )
     assert verdict.decision == "member"
     assert verdict.p_value <= calibration.ALPHA == verdict.alpha
-    assert 0 < verdict.effect["low"] < verdict.effect["value"] < verdict.effect["high"]
+    assert 0 < verdict.effect.low < verdict.effect.value < verdict.effect.high
     np.testing.assert_allclose(
         verdict.p_value, min(1, 2 * np.median(verdict.seed_p_values))
     )
-    assert json.loads(json.dumps(verdict.as_dict())) == verdict.as_dict()
+    written = json.loads(json.dumps(to_dict(verdict, tagged=False)))
+    assert from_dict(DatasetVerdict, written) == verdict
 
 
 def test_the_direction_of_every_score_is_learned_not_assumed():
@@ -122,11 +125,28 @@ def test_missing_scores_cost_texts_or_the_score():
     assert (verdict.n_suspect, verdict.n_nonmembers) == (55, 60)
 
 
+def test_q_values_are_the_smallest_rate_at_which_a_text_is_selected():
+    rng = np.random.default_rng(4)
+    p_values = np.where(rng.random(40) < 0.2, np.nan, rng.random(40) ** 3)
+    found = calibration.q_values(p_values)
+    tested = sorted(p for p in p_values if not np.isnan(p))
+    for p, q in zip(p_values, found, strict=True):
+        if np.isnan(p):
+            assert np.isnan(q)
+            continue
+        rates = [
+            other * len(tested) / sum(t <= other for t in tested)
+            for other in tested
+            if other >= p
+        ]
+        np.testing.assert_allclose(q, min(1.0, *rates), rtol=1e-12)
+
+
 def test_constant_scores_are_no_evidence():
     same = {"a": np.ones(50)}
     verdict = calibration.dataset_inference(same, same)
     assert (verdict.p_value, verdict.decision) == (1.0, "no evidence")
-    assert verdict.effect["value"] == 0
+    assert verdict.effect.value == 0
 
 
 def test_too_few_texts_or_no_common_score_are_refused():

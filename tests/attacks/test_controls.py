@@ -22,7 +22,7 @@ def _texts(n, seed, marked=False):
 
 def test_shifted_texts_are_told_apart():
     texts, labels = _texts(120, 0, marked=True)
-    scores = controls.blind_baseline(texts, labels, seed=0)
+    scores = controls.text_only_baseline(texts, labels, seed=0)
     assert roc_auc_score(labels, scores) > 0.95
     assert ((scores >= 0) & (scores <= 1)).all()
 
@@ -31,7 +31,7 @@ def test_exchangeable_texts_are_not():
     found = [
         roc_auc_score(
             _texts(200, seed)[1],
-            controls.blind_baseline(*_texts(200, seed), seed=seed),
+            controls.text_only_baseline(*_texts(200, seed), seed=seed),
         )
         for seed in range(4)
     ]
@@ -44,7 +44,7 @@ def test_scores_are_out_of_fold():
     # of a held-out text has been seen.
     labels = np.arange(60) % 2
     texts = [f"word{i} word{i}" for i in range(60)]
-    scores = controls.blind_baseline(texts, labels, seed=0)
+    scores = controls.text_only_baseline(texts, labels, seed=0)
     np.testing.assert_array_equal(scores, 0.5)
 
 
@@ -58,14 +58,14 @@ def test_length_baseline_sees_length_alone():
 def test_same_seed_same_scores():
     texts, labels = _texts(60, 3)
     np.testing.assert_array_equal(
-        controls.blind_baseline(texts, labels, seed=1),
-        controls.blind_baseline(texts, labels, seed=1),
+        controls.text_only_baseline(texts, labels, seed=1),
+        controls.text_only_baseline(texts, labels, seed=1),
     )
 
 
 def test_too_few_texts_are_refused():
     with pytest.raises(InputError, match="at least 5"):
-        controls.blind_baseline(["a b"] * 8, np.arange(8) % 2, seed=0)
+        controls.text_only_baseline(["a b"] * 8, np.arange(8) % 2, seed=0)
 
 
 def test_permuted_labels_keep_their_number():

@@ -14,8 +14,8 @@ from experiments.real_model.table import table
 from lt_mia_jax.attacks import ClassifierConfig
 from lt_mia_jax.attacks.learned import classifier
 from lt_mia_jax.attacks.learned.storage import load_attack, save_attack
+from lt_mia_jax.audit.scoring import score_combination
 from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
-from lt_mia_jax.commands.evaluate import score_combination
 from lt_mia_jax.data.splits import split_corpus
 from lt_mia_jax.data.texts import read_texts, text_id, write_texts
 from lt_mia_jax.data.tokenize import encode, train_bpe

@@ -1,0 +1,258 @@
+"""`audit`: texts and two models in, p-values and a verdict out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int
+
+from lt_mia_jax.attacks import calibration
+from lt_mia_jax.attacks.estimate import DatasetVerdict
+from lt_mia_jax.attacks.learned.attack import Attack
+from lt_mia_jax.attacks.scores.table import LEARNED
+from lt_mia_jax.audit.results import (
+    AuditResult,
+    calibrate,
+    primary_score,
+    summarize_combination,
+)
+from lt_mia_jax.audit.scoring import (
+    ModelPair,
+    ScoredTexts,
+    choose_attack,
+    score_combination,
+    score_texts,
+)
+from lt_mia_jax.audit.verdict import ez_notes, verdict
+from lt_mia_jax.data.texts import Text, fingerprint, text_id
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.features.store import FeatureStore
+
+
+def audit(
+    pair: ModelPair,
+    texts: Sequence[str | Text],
+    nonmembers: Sequence[str | Text] | None = None,
+    attack: Attack | str | Path | None = "shipped",
+    *,
+    length: int = 128,
+    side: Literal["right", "left"] = "right",
+    batch_size: int = 16,
+    alpha: float = calibration.ALPHA,
+    bootstraps: int = 1000,
+    seed: int = 0,
+    name: str = "texts",
+    corpus: str = "texts",
+) -> AuditResult:
+    """Was each text in the fine-tuning data of the target model?
+
+    Every text is scored by the learned attack and by every published score, from one
+    forward pass of each model. Known non-members turn scores into p-values and into a
+    verdict on the whole set; labels give AUCs with controls. Without either, texts are
+    only ranked.
+
+    Args:
+      pair: reference and target, from `load_pair`.
+      texts: strings, or `Text` records with ids and labels (all of them or none).
+      nonmembers: texts known not to be in the fine-tuning data, drawn like `texts`; at
+        least 20. Those that are also among `texts` are left out.
+      attack: the learned attack: `shipped` with the package, a folder made by `lt-mia
+        train`, an `Attack`, or None for the published scores alone.
+      length: tokens a text is cut to, the final end-of-text token included.
+      side: which end of a long text is cut off; `left` for code.
+      batch_size: texts in one forward pass.
+      alpha: level of the verdict on the whole set.
+      bootstraps: resamples behind each 95 % interval.
+      seed: of every resampling and split.
+      name: of the texts in tables.
+      corpus: where they come from; opens error messages about them.
+
+    Returns:
+      Scores, p- and q-values by text in the order of `texts`; summaries and verdict.
+
+    Raises:
+      InputError: no text, some but not all labeled, fewer than 20 usable non-members,
+        or an attack that cannot be loaded.
+    """
+    if not isinstance(attack, Attack):
+        attack = None if attack is None else choose_attack(attack)
+    suspects = _as_texts(texts)
+    known, labels, notes = check_texts(suspects, _as_texts(nonmembers or ()), corpus)
+
+    def score(rows: Sequence[Text], label: str) -> ScoredTexts:
+        return score_texts(
+            rows,
+            pair,
+            attack=attack,
+            length=length,
+            side=side,
+            batch_size=batch_size,
+            name=name,
+            corpus=corpus,
+            labels=labels if rows is suspects else None,
+            label=label,
+        )
+
+    scored = score(suspects, "scoring texts")
+    primary = primary_score(scored.scores)
+    if attack is None:
+        notes.append(
+            "No learned attack was used: the verdict rests on EZ-MIA, the strongest "
+            "training-free score in our tests."
+        )
+    summary = summarize_combination(scored, seed=seed, bootstraps=bootstraps)
+    fingerprints = {"texts": fingerprint(list(scored.ids))}
+    p_values = q_values = dataset = calibrated = None
+    if known:
+        against = score(known, "scoring non-members")
+        fingerprints["nonmembers"] = fingerprint(list(against.ids))
+        usable = against.scores[primary]
+        p_values = calibration.conformal_p_values(scored.scores[primary], usable)
+        q_values = calibration.q_values(p_values)
+        calibrated = calibrate(primary, p_values, usable, seed=seed)
+        dataset = _dataset(scored, against, alpha, seed, notes)
+    flagged = summary.counts.flagged
+    if flagged:
+        notes.append(f"{flagged} of {len(texts)} texts carry a flag (scores.jsonl).")
+    return AuditResult(
+        primary=primary,
+        groups=(scored,),
+        combinations=(summary,),
+        p_values=p_values,
+        q_values=q_values,
+        dataset=dataset,
+        calibration=calibrated,
+        verdict=verdict(
+            [summary],
+            primary,
+            p_values=p_values,
+            q_values=q_values,
+            dataset=dataset,
+        ),
+        notes=(*notes, *ez_notes([scored])),
+        fingerprints=fingerprints,
+    )
+
+
+def check_texts(
+    texts: Sequence[Text],
+    nonmembers: Sequence[Text],
+    corpus: str = "texts",
+    known: str = "non-members",
+) -> tuple[list[Text], Int[np.ndarray, " N"] | None, list[str]]:
+    """What `audit` takes and refuses, before any model is needed.
+
+    Args:
+      texts: the suspects.
+      nonmembers: known non-members; none turns calibration off.
+      corpus: opens messages about `texts`.
+      known: the same for `nonmembers`.
+
+    Returns:
+      Non-members that are not among the texts, which would bias p-values; labels of
+      the texts (1 member, 0 non-member) or None; notes.
+
+    Raises:
+      InputError: no text, some but not all labeled, or fewer than 20 usable
+        non-members.
+    """
+    if not texts:
+        raise InputError(f"{corpus}: no texts")
+    notes = []
+    suspects = {text.text for text in texts}
+    kept = [text for text in nonmembers if text.text not in suspects]
+    if len(kept) < len(nonmembers):
+        dropped = len(nonmembers) - len(kept)
+        notes.append(f"{dropped} non-members also stand among the texts; left out.")
+    if nonmembers and len(kept) < calibration.FEWEST:
+        raise InputError(
+            f"{known}: {len(kept)} usable non-members, at least {calibration.FEWEST} "
+            "are needed for p-values; add texts drawn like the audited ones that the "
+            "target never saw"
+        )
+    labels = [text.label for text in texts if text.label is not None]
+    if not labels:
+        return kept, None, notes
+    if len(labels) < len(texts):
+        line = next(text.line for text in texts if text.label is None)
+        where = f" (line {line} has none)" if line else ""
+        raise InputError(
+            f"{corpus}: {len(labels)} of {len(texts)} texts have a label{where}; label "
+            "all of them or none"
+        )
+    if len(set(labels)) == 1:
+        notes.append(f"All labels are {labels[0]}: no AUC can be computed.")
+    return kept, np.array(labels, dtype=np.int64), notes
+
+
+def evaluate_stores(
+    attack: Attack,
+    stores: Sequence[FeatureStore],
+    *,
+    split: Literal["unseen", "test"] = "unseen",
+    bootstraps: int = 1000,
+    seed: int = 0,
+    notes: Sequence[str] = (),
+) -> AuditResult:
+    """Judge a learned attack, beside every published score, on feature stores.
+
+    Args:
+      attack: the learned attack.
+      stores: feature stores, one a combination; texts that the attack was trained or
+        selected on are left out.
+      split: every text that the attack never saw, or of those the rows marked test.
+      bootstraps: resamples behind each 95 % interval.
+      seed: of every resampling.
+      notes: sentences to add to those of the result.
+
+    Raises:
+      InputError: the attack saw every text of a store.
+    """
+    scored = [score_combination(attack, store, split) for store in stores]
+    summaries = [
+        summarize_combination(group, seed=seed, bootstraps=bootstraps)
+        for group in scored
+    ]
+    first = next((group for group in scored if group.unseen), scored[0])
+    labels, logits = np.asarray(first.labels), first.scores[LEARNED]
+    outside = logits[labels == 0]
+    calibrated = None
+    if not np.isnan(outside).all():
+        p_values = calibration.conformal_p_values(logits[labels == 1], outside)
+        calibrated = calibrate(LEARNED, p_values, outside, seed=seed)
+    return AuditResult(
+        primary=LEARNED,
+        groups=tuple(scored),
+        combinations=tuple(summaries),
+        calibration=calibrated,
+        verdict=verdict(summaries, LEARNED),
+        notes=(
+            "Evaluated on texts that the attack was neither trained nor selected on.",
+            "The text-only baseline sees the bag of token ids that the models scored.",
+            *ez_notes(scored),
+            *notes,
+        ),
+        fingerprints={store.name: store.fingerprint for store in stores},
+    )
+
+
+def _as_texts(texts: Sequence[str | Text]) -> list[Text]:
+    return [
+        text if isinstance(text, Text) else Text(text_id(text), text) for text in texts
+    ]
+
+
+def _dataset(
+    scored: ScoredTexts, against: ScoredTexts, alpha: float, seed: int, notes: list[str]
+) -> DatasetVerdict | None:
+    scorable = int(np.sum(~np.isnan(scored.scores["loss"])))
+    if scorable < calibration.FEWEST:
+        notes.append(
+            f"{scorable} texts could be scored; a verdict on the whole set needs at "
+            f"least {calibration.FEWEST}, so only p-values of single texts are given."
+        )
+        return None
+    return calibration.dataset_inference(
+        scored.scores, against.scores, alpha=alpha, seed=seed
+    )

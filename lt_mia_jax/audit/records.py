@@ -1,0 +1,79 @@
+"""What `summary.json` holds, as typed records.
+
+They are written by `configs.to_dict(record, tagged=False)` and read back by
+`configs.read_record`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from lt_mia_jax.attacks.estimate import AttackSummary, DatasetVerdict, Estimate
+
+TEXT_ONLY, PERMUTATION = "blind", "permutation"
+"""Keys of the controls in files: text-only baseline and permuted labels."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Texts of a combination."""
+
+    texts: int
+    members: int | None = None
+    """None when labels are unknown."""
+    nonmembers: int | None = None
+    flagged: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CombinationSummary:
+    """What the scores of one combination say, with controls when it is labeled."""
+
+    name: str
+    target: str
+    reference: str
+    corpus: str
+    unseen: bool | None = None
+    """Whether the learned attack saw neither this model variant nor this corpus."""
+    counts: Counts
+    loss_gap_nats: Estimate | None = None
+    """Mean loss of non-members minus that of members, a token."""
+    attacks: Mapping[str, AttackSummary] = dataclasses.field(default_factory=dict)
+    """By score; empty without labels, or with fewer than 2 texts of a class."""
+    controls: Mapping[str, AttackSummary] = dataclasses.field(default_factory=dict)
+    """`blind` is the text-only baseline, `permutation` the primary score against
+    permuted labels."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Conformal p-values, and a check on half of the non-members."""
+
+    primary: str
+    n_calibration: int
+    p_values: tuple[float, ...]
+    """Of the texts that have a score."""
+    nonmember_p_values: tuple[float, ...]
+    """Of a random half of the non-members against the other half: uniform if the
+    calibration is sound."""
+    ks_p: float | None
+    """Of the Kolmogorov-Smirnov test that they are."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """`summary.json`, from which the report page is made."""
+
+    kind: str
+    title: str
+    verdict: tuple[str, ...]
+    primary: str
+    """The score on which the verdict rests."""
+    combinations: tuple[CombinationSummary, ...]
+    dataset: DatasetVerdict | None = None
+    calibration: Calibration | None = None
+    fingerprints: Mapping[str, str]
+    versions: Mapping[str, str]
+    config: Mapping[str, Any]
+    command: str
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,166 @@
+"""The findings of an audit in sentences."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from lt_mia_jax.attacks.estimate import DatasetVerdict, Estimate
+from lt_mia_jax.attacks.scores.table import LEARNED, describe
+from lt_mia_jax.audit.records import PERMUTATION, TEXT_ONLY, CombinationSummary
+from lt_mia_jax.audit.scoring import ScoredTexts
+
+SHIFTED = 0.6
+"""A text-only baseline above this AUC says that the split itself is separable."""
+LEVEL = 0.05
+"""Of single texts: p-values are counted, and false discoveries controlled, at it."""
+
+
+def verdict(
+    combinations: Sequence[CombinationSummary],
+    primary: str,
+    *,
+    p_values: Float[np.ndarray, " N"] | None = None,
+    q_values: Float[np.ndarray, " N"] | None = None,
+    dataset: DatasetVerdict | None = None,
+) -> tuple[str, ...]:
+    """Sentences on the set as a whole, on single texts, and on each combination.
+
+    Args:
+      combinations: summaries; those that the attack never saw are told first.
+      primary: the score on which the verdict rests.
+      p_values: of all texts, when they were calibrated.
+      q_values: the same after Benjamini-Hochberg.
+      dataset: the verdict on the set of texts.
+    """
+    labeled = [each for each in combinations if each.counts.members is not None]
+    sentences: list[str] = []
+    if p_values is not None and q_values is not None:
+        sentences += [*_set(dataset), _single_texts(p_values, q_values)]
+    elif not labeled:
+        texts = sum(each.counts.texts for each in combinations)
+        sentences.append(
+            f"{texts} texts were scored and ranked. Without labels and without "
+            "--nonmembers no error rate can be stated, so this run accuses no text."
+        )
+    sentences += _together(labeled, primary)
+    for each in sorted(labeled, key=lambda each: not each.unseen):
+        sentences += _combination(each, primary)
+    return tuple(sentences)
+
+
+def ez_notes(scored: Sequence[ScoredTexts]) -> tuple[str, ...]:
+    """A sentence on texts without evidence for EZ-MIA, when there are any."""
+    found, texts = (sum(g.ez_edge for g in scored), sum(len(g.ids) for g in scored))
+    if not found:
+        return ()
+    return (
+        f"EZ-MIA gives 0, its lowest score, to {found} of {texts} texts: the target "
+        "errs on fewer than two of their tokens, or is nowhere worse than the "
+        "reference where it errs. Its authors' code does so.",
+    )
+
+
+def _set(dataset: DatasetVerdict | None) -> Iterator[str]:
+    if dataset is not None:
+        opening = (
+            "The set of texts as a whole shows fine-tuning membership"
+            if dataset.decision == "member"
+            else "There is no evidence that the set of texts was in the fine-tuning "
+            "data"
+        )
+        yield (
+            f"{opening} (dataset inference against {dataset.n_nonmembers} known "
+            f"non-members: p = {dataset.p_value:.2g}, level {dataset.alpha:g})."
+        )
+
+
+def _single_texts(p_values: np.ndarray, q_values: np.ndarray) -> str:
+    usable = int(np.sum(~np.isnan(p_values)))
+    found = int(np.nansum(q_values <= LEVEL))
+    low = int(np.nansum(p_values <= LEVEL))
+    return (
+        f"{low} of {usable} texts have a p-value of at most .05, where chance alone "
+        f"gives about {LEVEL * usable:.0f}; {found} remain at a false-discovery rate "
+        "of 5 % (Benjamini-Hochberg)."
+    )
+
+
+def _together(labeled: Sequence[CombinationSummary], primary: str) -> Iterator[str]:
+    """One opening sentence over several labeled combinations."""
+    found = [each.attacks[primary].auc for each in labeled if primary in each.attacks]
+    values = [auc.value for auc in found if auc.value is not None]
+    if len(values) > 1:
+        fresh = all(each.unseen for each in labeled)
+        where = "whose model and corpus it never saw" if fresh else "judged here"
+        yield (
+            f"Over the {len(values)} combinations {where}, {_title(primary)} has an "
+            f"AUC between {min(values):.3f} and {max(values):.3f}, mean "
+            f"{sum(values) / len(values):.3f}."
+        )
+
+
+def _combination(summary: CombinationSummary, primary: str) -> Iterator[str]:
+    """Result, best other score and controls of one labeled combination."""
+    counts, attacks = summary.counts, summary.attacks
+    if not attacks:
+        yield (
+            f"{summary.name}: {counts.members} members and {counts.nonmembers} "
+            "non-members are too few for a table; at least 2 of each are needed."
+        )
+        return
+    yield (
+        f"On {summary.name} ({counts.members} members, {counts.nonmembers} "
+        f"non-members) {_title(primary)} has an AUC of "
+        f"{_interval(attacks[primary].auc)}; the member/non-member loss gap is "
+        f"{_interval(summary.loss_gap_nats)} nats."
+    )
+    others = {
+        name: found.auc.value
+        for name, found in attacks.items()
+        if name != primary and found.auc.value is not None
+    }
+    if others:
+        best = max(others, key=lambda name: others[name])
+        yield (
+            f"The best other score, {_title(best)}, reaches "
+            f"{_interval(attacks[best].auc)}."
+        )
+    if TEXT_ONLY in summary.controls:
+        baseline = summary.controls[TEXT_ONLY].auc
+        yield f"A text-only baseline reaches {_interval(baseline)}, {_reads(baseline)}."
+    control = summary.controls[PERMUTATION].auc
+    inside = _within(control, 0.5)
+    yield (
+        f"With permuted labels the AUC is {_interval(control)}"
+        + (", as it must be." if inside else ", which should contain 0.5: suspicious.")
+    )
+
+
+def _reads(baseline: Estimate) -> str:
+    if (baseline.value or 0) > SHIFTED:
+        return (
+            "above .6: members and non-members differ as texts, so read every figure "
+            "against it"
+        )
+    if (baseline.low or 0) > 0.5:
+        return "a little above chance: read the other figures against it"
+    return "so the texts alone do not give membership away"
+
+
+def _within(estimate: Estimate, value: float) -> bool:
+    low, high = estimate.low, estimate.high
+    return low is not None and high is not None and low <= value <= high
+
+
+def _interval(estimate: Estimate | None) -> str:
+    if estimate is None or estimate.value is None:
+        return "not available"
+    text = f"{estimate.value:.3f}"
+    if estimate.low is not None and estimate.high is not None:
+        text += f" [{estimate.low:.3f}, {estimate.high:.3f}]"
+    return text
+
+
+def _title(name: str) -> str:
+    return "the learned attack" if name == LEARNED else describe(name).label

@@ -1,0 +1,220 @@
+"""The whole study in miniature: tiny models, real text, no network."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lt_mia_jax.attacks.learned.attack import Attack
+from lt_mia_jax.attacks.learned.classifier_config import ClassifierConfig
+from lt_mia_jax.attacks.learned.recipe import TrainConfig
+from lt_mia_jax.attacks.learned.storage import shipped_attack
+from lt_mia_jax.attacks.learned.train import train_attack
+from lt_mia_jax.checkpoints import Pretrained
+from lt_mia_jax.data.corpora import Corpus, deduplicate, load_corpus
+from lt_mia_jax.data.texts import write_texts
+from lt_mia_jax.features.store import FeatureStore
+from lt_mia_jax.finetune import PretrainConfig
+from lt_mia_jax.finetune.pretraining import ADAMW
+from lt_mia_jax.models import ModelConfig, gpt2_like, mamba_like
+from lt_mia_jax.study import stages as study
+from lt_mia_jax.study.stages import Combination
+
+log = logging.getLogger(__name__)
+
+VOCABULARY = 2048
+
+SEEN = "gpt2"
+UNSEEN = "mamba"
+
+
+def bases() -> dict[str, ModelConfig]:
+    """A transformer, on which an attack may be trained, and what all are judged on."""
+    return {
+        SEEN: gpt2_like(VOCABULARY, width=128, layers=2, heads=4, context=128),
+        UNSEEN: mamba_like(VOCABULARY, width=112, layers=3),
+    }
+
+
+PRETRAINING = ("py_code", "speeches")
+"""Corpora whose pretraining texts make the bases."""
+
+# Two corpora that the bases know and two that they do not: an attack that only ever
+# saw familiar text would take the jump in likelihood that every text of a new corpus
+# makes for membership.
+TRAINING = tuple(
+    Combination(base=SEEN, corpus=corpus)
+    for corpus in (*PRETRAINING, "sci_docs", "cpp_headers")
+)
+# A thousand non-members: the fewest for which a TPR at 1 % FPR is not refused.
+JUDGED = tuple(
+    Combination(base=UNSEEN, corpus=corpus, nonmembers=1000)
+    for corpus in ("ml_docs", "ml_code")
+)
+
+
+CLASSIFIER = ClassifierConfig(
+    width=64, heads=4, layers=2, feed_forward=192, standardise=True
+)
+"""A tenth of the published size; see docs/decisions.md on standardizing."""
+
+RECIPE = dataclasses.replace(ADAMW, learning_rate=2e-3)
+"""Tiny models tolerate, and need, a higher learning rate than the default."""
+
+
+class DemoStudy(NamedTuple):
+    """What the demo judges."""
+
+    attack: Attack
+    stores: tuple[FeatureStore, ...]
+    """Of the combinations in `JUDGED`."""
+    corpora: Mapping[str, Corpus]
+
+
+def prepare(
+    out: Path,
+    stage: "Stages",
+    *,
+    seed: int = 0,
+    learn: bool = False,
+    pretrain_steps: int = 300,
+    attack_epochs: int = 8,
+) -> DemoStudy:
+    """Run every stage before the judgment that is not finished yet.
+
+    Args:
+      out: folder for everything.
+      stage: says which stage runs.
+      seed: decides membership, splits, initial weights and order.
+      learn: train an attack, instead of taking the package's.
+      pretrain_steps: updates of each base.
+      attack_epochs: passes over the attack's training rows.
+
+    Raises:
+      InputError: a text source is missing, or the folder holds another demo.
+    """
+    with stage("collecting real text from installed packages"):
+        corpora = load_corpora(out)
+
+    with stage("pretraining tiny models"):
+        known = [corpora[name] for name in PRETRAINING]
+        texts = study.pretraining_texts(known, seed=seed, most=6000)
+        tokenizer = study.make_tokenizer(
+            out / "tokenizer", texts, vocab_size=VOCABULARY
+        )
+        recipe = PretrainConfig(steps=pretrain_steps, optimizer=RECIPE, seed=seed)
+        models = {
+            name: study.make_base(out / "bases" / name, model, texts, tokenizer, recipe)
+            for name, model in bases().items()
+            if learn or name == UNSEEN
+        }
+
+    with stage("fine-tuning targets and reading their token statistics"):
+        stores = {
+            combination: _store(
+                combination,
+                models[combination.base],
+                corpora[combination.corpus],
+                out,
+                seed,
+            )
+            for combination in (*(TRAINING if learn else ()), *JUDGED)
+        }
+
+    attack = shipped_attack()
+    if learn:
+        with stage("training the learned attack"):
+            chosen = [stores[c] for c in TRAINING]
+            recipe = TrainConfig(
+                epochs=attack_epochs,
+                batch_size=64,
+                learning_rate=1e-3,
+                warmup_epochs=1.0,
+                balance="plain",
+                seed=seed,
+            )
+            attack = train_attack(chosen, CLASSIFIER, recipe, out / "attack").attack
+    return DemoStudy(attack, tuple(stores[c] for c in JUDGED), corpora)
+
+
+def load_corpora(out: Path) -> dict[str, Corpus]:
+    """All corpora by name, without texts that nearly repeat one of another corpus."""
+    names = [combination.corpus for combination in (*TRAINING, *JUDGED)]
+    loaded = [load_corpus(name, cache=out / "corpora") for name in names]
+    kept = dict(zip(names, deduplicate(loaded), strict=True))
+    for name, corpus in kept.items():
+        log.info("  %-12s %6d documents", name, len(corpus.ids))
+    return kept
+
+
+def _store(
+    combination: Combination, base: Pretrained, corpus: Corpus, out: Path, seed: int
+) -> FeatureStore:
+    rows = study.split(corpus, combination, seed=seed)
+    target = study.make_target(
+        out / "targets" / combination.name, base, corpus, rows, combination, seed=seed
+    )
+    return study.make_store(
+        out / "features" / combination.name,
+        base,
+        target,
+        corpus,
+        rows,
+        combination,
+        names=(combination.base, combination.name),
+        seed=seed,
+    )
+
+
+def write_examples(corpora: Mapping[str, Corpus], out: Path, seed: int) -> None:
+    """Files for `lt-mia audit`: suspects (half members) and known non-members."""
+    for combination in JUDGED:
+        _example(combination, corpora[combination.corpus], out, seed)
+
+
+def _example(combination: Combination, corpus: Corpus, out: Path, seed: int) -> None:
+    rows = study.split(corpus, combination, seed=seed)
+    # Rows stand in corpus order; the first hundred of each would differ in source.
+    rng = np.random.default_rng(seed)
+    members, nonmembers = (
+        rng.permutation(rows.members),
+        rng.permutation(rows.nonmembers),
+    )
+    suspects = np.concatenate([members[:100], nonmembers[:100]])
+    labels = np.repeat([1, 0], [100, 100])
+    folder = out / "example" / combination.corpus
+    write_texts(
+        folder / "texts.jsonl",
+        [
+            {"id": corpus.ids[row], "text": corpus.texts[row], "label": int(label)}
+            for row, label in zip(suspects, labels, strict=True)
+        ],
+    )
+    write_texts(
+        folder / "nonmembers.jsonl",
+        [
+            {"id": corpus.ids[row], "text": corpus.texts[row]}
+            for row in nonmembers[100:600]
+        ],
+    )
+
+
+class Stages:
+    """Says which stage of how many runs, and how long it took."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._begun = total, 0
+
+    @contextmanager
+    def __call__(self, title: str) -> Iterator[None]:
+        """Announce a stage, and its seconds at the end."""
+        self._begun += 1
+        log.info("[%d/%d %s]", self._begun, self._total, title)
+        began = time.monotonic()
+        yield
+        log.info("  %.0f s", time.monotonic() - began)
