@@ -30,8 +30,9 @@ import tyro
 
 from lt_mia_jax.attacks.learned import classifier
 from lt_mia_jax.attacks.learned.classifier_config import ClassifierConfig
+from lt_mia_jax.attacks.learned.optimizer import make_optimizer
 from lt_mia_jax.attacks.learned.packing import StepBatch, read_batch
-from lt_mia_jax.attacks.learned.recipe import TrainConfig, make_optimizer
+from lt_mia_jax.attacks.learned.recipe import TrainConfig
 from lt_mia_jax.attacks.learned.rows import Rows
 from lt_mia_jax.attacks.learned.train import TrainStep
 from lt_mia_jax.data.batches import Batch, batch_indices

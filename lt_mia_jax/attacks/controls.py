@@ -1,7 +1,8 @@
-"""What an attack must be compared with: text-only baselines and permuted labels."""
+"""What every attack is compared with: a text-only baseline and permuted labels."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from lt_mia_jax.errors import InputError
 log = logging.getLogger(__name__)
 
 FOLDS = 5
+FREQUENCY = 0.05
+"""Share of the texts in which a word must occur."""
 
 Labels = Integer[np.ndarray, " N"]
 
@@ -27,7 +30,7 @@ def permuted_labels(labels: Labels, seed: int) -> Labels:
 def text_only_baseline(
     texts: Sequence[str], labels: Labels, *, seed: int
 ) -> Float[np.ndarray, " N"]:
-    """Out-of-fold probability of membership from words alone, without any model.
+    """Out-of-fold probability of membership from words alone; no model is asked.
 
     An AUC above 0.6 says that members and non-members differ as texts, so that the
     split does not measure memorization; an attack counts only by its margin over this.
@@ -44,49 +47,6 @@ def text_only_baseline(
     2406.17975: word counts of minimum document frequency 5 %, random forest of 100
     trees of depth 2 with 5 texts a leaf, stratified 5-fold.
     """
-
-    def pick(rows: np.ndarray) -> list[str]:
-        numbers: list[int] = rows.tolist()
-        return [texts[i] for i in numbers]
-
-    def counts(train: np.ndarray, test: np.ndarray) -> tuple[Any, Any] | None:
-        # A float is a share of the texts; scikit-learn's stub knows counts only.
-        share: Any = 0.05
-        vectorizer = CountVectorizer(min_df=share)
-        if not _has_words(pick(train), vectorizer):
-            return None
-        fitted = vectorizer.fit_transform(pick(train))
-        return fitted, vectorizer.transform(pick(test))
-
-    return _out_of_fold(counts, labels, seed)
-
-
-def length_baseline(
-    texts: Sequence[str], labels: Labels, *, seed: int
-) -> Float[np.ndarray, " N"]:
-    """Out-of-fold probability of membership from length (characters and words).
-
-    Arguments, errors and forest as in `text_only_baseline`.
-    """
-    sizes = np.array([[len(t), len(t.split())] for t in texts], dtype=np.float64)
-    return _out_of_fold(lambda train, test: (sizes[train], sizes[test]), labels, seed)
-
-
-def _has_words(texts: Sequence[str], vectorizer: CountVectorizer) -> bool:
-    """Whether some word is frequent enough; otherwise scikit-learn raises."""
-    analyze = vectorizer.build_analyzer()
-    frequency: dict[str, int] = {}
-    for text in texts:
-        for word in set(analyze(text)):
-            frequency[word] = frequency.get(word, 0) + 1
-    return max(frequency.values(), default=0) >= 0.05 * len(texts)
-
-
-def _out_of_fold(
-    columns: Callable[[np.ndarray, np.ndarray], tuple[Any, Any] | None],
-    labels: Labels,
-    seed: int,
-) -> Float[np.ndarray, " N"]:
     truth = np.asarray(labels)
     smallest = min(int((truth == 1).sum()), int((truth == 0).sum()))
     if smallest < FOLDS:
@@ -96,15 +56,26 @@ def _out_of_fold(
         )
     scores = np.full(len(truth), 0.5)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    # A float is a share of the texts; scikit-learn's stub knows counts only.
+    share: Any = FREQUENCY
     for train, test in folds.split(truth, truth):
-        found = columns(train, test)
-        if found is None:
+        known, held = ([texts[i] for i in rows.tolist()] for rows in (train, test))
+        vectorizer = CountVectorizer(min_df=share)
+        if not _has_words(known, vectorizer):
             log.warning("no word occurs in 5 %% of the texts; the baseline says 0.5")
             continue
         forest = RandomForestClassifier(
             100, max_depth=2, min_samples_leaf=5, random_state=seed
         )
-        forest.fit(found[0], truth[train])
+        forest.fit(vectorizer.fit_transform(known), truth[train])
         member = list(forest.classes_).index(1)
-        scores[test] = np.asarray(forest.predict_proba(found[1]))[:, member]
+        found = forest.predict_proba(vectorizer.transform(held))
+        scores[test] = np.asarray(found)[:, member]
     return scores
+
+
+def _has_words(texts: Sequence[str], vectorizer: CountVectorizer) -> bool:
+    """Whether some word is frequent enough; otherwise scikit-learn raises."""
+    analyze = vectorizer.build_analyzer()
+    frequency = Counter(word for text in texts for word in set(analyze(text)))
+    return max(frequency.values(), default=0) >= FREQUENCY * len(texts)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.attacks.learned.classifier import apply
 from lt_mia_jax.attacks.learned.classifier_config import ClassifierConfig
+from lt_mia_jax.attacks.learned.rows import FeatureSource
 from lt_mia_jax.executor import Executor, make_executor
 from lt_mia_jax.sharding import replicated
 
@@ -35,22 +36,6 @@ class Attack(NamedTuple):
     def text_ids(self) -> frozenset[str]:
         """Texts it was trained or selected on; it must not be judged on them."""
         return frozenset(self.card.get("text_ids", ()))
-
-
-@runtime_checkable
-class ReadableStore(Protocol):
-    """What scoring needs of a feature store."""
-
-    @property
-    def n(self) -> int:
-        """Number of texts."""
-        ...
-
-    def features(
-        self, rows: Int[np.ndarray, " B"]
-    ) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
-        """Features and mask of some texts."""
-        ...
 
 
 @functools.cache
@@ -104,7 +89,7 @@ def score_features(
 
 def score_store(
     attack: Attack,
-    store: ReadableStore,
+    store: FeatureSource,
     rows: Int[np.ndarray, " B"] | None = None,
     *,
     batch_size: int = BATCH,

@@ -3,12 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Int
-
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.features.layout import FeatureLayout
 
 Architecture = Literal["transformer", "lr", "mlp", "mean_mlp", "pooled_transformer"]
 Block = Literal["truth", "head", "tail", "loss", "text"]
@@ -104,12 +99,17 @@ class ClassifierConfig:
         return k
 
     @property
-    def columns(self) -> Int[np.ndarray, " S"]:
-        """Numbers of the columns that are seen, ascending.
+    def columns(self) -> Any:
+        """Numbers of the columns that are seen, ascending: `[S]`, NumPy integers.
 
         Raises:
           InputError: some blocks are hidden, and `inputs` is 7k + 14 for no k.
         """
+        # Imported here and below: flags of a command are read without NumPy.
+        import numpy as np
+
+        from lt_mia_jax.features.layout import FeatureLayout
+
         every = np.arange(self.inputs)
         if not self.hides:
             return every
@@ -133,6 +133,11 @@ class ClassifierConfig:
         seen = features[..., self.columns]
         if not self.log_probabilities or "truth" not in self.blocks:
             return seen
+        import jax.numpy as jnp
+        import numpy as np
+
+        from lt_mia_jax.features.layout import FeatureLayout
+
         xp = np if isinstance(features, np.ndarray) else jnp
         # Target's loss less the reference's: a column of its own, exact in float16.
         excess = features[..., FeatureLayout(self.k).loss.stop - 1, None]

@@ -14,7 +14,7 @@ _BLOCK = 1024  # rows read at a time; 80 MB at the paper's sizes
 
 @runtime_checkable
 class FeatureSource(Protocol):
-    """What training needs of a feature store: one combination, row by row."""
+    """What training and scoring need of a feature store: one combination."""
 
     @property
     def name(self) -> str:

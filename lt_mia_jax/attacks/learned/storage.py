@@ -14,7 +14,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as dump_tensors
 
 from lt_mia_jax.arrays import Params
-from lt_mia_jax.attacks.learned.attack import Attack, score_features
+from lt_mia_jax.attacks.learned.attack import Attack
 from lt_mia_jax.attacks.learned.classifier import from_torch_state, init
 from lt_mia_jax.attacks.learned.classifier_config import ClassifierConfig
 from lt_mia_jax.configs import from_dict, to_dict
@@ -28,15 +28,6 @@ from lt_mia_jax.files import (
     write_manifest,
 )
 from lt_mia_jax.trees import flatten, unflatten
-
-__all__ = [
-    "Attack",
-    "load_attack",
-    "load_torch_attack",
-    "save_attack",
-    "score_features",
-    "shipped_attack",
-]
 
 WEIGHTS = "classifier.safetensors"
 CONFIG = "classifier.json"

@@ -18,8 +18,9 @@ from lt_mia_jax.arrays import Array, Params
 from lt_mia_jax.attacks.learned import classifier, losses
 from lt_mia_jax.attacks.learned.attack import BATCH, Attack, score_blocks
 from lt_mia_jax.attacks.learned.classifier_config import ClassifierConfig
+from lt_mia_jax.attacks.learned.optimizer import make_optimizer
 from lt_mia_jax.attacks.learned.packing import StepBatch, read_batch
-from lt_mia_jax.attacks.learned.recipe import TrainConfig, make_optimizer
+from lt_mia_jax.attacks.learned.recipe import TrainConfig
 from lt_mia_jax.attacks.learned.rows import FeatureSource, Rows
 from lt_mia_jax.attacks.learned.storage import save_attack
 from lt_mia_jax.attacks.metrics import auc

@@ -10,8 +10,8 @@ from attack_stores import SMALL, MemoryStore, recipe
 from hypothesis import given, settings
 
 from lt_mia_jax.attacks.learned import classifier
+from lt_mia_jax.attacks.learned.optimizer import make_optimizer
 from lt_mia_jax.attacks.learned.packing import SLOTS, pack, read_batch
-from lt_mia_jax.attacks.learned.recipe import make_optimizer
 from lt_mia_jax.attacks.learned.rows import Rows
 from lt_mia_jax.attacks.learned.train import TrainStep
 from lt_mia_jax.data.batches import Batch

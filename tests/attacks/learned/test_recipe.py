@@ -5,7 +5,8 @@ import numpy as np
 import optax
 import pytest
 
-from lt_mia_jax.attacks.learned.recipe import TrainConfig, learning_rate, make_optimizer
+from lt_mia_jax.attacks.learned.optimizer import learning_rate, make_optimizer
+from lt_mia_jax.attacks.learned.recipe import TrainConfig
 from lt_mia_jax.errors import InputError
 
 

@@ -18,8 +18,8 @@ from attack_stores import SMALL, MemoryStore, recipe, stores
 
 from lt_mia_jax.attacks.learned import classifier
 from lt_mia_jax.attacks.learned.attack import score_features, score_store
+from lt_mia_jax.attacks.learned.optimizer import make_optimizer
 from lt_mia_jax.attacks.learned.packing import read_batch
-from lt_mia_jax.attacks.learned.recipe import make_optimizer
 from lt_mia_jax.attacks.learned.rows import Rows
 from lt_mia_jax.attacks.learned.storage import load_attack
 from lt_mia_jax.attacks.learned.train import TrainStep, _batches, train_attack
