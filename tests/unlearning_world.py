@@ -16,7 +16,7 @@ from lt_mia_jax.models.presets import (
     rwkv_like,
 )
 from lt_mia_jax.unlearning.interventions.edits import prompted
-from lt_mia_jax.unlearning.train import ForgetTexts
+from lt_mia_jax.unlearning.recipe import ForgetTexts
 
 VOCABULARY, LENGTH = 41, 12
 

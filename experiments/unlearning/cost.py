@@ -25,7 +25,8 @@ from lt_mia_jax.training.loop import step_program
 from lt_mia_jax.training.optimizer import OptimizerConfig, make_optimizer
 from lt_mia_jax.training.state import TrainState, init_state
 from lt_mia_jax.unlearning import objectives
-from lt_mia_jax.unlearning.methods import METHODS, Schedule
+from lt_mia_jax.unlearning.methods import METHODS
+from lt_mia_jax.unlearning.methods.method import Schedule
 from lt_mia_jax.unlearning.objectives.batch import TextBatch
 from lt_mia_jax.unlearning.step import Frozen, PairBatch, TrainableModel, UnlearnStep
 
@@ -34,7 +35,13 @@ from lt_mia_jax.unlearning.step import Frozen, PairBatch, TrainableModel, Unlear
 class UnlearningCost:
     """Compare steps."""
 
-    methods: tuple[str, ...] = ("grad_diff", "simnpo", "gu_gradient", "gu", "lwf")
+    methods: tuple[str, ...] = (
+        "grad_diff",
+        "simnpo",
+        "gu_gradient",
+        "gu",
+        "graceful_forgetting",
+    )
     """Methods beside the joint step; those that need prepared data are left out."""
 
     width: int = 512
@@ -117,7 +124,7 @@ def main() -> None:
     programs = {"one joint loss": program(joint, make_optimizer(optimizer, 0))}
     for name in config.methods:
         step = UnlearnStep(
-            trainee=TrainableModel(model=model),
+            trainable=TrainableModel(model=model),
             method=METHODS[name],
             optimizer=optimizer,
             schedule=Schedule(100, 10),

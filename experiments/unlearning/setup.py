@@ -19,7 +19,8 @@ from lt_mia_jax.errors import InputError
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.study.syntofu import Family, SynTofu
 from lt_mia_jax.unlearning.methods import METHODS, Method
-from lt_mia_jax.unlearning.train import ForgetTexts, UnlearnConfig, unlearn
+from lt_mia_jax.unlearning.recipe import ForgetTexts, UnlearnConfig
+from lt_mia_jax.unlearning.train import unlearn
 from lt_mia_jax.verification.evaluate import (
     UTILITY,
     EvaluatedModel,
@@ -37,7 +38,7 @@ CHOSEN = "chosen.json"
 """Beside a method's runs: which of them are reported."""
 RATE_FACTORS = {"mrp": 1000.0}
 """MRP trains directions by plain SGD, whose rates are of another size."""
-RETAIN_FIELDS = {"pdu": "initial", "sha256": "highest"}
+RETAIN_FIELDS = {"pdu": "initial", "causal_layer_unlearning": "highest"}
 """What weighs the retain term where that is not `retain_weight`."""
 
 

@@ -32,7 +32,8 @@ from lt_mia_jax.unlearning.interventions.storage import (
     save_intervention,
 )
 from lt_mia_jax.unlearning.methods import METHODS, Method, name_of
-from lt_mia_jax.unlearning.train import ForgetTexts, UnlearnConfig, unlearn
+from lt_mia_jax.unlearning.recipe import ForgetTexts, UnlearnConfig
+from lt_mia_jax.unlearning.train import unlearn
 from lt_mia_jax.verification.evaluate import EvaluatedModel
 
 log = logging.getLogger(__name__)

@@ -1,5 +1,6 @@
-"""What a run of unlearning is told beside its method: the texts and the recipe."""
+"""The inputs of an unlearning run beside its method: texts and recipe."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,29 +16,35 @@ _LINEAR = Linear()
 
 @dataclass(frozen=True, kw_only=True)
 class UnlearnConfig:
-    """Everything but the method; the defaults are those of TOFU.
+    """Settings of a run that no method owns; the defaults are those of TOFU.
 
     Source: open-unlearning's TOFU recipe (arXiv 2506.12618).
     """
 
     learning_rate: float = 1e-5
-    """Highest rate of AdamW."""
+    """Peak learning rate of AdamW."""
     epochs: int = 10
-    """Passes over the forget texts (over the retain texts when only these are used)."""
+    """Epochs over the forget texts (over the retain texts if only these are used)."""
     batch_size: int = 32
-    """Forget texts in an update, and as many retain texts, drawn with replacement."""
+    """Forget texts per update, and as many retain texts, drawn with replacement."""
     weight_decay: float = 0.01
     """Decoupled weight decay."""
     warmup_epochs: float = 1.0
-    """Epochs over which the rate rises."""
+    """Epochs over which the learning rate rises."""
     schedule: Rate = _LINEAR
-    """Rate after the warm-up."""
+    """Learning rate after the warm-up."""
     clip_norm: float | None = None
     """Global norm to which the combined gradient is clipped."""
     lora: LoraConfig | None = None
-    """Train adapters instead of all weights; without dropout, whatever it says."""
+    """Train LoRA adapters instead of all weights; its dropout is ignored."""
     prepare_texts: int = 512
-    """Retain texts, evenly from all, that a method may look at before it starts."""
+    """Maximum retain texts that a method reads before the first update, evenly spaced."""
+    sharpness: float | None = None
+    """If given, every forget gradient is taken at the worst point within this distance
+    of the parameters, so that the forgotten is harder to relearn; one more pass."""
+    fisher_share: float | None = None
+    """If given, a step moves only this fraction of the weights: those with the largest
+    squared gradient."""
     seed: int = 0
     """Seed of the order of texts and of all draws."""
 
@@ -54,11 +61,20 @@ class UnlearnConfig:
                 f"unlearn: warmup_epochs = {self.warmup_epochs}, expected 0 to "
                 f"{self.epochs} (epochs)"
             )
+        if self.sharpness is not None and not 0 < self.sharpness < math.inf:
+            raise InputError(
+                f"unlearn: sharpness = {self.sharpness}, expected more than 0"
+            )
+        if self.fisher_share is not None and not 0 < self.fisher_share <= 1:
+            raise InputError(
+                f"unlearn: fisher_share = {self.fisher_share}, expected more than 0, "
+                "at most 1"
+            )
         self.optimizer  # noqa: B018  checks the rates
 
     @property
     def optimizer(self) -> OptimizerConfig:
-        """The optimizer that this recipe means."""
+        """The configuration of the optimizer."""
         return OptimizerConfig(
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
@@ -69,11 +85,11 @@ class UnlearnConfig:
 
 
 class ForgetTexts(NamedTuple):
-    """What is to be forgotten."""
+    """The texts to forget, with other answers for the methods that teach them."""
 
     answers: EncodedAnswers
     """The texts."""
     refusals: Sequence[EncodedAnswers] = ()
-    """The same prompts with answers that give nothing away; one is drawn each time."""
+    """Versions with a refusal for an answer; one is drawn each time."""
     inverted: Sequence[EncodedAnswers] = ()
-    """The same prompts with false answers; one is drawn each time."""
+    """Versions with a false answer; one is drawn each time."""

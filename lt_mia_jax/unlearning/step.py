@@ -17,13 +17,18 @@ from lt_mia_jax.finetune.lora import LoraConfig
 from lt_mia_jax.models.language_model import Intervention
 from lt_mia_jax.training.optimizer import OptimizerConfig
 from lt_mia_jax.training.state import TrainState
-from lt_mia_jax.unlearning.methods import LossTerm, Method, Schedule
+from lt_mia_jax.unlearning.methods.method import LossTerm, Method, Schedule
 from lt_mia_jax.unlearning.objectives.batch import ApplyFn, TextBatch
-from lt_mia_jax.unlearning.transforms import monitored, second_moment
+from lt_mia_jax.unlearning.transforms import (
+    fisher_masked,
+    monitored,
+    second_moment,
+    sharpness_aware,
+)
 
 
 class PairBatch(NamedTuple):
-    """What one update reads."""
+    """The texts of one update; a side that the method does not read is None."""
 
     forget: TextBatch | None
     retain: TextBatch | None
@@ -33,30 +38,31 @@ class Frozen(NamedTuple):
     """Arrays that an update reads and does not change."""
 
     base: Params | None
-    """The model under the adapters or the intervention; None when all weights are
+    """The model under the adapters or the intervention; None if all weights are
     trained."""
     data: dict[str, Any]
-    """Further arguments of the objectives, by name."""
+    """Further arguments of the objectives, by name; see `LossTerm.data`."""
     rate: Array | None = None
-    """Stands for the optimizer's learning rate: as an argument, so that one compiled
-    program serves all rates that are tried."""
+    """Replaces the optimizer's learning rate. An argument, so that one compiled program
+    serves all rates."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainableModel:
-    """How what is trained becomes a model; equal values share compiled programs."""
+    """How the trained tree becomes a model; equal values share compiled programs."""
 
     model: Any
     """A `LanguageModel`."""
     lora: LoraConfig | None = None
-    """With it adapters are trained, over a frozen base."""
+    """If given, the tree holds LoRA adapters on a frozen base."""
     intervention: Callable[[Any], Intervention] | None = None
-    """With it the numbers of an intervention are, likewise: `Method.intervention`."""
+    """If given, the tree is that of an intervention on a frozen base; see
+    `Method.intervention`."""
 
     def __call__(
         self, base: Params | None, trained: Any, input_ids: Any, **options: Any
     ) -> Any:
-        """What `LanguageModel.apply` gives for the model that `trained` makes."""
+        """`LanguageModel.apply` of the model that `base` and `trained` make."""
         if self.intervention is not None:
             edit = self.intervention(trained)
             return self.model.apply(base, input_ids, intervention=edit, **options)
@@ -69,8 +75,8 @@ class TrainableModel:
         """`apply_fn(trained, input_ids, **options)`, which may enter `jit`.
 
         Args:
-          base: the model under what is trained, or None.
-          forward: whether `jax.jvp` is to go through.
+          base: see `Frozen.base`.
+          forward: whether `jax.jvp` has to work.
         """
         if not forward:
             return jax.tree_util.Partial(self, base)
@@ -83,43 +89,45 @@ class TrainableModel:
 class UnlearnStep:
     """An update; equal values share one compiled program."""
 
-    trainee: TrainableModel
+    trainable: TrainableModel
     method: Method
     optimizer: OptimizerConfig
     schedule: Schedule
     axis: str | None = None
-    """The executor's; see `executor`."""
+    """The executor's device axis; see `executor`."""
+    sharpness: float | None = None
+    """See `UnlearnConfig.sharpness`."""
+    fisher_share: float | None = None
+    """See `UnlearnConfig.fisher_share`."""
 
     def transform(
         self, arrays: dict[str, Any] | None = None, rate: Array | None = None
     ) -> optax.GradientTransformationExtraArgs:
-        """The method's transformation around the optimizer."""
+        """The method's transformation around the optimizer, and what wraps it."""
         optimizer = self.method.optimizer(self.optimizer, self.schedule.total, rate)
-        return self.method.transform(optimizer, self.schedule, arrays or {})
+        whole = self.method.transform(optimizer, self.schedule, arrays or {})
+        if self.fisher_share is not None:
+            whole = fisher_masked(whole, quantile=1.0 - self.fisher_share)
+        if self.sharpness is not None:
+            whole = sharpness_aware(whole, self.sharpness)
+        return whole
 
     def __call__(
         self, frozen: Frozen, state: TrainState, batch: PairBatch, key: Key[Array, ""]
     ) -> tuple[TrainState, dict[str, Array]]:
-        """The next state; `loss`, those of both sides, and monitored numbers."""
+        """The next state; the losses, norms, and monitored numbers of the update."""
         key = per_device_key(key, self.axis)
-        apply_fn = self.trainee.apply_fn(frozen.base)
+        apply_fn = self.trainable.apply_fn(frozen.base)
 
         def side(term: LossTerm, texts: TextBatch, at: Any) -> tuple[Array, Any]:
-            further = {name: frozen.data[name] for name in term.data}
-
             def value(trained: Any) -> Array:
-                found, info = term.objective(
-                    trained,
-                    texts,
-                    apply_fn=apply_fn,
-                    key=key,
-                    **term.settings,
-                    **further,
+                found, aux = term(
+                    trained, texts, apply_fn=apply_fn, key=key, data=frozen.data
                 )
                 if self.axis is None:
                     return found
-                # Of the whole batch's mean, this device's part.
-                own = jax.lax.stop_gradient(info.normalizer)
+                # This device's part of the mean over the whole batch.
+                own = jax.lax.stop_gradient(aux.normalizer)
                 whole = psum(own, self.axis)
                 return found * own / jnp.where(whole != 0, whole, 1.0)
 
@@ -145,7 +153,7 @@ class UnlearnStep:
                 extra["retain_grads"] = retain_gradient
                 extra["retain_value"] = metrics["retain_loss"]
         assert gradient is not None, "a method with neither side"
-        with contextlib.suppress(ValueError):  # of two nobody can say which is meant
+        with contextlib.suppress(ValueError):  # several moments: none is handed over
             moment = second_moment(state.opt_state, b2=self.optimizer.b2)
             extra["second_moment"] = moment
         updates, opt_state = self.transform(rate=frozen.rate).update(

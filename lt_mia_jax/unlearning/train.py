@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from lt_mia_jax.arrays import Params
+from lt_mia_jax.configs import to_dict
 from lt_mia_jax.data.answers import EncodedAnswers
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor, make_executor
@@ -23,11 +24,11 @@ from lt_mia_jax.training.checkpoint import Checkpointer
 from lt_mia_jax.training.loop import fit
 from lt_mia_jax.training.metrics import MetricsWriter
 from lt_mia_jax.training.state import init_state
-from lt_mia_jax.unlearning.methods import Method, Mrp, fitting
-from lt_mia_jax.unlearning.methods.prepare import Setting, prepare
-from lt_mia_jax.unlearning.recipe import ForgetTexts as ForgetTexts
-from lt_mia_jax.unlearning.recipe import UnlearnConfig as UnlearnConfig
-from lt_mia_jax.unlearning.sets import UnlearningBatches
+from lt_mia_jax.unlearning.batches import UnlearningBatches
+from lt_mia_jax.unlearning.methods.method import Method
+from lt_mia_jax.unlearning.methods.own import source_of
+from lt_mia_jax.unlearning.methods.setting import Setting
+from lt_mia_jax.unlearning.recipe import ForgetTexts, UnlearnConfig
 from lt_mia_jax.unlearning.step import Frozen, TrainableModel, UnlearnStep
 
 logger = logging.getLogger(__name__)
@@ -37,19 +38,19 @@ class UnlearnResult(NamedTuple):
     """A model after unlearning."""
 
     params: Params
-    """Float32 parameters, adapters merged in. Beside an intervention those that were
-    given, bit for bit."""
+    """Float32 parameters, with adapters merged. If the method makes an intervention,
+    the given parameters, bit for bit."""
     adapters: Adapters | None
-    """The adapters, when there are any."""
+    """The LoRA adapters, if any were trained."""
     method: Method
-    """With everything filled in that depends on the model."""
+    """The method with model-dependent settings filled in."""
     steps: int
     """Updates in the whole run."""
     resumed_from: int
     """Updates that an earlier process had already done."""
     intervention: Intervention | None = None
-    """What a method made that leaves the weights alone: the model has forgotten only
-    with it. `storage.save_intervention` writes it."""
+    """The intervention that the method made: without it the model has forgotten
+    nothing. `storage.save_intervention` writes it."""
 
 
 def unlearn(
@@ -65,23 +66,23 @@ def unlearn(
     save_every_seconds: float = 60.0,
     intervention: Intervention | None = None,
 ) -> UnlearnResult:
-    """Make a model forget some texts; the same call continues a stopped run.
+    """Make a model forget texts; the same call continues an interrupted run.
 
-    Every update reads a batch of forget texts (in passes over all) and as many retain
-    texts (drawn). A continued run returns exactly what an uninterrupted one would.
+    Every update reads a batch of forget texts, in epochs over all of them, and as many
+    retain texts, drawn at random. A continued run gives exactly the same result.
 
     Args:
       model: a `LanguageModel`.
-      params: the model before; left as it is.
-      forget: the texts to forget, with what the method needs beside them.
-      retain: texts to keep; None for methods that need none.
-      method: a value of `methods`.
+      params: the model before unlearning; not changed.
+      forget: the texts to forget, with other answers if the method needs them.
+      retain: the texts to keep; None for methods that need none.
+      method: a value of `methods.METHODS`, or of any subclass of `Method`.
       config: the recipe.
-      directory: gets `history.jsonl` (one row a step) and `state/`, the checkpoints.
-      executor: the devices; None takes all, for data parallelism.
-      save_every_seconds: least time between checkpoints.
-      intervention: what the model comes with, from an earlier run of `Mrp`, which
-        another one extends.
+      directory: for `history.jsonl` (one row per step) and checkpoints in `state/`.
+      executor: the devices; None uses all, for data parallelism.
+      save_every_seconds: minimum time between checkpoints.
+      intervention: the intervention that the model comes with, if any; only `Mrp`
+        extends one.
 
     Raises:
       InputError: texts that the method needs are missing, the run diverges (the last
@@ -90,67 +91,70 @@ def unlearn(
     executor = make_executor() if executor is None else executor
     directory = Path(directory)
     if intervention is not None:
-        method = _extending(method, intervention)
+        method = method.extending(intervention)
     method = method.fitted(model.config)
     _check(method, forget, retain, config)
     name = _signature(model, params, forget, retain, method, config, intervention)
     key = jax.random.key(config.seed)
     edit = method.intervention()
-    trainee = TrainableModel(model=model, lora=config.lora, intervention=edit)
-    sets = UnlearningBatches(
+    batches = UnlearningBatches(
         forget, retain, method, config, executor, model.config.vocab_size
     )
-    if sets.schedule.total < method.forget_every:
+    if batches.schedule.total < method.forget_every:
         raise InputError(
-            f"{type(method).__name__} forgets in each {method.forget_every}th step, "
-            f"and this run has {sets.schedule.total}; expected more epochs or smaller "
-            "batches"
+            f"{type(method).__name__} forgets in every {method.forget_every}th step, "
+            f"and this run has {batches.schedule.total}; expected more epochs or "
+            "smaller batches"
         )
-
-    def setting(trainee: TrainableModel, base: Any, trained: Any) -> Setting:
-        return Setting(
-            model=model.config,
-            apply_fn=trainee.apply_fn(base),
-            forward_fn=trainee.apply_fn(base, forward=True),
-            trained=trained,
-            forget=sets.all_forget,
-            retain=sets.some_retain,
-            forget_texts=len(forget.answers.input_ids),
-            key=jax.random.fold_in(key, 1),
-        )
-
     base = None
     if edit is not None:
-        base = executor.place(params)
-        frozen_model = setting(TrainableModel(model=model), None, base)
-        trained = fitting.start(method, frozen_model, intervention)
-        if method.forget() is None and method.retain() is None:
-            return UnlearnResult(params, None, method, 0, 0, edit(trained))
+        trained = executor.place(params)
     else:
         trained = params = float32(params)
         if config.lora is not None:
             trained = lora.init(jax.random.fold_in(key, 2), params, config.lora)
             base = executor.place(params)
-    trained = executor.copy(trained)
-    sets.remember_reference(trainee.apply_fn(base), trained)
-    prepared = prepare(method, setting(trainee, base, trained))
-    sets.row_weight = prepared.row_weight
+        trained = executor.copy(trained)
+    trainable = TrainableModel(model=model, lora=config.lora)
+    setting = Setting(
+        model=model.config,
+        apply_fn=trainable.apply_fn(base),
+        forward_fn=trainable.apply_fn(base, forward=True),
+        trained=trained,
+        forget=batches.all_forget,
+        retain=batches.some_retain,
+        forget_texts=len(forget.answers.input_ids),
+        key=jax.random.fold_in(key, 1),
+        earlier=intervention,
+    )
+    prepared = method.prepare(setting)
+    if edit is not None:
+        if method.forget() is None and method.retain() is None:
+            return UnlearnResult(params, None, method, 0, 0, edit(prepared.start))
+        base, trained = trained, executor.copy(prepared.start)
+        trainable = TrainableModel(model=model, intervention=edit)
+    batches.remember_reference(trainable.apply_fn(base), trained)
+    batches.row_weight = prepared.row_weight
     step = UnlearnStep(
-        trainee=trainee,
+        trainable=trainable,
         method=method,
         optimizer=dataclasses.replace(config.optimizer, learning_rate=1.0),
-        schedule=sets.schedule,
+        schedule=batches.schedule,
         axis=executor.axis,
+        sharpness=config.sharpness,
+        fisher_share=config.fisher_share,
     )
-    start = partial(init_state, optimizer=step.transform(prepared.arrays))
+    start = partial(init_state, optimizer=step.transform(dict(prepared.arrays)))
     rate = executor.place(np.float32(config.optimizer.learning_rate))
     data = {name: executor.place(x) for name, x in prepared.data.items()}
-    frozen = Frozen(base, data, rate)
+    terms = [term for term in (method.forget(), method.retain()) if term]
+    if any("reference_params" in term.data for term in terms):
+        data["reference_params"] = executor.place(trained)
     result = fit(
-        jax.tree_util.Partial(step, frozen),
+        jax.tree_util.Partial(step, Frozen(base, data, rate)),
         executor.init_sharded(start, trained),
-        total_steps=sets.schedule.total,
-        batch_at=sets.batch_at,
+        total_steps=batches.schedule.total,
+        batch_at=batches.batch_at,
         key=jax.random.fold_in(key, 0),
         executor=executor,
         label="unlearning",
@@ -164,16 +168,7 @@ def unlearn(
     elif config.lora is not None:
         found, adapters = lora.merge(params, found, config.lora.scale), found
     return UnlearnResult(
-        found, adapters, method, sets.schedule.total, result.resumed_from, made
-    )
-
-
-def _extending(method: Method, intervention: Intervention) -> Method:
-    if isinstance(method, Mrp):
-        return method.extending(intervention)
-    raise InputError(
-        f"the model comes with an intervention, and {type(method).__name__} would lose "
-        "it; take the model without it, or extend a projection by mrp"
+        found, adapters, method, batches.schedule.total, result.resumed_from, made
     )
 
 
@@ -197,13 +192,19 @@ def _check(
             f"{name} needs other answers to the texts to forget; expected the field "
             f"{method.alternative!r} in every row"
         )
+    edits = method.intervention() is not None
     if method.weights_only and config.lora is not None:
-        why = (
-            "chooses among the model's weights"
-            if method.intervention() is None
-            else "trains no weights"
-        )
+        why = "trains no weights" if edits else "chooses among the model's weights"
         raise InputError(f"{name} {why}; leave --lora out")
+    for flag in ("sharpness", "fisher_share"):
+        if edits and getattr(config, flag) is not None:
+            raise InputError(
+                f"{name} trains no weights; leave --{flag.replace('_', '-')} out"
+            )
+    if config.sharpness is not None and method.forget() is None:
+        raise InputError(
+            f"{name} takes no gradient on forget texts; leave --sharpness out"
+        )
 
 
 def _signature(
@@ -215,10 +216,14 @@ def _signature(
     config: UnlearnConfig,
     intervention: Intervention | None,
 ) -> str:
-    """Names everything that decides the result."""
+    """A hash of everything that decides the result."""
     described = {"method": type(method).__name__, **dataclasses.asdict(method)}
     found = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-    found.update(signature(config, model, params).encode())
+    found.update(source_of(method).encode())
+    # Settings that came later and are off are left out: earlier runs can go on.
+    later = ("sharpness", "fisher_share")
+    given = {k: x for k, x in to_dict(config).items() if k not in later or x}
+    found.update(signature(given, model, params).encode())
     for texts in (forget.answers, *forget.refusals, *forget.inverted, retain):
         for field in () if texts is None else texts[:3]:
             found.update(f"{field.shape}".encode())

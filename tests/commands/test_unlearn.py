@@ -18,9 +18,9 @@ from lt_mia_jax.executor import make_executor
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.process import BAD_INPUT, TERMINATED
 from lt_mia_jax.trees import flatten
+from lt_mia_jax.unlearning.batches import UnlearningBatches
 from lt_mia_jax.unlearning.interventions.storage import load_intervention
 from lt_mia_jax.unlearning.methods import METHODS, Npo, SimNpo, name_of
-from lt_mia_jax.unlearning.sets import UnlearningBatches
 from lt_mia_jax.verification.evaluate import EvaluatedModel
 from lt_mia_jax.verification.muse import measure_muse, muse_card, read_muse
 

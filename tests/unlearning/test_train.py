@@ -18,16 +18,13 @@ from lt_mia_jax.finetune import LoraConfig
 from lt_mia_jax.training.state import init_state
 from lt_mia_jax.trees import flatten
 from lt_mia_jax.unlearning import objectives, transforms
-from lt_mia_jax.unlearning.methods import (
-    METHODS,
-    GeometricUnlearning,
-    Method,
-    Schedule,
-)
+from lt_mia_jax.unlearning.batches import UnlearningBatches
+from lt_mia_jax.unlearning.methods import METHODS, GeometricUnlearning, Method
+from lt_mia_jax.unlearning.methods.method import Schedule
 from lt_mia_jax.unlearning.objectives.batch import TextBatch
-from lt_mia_jax.unlearning.sets import UnlearningBatches
+from lt_mia_jax.unlearning.recipe import UnlearnConfig
 from lt_mia_jax.unlearning.step import Frozen, PairBatch, TrainableModel, UnlearnStep
-from lt_mia_jax.unlearning.train import UnlearnConfig, unlearn
+from lt_mia_jax.unlearning.train import unlearn
 
 FAST = UnlearnConfig(learning_rate=3e-3, epochs=4, batch_size=4, warmup_epochs=0.0)
 
@@ -74,7 +71,7 @@ INTERVENED = [name for name in METHODS if METHODS[name].intervention() is not No
 """They have tests of their own, in test_intervened.py."""
 FORGETS = [n for n in METHODS if n not in ("retrain", "undial", *INTERVENED)]
 if not EVERYTHING:  # one of each kind of objective and of transformation
-    FORGETS = ["npo", "rmu", "salun", "guard", "lwf"]
+    FORGETS = ["npo", "rmu", "salun", "guard", "graceful_forgetting"]
 
 
 @pytest.mark.parametrize("name", FORGETS)
@@ -126,7 +123,7 @@ def test_every_method_fits_every_family(name, family):
     model, method = world.model(family), METHODS[name]
     method = method.fitted(model.config)
     step = UnlearnStep(
-        trainee=TrainableModel(model=model, intervention=method.intervention()),
+        trainable=TrainableModel(model=model, intervention=method.intervention()),
         method=method,
         optimizer=FAST.optimizer,
         schedule=Schedule(12, 3),
@@ -163,8 +160,8 @@ def test_every_method_fits_every_family(name, family):
 @pytest.mark.parametrize("family", [name for name in world.MODELS if name != "gpt2"])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs_on_every_family(name, family, tmp_path):
-    config = dataclasses.replace(FAST, epochs=3 if name == "lwf" else 1)
-    if name == "sha256" and family == "mamba":
+    config = dataclasses.replace(FAST, epochs=3 if name == "graceful_forgetting" else 1)
+    if name == "causal_layer_unlearning" and family == "mamba":
         with pytest.raises(InputError, match="has none"):
             run(tmp_path, name, family=family, config=config)
         return
@@ -182,7 +179,7 @@ def test_every_method_runs_on_every_family(name, family, tmp_path):
 
 
 def losses_and_params(folder, name, executor):
-    config = dataclasses.replace(FAST, epochs=3 if name == "lwf" else 2)
+    config = dataclasses.replace(FAST, epochs=3 if name == "graceful_forgetting" else 2)
     method = METHODS[name]
     if isinstance(method, GeometricUnlearning):
         # At 4.5 its loss is flat here, and all of it rounding.
@@ -275,7 +272,7 @@ def test_adapters_leave_the_base(tmp_path):
 
 
 def test_masked_weights_keep_every_bit(tmp_path):
-    result = run(tmp_path, "sha256")
+    result = run(tmp_path, "causal_layer_unlearning")
     mask = flatten(transforms.layer_mask(start(), ["*/feed_forward/*"], [0]))
     before, after = flatten(start()), flatten(result.params)
     for name, old in before.items():
@@ -287,7 +284,7 @@ def test_masked_weights_keep_every_bit(tmp_path):
 
 
 def test_traced_layers_are_the_ones_that_move(tmp_path):
-    method = dataclasses.replace(METHODS["sha256"], layers="trace")
+    method = dataclasses.replace(METHODS["causal_layer_unlearning"], layers="trace")
     before, after = flatten(start()), flatten(run(tmp_path, method).params)
     moved = set()
     for name in before:
@@ -311,7 +308,7 @@ def test_a_method_may_look_at_the_gradient_nearby():
             return transforms.sharpness_aware(optax.sgd(0.5), radius=0.1)
 
     step = UnlearnStep(
-        trainee=TrainableModel(model=world.model()),
+        trainable=TrainableModel(model=world.model()),
         method=Sharp(),
         optimizer=FAST.optimizer,
         schedule=Schedule(1, 1),
@@ -408,10 +405,18 @@ OUT_OF_RANGE = [
     ("wga", {"beta": -1.0, "retain_weight": float("nan")}, "retain_weight = nan.*beta"),
     ("salun", {"share": 1.5}, "SalUn: share = 1.5, expected more than 0, at most 1"),
     ("sure", {"percentile": 101.0}, "Sure: percentile = 101"),
-    ("lwf", {"every": 0}, "Lwf: every = 0, expected at least 1"),
-    ("lwf", {"retain_weight": 0.0}, "retain_weight = 0, expected more than 0"),
+    (
+        "graceful_forgetting",
+        {"every": 0},
+        "GracefulForgetting: every = 0, expected at least 1",
+    ),
+    (
+        "graceful_forgetting",
+        {"retain_weight": 0.0},
+        "retain_weight = 0, expected more than 0",
+    ),
     ("retrain", {"retain_weight": 0.0}, "Retrain: retain_weight = 0"),
-    ("sha256", {"highest": 1.0}, "at least 1.2, the smallest alpha"),
+    ("causal_layer_unlearning", {"highest": 1.0}, "at least 1.2, the smallest alpha"),
     ("gu_subspace", {"size": 0}, "GeometricUnlearning: size = 0"),
     ("pdu", {"initial": -1.0}, "Pdu: initial = -1, expected 0 or more"),
     ("guard", {"temperature": 0.0}, "Guard: temperature = 0"),
@@ -424,11 +429,13 @@ def test_settings_outside_their_range_are_refused(name, changes, message):
         dataclasses.replace(METHODS[name], **changes)
 
 
-@pytest.mark.parametrize("name", ["sha256", "pdu", "gu", "npo", "kl_min", "rmu"])
+@pytest.mark.parametrize(
+    "name", ["causal_layer_unlearning", "pdu", "gu", "npo", "kl_min", "rmu"]
+)
 def test_retain_texts_are_read_where_something_needs_them(name):
     """A weight of 0 does without them, unless the transformation looks at them."""
     method = dataclasses.replace(METHODS[name], retain_weight=0.0)
-    assert method.needs_retain == (name in ("sha256", "pdu", "gu"))
+    assert method.needs_retain == (name in ("causal_layer_unlearning", "pdu", "gu"))
 
 
 def test_a_layer_outside_the_model_is_refused():
@@ -449,9 +456,9 @@ def test_forget_weight_scales_with_and_without_retain_texts(retain_weight):
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_forgetting_steps_of_lwf_pass_over_all_texts(every):
+def test_forgetting_steps_of_graceful_forgetting_pass_over_all_texts(every):
     """Three steps make an epoch, so that each third one stands at one place of it."""
-    method = dataclasses.replace(METHODS["lwf"], every=every)
+    method = dataclasses.replace(METHODS["graceful_forgetting"], every=every)
     texts = world.forget_texts()
     config = dataclasses.replace(FAST, epochs=every, batch_size=2)
     executor = make_executor("single")
@@ -471,10 +478,10 @@ def test_forgetting_steps_of_lwf_pass_over_all_texts(every):
     assert sorted(found) == sorted(row.tobytes() for row in texts.answers.input_ids)
 
 
-def test_a_run_too_short_for_lwf_is_refused(tmp_path):
+def test_a_run_too_short_for_graceful_forgetting_is_refused(tmp_path):
     config = dataclasses.replace(FAST, epochs=1, batch_size=2)  # three steps
-    with pytest.raises(InputError, match="each 5th step, and this run has 3"):
-        run(tmp_path, "lwf", config=config)
+    with pytest.raises(InputError, match="every 5th step, and this run has 3"):
+        run(tmp_path, "graceful_forgetting", config=config)
 
 
 @pytest.mark.parametrize("most", [2, 3, 100])

@@ -1,38 +1,39 @@
 """Unlearning methods as values, and the table of their names."""
 
 import dataclasses
+import difflib
 
-from lt_mia_jax.unlearning.methods.ascent import GradAscent as GradAscent
-from lt_mia_jax.unlearning.methods.ascent import GradDiff as GradDiff
-from lt_mia_jax.unlearning.methods.ascent import KlMin as KlMin
-from lt_mia_jax.unlearning.methods.ascent import Retrain as Retrain
-from lt_mia_jax.unlearning.methods.ascent import Rmu as Rmu
-from lt_mia_jax.unlearning.methods.ascent import SatImp as SatImp
-from lt_mia_jax.unlearning.methods.ascent import Wga as Wga
-from lt_mia_jax.unlearning.methods.guarded import (
-    GeometricUnlearning as GeometricUnlearning,
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.unlearning.methods.ascent import (
+    GradAscent,
+    GradDiff,
+    KlMin,
+    Retrain,
+    Rmu,
+    SatImp,
+    Wga,
 )
-from lt_mia_jax.unlearning.methods.guarded import Guard as Guard
-from lt_mia_jax.unlearning.methods.guarded import Lwf as Lwf
-from lt_mia_jax.unlearning.methods.guarded import Pdu as Pdu
-from lt_mia_jax.unlearning.methods.guarded import SalUn as SalUn
-from lt_mia_jax.unlearning.methods.guarded import Sha256 as Sha256
-from lt_mia_jax.unlearning.methods.guarded import Sure as Sure
-from lt_mia_jax.unlearning.methods.intervened import GuardIt as GuardIt
-from lt_mia_jax.unlearning.methods.intervened import Mrp as Mrp
-from lt_mia_jax.unlearning.methods.method import Alternative as Alternative
-from lt_mia_jax.unlearning.methods.method import LossTerm as LossTerm
-from lt_mia_jax.unlearning.methods.method import Method as Method
-from lt_mia_jax.unlearning.methods.method import Schedule as Schedule
-from lt_mia_jax.unlearning.methods.preference import AltPo as AltPo
-from lt_mia_jax.unlearning.methods.preference import CeU as CeU
-from lt_mia_jax.unlearning.methods.preference import IdkDpo as IdkDpo
-from lt_mia_jax.unlearning.methods.preference import IdkNll as IdkNll
-from lt_mia_jax.unlearning.methods.preference import Meow as Meow
-from lt_mia_jax.unlearning.methods.preference import Npo as Npo
-from lt_mia_jax.unlearning.methods.preference import SimNpo as SimNpo
-from lt_mia_jax.unlearning.methods.preference import Tnpo as Tnpo
-from lt_mia_jax.unlearning.methods.preference import Undial as Undial
+from lt_mia_jax.unlearning.methods.guard_it import GuardIt
+from lt_mia_jax.unlearning.methods.guarded import (
+    GeometricUnlearning,
+    GracefulForgetting,
+    Guard,
+    Pdu,
+)
+from lt_mia_jax.unlearning.methods.masked import CausalLayerUnlearning, SalUn, Sure
+from lt_mia_jax.unlearning.methods.method import Method
+from lt_mia_jax.unlearning.methods.mrp import Mrp
+from lt_mia_jax.unlearning.methods.preference import (
+    AltPo,
+    CeU,
+    IdkDpo,
+    IdkNll,
+    Meow,
+    Npo,
+    SimNpo,
+    Tnpo,
+    Undial,
+)
 
 METHODS: dict[str, Method] = {
     "grad_ascent": GradAscent(),
@@ -58,20 +59,42 @@ METHODS: dict[str, Method] = {
     "gu_gradient": GeometricUnlearning(form="gradient"),
     "gu_subspace": GeometricUnlearning(form="subspace"),
     "guard": Guard(),
-    "sha256": Sha256(),
-    "lwf": Lwf(),
+    "causal_layer_unlearning": CausalLayerUnlearning(),
+    "graceful_forgetting": GracefulForgetting(),
     "mrp": Mrp(),
     "guard_it": GuardIt(),
     "retrain": Retrain(),
 }
 """By name, with published defaults."""
+"""The built-in methods by name, with published defaults; the only registry."""
+
+ALIASES = {"lwf": "graceful_forgetting", "sha256": "causal_layer_unlearning"}
+"""Earlier names. In the literature LwF is Learning *without* Forgetting, another method
+(arXiv 1606.09282); `sha256` was the name of the team that published the method."""
+
+
+def find_method(name: str) -> Method:
+    """The built-in method of that name, alias included; `-` stands for `_`.
+
+    Raises:
+      InputError: there is none.
+    """
+    key = name.replace("-", "_").lower()
+    key = ALIASES.get(key, key)
+    if key not in METHODS:
+        close = difflib.get_close_matches(key, METHODS, n=1)
+        raise InputError(
+            f"no method {name!r}; expected one of {', '.join(METHODS)}, or FILE.py:Name"
+            + (f"; did you mean {close[0]}?" if close else "")
+        )
+    return METHODS[key]
 
 
 def name_of(method: Method) -> str:
     """The name in `METHODS` of a method, whatever its settings.
 
-    Where several names share a class, the one whose settings differ least; that of its
-    class if there is none.
+    If several names share its class, the one with the most equal settings; if none
+    does, the name of its class.
     """
 
     def differ(name: str) -> int:

@@ -1,4 +1,4 @@
-"""Ascent on what is to be forgotten, plain, weighted, or in the stream."""
+"""Gradient ascent on the forget texts, plain or weighted; misdirection; retraining."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,12 +10,13 @@ from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.unlearning import objectives
 from lt_mia_jax.unlearning.methods.limits import NOT_NEGATIVE, POSITIVE, Limit
 from lt_mia_jax.unlearning.methods.method import LossTerm, Method, Recipe
+from lt_mia_jax.unlearning.methods.setting import Prepared, Setting
 from lt_mia_jax.unlearning.objectives import distributions, representation
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradAscent(Method):
-    """Gradient ascent on the forget texts alone; unbounded, keep it short.
+    """Gradient ascent on the forget texts alone. Unbounded: keep the run short.
 
     Source: Knowledge Unlearning, arXiv 2210.01504.
     """
@@ -32,7 +33,7 @@ class GradDiff(Method):
 
 
 TO_REFERENCE = LossTerm(distributions.kl_to_reference, data=("reference_params",))
-"""Retain texts are held by the KL divergence to the model before unlearning."""
+"""KL divergence on the retain texts from the model before unlearning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +50,21 @@ class KlMin(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Rmu(Method):
-    """The stream on forget texts is sent to a random direction, held on retain texts.
+    """Steer the residual stream of forget texts to a random vector (misdirection).
+
+    On retain texts the stream is held at that of the model before unlearning.
 
     Source: WMDP, arXiv 2403.03218; `adaptive`: arXiv 2408.06223.
     """
 
     layer: int | None = None
-    """Layers that the stream has passed; None is the middle of the model."""
+    """Layer whose output is steered, from 1; None is the middle of the model."""
     steering: float = 2.0
-    """Length of the vector aimed at."""
+    """Length of the target vector."""
     adaptive: bool = False
-    """Multiply it with the length of the reference's stream at each token."""
+    """Scale the target by the norm of the reference's stream at each token."""
     direction: Literal["isotropic", "positive"] = "isotropic"
-    """How the vector is drawn; "positive" is the published one."""
+    """Distribution of the target's direction; "positive" is the published one."""
     limits: ClassVar[Mapping[str, Limit]] = {"steering": POSITIVE}
 
     def fitted(self, model: ModelConfig) -> "Rmu":
@@ -74,6 +77,12 @@ class Rmu(Method):
                 "layer)"
             )
         return dataclasses.replace(self, layer=layer)
+
+    def prepare(self, setting: Setting) -> Prepared:
+        """Draw the control vector."""
+        width = setting.model.width
+        control = representation.control_vector(setting.key, width, self.direction)
+        return Prepared(data={"control": control})
 
     def forget(self) -> LossTerm:
         """Distance to the control vector."""
@@ -119,7 +128,7 @@ class SatImp(Method):
     beta1: float = 5.0
     """Exponent of the probability."""
     beta2: float = 1.0
-    """Exponent of its complement."""
+    """Exponent of one minus the probability."""
     limits: ClassVar[Mapping[str, Limit]] = {
         "beta1": NOT_NEGATIVE,
         "beta2": NOT_NEGATIVE,
@@ -132,9 +141,9 @@ class SatImp(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Retrain(Method):
-    """The gold standard: learn the retain texts, never the forget texts.
+    """The gold standard: train on the retain texts alone.
 
-    Give it the model that was there before both.
+    Start from the model that has seen neither the retain nor the forget texts.
     """
 
     limits: ClassVar[Mapping[str, Limit]] = {"retain_weight": POSITIVE}

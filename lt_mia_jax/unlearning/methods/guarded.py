@@ -1,45 +1,53 @@
-"""Methods whose transformation guards what is kept: masks, projections, multipliers."""
+"""Methods that guard what is kept: projections, multipliers, choices of texts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
+import jax
+import numpy as np
 import optax
 
+from lt_mia_jax.arrays import Array, Key
 from lt_mia_jax.unlearning import objectives, transforms
+from lt_mia_jax.unlearning.importance.attribution import (
+    attribution_scores,
+    diagonal_fisher,
+    forgetting_confidence,
+    guard_weights,
+)
 from lt_mia_jax.unlearning.methods.ascent import TO_REFERENCE, GradDiff
 from lt_mia_jax.unlearning.methods.limits import (
     AT_LEAST_1,
     NOT_NEGATIVE,
-    PERCENTILE,
     POSITIVE,
     SHARE,
     Limit,
 )
-from lt_mia_jax.unlearning.methods.method import (
-    Alternative,
-    LossTerm,
-    Method,
-    Recipe,
-    Schedule,
+from lt_mia_jax.unlearning.methods.method import LossTerm, Method, Schedule
+from lt_mia_jax.unlearning.methods.setting import (
+    Prepared,
+    Setting,
+    per_example_loss,
 )
-from lt_mia_jax.unlearning.methods.preference import Npo
 from lt_mia_jax.unlearning.objectives import distributions
+from lt_mia_jax.unlearning.objectives.batch import ApplyFn, TextBatch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pdu(Method):
-    """Flat predictions, with the retain loss below a bound by a dual variable.
+    """Flatten predictions, with the retain loss held below a bound by a multiplier.
 
     Source: arXiv 2506.05314.
     """
 
     tolerance: float = 0.3
-    """Retain loss to stay below, above that of the model at the start."""
+    """Bound on the retain loss; give one above the loss of the model at the start."""
     initial: float = 100.0
-    """Multiplier at the start; `retain_weight` is not used."""
+    """Initial multiplier; `retain_weight` is not used."""
     step_size: float = 5.0
-    """Of the multiplier."""
+    """Step size of the multiplier."""
     warmup_epochs: float = 5.0
     """Epochs before the multiplier moves."""
     limits: ClassVar[Mapping[str, Limit]] = {
@@ -68,64 +76,22 @@ class Pdu(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SalUn(Method):
-    """Random labels, learned by the weights that matter most to the forget texts.
-
-    Source: arXiv 2310.12508.
-    """
-
-    share: float = 0.5
-    """Share of the weights that may move."""
-    limits: ClassVar[Mapping[str, Limit]] = {"share": SHARE}
-    alternative: ClassVar[Alternative | None] = "random"
-    weights_only: ClassVar[bool] = True
-
-    def forget(self) -> LossTerm:
-        """Loss of the random labels."""
-        return LossTerm(objectives.alternative_nll)
-
-    def transform(
-        self,
-        optimizer: optax.GradientTransformation,
-        schedule: Schedule,
-        arrays: Mapping[str, Any],
-    ) -> optax.GradientTransformationExtraArgs:
-        """Under the saliency mask."""
-        inner = optax.chain(self.combine(schedule), optimizer)
-        return transforms.saliency_masked(inner, arrays.get("mask"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sure(Npo):
-    """NPO by the output neurons that matter most to the forget texts.
-
-    Source: arXiv 2410.16454.
-    """
-
-    percentile: float = 90.0
-    """Neurons whose gradient norm reaches this percentile may move."""
-    limits: ClassVar[Mapping[str, Limit]] = {"percentile": PERCENTILE}
-    weights_only: ClassVar[bool] = True
-    transform = SalUn.transform
-
-
-@dataclass(frozen=True, kw_only=True)
 class GeometricUnlearning(Method):
-    """SimNPO whose update leaves the retain loss as it is, to first order.
+    """SimNPO with updates that keep the retain loss unchanged to first order.
 
     Source: GU, arXiv 2511.17100.
     """
 
     form: Literal["gradient", "subspace", "update"] = "update"
-    """What is projected: the gradient off the present retain gradient; off the last
-    `size` retain gradients; or the finished step of the optimizer, the only form with a
-    guarantee under Adam."""
+    """What is projected: "gradient", the forget gradient off the current retain
+    gradient; "subspace", off the last `size` retain gradients; "update", the step of
+    the optimizer, the only form with a guarantee under Adam."""
     size: int = 8
-    """Retain gradients remembered by "subspace"."""
+    """Number of retain gradients kept by "subspace"."""
     beta: float = 4.5
     """Inverse temperature of SimNPO."""
     retain_weight: float = 0.0
-    """With it, the retain gradient is also followed; retain texts are always read."""
+    """Weight of descent on the retain loss; retain texts are read even if 0."""
     limits: ClassVar[Mapping[str, Limit]] = {"size": AT_LEAST_1, "beta": POSITIVE}
 
     def forget(self) -> LossTerm:
@@ -133,7 +99,7 @@ class GeometricUnlearning(Method):
         return LossTerm(objectives.simnpo, {"beta": self.beta})
 
     def retain(self) -> LossTerm:
-        """KL to the reference, whose gradient is spared."""
+        """KL to the reference: the loss to keep."""
         return TO_REFERENCE
 
     def transform(
@@ -142,7 +108,7 @@ class GeometricUnlearning(Method):
         schedule: Schedule,
         arrays: Mapping[str, Any],
     ) -> optax.GradientTransformationExtraArgs:
-        """With the projection at its place."""
+        """With the projection in front of the optimizer or around it."""
         combine = transforms.combine_forget_retain(
             self.forget_weight, self.retain_weight
         )
@@ -159,66 +125,41 @@ class GeometricUnlearning(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Guard(GradDiff):
-    """GradDiff that spares texts whose gradient the retain texts need.
+    """GradDiff with less weight on texts whose gradient is needed for retaining.
 
     Source: GUARD, arXiv 2506.10946.
     """
 
     temperature: float | None = None
-    """Of the weights; None is the standard deviation of the scores."""
+    """Temperature of the text weights; None is the standard deviation of the scores."""
     limits: ClassVar[Mapping[str, Limit]] = {
         "temperature": POSITIVE,
         "retain_weight": POSITIVE,
     }
 
-
-@dataclass(frozen=True, kw_only=True)
-class Sha256(GradDiff):
-    """Ascent and descent on feed-forward weights of some layers, alpha adaptive.
-
-    Source: SHA256 at SemEval-2025 Task 4, arXiv 2504.12996.
-    """
-
-    layers: tuple[int, ...] | Literal["trace", "first"] = "first"
-    """Layers from 0; "first" is the first third, "trace" the third with the largest
-    effect in causal tracing."""
-    highest: float = 2.3
-    """Largest alpha; `retain_weight` is not used."""
-    weights_only: ClassVar[bool] = True
-    recipe: ClassVar[Recipe] = Recipe(learning_rate=1.5e-5, epochs=8)
-    limits: ClassVar[Mapping[str, Limit]] = {
-        "highest": Limit("at least 1.2, the smallest alpha", lambda x: x >= 1.2)
-    }
-
-    def retain(self) -> LossTerm:
-        """The loss that alpha follows."""
-        return LossTerm(objectives.nll)
-
-    def combine(self, schedule: Schedule) -> optax.GradientTransformationExtraArgs:
-        """With the adaptive weight."""
-        return transforms.adaptive_combine(
-            steps_per_epoch=schedule.epoch,
-            highest=self.highest,
-            forget_weight=self.forget_weight,
-        )
-
-    transform = SalUn.transform
+    def prepare(self, setting: Setting) -> Prepared:
+        """The weight of each forget text."""
+        direction = setting.retain_gradient()
+        scores = setting.per_text(partial(_attributed, setting.forward_fn, direction))
+        weights = guard_weights(scores, self.temperature)
+        return Prepared(row_weight=np.asarray(weights, np.float32))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lwf(GradDiff):
-    """Learning on retain texts with an ascent step now and then.
+class GracefulForgetting(GradDiff):
+    """Train on the retain texts; every `every`-th step is an ascent step instead.
 
-    The ascent takes the texts that would disturb the retained knowledge most.
+    Only the forget texts that disturb the retained knowledge most are used.
 
-    Source: Learning with forgetting, arXiv 2505.19715, as we read it.
+    Source: Graceful Forgetting (Learning With Forgetting, LWF), arXiv 2505.19715, as we
+    read it. Not LwF, Learning *without* Forgetting, arXiv 1606.09282.
     """
 
     every: int = 5
-    """Each so-manyth step forgets, so the forget texts are passed over epochs / every
+    """Every `every`-th step is a forget step; the forget set is seen `epochs / every`
     times."""
     share: float = 0.5
-    """Share of the forget texts that is taken, those of highest confidence."""
+    """Fraction of the forget texts that is used: those of highest confidence."""
     weights_only: ClassVar[bool] = True
     limits: ClassVar[Mapping[str, Limit]] = {
         "every": AT_LEAST_1,
@@ -228,13 +169,49 @@ class Lwf(GradDiff):
 
     @property
     def forget_every(self) -> int:
-        """Of each `every` steps the last one forgets."""
+        """The last of `every` steps forgets."""
         return self.every
 
+    def prepare(self, setting: Setting) -> Prepared:
+        """Weight 1 for the texts of highest forgetting confidence, 0 for the others."""
+        loss = partial(per_example_loss, setting.forward_fn)
+        fisher = diagonal_fisher(
+            loss, setting.trained, setting.retain(), row_weight=lambda b: b.weight
+        )
+        confidence = partial(_confidence, setting.forward_fn, setting.key, fisher)
+        scores = setting.per_text(confidence)
+        taken = max(1, round(self.share * len(scores)))
+        weight = np.zeros(len(scores), np.float32)
+        weight[np.argsort(-np.asarray(scores), kind="stable")[:taken]] = 1.0
+        return Prepared(row_weight=weight)
+
     def combine(self, schedule: Schedule) -> optax.GradientTransformationExtraArgs:
-        """One or the other."""
+        """Retain steps, and every so often a forget step."""
         return transforms.alternate(
             transforms.combine_forget_retain(0.0, self.retain_weight),
             transforms.combine_forget_retain(self.forget_weight, 0.0),
             self.every,
         )
+
+
+@jax.jit
+def _attributed(
+    apply_fn: ApplyFn, direction: Any, params: Any, batch: TextBatch
+) -> Array:
+    loss = partial(per_example_loss, apply_fn)
+    return attribution_scores(loss, params, batch, direction)
+
+
+@jax.jit
+def _confidence(
+    apply_fn: ApplyFn,
+    key: Key[Array, ""],
+    fisher: Any,
+    params: Any,
+    batch: TextBatch,
+) -> Array:
+    # The task's optimum is the model itself.
+    loss = partial(per_example_loss, apply_fn)
+    return forgetting_confidence(
+        loss, params, batch, optimum=params, fisher=fisher, rate=1.0, key=key
+    )

@@ -1,12 +1,12 @@
-"""What a method is: objectives, a transformation, and what they need.
+"""The interface of a method: objectives, a transformation, and their preparation.
 
-A method is a frozen dataclass: its fields are its hyper-parameters with the published
-defaults, its methods say which objective acts on the forget and on the retain texts and
-how the two gradients become one update. Learning rate, batches and epochs belong to
-`train.UnlearnConfig`: they are the same for all.
+A method is a frozen dataclass. Its fields are its hyperparameters with the published
+defaults. Its methods name the objective on the forget texts and on the retain texts,
+compute what these need before the first update, and turn the two gradients into one
+update. Learning rate, batches and epochs belong to `recipe.UnlearnConfig`.
 
-A new method is a new dataclass, here or anywhere: `train.unlearn` takes any value with
-this interface.
+A new method is a new subclass, here or in any file: `train.unlearn` takes any value of
+this class, and `lt-mia unlearn --method FILE.py:Name` takes it from a file.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,16 +15,23 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import optax
 
-from lt_mia_jax.arrays import Array
+from lt_mia_jax.arrays import Array, Float, Key
+from lt_mia_jax.errors import InputError
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.models.language_model import Intervention
 from lt_mia_jax.training.optimizer import OptimizerConfig, make_optimizer
 from lt_mia_jax.unlearning import objectives, transforms
 from lt_mia_jax.unlearning.methods.limits import NOT_NEGATIVE, Limit, check_limits
-from lt_mia_jax.unlearning.objectives.batch import Objective
+from lt_mia_jax.unlearning.methods.setting import Prepared, Setting
+from lt_mia_jax.unlearning.objectives.batch import (
+    ApplyFn,
+    LossAux,
+    Objective,
+    TextBatch,
+)
 
 Alternative = Literal["refusal", "inverted", "random"]
-"""What is said instead: a refusal, an inverted fact, random tokens."""
+"""The answer to learn instead: a refusal, an inverted fact, or random tokens."""
 
 
 class LossTerm(NamedTuple):
@@ -34,18 +41,34 @@ class LossTerm(NamedTuple):
     settings: Mapping[str, Any] = {}
     """Keyword arguments of the objective."""
     data: tuple[str, ...] = ()
-    """Further keyword arguments that are arrays, by their names in `Prepared.data`."""
+    """Names of further keyword arguments that are arrays: those of `Prepared.data`, and
+    `reference_params`, the trained tree at its start."""
+
+    def __call__(
+        self,
+        params: Any,
+        batch: TextBatch,
+        *,
+        apply_fn: ApplyFn,
+        key: Key[Array, ""] | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> tuple[Float[Array, ""], LossAux]:
+        """The objective's value and `LossAux`; `data` may hold more than it needs."""
+        further = {name: (data or {})[name] for name in self.data}
+        return self.objective(
+            params, batch, apply_fn=apply_fn, key=key, **self.settings, **further
+        )
 
 
 class Schedule(NamedTuple):
-    """Lengths that a transformation may depend on, in steps."""
+    """Length of a run, in steps."""
 
     total: int
     epoch: int
 
 
 class Recipe(NamedTuple):
-    """Published settings of a run, for whoever has no better ones."""
+    """Published settings of a run: the defaults of the command line."""
 
     learning_rate: float = 1e-5
     epochs: int = 10
@@ -54,22 +77,22 @@ class Recipe(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """What all methods share; by itself it says nothing about the forget texts."""
+    """Base of all methods; by itself it is gradient difference (`GradDiff`)."""
 
     forget_weight: float = 1.0
     """Factor of the forget term (gamma)."""
     retain_weight: float = 1.0
-    """Factor of the retain term (alpha); where it is 0, no retain texts are read unless
-    the transformation needs them."""
+    """Factor of the retain term (alpha). With 0, retain texts are read only if the
+    method needs them otherwise."""
 
     alternative: ClassVar[Alternative | None] = None
-    """Which alternative the forget batches carry."""
+    """The other answer that each forget text carries; None carries none."""
     cached_reference: ClassVar[bool] = False
-    """Whether forget batches carry the reference's -log p, computed once."""
+    """Whether forget batches carry the reference model's -log p, computed once."""
     weights_only: ClassVar[bool] = False
-    """Whether it needs all weights as parameters, not LoRA adapters."""
+    """Whether it refuses LoRA adapters."""
     recipe: ClassVar[Recipe] = Recipe()
-    """Defaults of the command line; the usual ones are those of TOFU."""
+    """Defaults of the command line; those of TOFU unless published otherwise."""
     limits: ClassVar[Mapping[str, Limit]] = {
         "forget_weight": NOT_NEGATIVE,
         "retain_weight": NOT_NEGATIVE,
@@ -81,9 +104,30 @@ class Method:
         check_limits(self)
 
     def fitted(self, model: ModelConfig) -> "Method":
-        """This method with what depends on the model filled in."""
+        """This method with model-dependent settings filled in."""
         del model
         return self
+
+    def extending(self, earlier: Intervention) -> "Method":
+        """This method for a model that already carries an intervention.
+
+        Raises:
+          InputError: the method cannot extend it.
+        """
+        del earlier
+        raise InputError(
+            f"the model comes with an intervention, and {type(self).__name__} would "
+            "lose it; take the model without it, or extend a projection by mrp"
+        )
+
+    def prepare(self, setting: Setting) -> Prepared:
+        """Compute, once before the first update, what the method needs.
+
+        Raises:
+          InputError: the model or the texts lack what the method needs.
+        """
+        del setting
+        return Prepared()
 
     def forget(self) -> LossTerm | None:
         """The objective on forget texts; None reads no forget texts."""
@@ -95,39 +139,39 @@ class Method:
 
     @property
     def forget_every(self) -> int:
-        """Steps for which a batch of forget texts stays; the last one reads it."""
+        """Every so many steps one forgets, and the next forget batch is taken."""
         return 1
 
     @property
     def needs_forget(self) -> bool:
-        """Whether it reads texts to forget, in a step or before the first one."""
+        """Whether it reads forget texts, in the updates or in `prepare`."""
         return self.forget() is not None
 
     @property
     def needs_retain(self) -> bool:
-        """Whether it reads texts to keep."""
+        """Whether it reads retain texts, in the updates or in `prepare`."""
         return self.retain() is not None
 
     def intervention(self) -> Callable[[Any], Intervention] | None:
-        """How what is trained becomes an intervention; None trains weights.
+        """From the trained tree to an intervention; None trains weights.
 
-        With it the model is frozen, and `fitting.start` makes the numbers that are
-        trained. The value is part of a compiled program: hashable, and equal for equal
-        methods.
+        With an intervention the model is frozen, and training starts from
+        `Prepared.start`. The function is part of a compiled program: it must be
+        hashable, and equal for equal methods.
         """
         return None
 
     def optimizer(
         self, config: OptimizerConfig, total_steps: int, rate: Array | None
     ) -> optax.GradientTransformation:
-        """The optimizer, AdamW unless the method wants another one.
+        """The optimizer: AdamW, unless the method overrides it.
 
-        `rate`, if given, stands for the config's learning rate.
+        `rate`, if given, replaces the config's learning rate.
         """
         return make_optimizer(config, total_steps, rate)
 
     def combine(self, schedule: Schedule) -> optax.GradientTransformationExtraArgs:
-        """Both gradients become one, in front of the optimizer."""
+        """Combine the two gradients into one, in front of the optimizer."""
         if self.retain() is None or self.forget() is None:
             weight = self.retain_weight if self.retain() else self.forget_weight
             return optax.with_extra_args_support(optax.scale(weight))
@@ -148,7 +192,7 @@ class Method:
         Args:
           optimizer: with its learning rate and weight decay.
           schedule: the length of the run.
-          arrays: what `preparation` made, such as a mask. They are read when the state
-            is made and stand in it; an update is built without them.
+          arrays: `Prepared.arrays`. They are copied into the state by `init`; `update`
+            is built without them.
         """
         return optax.chain(self.combine(schedule), optimizer)

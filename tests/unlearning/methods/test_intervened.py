@@ -17,7 +17,8 @@ from lt_mia_jax.unlearning import interventions as edits
 from lt_mia_jax.unlearning.interventions.directions import forget_rows, token_rows
 from lt_mia_jax.unlearning.interventions.gated import GatedRotation
 from lt_mia_jax.unlearning.methods import METHODS
-from lt_mia_jax.unlearning.train import UnlearnConfig, unlearn
+from lt_mia_jax.unlearning.recipe import UnlearnConfig
+from lt_mia_jax.unlearning.train import unlearn
 
 # Plain gradients of a model of this size are small.
 STEEP = UnlearnConfig(learning_rate=10.0, epochs=10, batch_size=6, warmup_epochs=0.0)

@@ -1,4 +1,4 @@
-"""The batches of a run: passes over the forget texts, draws of retain texts."""
+"""The batches of a run: epochs over the forget texts, random draws of retain texts."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ from lt_mia_jax.data.answers import EncodedAnswers
 from lt_mia_jax.data.batches import batch_indices, bucket_of, length_buckets
 from lt_mia_jax.executor import Executor, fetch
 from lt_mia_jax.unlearning import objectives
-from lt_mia_jax.unlearning.methods import Method, Schedule
+from lt_mia_jax.unlearning.methods.method import Method, Schedule
 from lt_mia_jax.unlearning.objectives.batch import TextBatch
 from lt_mia_jax.unlearning.recipe import ForgetTexts, UnlearnConfig
 from lt_mia_jax.unlearning.step import PairBatch
@@ -21,7 +21,7 @@ _RETAIN, _ALTERNATIVE, _RANDOM = range(3)
 
 
 class UnlearningBatches:
-    """Host rows of forget and retain texts, and the batches made of them."""
+    """Forget and retain texts in host memory, and the batches made of them."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class UnlearningBatches:
         self.row_weight: Float[np.ndarray, " N"] | None = None
 
     def remember_reference(self, apply_fn: Any, trained: Any) -> None:
-        """Compute -log p of all forget texts, if the method wants it."""
+        """Compute the reference's -log p of the forget texts, if it is needed."""
         if not self.method.cached_reference:
             return
         self.reference = self._nll(self.forget, apply_fn, trained)
@@ -84,7 +84,7 @@ class UnlearningBatches:
             yield batch
 
     def some_retain(self) -> Iterator[TextBatch]:
-        """Retain texts, evenly from all since files are sorted, on the devices."""
+        """An even sample of the retain texts (files may be sorted), on the devices."""
         if self.retain is None:
             return
         texts = len(self.retain.input_ids)
@@ -129,7 +129,7 @@ class UnlearningBatches:
         return PairBatch(batch, retain)
 
     def _draw(self, stream: int, step: int, options: int, count: int) -> np.ndarray:
-        """Numbers below `options`, the same on every machine and NumPy."""
+        """Integers below `options`, independent of machine and NumPy version."""
         philox = np.random.Philox(
             key=[self.config.seed % 2**64, step], counter=[stream, 0, 0, 0]
         )
@@ -138,7 +138,7 @@ class UnlearningBatches:
     def _filled(
         self, rows: np.ndarray, weight: np.ndarray, size: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """With rows of weight 0 up to `size`."""
+        """Padded with rows of weight 0 up to `size`."""
         extra = size - len(rows)
         if extra:
             rows = np.concatenate([rows, np.zeros(extra, rows.dtype)])
@@ -152,7 +152,7 @@ class UnlearningBatches:
         weight: np.ndarray,
         reference: Float[np.ndarray, "N T"] | None = None,
     ) -> TextBatch:
-        """Rows as a batch, cut to one of a few widths; a process takes its share."""
+        """This process's share of the rows as a batch, cut to one of a few widths."""
         lengths = texts.attention_mask[rows].sum(axis=1, dtype=np.int64)
         width = bucket_of(int(lengths.max()), length_buckets(texts.input_ids.shape[1]))
         rows, weight = self.executor.share(rows), self.executor.share(weight)
