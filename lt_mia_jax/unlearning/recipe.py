@@ -38,7 +38,7 @@ class UnlearnConfig:
     lora: LoraConfig | None = None
     """Train LoRA adapters instead of all weights; its dropout is ignored."""
     prepare_texts: int = 512
-    """Maximum retain texts that a method reads before the first update, evenly spaced."""
+    """Maximum retain texts that a method reads before the first update."""
     sharpness: float | None = None
     """If given, every forget gradient is taken at the worst point within this distance
     of the parameters, so that the forgotten is harder to relearn; one more pass."""

@@ -1,27 +1,58 @@
-"""Unlearning objectives as pure losses."""
+"""Unlearning objectives: pure losses on a batch of texts, all to be minimized.
 
-from typing import TYPE_CHECKING
+Every objective is called as `objective(params, batch, *, apply_fn, key=None,
+**settings)` and returns its float32 value with a `LossAux`. `params` are the parameters
+to train, `apply_fn` is `LanguageModel.apply` or anything called like it; `key` is for
+random draws, of which the present objectives make none. Settings default to the
+published values. A docstring lists only what an objective takes beyond these.
+"""
 
-from lt_mia_jax.lazy import lazy_exports
+from lt_mia_jax.unlearning.objectives.batch import Objective
+from lt_mia_jax.unlearning.objectives.distributions import (
+    ce_u,
+    kl_to_reference,
+    pdu_flatten,
+    undial,
+)
+from lt_mia_jax.unlearning.objectives.likelihood import (
+    alternative_nll,
+    cached_reference_nll,
+    neg_nll,
+    nll,
+)
+from lt_mia_jax.unlearning.objectives.policy import group_advantages, grpo
+from lt_mia_jax.unlearning.objectives.preference import dpo, npo, simnpo
+from lt_mia_jax.unlearning.objectives.representation import (
+    adaptive_rmu,
+    control_vector,
+    rmu,
+    rmu_retain,
+)
+from lt_mia_jax.unlearning.objectives.weighted import satimp, tnpo, wga, wtnpo
 
-if TYPE_CHECKING:
-    from lt_mia_jax.unlearning.objectives.likelihood import Reduction as Reduction
-    from lt_mia_jax.unlearning.objectives.likelihood import (
-        alternative_nll as alternative_nll,
+OBJECTIVES: dict[str, Objective] = {
+    objective.__name__: objective
+    for objective in (
+        adaptive_rmu,
+        alternative_nll,
+        ce_u,
+        dpo,
+        grpo,
+        kl_to_reference,
+        neg_nll,
+        nll,
+        npo,
+        pdu_flatten,
+        rmu,
+        rmu_retain,
+        satimp,
+        simnpo,
+        tnpo,
+        undial,
+        wga,
+        wtnpo,
     )
-    from lt_mia_jax.unlearning.objectives.likelihood import (
-        cached_reference_nll as cached_reference_nll,
-    )
-    from lt_mia_jax.unlearning.objectives.likelihood import dpo as dpo
-    from lt_mia_jax.unlearning.objectives.likelihood import neg_nll as neg_nll
-    from lt_mia_jax.unlearning.objectives.likelihood import nll as nll
-    from lt_mia_jax.unlearning.objectives.likelihood import npo as npo
-    from lt_mia_jax.unlearning.objectives.likelihood import reference_of as reference_of
-    from lt_mia_jax.unlearning.objectives.likelihood import satimp as satimp
-    from lt_mia_jax.unlearning.objectives.likelihood import simnpo as simnpo
-    from lt_mia_jax.unlearning.objectives.likelihood import target_nll as target_nll
-    from lt_mia_jax.unlearning.objectives.likelihood import tnpo as tnpo
-    from lt_mia_jax.unlearning.objectives.likelihood import wga as wga
-    from lt_mia_jax.unlearning.objectives.likelihood import wtnpo as wtnpo
+}
+"""All objectives by name. A new one is a function and a row here."""
 
-__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)
+__all__ = ["OBJECTIVES", "cached_reference_nll", "control_vector", "group_advantages"]

@@ -1,4 +1,4 @@
-"""What every objective reads and returns, the one shift, and the two averages.
+"""The batch that objectives read, what they return, the shift, and the two averages.
 
 Position `t` of the logits predicts token `t + 1`. `shifted` is the only place where
 labels meet positions; objectives on predictions must not look at `label_mask` itself.
@@ -23,29 +23,28 @@ class TextBatch(NamedTuple):
     """1 on tokens that are supervised targets, before the shift; 0 on prompt and
     padding. The first token of a text is never predicted, whatever stands there."""
     weight: Float[Array, "B"]
-    """Factor on each text, which does not enter the number that sums are divided by;
-    rows of weight 0 only fill up the batch."""
+    """Per-text loss weight; not part of the normalizer. 0 marks a padding row."""
     reference_nll: Float[Array, "B T"] | None = None
-    """-log p of the reference at the shifted positions: `cached_reference_nll`."""
+    """-log p under the reference, at shifted positions: `cached_reference_nll`."""
     alternative: "TextBatch | None" = None
-    """What is to be said instead, row by row: a refusal, an inverted fact, random
-    labels, a plausible answer. Its length may differ; its weights are not read."""
+    """The answer to learn or prefer instead, row by row: a refusal, an inverted fact,
+    random labels. Its length may differ; its weights are not read."""
 
 
 class LossAux(NamedTuple):
     """What an objective returns beside its value.
 
-    `value = sum(weight * per_example) / normalizer`, or 0 when nothing is scored, so
-    values of parts of a batch add up: `sum(value * normalizer) / sum(normalizer)`.
+    `value = sum(weight * per_example) / normalizer`, or 0 if nothing is scored. Hence
+    the value of a batch from its parts: `sum(value * normalizer) / sum(normalizer)`.
     """
 
     per_example: Float[Array, "B"]
-    """Each text's term, unweighted: the sum over its tokens where the objective is a
-    token mean, else the term of the text. 0 for texts without targets or weight."""
+    """Each text's unweighted term: the sum over its tokens if the objective is a mean
+    over tokens, else the term of the text. 0 for texts without targets or weight."""
     normalizer: Float[Array, ""]
-    """The number of scored tokens, or of scored texts, of texts with weight."""
+    """Number of scored tokens, or of scored texts, among texts with weight."""
     tokens: Float[Array, "B"]
-    """Number of scored tokens of each text."""
+    """Number of scored tokens in each text."""
 
 
 Objective = Callable[..., tuple[Float[Array, ""], LossAux]]
@@ -56,7 +55,7 @@ ApplyFn = Callable[..., Any]
 
 
 class Targets(NamedTuple):
-    """What each position of the logits is to predict."""
+    """The token that each position of the logits predicts, if it is a target."""
 
     ids: Int[Array, "B T"]
     """The following token; meaningless outside the mask."""
@@ -65,14 +64,10 @@ class Targets(NamedTuple):
 
 
 def shifted(batch: TextBatch, weight: Float[Array, "B"] | None = None) -> Targets:
-    """Targets by the position that predicts them.
+    """Targets at the position that predicts them.
 
-    The labels move one place to the left rather than the logits losing a column: a
-    slice would copy the largest array of the step.
-
-    Args:
-      batch: the texts.
-      weight: rows of weight 0 have no targets; default the weights of `batch`.
+    The labels move one place to the left; slicing the logits instead would copy the
+    largest array of the step. Rows of `weight` 0 (default: of the batch) have none.
     """
     mask = jnp.roll(batch.label_mask, -1, axis=1).at[:, -1].set(0) != 0
     weight = batch.weight if weight is None else weight
@@ -97,10 +92,9 @@ def token_average(
     mask: Bool[Array, "B T"],
     weight: Float[Array, "B"],
 ) -> tuple[Float[Array, ""], LossAux]:
-    """Weighted values of the masked tokens of all texts, over the number of tokens.
+    """Sum of the weighted token values over the batch, divided by the number of tokens.
 
-    A ratio of sums over the whole batch: long texts count more, and the mean of the
-    means of its parts is something else.
+    Long texts count more than short ones.
     """
     tokens = count_tokens(mask)
     return _average(sum_tokens(values, mask), tokens, weight, tokens)
@@ -109,12 +103,12 @@ def token_average(
 def text_average(
     terms: Float[Array, "B"], tokens: Float[Array, "B"], weight: Float[Array, "B"]
 ) -> tuple[Float[Array, ""], LossAux]:
-    """Weighted terms of the texts that have tokens, over the number of these.
+    """Sum of the weighted terms of texts with tokens, divided by their number.
 
     Args:
-      terms: one finite number a text.
-      tokens: number of scored tokens; texts of none are left out.
-      weight: factor on each text.
+      terms: one finite number per text.
+      tokens: number of scored tokens; texts with none are left out.
+      weight: per-text loss weight.
     """
     scored = tokens > 0
     terms = jnp.where(scored, terms, 0.0)
@@ -128,7 +122,7 @@ def _average(
     tokens: Float[Array, "B"],
 ) -> tuple[Float[Array, ""], LossAux]:
     weight = weight.astype(jnp.float32)
-    # Not weighted: weights of mean 1 over all texts must act on batches of one too.
+    # Unweighted, so that weights act on batches of one text too.
     normalizer = jnp.where(weight != 0, counts, 0.0).sum()
     value = (weight * terms).sum() / jnp.where(normalizer != 0, normalizer, 1.0)
     return value, LossAux(terms, normalizer, tokens)

@@ -1,8 +1,7 @@
-"""Objectives on whole predicted distributions, and the blocks that bound their memory.
+"""Objectives on whole predicted distributions, computed in blocks to bound memory.
 
-Signature, weights and masks are those of `unlearning.objectives`. The reference is
-live here: `reference_params` comes as data, takes no gradient, and costs one forward
-pass a step and one more array of the size of the logits.
+`reference_params` are the parameters of the reference model. They take no gradient;
+they cost a forward pass per step and one more array of the size of the logits.
 """
 
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from lt_mia_jax.unlearning.objectives.batch import (
 )
 
 BLOCK = 64
-"""Steps of every text visited at a time, unless told otherwise."""
+"""Default number of positions of every text that are processed at a time."""
 
 
 def kl_to_reference(
@@ -36,13 +35,21 @@ def kl_to_reference(
 
     The usual implementation averages over padding and prompt as well.
 
-    Args:
-      params: parameters to train.
-      batch: the texts to keep.
-      apply_fn: the model.
-      reference_params: parameters of the reference.
-      key: unused.
-      block: steps of every text visited at a time; changes memory, not results.
+    Settings:
+      block: positions of every text at a time; changes memory, not results.
+
+    Example:
+      >>> ids = jnp.array([[0, 1, 2]])
+      >>> batch = TextBatch(ids, ids >= 0, ids >= 0, jnp.ones(1))
+      >>> logits = {"new": jnp.zeros((1, 3, 4)), "old": jnp.eye(4)[None, :3]}
+      >>> value, aux = kl_to_reference(
+      ...     logits["new"],
+      ...     batch,
+      ...     apply_fn=lambda params, ids: params,
+      ...     reference_params=logits["old"],
+      ... )
+      >>> round(float(value), 3)
+      0.118
 
     Source: the KL retain term of TOFU, arXiv 2401.06121.
     """
@@ -70,14 +77,17 @@ def undial(
 ) -> tuple[Float[Array, ""], LossAux]:
     """Cross-entropy to the reference with the logit of the true token lowered by beta.
 
-    Args:
-      params: parameters to train.
-      batch: the texts to forget.
-      apply_fn: the model.
-      reference_params: parameters of the reference.
-      key: unused.
-      beta: what is taken from the reference's logit of the target.
-      block: steps of every text visited at a time; changes memory, not results.
+    Settings:
+      beta: subtracted from the reference's logit of the target.
+      block: positions of every text at a time; changes memory, not results.
+
+    Example:
+      >>> ids = jnp.array([[0, 1, 2]])
+      >>> batch = TextBatch(ids, ids >= 0, ids >= 0, jnp.ones(1))
+      >>> model, flat = (lambda params, ids: params), jnp.zeros((1, 3, 4))
+      >>> value, aux = undial(flat, batch, apply_fn=model, reference_params=flat)
+      >>> round(float(value), 3)  # of a flat prediction, whatever the target
+      1.386
 
     Source: UNDIAL, arXiv 2402.10052 (self-distillation with adjusted logits), averaged
     over target tokens where the released code averages over padding too.
@@ -108,16 +118,17 @@ def ce_u(
     The gradient on the logits is `p - q`, with q the prediction renormalized over the
     other tokens: bounded, unlike that of ascent.
 
-    Args:
-      params: parameters to train.
-      batch: the texts to forget.
-      apply_fn: the model.
-      key: unused.
-      skip: number of first target tokens of each text that are left out.
-      block: steps of every text visited at a time; changes memory, not results.
+    Settings:
+      skip: number of leading target tokens of each text that are left out.
+      block: positions of every text at a time; changes memory, not results.
 
-    Returns:
-      The value, and `LossAux` whose tokens are those not skipped.
+    Example:
+      >>> ids = jnp.array([[0, 1, 2]])
+      >>> batch = TextBatch(ids, ids >= 0, ids >= 0, jnp.ones(1))
+      >>> logits = jnp.zeros((1, 3, 4))
+      >>> value, aux = ce_u(logits, batch, apply_fn=lambda params, ids: params)
+      >>> f"{value:.3f} over {aux.tokens[0]:.0f} token"  # the first target is skipped
+      '1.386 over 1 token'
 
     Source: CE-U, arXiv 2503.01224.
     """
@@ -142,11 +153,13 @@ def pdu_flatten(
     0 where the prediction is uniform. The released code reads the logits one position
     late.
 
-    Args:
-      params: parameters to train.
-      batch: the texts to forget.
-      apply_fn: the model.
-      key: unused.
+    Example:
+      >>> ids = jnp.array([[0, 1, 2]])
+      >>> batch = TextBatch(ids, ids >= 0, ids >= 0, jnp.ones(1))
+      >>> logits = jnp.array([[[4.0, 0, 0, 0]] * 3])
+      >>> value, aux = pdu_flatten(logits, batch, apply_fn=lambda params, ids: params)
+      >>> float(value)  # (4 - 1) squared
+      9.0
 
     Source: Constrained Entropic Unlearning (PDU), arXiv 2506.05314.
     """

@@ -1,7 +1,7 @@
-"""Group-relative policy optimization: forgetting by reward instead of by text.
+"""Group-relative policy optimization (GRPO): forgetting by reward.
 
-The model answers a prompt several times; answers that give nothing away are rewarded
-beside the others of their group. Which words give something away is the caller's.
+The model answers a prompt several times; answers that reveal nothing get a higher
+reward than the others of their group. The reward is up to the caller.
 """
 
 import jax
@@ -20,9 +20,14 @@ from lt_mia_jax.unlearning.objectives.likelihood import reference_of, target_nll
 
 
 def group_advantages(rewards: Float[Array, "G N"]) -> Float[Array, "G N"]:
-    """How much better each of the N answers to a prompt was than its group.
+    """Reward of each of the N answers to a prompt relative to its group.
 
-    `(r - mean) / (std + 1e-6)`; 0 in groups of equal rewards, which teach nothing.
+    `(r - mean) / (std + 1e-6)`; 0 in groups of equal rewards.
+
+    Example:
+      >>> group_advantages(jnp.array([[1.0, 0.0], [1.0, 1.0]])).round(3)
+      Array([[ 1., -1.],
+             [ 0.,  0.]], dtype=float32)
 
     Source: DeepSeekMath (GRPO), arXiv 2402.03300, section 4.1; for unlearning PURGE,
     arXiv 2601.20568.
@@ -47,21 +52,26 @@ def grpo(
 ) -> tuple[Float[Array, ""], LossAux]:
     """`-mean_texts mean_tokens [min(r A, clip(r, 1 - e, 1 + e) A) - beta KL3]`.
 
-    `r` is the probability of a token over that under the model that wrote the answers,
-    and `KL3 = q - log q - 1` with `q` the reference's probability over the model's.
+    `r` is the ratio of a token's probability to that under the model that wrote the
+    answers; `KL3 = q - log q - 1` with `q` the ratio of the reference to the model. The
+    batch holds prompts with sampled answers as targets, and `reference_nll` unless
+    `beta` is 0.
 
-    Args:
-      params: parameters to train.
-      batch: prompts with sampled answers as targets; `reference_nll` unless `beta` is
-        0.
-      apply_fn: the model.
-      advantages: of each answer, as `group_advantages` makes them.
-      behaviour_nll: -log p of the targets when the answers were sampled, at shifted
-        positions as `cached_reference_nll` gives it; None where that is the model
-        itself, whose ratio is 1 but has a gradient.
-      key: unused.
-      epsilon: how far a ratio may go before its gradient ends.
+    Settings:
+      advantages: of each answer; see `group_advantages`.
+      behaviour_nll: -log p of the targets when they were sampled, at shifted positions
+        (`cached_reference_nll`); None if the model itself wrote them.
+      epsilon: clipping range of the ratio.
       beta: weight of the divergence from the reference, in nats.
+
+    Example:
+      >>> ids = jnp.array([[0, 1], [0, 2]])
+      >>> batch = TextBatch(ids, ids >= 0, ids >= 0, jnp.ones(2), jnp.ones((2, 2)))
+      >>> advantages = group_advantages(jnp.array([[1.0, 0.0]]))[0]
+      >>> model = lambda params, ids: jnp.zeros((2, 2, 4))
+      >>> value, aux = grpo(None, batch, apply_fn=model, advantages=advantages)
+      >>> aux.per_example.round(2)  # the first answer is worth more
+      Array([-1.,  1.], dtype=float32)
 
     Raises:
       ValueError: `beta` is not 0 and the batch has no reference_nll.

@@ -1,11 +1,11 @@
 """Objectives on the residual stream: representation misdirection (RMU).
 
-Streams are numbered as in `LanguageModel.apply`: n is the stream after n layers, 0 the
-embedding. Papers and their code number modules from 0, so that their "layer 7", the
-output of the eighth layer, is number 8 here.
+The residual stream after n layers has number n; 0 is the embedding. Papers number
+modules from 0: their "layer 7", the output of the eighth layer, is number 8 here.
 
 Nothing is predicted, so nothing is shifted: a target token counts at its own position.
-The logits are not read, and the output matrix is not even multiplied under `jit`.
+The logits are not read, and under `jit` not computed. `apply_fn` is called with
+`capture`; `reference_params`, those of the reference model, take no gradient.
 """
 
 from typing import Literal, assert_never
@@ -34,18 +34,22 @@ def rmu(
 ) -> tuple[Float[Array, ""], LossAux]:
     """Squared distance of the stream to `steering * control`.
 
-    Mean over the target tokens of the batch and the dimensions. The released code for
-    batches instead multiplies the mean of sums with the mean of inverse counts, which
-    depends on what else is in the batch.
+    The mean over target tokens and dimensions. The released code instead multiplies the
+    mean of sums by the mean of inverse counts, so that texts of a batch interact.
 
-    Args:
-      params: parameters to train.
-      batch: the texts to forget.
-      apply_fn: the model, called with `capture`.
-      control: unit vector, the same for the whole run: `control_vector`.
-      key: unused; the draw is `control_vector`'s.
-      layer: number of layers that the stream has passed.
-      steering: length of the vector aimed at; published 2 (TOFU), 6.5 and 20 (WMDP).
+    Settings:
+      control: unit vector, the same in the whole run; see `control_vector`.
+      layer: which stream; n is the output of the n-th layer.
+      steering: length of the target; published 2 (TOFU), 6.5 and 20 (WMDP).
+
+    Example:
+      >>> ids = jnp.array([[0, 1, 2]])
+      >>> batch = TextBatch(ids, ids >= 0, ids >= 0, jnp.ones(1))
+      >>> model = lambda params, ids, capture: (None, {capture[0]: params})
+      >>> stream, unit = jnp.zeros((1, 3, 2)), jnp.array([1.0, 0.0])
+      >>> value, aux = rmu(stream, batch, apply_fn=model, control=unit, steering=2.0)
+      >>> float(value)  # the mean of 4 and 0
+      2.0
 
     Source: The WMDP Benchmark (RMU), arXiv 2403.03218, over target tokens.
     """
@@ -65,20 +69,24 @@ def adaptive_rmu(
     layer: int = 8,
     steering: float = 5.0,
 ) -> tuple[Float[Array, ""], LossAux]:
-    """`rmu` whose aim at each token is as long as the reference's stream there.
+    """`rmu` with the target `steering * |h_ref| * control` at each token.
 
-    The aim is `steering * |h_ref| * control`, so that one coefficient serves all layers
-    and models, whose streams differ in length.
+    One coefficient serves all layers and models, although their streams differ in norm.
 
-    Args:
-      params: parameters to train.
-      batch: the texts to forget.
-      apply_fn: the model, called with `capture`.
-      control: unit vector, the same for the whole run: `control_vector`.
-      reference_params: parameters of the reference; they take no gradient.
-      key: unused; the draw is `control_vector`'s.
-      layer: number of layers that the stream has passed.
-      steering: length of the aim beside that of the reference's stream.
+    Settings:
+      control: unit vector, the same in the whole run; see `control_vector`.
+      layer: which stream; n is the output of the n-th layer.
+      steering: length of the target, in norms of the reference's stream.
+
+    Example:
+      >>> ids = jnp.array([[0, 1, 2]])
+      >>> batch = TextBatch(ids, ids >= 0, ids >= 0, jnp.ones(1))
+      >>> model = lambda params, ids, capture: (None, {capture[0]: params})
+      >>> stream, unit = jnp.zeros((1, 3, 2)), jnp.array([1.0, 0.0])
+      >>> data = {"control": unit, "reference_params": stream + 1.0}
+      >>> value, aux = adaptive_rmu(stream, batch, apply_fn=model, steering=2.0, **data)
+      >>> round(float(value), 3)  # the target is 2 * sqrt(2) long
+      4.0
 
     Source: On Effects of Steering Latent Representation for Large Language Model
     Unlearning (Adaptive RMU), arXiv 2408.06223, over target tokens.
@@ -102,13 +110,17 @@ def rmu_retain(
 ) -> tuple[Float[Array, ""], LossAux]:
     """Squared distance of the stream to that of the reference.
 
-    Args:
-      params: parameters to train.
-      batch: the texts to keep.
-      apply_fn: the model, called with `capture`.
-      reference_params: parameters of the reference; they take no gradient.
-      key: unused.
-      layer: number of layers that the stream has passed.
+    Settings:
+      layer: which stream; n is the output of the n-th layer.
+
+    Example:
+      >>> ids = jnp.array([[0, 1, 2]])
+      >>> batch = TextBatch(ids, ids >= 0, ids >= 0, jnp.ones(1))
+      >>> model = lambda params, ids, capture: (None, {capture[0]: params})
+      >>> stream, unit = jnp.zeros((1, 3, 2)), jnp.array([1.0, 0.0])
+      >>> value, aux = rmu_retain(stream, batch, apply_fn=model, reference_params=unit)
+      >>> float(value)
+      0.5
 
     Source: The WMDP Benchmark (RMU), arXiv 2403.03218, over target tokens.
     """
@@ -122,14 +134,19 @@ def control_vector(
     width: int,
     kind: Literal["isotropic", "positive"] = "isotropic",
 ) -> Float[Array, "width"]:
-    """A random unit vector, the direction that `rmu` steers to.
+    """A random unit vector for `rmu` to steer to.
 
     Args:
       key: the same on all hosts and for the whole run.
       width: of the model.
       kind: "isotropic" is uniform on the sphere; "positive" normalizes uniform draws
-        from [0, 1), as the published runs: all of those lie within about 30 degrees
-        of the all-ones direction.
+        from [0, 1), as published: they all lie within about 30 degrees of the
+        all-ones direction.
+
+    Example:
+      >>> control = control_vector(jax.random.key(0), 16)
+      >>> round(float(jnp.linalg.norm(control)), 3)
+      1.0
 
     Source: "positive": the implementation of RMU, arXiv 2403.03218.
     """
