@@ -1,7 +1,6 @@
 """`lt-mia unlearn`: a model that has forgotten some texts."""
 
 import dataclasses
-import difflib
 import logging
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,8 @@ from lt_mia_jax.unlearning.interventions.storage import (
     load_intervention,
     save_intervention,
 )
-from lt_mia_jax.unlearning.methods import METHODS, Method, name_of
+from lt_mia_jax.unlearning.methods import METHODS, Method, find_method, name_of
+from lt_mia_jax.unlearning.methods.own import is_file, load_method
 from lt_mia_jax.unlearning.recipe import ForgetTexts, UnlearnConfig
 from lt_mia_jax.unlearning.train import unlearn
 from lt_mia_jax.verification.evaluate import EvaluatedModel
@@ -122,14 +122,8 @@ def choose(arguments: list[str]) -> tuple[type[Unlearn], list[str]]:
             name = word.removeprefix("--method=")
         else:
             rest.append(word)
-    key = name.replace("-", "_").lower()
-    if key not in METHODS:
-        close = difflib.get_close_matches(key, METHODS, n=1)
-        raise InputError(
-            f"--method {name!r}: expected one of {', '.join(METHODS)}"
-            + (f"; did you mean {close[0]}?" if close else "")
-        )
-    return with_method(METHODS[key]), rest
+    method = load_method(name) if is_file(name) else find_method(name)
+    return with_method(method), rest
 
 
 def with_method(method: Method) -> type[Unlearn]:

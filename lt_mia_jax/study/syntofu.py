@@ -106,7 +106,8 @@ def train_model(config: SynTofu, name: str, executor: "Executor") -> None:
     from lt_mia_jax.models import LanguageModel
     from lt_mia_jax.training.optimizer import Cosine
     from lt_mia_jax.unlearning.methods import Retrain
-    from lt_mia_jax.unlearning.train import ForgetTexts, UnlearnConfig, unlearn
+    from lt_mia_jax.unlearning.recipe import ForgetTexts, UnlearnConfig
+    from lt_mia_jax.unlearning.train import unlearn
 
     splits = build(config.data)
     tokenizer = load_tokenizer(config.out / "data" / "tokenizer")
