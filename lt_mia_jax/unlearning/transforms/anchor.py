@@ -15,6 +15,7 @@ from lt_mia_jax.unlearning.transforms.contract import (
     require,
     require_choice,
     scalar,
+    transformation,
 )
 from lt_mia_jax.unlearning.transforms.products import dot, norm
 
@@ -32,6 +33,7 @@ class EwcState(NamedTuple):
     """Distance of the parameters from the anchor, and the penalty."""
 
 
+@transformation("params")
 def ewc_pull(
     strength: float, anchor: Tree | None = None, fisher: Tree | None = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -46,6 +48,12 @@ def ewc_pull(
 
     Returns:
       A transformation that needs `params`.
+
+    Example:
+      >>> tx, params = ewc_pull(0.5), jnp.array([1.0, 2.0])
+      >>> state = tx.init(jnp.zeros(2))  # the anchor
+      >>> tx.update(jnp.zeros(2), state, params)[0]
+      Array([0.5, 1. ], dtype=float32)
 
     Source: Elastic weight consolidation, arXiv 1612.00796, equation 3.
     """
@@ -63,7 +71,6 @@ def ewc_pull(
         updates: Tree, state: Any, params: Tree = None, **extra: Any
     ) -> tuple[Tree, EwcState]:
         del extra
-        require("ewc_pull", params=params)
         away = _difference(params, state.anchor)
         force = away
         if state.fisher is not None:
@@ -93,6 +100,7 @@ class TrustState(NamedTuple):
     """Length before shortening."""
 
 
+@transformation()
 def trust_region(
     radius: float,
     metric: Tree | None = None,
@@ -116,6 +124,11 @@ def trust_region(
 
     Raises:
       ValueError: `radius` is not positive.
+
+    Example:
+      >>> tx, step = trust_region(1.0), jnp.array([3.0, 4.0])
+      >>> tx.update(step, tx.init(step))[0]
+      Array([0.6, 0.8], dtype=float32)
 
     Source: clipping by norm, arXiv 1211.5063, algorithm 1, of the step in place of the
     gradient; with a Fisher metric the trust region of arXiv 1502.05477.
@@ -168,6 +181,7 @@ class TeacherState(NamedTuple):
     """Boolean: False keeps the teacher's weight; None stands for True everywhere."""
 
 
+@transformation("params")
 def ema_teacher(
     decay: float, mask: Tree | None = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -188,6 +202,12 @@ def ema_teacher(
     Raises:
       ValueError: `decay` is outside [0, 1].
 
+    Example:
+      >>> tx, params = ema_teacher(0.75), jnp.zeros(1)
+      >>> step, state = tx.update(jnp.ones(1), tx.init(params), params)
+      >>> state.teacher
+      Array([0.25], dtype=float32)
+
     Source: Mean teachers, arXiv 1703.01780; the mask is that of Parameter-Selective
     Mean Teacher.
     """
@@ -204,7 +224,6 @@ def ema_teacher(
         updates: Tree, state: Any, params: Tree = None, **extra: Any
     ) -> tuple[Tree, TeacherState]:
         del extra
-        require("ema_teacher", params=params)
         gap = _difference(_sum(params, updates), state.teacher)
         moved = jax.tree.map(lambda t, g: t + (1.0 - decay) * g, state.teacher, gap)
         if state.mask is not None:
@@ -225,6 +244,7 @@ class RestoreState(NamedTuple):
     """Done so far, int32."""
 
 
+@transformation("params")
 def stochastic_restore(
     probability: float, anchor: Tree | None = None, seed: int = 0
 ) -> optax.GradientTransformationExtraArgs:
@@ -244,6 +264,12 @@ def stochastic_restore(
     Raises:
       ValueError: `probability` is outside [0, 1].
 
+    Example:
+      >>> tx = stochastic_restore(1.0)  # every weight at every step
+      >>> state, params = tx.init(jnp.zeros(2)), jnp.array([1.0, 2.0])
+      >>> tx.update(jnp.ones(2), state, params)[0]
+      Array([-1., -2.], dtype=float32)
+
     Source: Continual test-time domain adaptation, arXiv 2203.13591, equation 8.
     """
     if not 0 <= probability <= 1:
@@ -262,7 +288,6 @@ def stochastic_restore(
         updates: Tree, state: Any, params: Tree = None, **extra: Any
     ) -> tuple[Tree, RestoreState]:
         del extra
-        require("stochastic_restore", params=params)
         key = jax.random.wrap_key_data(state.key, impl=_KEY)
         key = jax.random.fold_in(key, state.steps)
 

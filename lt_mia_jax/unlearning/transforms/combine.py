@@ -10,9 +10,9 @@ import optax
 from lt_mia_jax.arrays import Array, Int
 from lt_mia_jax.unlearning.transforms.contract import (
     Tree,
-    require,
     require_same_tree,
     scalar,
+    transformation,
 )
 from lt_mia_jax.unlearning.transforms.products import cosine, dot
 
@@ -20,11 +20,17 @@ Weight = float | int | Callable[[Any], Any]
 """A factor, or a schedule: its value at the number of steps done."""
 
 
+@transformation()
 def ascend(scale: float = 1.0) -> optax.GradientTransformationExtraArgs:
     """Turn descent into ascent: the gradient times `-scale`.
 
     For a plain loss only: every objective of this package is to be minimized already.
     In front of Adam `scale` has no effect but beside other terms.
+
+    Example:
+      >>> tx, gradient = ascend(), jnp.array([1.0, -2.0])
+      >>> tx.update(gradient, tx.init(gradient))[0]
+      Array([-1.,  2.], dtype=float32)
 
     Source: Knowledge Unlearning for Mitigating Privacy Risks in Language Models, arXiv
     2210.01504, equation 1.
@@ -53,6 +59,7 @@ class CombineState(NamedTuple):
     """Norm of each side after its own transformation, and their cosine."""
 
 
+@transformation("retain_grads")
 def combine_forget_retain(
     forget_weight: Weight = 1.0,
     retain_weight: Weight = 1.0,
@@ -76,6 +83,12 @@ def combine_forget_retain(
     Returns:
       A transformation that needs the extra argument `retain_grads`.
 
+    Example:
+      >>> forget, retain = jnp.array([1.0, 1.0]), jnp.array([0.0, 2.0])
+      >>> tx = combine_forget_retain(1.0, 0.5)
+      >>> tx.update(forget, tx.init(forget), retain_grads=retain)[0]
+      Array([1., 2.], dtype=float32)
+
     Source: GradDiff of TOFU, arXiv 2401.06121, section 4; sums of that kind in general.
     """
     forget_side = optax.with_extra_args_support(forget_transform or optax.identity())
@@ -98,7 +111,6 @@ def combine_forget_retain(
         retain_grads: Tree = None,
         **extra: Any,
     ) -> tuple[Tree, CombineState]:
-        require("combine_forget_retain", retain_grads=retain_grads)
         require_same_tree(
             "combine_forget_retain", "retain_grads", retain_grads, updates
         )
@@ -139,6 +151,7 @@ class DualState(NamedTuple):
     """The multiplier that the last step used."""
 
 
+@transformation("retain_grads", "retain_value")
 def dual_combine(
     *,
     tolerance: float,
@@ -169,6 +182,14 @@ def dual_combine(
     Raises:
       ValueError: a negative `initial`, `step_size` or `warmup`.
 
+    Example:
+      >>> forget, retain = jnp.array([1.0, 1.0]), jnp.array([0.0, 2.0])
+      >>> tx = dual_combine(tolerance=1.0, step_size=0.5, initial=1.0, warmup=0)
+      >>> state, values = tx.init(forget), {"retain_grads": retain, "retain_value": 2.0}
+      >>> update, state = tx.update(forget, state, **values)
+      >>> float(state.multiplier)  # the retain loss is 1 above the tolerance
+      1.5
+
     Source: primal-dual unlearning, arXiv 2506.05314.
     """
     if initial < 0 or step_size < 0 or warmup < 0:
@@ -195,7 +216,6 @@ def dual_combine(
         **extra: Any,
     ) -> tuple[Tree, DualState]:
         del params, extra
-        require("dual_combine", retain_grads=retain_grads, retain_value=retain_value)
         require_same_tree("dual_combine", "retain_grads", retain_grads, updates)
         used = state.multiplier
         result = _weighted_sum(forget_weight, updates, used, retain_grads)
@@ -218,6 +238,7 @@ class AdaptiveState(NamedTuple):
     """The retain weight of the last step, and the baseline."""
 
 
+@transformation("retain_grads", "retain_value")
 def adaptive_combine(
     *,
     steps_per_epoch: int,
@@ -249,6 +270,13 @@ def adaptive_combine(
 
     Raises:
       ValueError: `steps_per_epoch` is less than 1, or `lowest` above `highest`.
+
+    Example:
+      >>> forget, retain = jnp.array([1.0, 1.0]), jnp.array([0.0, 2.0])
+      >>> tx = adaptive_combine(steps_per_epoch=1)
+      >>> values = {"retain_grads": retain, "retain_value": 2.0}
+      >>> tx.update(forget, tx.init(forget), **values)[0]  # 1.2 in the first epoch
+      Array([1. , 3.4], dtype=float32)
 
     Source: SHA256 at SemEval-2025 Task 4, arXiv 2504.12996. The baseline is the mean of
     the batch losses; the authors' code divides their sum by the number of examples,
@@ -282,9 +310,6 @@ def adaptive_combine(
         **extra: Any,
     ) -> tuple[Tree, AdaptiveState]:
         del params, extra
-        require(
-            "adaptive_combine", retain_grads=retain_grads, retain_value=retain_value
-        )
         require_same_tree("adaptive_combine", "retain_grads", retain_grads, updates)
         value = scalar(retain_value)
         first_epoch = state.steps < steps_per_epoch

@@ -1,6 +1,8 @@
-"""What all transformations share: extra arguments, arrays in the state, numbers."""
+"""The table of transformations, and what they share: arguments, state, numbers."""
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,69 @@ Tree = Any
 
 HOLD = -0.0
 """The update that leaves every float as it is: x + 0.0 would turn -0.0 into 0.0."""
+
+
+Settings = ParamSpec("Settings")
+
+
+class Transformation(NamedTuple):
+    """A row of `TRANSFORMS`."""
+
+    make: Callable[..., optax.GradientTransformationExtraArgs]
+    """The public function: from settings to the transformation."""
+    needs: tuple[str, ...]
+    """Arguments that every call of its `update` needs beside gradients and state."""
+
+    @property
+    def meaning(self) -> str:
+        """What it does, in one line: the first of its docstring."""
+        return (self.make.__doc__ or "").partition("\n")[0]
+
+    @property
+    def source(self) -> str:
+        """The publication it is from, as its docstring has it; or empty."""
+        _, _, found = (self.make.__doc__ or "").partition("Source: ")
+        return " ".join(found.split())
+
+
+TRANSFORMS: dict[str, Transformation] = {}
+"""All transformations by name; `transformation` makes the rows."""
+
+
+def transformation(
+    *needs: str,
+) -> Callable[
+    [Callable[Settings, optax.GradientTransformationExtraArgs]],
+    Callable[Settings, optax.GradientTransformationExtraArgs],
+]:
+    """Decorator: a row of `TRANSFORMS`, with an `update` that insists on `needs`.
+
+    It is all that a new transformation in this package takes. A call of its `update`
+    without one of `needs` (`params` or an extra argument) raises a `ValueError`.
+    """
+
+    def register(
+        make: Callable[Settings, optax.GradientTransformationExtraArgs],
+    ) -> Callable[Settings, optax.GradientTransformationExtraArgs]:
+        @functools.wraps(make)
+        def made(
+            *args: Settings.args, **settings: Settings.kwargs
+        ) -> optax.GradientTransformationExtraArgs:
+            inner = make(*args, **settings)
+
+            def update(
+                updates: Tree, state: Any, params: Tree = None, **extra: Any
+            ) -> tuple[Tree, Any]:
+                given = {"params": params, **extra}
+                require(make.__name__, **{name: given.get(name) for name in needs})
+                return inner.update(updates, state, params, **extra)
+
+            return optax.GradientTransformationExtraArgs(inner.init, update)
+
+        TRANSFORMS[make.__name__] = Transformation(made, needs)
+        return made
+
+    return register
 
 
 def require(who: str, **arguments: Any) -> None:

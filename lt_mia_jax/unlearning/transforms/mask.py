@@ -18,6 +18,7 @@ from lt_mia_jax.unlearning.transforms.contract import (
     at_params,
     path_of,
     require_choice,
+    transformation,
 )
 
 
@@ -31,6 +32,7 @@ class MaskState(NamedTuple):
     """State of the wrapped optimizer."""
 
 
+@transformation()
 def saliency_masked(
     inner: optax.GradientTransformation, mask: Tree
 ) -> optax.GradientTransformationExtraArgs:
@@ -46,6 +48,12 @@ def saliency_masked(
       mask: booleans that mirror the parameters; axes may be 1, as `layer_mask` and
         `row_mask` leave them. It is kept in the state.
 
+    Example:
+      >>> tx = saliency_masked(optax.sgd(1.0), jnp.array([True, False]))
+      >>> gradient = jnp.array([2.0, 3.0])
+      >>> tx.update(gradient, tx.init(jnp.zeros(2)))[0]
+      Array([-2., -0.], dtype=float32)
+
     Source: SalUn, arXiv 2310.12508, equation 3; masking twice is ours.
     """
     not_boolean = [
@@ -58,6 +66,7 @@ def saliency_masked(
     return _masked(inner, lambda params: at_params(mask, params))
 
 
+@transformation()
 def fisher_masked(
     inner: optax.GradientTransformation,
     *,
@@ -80,6 +89,12 @@ def fisher_masked(
 
     Raises:
       ValueError: `quantile` is outside [0, 1).
+
+    Example:
+      >>> tx = fisher_masked(optax.sgd(1.0), quantile=0.5)
+      >>> gradient = jnp.array([2.0, -3.0])
+      >>> tx.update(gradient, tx.init(jnp.zeros(2)))[0]
+      Array([-0.,  3.], dtype=float32)
 
     Source: Parameter-Selective Mean Teacher (quantile masks of squared gradients).
     """
@@ -110,6 +125,7 @@ def fisher_masked(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@transformation()
 def freeze(
     inner: optax.GradientTransformation,
     trainable: Callable[[str], bool] | Sequence[str],
@@ -130,6 +146,12 @@ def freeze(
     Returns:
       A transformation whose `init` raises an `InputError` when a glob matches nothing
       or no leaf is trainable.
+
+    Example:
+      >>> params = {"body": jnp.zeros(1), "head": jnp.zeros(1)}
+      >>> tx, gradient = freeze(optax.sgd(1.0), ["head"]), jax.tree.map(jnp.cos, params)
+      >>> tx.update(gradient, tx.init(params), params)[0]["body"]
+      Array([-0.], dtype=float32)
     """
 
     def labels(tree: Tree) -> Tree:

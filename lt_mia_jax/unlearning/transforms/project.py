@@ -15,6 +15,7 @@ from lt_mia_jax.unlearning.transforms.contract import (
     require_choice,
     require_same_tree,
     scalar,
+    transformation,
     zero_stack,
 )
 from lt_mia_jax.unlearning.transforms.products import (
@@ -35,6 +36,7 @@ class ProjectState(NamedTuple):
     """Cosine of the two whole gradients, and the coefficient (see there)."""
 
 
+@transformation("retain_grads")
 def project_against(
     *,
     when: Literal["always", "conflict"] = "always",
@@ -63,6 +65,12 @@ def project_against(
 
     Raises:
       ValueError: `labels` and `scope` do not go together.
+
+    Example:
+      >>> forget, retain = jnp.array([1.0, 1.0]), jnp.array([0.0, 2.0])
+      >>> tx = project_against()
+      >>> tx.update(forget, tx.init(forget), retain_grads=retain)[0]
+      Array([1., 0.], dtype=float32)
 
     Source: Geometric unlearning, arXiv 2511.17100; PCGrad, arXiv 2001.06782, algorithm
     1.
@@ -94,7 +102,6 @@ def project_against(
         **extra: Any,
     ) -> tuple[Tree, ProjectState]:
         del state, params, extra
-        require("project_against", retain_grads=retain_grads)
         require_same_tree("project_against", "retain_grads", retain_grads, updates)
         paths, structure = jax.tree_util.tree_flatten_with_path(updates)
         retain = jax.tree.leaves(retain_grads)
@@ -136,6 +143,7 @@ class SubspaceState(NamedTuple):
     """Cosine of the gradient with the subspace, and the number of gradients in it."""
 
 
+@transformation("retain_grads")
 def retain_subspace_projection(
     *,
     size: int = 8,
@@ -167,6 +175,12 @@ def retain_subspace_projection(
 
     Raises:
       ValueError: `size` or `refresh` is less than 1.
+
+    Example:
+      >>> forget, retain = jnp.array([1.0, 1.0]), jnp.array([0.0, 2.0])
+      >>> tx = retain_subspace_projection(size=4)
+      >>> tx.update(forget, tx.init(forget), retain_grads=retain)[0].round(3)
+      Array([1., 0.], dtype=float32)
 
     Source: Geometric unlearning, arXiv 2511.17100, in Gram form: no orthonormal basis
     is built. The damping is relative to each gradient's own length, so that early, long
@@ -203,7 +217,6 @@ def retain_subspace_projection(
     ) -> tuple[Tree, SubspaceState]:
         del params, extra
         who = "retain_subspace_projection"
-        require(who, retain_grads=retain_grads)
         require_same_tree(who, "retain_grads", retain_grads, updates)
         weight = None
         if adam:

@@ -16,10 +16,10 @@ import optax
 from lt_mia_jax.arrays import Array, Float
 from lt_mia_jax.unlearning.transforms.contract import (
     Tree,
-    require,
     require_choice,
     require_same_tree,
     scalar,
+    transformation,
 )
 from lt_mia_jax.unlearning.transforms.mask import MaskState
 from lt_mia_jax.unlearning.transforms.products import (
@@ -48,6 +48,7 @@ class RealisedState(NamedTuple):
     step would have raised that retain loss), and the largest multiplier."""
 
 
+@transformation("retain_grads")
 def project_realized_update(
     inner: optax.GradientTransformation,
     *,
@@ -87,6 +88,12 @@ def project_realized_update(
     Raises:
       ValueError: `size` is not in 1..9; at `init`, a mask is inside.
 
+    Example:
+      >>> forget, retain = jnp.array([1.0, -1.0]), jnp.array([0.0, 2.0])
+      >>> tx = project_realized_update(optax.sgd(1.0))
+      >>> tx.update(forget, tx.init(forget), retain_grads=retain)[0]  # sgd: [-1, 1]
+      Array([-1.,  0.], dtype=float32)
+
     Source: the realized-step form of Geometric unlearning (arXiv 2511.17100), a
     projection onto a polyhedral cone; optimality by its Karush-Kuhn-Tucker conditions.
     """
@@ -122,7 +129,6 @@ def project_realized_update(
         retain_grads: Tree = None,
         **extra: Any,
     ) -> tuple[Tree, RealisedState]:
-        require("project_realized_update", retain_grads=retain_grads)
         stack = _stacked(retain_grads, updates, size)
         mean = (
             jax.tree.map(lambda r: r.mean(axis=0), stack)

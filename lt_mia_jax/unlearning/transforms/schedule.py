@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from lt_mia_jax.arrays import Array, Int
-from lt_mia_jax.unlearning.transforms.contract import Tree, require, scalar
+from lt_mia_jax.unlearning.transforms.contract import Tree, scalar, transformation
 from lt_mia_jax.unlearning.transforms.products import add, norm
 
 
@@ -23,6 +23,7 @@ class AlternateState(NamedTuple):
     """State of the second one."""
 
 
+@transformation()
 def alternate(
     first: optax.GradientTransformation,
     second: optax.GradientTransformation,
@@ -44,6 +45,15 @@ def alternate(
 
     Raises:
       ValueError: `every` is less than 1.
+
+    Example:
+      >>> tx = alternate(optax.scale(1.0), optax.scale(-1.0), every=2)
+      >>> gradient = jnp.ones(1)
+      >>> state = tx.init(gradient)
+      >>> for _ in range(2):
+      ...     update, state = tx.update(gradient, state)
+      >>> update
+      Array([-1.], dtype=float32)
 
     Source: Learning with forgetting, arXiv 2505.19715.
     """
@@ -83,6 +93,7 @@ class SharpnessState(NamedTuple):
     """Norm of the gradient at the parameters, and of the one beside them."""
 
 
+@transformation("params", "grad_fn")
 def sharpness_aware(
     inner: optax.GradientTransformation, radius: float
 ) -> optax.GradientTransformationExtraArgs:
@@ -101,6 +112,12 @@ def sharpness_aware(
       A transformation that needs `params` and the extra argument `grad_fn`: from
       parameters to the gradient that `update` is given, on the same batch.
 
+    Example:
+      >>> tx, params = sharpness_aware(optax.sgd(1.0), radius=1.0), jnp.array([1.0])
+      >>> slope = lambda at: 2 * at  # of the square
+      >>> tx.update(slope(params), tx.init(params), params, grad_fn=slope)[0]  # at 2
+      Array([-4.], dtype=float32)
+
     Source: Sharpness-aware minimization, arXiv 2010.01412, equation 2; for unlearning,
     arXiv 2502.05374.
     """
@@ -118,7 +135,6 @@ def sharpness_aware(
         grad_fn: Callable[[Tree], Tree] | None = None,
         **extra: Any,
     ) -> tuple[Tree, SharpnessState]:
-        require("sharpness_aware", params=params, grad_fn=grad_fn)
         assert grad_fn is not None
         if any(map(_is_cut, jax.tree.leaves(updates, is_leaf=_is_cut))):
             raise ValueError(

@@ -29,12 +29,14 @@ from lt_mia_jax.sharding import make_mesh
 from lt_mia_jax.training import Checkpointer
 from lt_mia_jax.unlearning import transforms
 from lt_mia_jax.unlearning.transforms import (
+    TRANSFORMS,
     combine_forget_retain,
     ema_teacher,
     freeze,
     monitored,
     project_against,
 )
+from lt_mia_jax.unlearning.transforms.contract import transformation
 
 
 @every_case
@@ -215,6 +217,34 @@ def test_monitored_numbers_are_collected_by_name():
 
 
 def test_every_transformation_is_here():
-    helpers = {"layer_mask", "monitored", "second_moment", "tree_dot"}
-    for name in set(transforms.__all__) - helpers:
-        assert any(case.startswith(name) for case in CASES), name
+    assert {name.split()[0] for name in CASES} == set(TRANSFORMS)
+    for name, row in TRANSFORMS.items():
+        assert getattr(transforms, name) is row.make
+        assert row.meaning.endswith((".", ":")), name
+        assert row.source or name in ("freeze",)
+
+
+def test_a_new_transformation_takes_one_place():
+    """Its function with the decorator; beside it only a case in `transform_cases`."""
+
+    @transformation("retain_grads")
+    def halved(factor: float = 0.5) -> optax.GradientTransformationExtraArgs:
+        """Scale the gradient. Source: nobody."""
+
+        def update(updates, state, params=None, *, retain_grads=None, **extra):
+            return jax.tree.map(lambda g: factor * g, updates), state
+
+        return optax.GradientTransformationExtraArgs(
+            lambda p: optax.EmptyState(), update
+        )
+
+    try:
+        row = TRANSFORMS["halved"]
+        assert (row.needs, row.source) == (("retain_grads",), "nobody.")
+        tx = transforms.halved()
+        found, _ = tx.update(tree(1), tx.init(tree(1)), retain_grads=tree(2))
+        assert_same(found, jax.tree.map(lambda g: 0.5 * g, tree(1)))
+        with pytest.raises(ValueError, match="halved needs retain_grads"):
+            tx.update(tree(1), tx.init(tree(1)))
+    finally:
+        del TRANSFORMS["halved"]

@@ -22,8 +22,8 @@ from lt_mia_jax.unlearning.transforms import (
     retain_subspace_projection,
     saliency_masked,
     second_moment,
-    tree_dot,
 )
+from lt_mia_jax.unlearning.transforms.products import dot as tree_dot
 from lt_mia_jax.unlearning.transforms.products import gram, solve
 from lt_mia_jax.unlearning.transforms.realized import active_set
 
