@@ -8,6 +8,7 @@ import quick_compile
 
 from lt_mia_jax.data.answers import EncodedAnswers
 from lt_mia_jax.models import LanguageModel
+from lt_mia_jax.models.placement import prompted
 from lt_mia_jax.models.presets import (
     gpt2_like,
     griffin_like,
@@ -15,7 +16,6 @@ from lt_mia_jax.models.presets import (
     mamba_like,
     rwkv_like,
 )
-from lt_mia_jax.unlearning.interventions.edits import prompted
 from lt_mia_jax.unlearning.recipe import ForgetTexts
 
 VOCABULARY, LENGTH = 41, 12

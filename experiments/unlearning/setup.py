@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lt_mia_jax.checkpoints import load_pretrained
-from lt_mia_jax.commands.unlearn import inverted, refused
 from lt_mia_jax.data.answers import EncodedAnswers
 from lt_mia_jax.data.benchmark_catalog import BENCHMARKS
 from lt_mia_jax.data.benchmarks import load_benchmark
@@ -19,7 +18,8 @@ from lt_mia_jax.errors import InputError
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.study.syntofu import Family, SynTofu
 from lt_mia_jax.unlearning.methods import METHODS, Method
-from lt_mia_jax.unlearning.recipe import ForgetTexts, UnlearnConfig
+from lt_mia_jax.unlearning.recipe import UnlearnConfig
+from lt_mia_jax.unlearning.run import forget_texts
 from lt_mia_jax.unlearning.train import unlearn
 from lt_mia_jax.verification.evaluate import (
     UTILITY,
@@ -251,11 +251,7 @@ class World:
             name: self.load(path) for name, path in made.retrained.items()
         }
         refusals = made.split("idk")
-        self.texts = ForgetTexts(
-            self.encode(self.forget),
-            [self.encode(rows) for rows in refused(self.forget, refusals)],
-            [self.encode(rows) for rows in inverted(self.forget)],
-        )
+        self.texts = forget_texts(self.forget, self.encode, refusals)
         kept = [f"retain{100 - percent:02d}", *made.extra]
         self.keep = self.encode([row for name in kept for row in made.split(name)])
         first = next(iter(self.retrained.values()))

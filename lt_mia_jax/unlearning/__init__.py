@@ -14,7 +14,6 @@ _HOMES = {
     "TextBatch": "objectives.batch",
     "UnlearnConfig": "recipe",
     "load_intervention": "interventions.storage",
-    "prompted": "interventions.edits",
     "save_intervention": "interventions.storage",
     "unlearn": "train",
 }

@@ -19,12 +19,8 @@ from lt_mia_jax.data.syntofu import (
 )
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models import LanguageModel, gpt2_like
-from lt_mia_jax.unlearning.interventions.edits import (
-    Rotation,
-    Steering,
-    at_layers,
-    compose,
-)
+from lt_mia_jax.models.placement import at_layers, compose
+from lt_mia_jax.unlearning.interventions.edits import Rotation, Steering
 from lt_mia_jax.unlearning.interventions.gated import GatedRotation
 from lt_mia_jax.verification import layers, stress
 from lt_mia_jax.verification.evaluate import (

@@ -23,12 +23,7 @@ from jax import lax
 
 from lt_mia_jax.arrays import Array, Float, Int, Params
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.models.placement import at_layers as at_layers
 from lt_mia_jax.models.placement import before, check_rows
-from lt_mia_jax.models.placement import by_layer as by_layer
-from lt_mia_jax.models.placement import compose as compose
-from lt_mia_jax.models.placement import on_prompt as on_prompt
-from lt_mia_jax.models.placement import prompted as prompted
 from lt_mia_jax.trees import flatten, pytree, unflatten
 
 Scalar = Float[Array | np.ndarray, ""] | float

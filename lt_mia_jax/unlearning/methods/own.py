@@ -10,14 +10,20 @@ from types import ModuleType
 from typing import Any
 
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.unlearning.methods import find_method
 from lt_mia_jax.unlearning.methods.method import Method
 
 _PREFIX = "lt_mia_method_"
 
 
-def is_file(name: str) -> bool:
-    """Whether `name` has the form FILE.py:Name, or forgets the `:Name`."""
-    return ".py:" in name or name.endswith(".py")
+def choose_method(name: str) -> Method:
+    """The method that `--method NAME` selects: a built-in one, or FILE.py:Name.
+
+    Raises:
+      InputError: see `find_method` and `load_method`.
+    """
+    from_file = ".py:" in name or name.endswith(".py")
+    return load_method(name) if from_file else find_method(name)
 
 
 def load_method(name: str) -> Method:
@@ -82,6 +88,12 @@ def source_of(method: Method) -> str:
         except (OSError, TypeError, KeyError):
             continue
     return "\n".join(parts)
+
+
+def file_of(method: Method) -> str | None:
+    """The file that a method was taken from by `load_method`, else None."""
+    home = type(method).__module__
+    return sys.modules[home].__file__ if home.startswith(_PREFIX) else None
 
 
 def _execute(path: Path) -> ModuleType:

@@ -7,10 +7,10 @@ import pytest
 from model_zoo import configs, random_ids, random_params
 
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.models import LanguageModel
+from lt_mia_jax.models import LanguageModel, placement
 from lt_mia_jax.models.generation import greedy
 from lt_mia_jax.trees import flatten
-from lt_mia_jax.unlearning import interventions as edits
+from lt_mia_jax.unlearning.interventions import edits
 
 B, T, D, K = 3, 5, 16, 2
 LAYER = jnp.int32(1)
@@ -135,8 +135,8 @@ def test_a_token_on_the_vector_stays():
 def test_a_closed_gate_changes_no_bit_of_the_logits():
     model = LanguageModel(configs()["gpt2"])
     params, ids = random_params(model.config), random_ids(shape=(B, T))
-    closed = edits.at_layers(edits.Rotation(VECTORS, jnp.zeros((B, K))), [1])
-    mixed = edits.at_layers(edits.Rotation(VECTORS, WEIGHTS), [1])
+    closed = placement.at_layers(edits.Rotation(VECTORS, jnp.zeros((B, K))), [1])
+    mixed = placement.at_layers(edits.Rotation(VECTORS, WEIGHTS), [1])
     run = jax.jit(lambda f: model.apply(params, ids, intervention=f))
     plain = jax.jit(lambda: model.apply(params, ids))()
     np.testing.assert_array_equal(run(closed), plain)
@@ -267,8 +267,8 @@ def test_folding_into_nothing_is_refused(path, width, message):
 def test_layers_and_order():
     steer, project = KINDS["steering"], KINDS["projection"]
     stream = jnp.asarray(STREAM)
-    some = edits.at_layers(steer, [0, 2])
-    own = edits.by_layer({0: steer, 2: edits.Steering(VECTORS[1], -1.0)})
+    some = placement.at_layers(steer, [0, 2])
+    own = placement.by_layer({0: steer, 2: edits.Steering(VECTORS[1], -1.0)})
     for layer in range(4):
         number = jnp.int32(layer)
         chosen = layer in (0, 2)
@@ -277,16 +277,16 @@ def test_layers_and_order():
         if layer == 2:
             expected = stream - VECTORS[1][None, None]
         np.testing.assert_allclose(call(own, stream, number), expected, rtol=1e-6)
-    both = call(edits.compose(steer, project), stream)
+    both = call(placement.compose(steer, project), stream)
     np.testing.assert_allclose(
         both, project(steer(stream, LAYER), LAYER), rtol=1e-5, atol=1e-6
     )
     assert np.abs(both - steer(project(stream, LAYER), LAYER)).max() > 0.1
-    np.testing.assert_array_equal(call(edits.compose(), stream), stream)
+    np.testing.assert_array_equal(call(placement.compose(), stream), stream)
 
 
 def test_on_the_prompt_only():
-    found = call(edits.on_prompt(KINDS["steering"], LENGTHS), jnp.asarray(STREAM))
+    found = call(placement.on_prompt(KINDS["steering"], LENGTHS), jnp.asarray(STREAM))
     for b, t in np.ndindex(B, T):
         expected = STREAM[b, t] + (0.7 * VECTORS[0] if t < LENGTHS[b] else 0)
         np.testing.assert_allclose(found[b, t], expected, rtol=1e-6, atol=1e-6)
@@ -294,13 +294,13 @@ def test_on_the_prompt_only():
 
 def test_wrong_layers_and_rows_are_refused():
     with pytest.raises(InputError, match=r"layers = \[\]"):
-        edits.at_layers(KINDS["steering"], [])
+        placement.at_layers(KINDS["steering"], [])
     with pytest.raises(InputError, match=r"layers = \[3, -1\]"):
-        edits.at_layers(KINDS["steering"], [3, -1])
+        placement.at_layers(KINDS["steering"], [3, -1])
     with pytest.raises(ValueError, match="different types"):
-        edits.by_layer({0: KINDS["steering"], 1: KINDS["projection"]})
+        placement.by_layer({0: KINDS["steering"], 1: KINDS["projection"]})
     with pytest.raises(ValueError, match="shape"):
-        edits.by_layer({n: edits.Projection(ROWS[:n]) for n in (1, 2)})
+        placement.by_layer({n: edits.Projection(ROWS[:n]) for n in (1, 2)})
     one = edits.Rotation(VECTORS, WEIGHTS[:1])
     with pytest.raises(ValueError, match="weights has 1 rows for a batch of 3"):
         one(jnp.asarray(STREAM), LAYER)
@@ -320,9 +320,9 @@ def all_kinds(width, layers, lengths):
     rows = len(lengths)
     weights = jnp.zeros((rows, K)).at[0].set(0.5)
     vectors = numbers(K, width, seed=2)
-    return edits.compose(
-        edits.at_layers(edits.Rotation(3 * vectors, weights), [1, 2]),
-        edits.by_layer(
+    return placement.compose(
+        placement.at_layers(edits.Rotation(3 * vectors, weights), [1, 2]),
+        placement.by_layer(
             {
                 layer: edits.InputAware(
                     numbers(width, seed=layer), numbers(width, seed=9), lengths, 0.3
@@ -330,8 +330,10 @@ def all_kinds(width, layers, lengths):
                 for layer in range(layers + 1)
             }
         ),
-        edits.at_layers(edits.Projection(orthonormal(K, width)), [layers]),
-        edits.on_prompt(edits.at_layers(edits.Steering(vectors[1]), [1]), lengths),
+        placement.at_layers(edits.Projection(orthonormal(K, width)), [layers]),
+        placement.on_prompt(
+            placement.at_layers(edits.Steering(vectors[1]), [1]), lengths
+        ),
     )
 
 

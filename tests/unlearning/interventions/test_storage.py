@@ -10,7 +10,8 @@ from safetensors.numpy import load_file, save_file
 
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import sha256_file
-from lt_mia_jax.unlearning import interventions as edits
+from lt_mia_jax.models import placement
+from lt_mia_jax.unlearning.interventions import edits
 from lt_mia_jax.unlearning.interventions.gated import GatedRotation
 from lt_mia_jax.unlearning.interventions.storage import (
     DESCRIPTION,
@@ -34,14 +35,14 @@ def everything():
         numbers(2, D), numbers(2, D, seed=1), -1.0, 0.4, weighting="similarity"
     )
     rows = np.linalg.qr(numbers(D, 2, seed=2))[0].T
-    return edits.compose(
-        edits.at_layers(gate, [1]),
-        edits.by_layer({n: edits.Projection(rows) for n in (0, 2)}),
-        edits.on_prompt(
+    return placement.compose(
+        placement.at_layers(gate, [1]),
+        placement.by_layer({n: edits.Projection(rows) for n in (0, 2)}),
+        placement.on_prompt(
             edits.Steering(numbers(D, seed=3), np.array(0.5, np.float32)),
             np.ones(4, np.int32),
         ),
-        edits.at_layers(edits.InputAware(numbers(D), numbers(D, seed=4)), [2]),
+        placement.at_layers(edits.InputAware(numbers(D), numbers(D, seed=4)), [2]),
     )
 
 
@@ -54,7 +55,7 @@ def test_saved_and_loaded_it_gives_the_same_logits(tmp_path):
         return world.logits(MODEL, world.start(), texts.input_ids, edit)
 
     found, expected = (
-        logits(edits.prompted(edit, lengths)) for edit in (loaded, everything())
+        logits(placement.prompted(edit, lengths)) for edit in (loaded, everything())
     )
     np.testing.assert_array_equal(found, expected)
     assert (found != logits(None)).any()
@@ -78,7 +79,7 @@ def test_a_model_without_one(tmp_path):
 )
 def test_what_is_of_one_batch_or_code_is_not_saved(edit, kind, tmp_path):
     with pytest.raises(InputError, match=f"a {kind} cannot be stored"):
-        save_intervention(tmp_path, edits.compose(edit))
+        save_intervention(tmp_path, placement.compose(edit))
     assert not list(tmp_path.iterdir())
 
 
@@ -138,6 +139,6 @@ def test_damaged_files_are_one_line(message, tmp_path):
 
 
 def test_layers_of_another_model(tmp_path):
-    save_intervention(tmp_path, edits.at_layers(edits.Steering(numbers(D)), [3]))
+    save_intervention(tmp_path, placement.at_layers(edits.Steering(numbers(D)), [3]))
     with pytest.raises(InputError, match=r"layers are \[3\], the model has 2"):
         load_intervention(tmp_path, MODEL.config)

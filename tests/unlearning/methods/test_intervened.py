@@ -13,7 +13,8 @@ from unlearning_world import answer_loss, start
 
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import make_executor
-from lt_mia_jax.unlearning import interventions as edits
+from lt_mia_jax.models import placement
+from lt_mia_jax.unlearning.interventions import edits
 from lt_mia_jax.unlearning.interventions.directions import forget_rows, token_rows
 from lt_mia_jax.unlearning.interventions.gated import GatedRotation
 from lt_mia_jax.unlearning.methods import METHODS
@@ -85,7 +86,7 @@ def test_mrp_descends_by_plain_gradients(tmp_path):
 
     def loss(row):
         rows = (row / np.linalg.norm(row))[None].astype(np.float32)
-        edit = edits.at_layers(edits.Projection(rows), [1])
+        edit = placement.at_layers(edits.Projection(rows), [1])
         return -answer_loss(start(), forget, intervention=edit)
 
     slope = [(loss(fitted + h) - loss(fitted - h)) / 0.06 for h in 0.03 * np.eye(D)]
@@ -134,7 +135,7 @@ def test_guard_it_turns_the_texts_whose_prompt_opens_the_gate(tmp_path):
         "retain": world.RETAIN,
     }.items():
         lengths = texts.label_mask.argmax(axis=1)
-        edit = edits.prompted(result.intervention, lengths)
+        edit = placement.prompted(result.intervention, lengths)
         found, plain = (logits(texts.input_ids, x) for x in (edit, None))
         similarity = np.array(
             [
@@ -174,7 +175,7 @@ def test_a_gate_fits_every_family(family):
     gate = GatedRotation(np.ones((K, width)), np.ones((K, width)), 0.5)
 
     def logits(params, ids, lengths):
-        edit = edits.prompted(edits.at_layers(gate, [1]), lengths)
+        edit = placement.prompted(placement.at_layers(gate, [1]), lengths)
         return model.apply(params, ids, intervention=edit)
 
     ids, lengths = np.zeros((B, T), np.int32), np.ones(B, np.int32)
@@ -195,7 +196,7 @@ def test_a_gated_rotation_token_by_token(weighting):
     centroids[:] = first + 0.01 * centroids
     centroids[1] += 2 * second
     gate = GatedRotation(vectors, centroids, 0.2, 0.7, weighting=weighting)
-    found = edits.prompted(gate, lengths)(jnp.asarray(stream), jnp.int32(1))
+    found = placement.prompted(gate, lengths)(jnp.asarray(stream), jnp.int32(1))
     expected, active = np.float64(stream), []
     for b in range(2):
         mean = np.float64(stream[b, : lengths[b]]).mean(axis=0)

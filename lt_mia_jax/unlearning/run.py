@@ -1,0 +1,216 @@
+"""From files to a model directory: read questions, unlearn, save."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lt_mia_jax.arrays import Params
+from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
+from lt_mia_jax.checkpoints.gguf import is_gguf
+from lt_mia_jax.checkpoints.hub import resolve
+from lt_mia_jax.data.answers import AnswerTemplate, EncodedAnswers, encode_answers
+from lt_mia_jax.data.questions import Question, check_disjoint, read_questions
+from lt_mia_jax.data.tokenize import check_vocabulary
+from lt_mia_jax.errors import InputError
+from lt_mia_jax.executor import Executor, fetch, is_primary, wait_for_all
+from lt_mia_jax.files import write_json
+from lt_mia_jax.models import LanguageModel
+from lt_mia_jax.models.language_model import Intervention
+from lt_mia_jax.unlearning.interventions.storage import (
+    DESCRIPTION,
+    load_intervention,
+    save_intervention,
+)
+from lt_mia_jax.unlearning.methods import name_of
+from lt_mia_jax.unlearning.methods.method import Method
+from lt_mia_jax.unlearning.methods.own import file_of
+from lt_mia_jax.unlearning.recipe import ForgetTexts, UnlearnConfig
+from lt_mia_jax.unlearning.train import unlearn
+
+log = logging.getLogger(__name__)
+
+
+class QuestionFiles(NamedTuple):
+    """The rows of the files that a run reads."""
+
+    forget: list[Question]
+    retain: list[Question] | None
+    refusals: list[Question]
+    paths: tuple[Path, Path | None]
+    """Of `forget` and of `retain`."""
+
+
+def read_files(
+    forget: Path, retain: Path | None = None, refusals: Path | None = None
+) -> QuestionFiles:
+    """Read the texts to forget, to retain, and the refusals.
+
+    Raises:
+      InputError: a file cannot be used, there is nothing to forget, or a text is to be
+        both forgotten and retained.
+    """
+    forget_rows = read_questions(forget)
+    retain_rows = None if retain is None else read_questions(retain)
+    if not forget_rows:
+        raise InputError(f"{forget}: no rows; there is nothing to forget")
+    if retain_rows is not None:
+        check_disjoint(forget_rows, retain_rows)
+    said = [] if refusals is None else read_questions(refusals)
+    return QuestionFiles(forget_rows, retain_rows, said, (forget, retain))
+
+
+class KnownModel(NamedTuple):
+    """A model and all that belongs to it."""
+
+    name: str
+    """Directory or hub id."""
+    model: LanguageModel
+    params: Params
+    tokenizer: Any
+    intervention: Intervention | None
+    """That of an earlier unlearning run."""
+
+
+def load_model(name: str, executor: Executor) -> KnownModel:
+    """A model with the intervention that lies beside its weights, if any.
+
+    Raises:
+      InputError: the model or its tokenizer cannot be used.
+    """
+    config, params, tokenizer = load_pretrained(name, mesh=executor.mesh)
+    check_vocabulary(tokenizer, config.vocab_size)
+    edit = None if is_gguf(name) else load_intervention(resolve(name), config)
+    return KnownModel(name, LanguageModel(config), params, tokenizer, edit)
+
+
+def unlearn_and_save(
+    known: KnownModel,
+    files: QuestionFiles,
+    method: Method,
+    config: UnlearnConfig,
+    *,
+    out: Path,
+    template: AnswerTemplate,
+    length: int = 128,
+    executor: Executor | None = None,
+    save_every_seconds: float = 60.0,
+) -> tuple[KnownModel, KnownModel, dict[str, Any]]:
+    """Unlearn, and write the new model to `out`; its state goes to `out/training`.
+
+    Args:
+      known: the model before.
+      files: what to forget and what to retain.
+      method: how.
+      config: the recipe.
+      out: folder of the new model, with `unlearning.json` about the run.
+      template: how question and answer become one text.
+      length: tokens that a text is cut to.
+      executor: the devices; None uses all.
+      save_every_seconds: minimum time between checkpoints.
+
+    Returns:
+      The model before and after, in host memory, and the content of `unlearning.json`.
+
+    Raises:
+      InputError: see `train.unlearn`.
+    """
+
+    def encode(rows: list[Question]) -> EncodedAnswers:
+        return encode_answers(
+            rows, known.tokenizer, max_length=length, template=template
+        )
+
+    result = unlearn(
+        known.model,
+        known.params,
+        forget_texts(files.forget, encode, files.refusals),
+        None if files.retain is None else encode(files.retain),
+        method,
+        config,
+        directory=out / "training",
+        executor=executor,
+        save_every_seconds=save_every_seconds,
+        intervention=known.intervention,
+    )
+    before = known._replace(params=fetch(known.params))
+    after = known._replace(
+        name=str(out),
+        params=fetch(result.params),
+        intervention=fetch(result.intervention),
+    )
+    made_by = file_of(method)
+    about = {
+        "method": name_of(result.method),
+        "settings": dataclasses.asdict(result.method),
+        "model": known.name,
+        **{
+            side: None if rows is None else {"file": str(path), "rows": len(rows)}
+            for side, rows, path in zip(
+                ("forget", "retain"), files[:2], files.paths, strict=True
+            )
+        },
+        "steps": result.steps,
+        "intervention": None if after.intervention is None else DESCRIPTION,
+        **({} if made_by is None else {"method_file": made_by}),
+        **{
+            name: value
+            for name in ("sharpness", "fisher_share")
+            if (value := getattr(config, name)) is not None
+        },
+    }
+    if is_primary():
+        # Weights last: without what belongs to them they would have forgotten nothing.
+        save_intervention(out, after.intervention)
+        model = after.model.config
+        save_pretrained(out, model, after.params, after.tokenizer, like=known.name)
+        write_json(out / "unlearning.json", about)
+    wait_for_all("model saved")
+    log.info("wrote %s (%d steps)", out, result.steps)
+    return before, after, about
+
+
+def forget_texts(
+    rows: list[Question],
+    encode: Callable[[list[Question]], EncodedAnswers],
+    refusals: Sequence[Question] = (),
+) -> ForgetTexts:
+    """The texts to forget with every other answer there is for them.
+
+    Args:
+      rows: the questions to forget.
+      encode: to token ids.
+      refusals: each becomes an answer to all of them; without any, each row's own.
+    """
+    return ForgetTexts(
+        encode(rows),
+        [encode(version) for version in refused(rows, refusals)],
+        [encode(version) for version in inverted(rows)],
+    )
+
+
+def refused(
+    rows: list[Question], refusals: Sequence[Question] = ()
+) -> list[list[Question]]:
+    """Versions of the rows with a refusal for an answer: one of `refusals`, or its own.
+
+    Empty without `refusals` if a row has none of its own.
+    """
+    if refusals:
+        return [
+            [row._replace(answer=refusal.answer, value=None) for row in rows]
+            for refusal in refusals
+        ]
+    if any(row.refusal is None for row in rows):
+        return []
+    return [[row._replace(answer=row.refusal or "", value=None) for row in rows]]
+
+
+def inverted(rows: list[Question]) -> list[list[Question]]:
+    """Versions of the rows with a false answer: as many as every row has."""
+    count = min((len(row.inverted) for row in rows), default=0)
+    return [
+        [row._replace(answer=row.inverted[k], value=None) for row in rows]
+        for k in range(count)
+    ]
