@@ -9,9 +9,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
-from sklearn.cluster import KMeans
-from sklearn.metrics import silhouette_score
 
 from lt_mia_jax.arrays import Array, Float, Int, UInt
 from lt_mia_jax.errors import InputError
@@ -72,6 +69,9 @@ def cluster(
 
     Source: GUARD-IT, arXiv 2605.12765: 2 to 20 on TOFU, 2 to 10 on MUSE.
     """
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import silhouette_score
+
     points = _rows("embeddings", embeddings)
     most = min(len(points) - 1, len(np.unique(points, axis=0)))
     best = Clusters(
@@ -225,6 +225,8 @@ def erasure_factor(
     Source: MLLMEraser, arXiv 2510.04217: `W = P (X^T X + ridge P)^+ X^T 1 r^T`, solved
     in the basis of P by Cholesky.
     """
+    from scipy.linalg import cho_factor, cho_solve
+
     if ridge <= 0:
         raise InputError(f"ridge = {ridge}, expected above 0")
     inside = _rows("forget", forget) @ basis

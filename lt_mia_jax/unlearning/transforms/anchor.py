@@ -1,4 +1,4 @@
-"""Ties to a set of parameters: the start, a running mean, or a region around them."""
+"""Keep parameters near others: the start, a running mean, a region around them."""
 
 import zlib
 from typing import Any, Literal, NamedTuple
@@ -39,15 +39,12 @@ def ewc_pull(
 ) -> optax.GradientTransformationExtraArgs:
     """Add the gradient of `strength / 2 * sum F (params - anchor)^2`.
 
-    Stands in front of the optimizer.
+    Place it in front of the optimizer.
 
     Args:
-      strength: of the pull.
-      anchor: mirrors the parameters; None takes those that `init` is given.
-      fisher: mirrors the parameters; None is 1 everywhere (a pull in plain L2).
-
-    Returns:
-      A transformation that needs `params`.
+      strength: strength of the penalty.
+      anchor: mirrors the parameters; None is the argument of `init`.
+      fisher: mirrors the parameters; None is 1 everywhere (an L2 penalty).
 
     Example:
       >>> tx, params = ewc_pull(0.5), jnp.array([1.0, 2.0])
@@ -107,20 +104,17 @@ def trust_region(
     *,
     around: Literal["step", "start"] = "step",
 ) -> optax.GradientTransformationExtraArgs:
-    """Shorten steps that leave a ball: that of the step, or that of the whole run.
+    """Shorten steps to a ball around the current or the initial parameters.
 
-    The length of `x` is `sqrt(sum metric * x^2)`. Stands behind the optimizer. Ascent
-    with clipped gradients, or under Adam, never slows down by itself; "start" bounds
-    how far it gets.
+    The norm of `x` is `sqrt(sum metric * x^2)`. Place it behind the optimizer. Ascent
+    under Adam or with clipped gradients does not slow down by itself; "start" bounds
+    how far it goes.
 
     Args:
-      radius: of the ball.
+      radius: radius of the ball.
       metric: mirrors the parameters, such as a diagonal Fisher; None is Euclidean.
-      around: "step" bounds each update; "start" the distance of the parameters from
-        those that `init` was given (one more tree), by pulling them back onto the ball.
-
-    Returns:
-      A transformation that for "start" needs `params`.
+      around: "step" bounds each update. "start" bounds the distance from the argument
+        of `init` (one more tree, and `update` needs `params`), by projection.
 
     Raises:
       ValueError: `radius` is not positive.
@@ -187,17 +181,13 @@ def ema_teacher(
 ) -> optax.GradientTransformationExtraArgs:
     """Keep a running mean of the parameters beside them; steps pass unchanged.
 
-    `teacher = decay * teacher + (1 - decay) * (params + step)`. The last link of a
-    chain: it must see the step that is taken. The teacher is float32 whatever the
-    parameters are, or small moves would be rounded away.
+    `teacher = decay * teacher + (1 - decay) * (params + step)`, in float32. Place it
+    last in a chain, where it sees the executed step.
 
     Args:
       decay: in [0, 1].
-      mask: booleans that mirror the parameters; axes may be 1. Where False the teacher
-        keeps its weights.
-
-    Returns:
-      A transformation that needs `params`.
+      mask: booleans that mirror the parameters; axes may be 1. Where False, the teacher
+        does not change.
 
     Raises:
       ValueError: `decay` is outside [0, 1].
@@ -248,18 +238,15 @@ class RestoreState(NamedTuple):
 def stochastic_restore(
     probability: float, anchor: Tree | None = None, seed: int = 0
 ) -> optax.GradientTransformationExtraArgs:
-    """Each weight goes back to its anchor with a small probability at every step.
+    """Reset each weight to its anchor with a small probability at every step.
 
-    Stands behind the optimizer. The draw depends on the seed, the step and the name of
-    the leaf, not on how leaves lie on devices or on which others there are.
+    Place it behind the optimizer. The draws depend on the seed, the step and the path
+    of the leaf, not on sharding or on other leaves.
 
     Args:
-      probability: of each weight at each step.
-      anchor: mirrors the parameters; None takes those that `init` is given.
-      seed: of the draws.
-
-    Returns:
-      A transformation that needs `params`.
+      probability: probability per weight and step.
+      anchor: mirrors the parameters; None is the argument of `init`.
+      seed: seed of the draws.
 
     Raises:
       ValueError: `probability` is outside [0, 1].

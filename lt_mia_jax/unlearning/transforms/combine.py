@@ -1,4 +1,4 @@
-"""Forget and retain gradients become one gradient; or forget turns into ascent."""
+"""Combine the forget and the retain gradient; or turn descent into ascent."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,15 +17,15 @@ from lt_mia_jax.unlearning.transforms.contract import (
 from lt_mia_jax.unlearning.transforms.products import cosine, dot
 
 Weight = float | int | Callable[[Any], Any]
-"""A factor, or a schedule: its value at the number of steps done."""
+"""A factor, or a schedule: from the number of steps done to a factor."""
 
 
 @transformation()
 def ascend(scale: float = 1.0) -> optax.GradientTransformationExtraArgs:
     """Turn descent into ascent: the gradient times `-scale`.
 
-    For a plain loss only: every objective of this package is to be minimized already.
-    In front of Adam `scale` has no effect but beside other terms.
+    For a plain loss only: the objectives of this package are already to be minimized.
+    Adam removes the scale of a gradient that stands alone.
 
     Example:
       >>> tx, gradient = ascend(), jnp.array([1.0, -2.0])
@@ -69,19 +69,15 @@ def combine_forget_retain(
 ) -> optax.GradientTransformationExtraArgs:
     """`forget_weight * F(gradient) + retain_weight * R(retain gradient)`.
 
-    What is to act on one side only (clipping, say) belongs here: `optax.chain` hands
-    the same `retain_grads` to each of its links, so a clip earlier in a chain changes
-    the forget side alone. Adam forgets a common factor; only the ratio of the weights
-    matters in front of it.
+    Transformations of one side only, such as clipping, belong here: `optax.chain` hands
+    the same `retain_grads` to all its links, so that an earlier link changes the forget
+    side alone. In front of Adam only the ratio of the weights matters.
 
     Args:
       forget_weight: factor, or a schedule over steps.
-      retain_weight: the same.
+      retain_weight: factor, or a schedule over steps.
       forget_transform: F; None is the identity. It gets all extra arguments.
       retain_transform: R; None is the identity.
-
-    Returns:
-      A transformation that needs the extra argument `retain_grads`.
 
     Example:
       >>> forget, retain = jnp.array([1.0, 1.0]), jnp.array([0.0, 2.0])
@@ -162,22 +158,17 @@ def dual_combine(
 ) -> optax.GradientTransformationExtraArgs:
     """Forget under the constraint that the retain loss stays below `tolerance`.
 
-    The update is `forget_weight * gradient + m * retain gradient`; afterwards the
-    multiplier moves to `max(0, m + step_size * (retain_value - tolerance))`. It moves
-    once a call of `update`: accumulate gradients before, and call once an optimizer
-    step.
+    The update is `forget_weight * gradient + m * retain gradient`; afterwards `m`
+    becomes `max(0, m + step_size * (retain_value - tolerance))`, once per call of
+    `update`. `retain_value` is the loss over the batch of all devices: otherwise the
+    multipliers of the devices diverge.
 
     Args:
-      tolerance: retain loss to stay below; above the model's loss at the start.
-      step_size: of the multiplier.
-      initial: multiplier at the start.
-      warmup: steps during which it stands still.
+      tolerance: bound on the retain loss; set it above the loss at the start.
+      step_size: step size of the multiplier.
+      initial: initial multiplier.
+      warmup: steps during which the multiplier is constant.
       forget_weight: factor on the forget gradient.
-
-    Returns:
-      A transformation that needs the extra arguments `retain_grads` and
-      `retain_value`. The value is the loss over the whole batch of all devices, or the
-      multipliers of the devices drift apart.
 
     Raises:
       ValueError: a negative `initial`, `step_size` or `warmup`.
@@ -249,24 +240,20 @@ def adaptive_combine(
     offset: float = 0.8,
     forget_weight: float = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """The retain weight grows with the retain loss above that of the first epoch.
+    """Raise the retain weight with the retain loss above that of the first epoch.
 
     `forget_weight * gradient + a * retain gradient`, where `a` is `lowest` in the first
     epoch and then `clip(round(slope * growth^x + offset, 1), lowest, highest)`; `x` is
-    how far the current retain loss lies above the mean of the first epoch.
+    the excess of the current retain loss over the mean of the first epoch.
 
     Args:
-      steps_per_epoch: calls of `update` that make the first epoch.
+      steps_per_epoch: calls of `update` in the first epoch.
       lowest: smallest weight.
       highest: largest weight; 2.3 in the authors' code, 2.8 in their text.
       slope: see above.
       growth: see above.
       offset: see above.
       forget_weight: factor on the forget gradient.
-
-    Returns:
-      A transformation that needs the extra arguments `retain_grads` and
-      `retain_value`.
 
     Raises:
       ValueError: `steps_per_epoch` is less than 1, or `lowest` above `highest`.
@@ -279,8 +266,8 @@ def adaptive_combine(
       Array([1. , 3.4], dtype=float32)
 
     Source: SHA256 at SemEval-2025 Task 4, arXiv 2504.12996. The baseline is the mean of
-    the batch losses; the authors' code divides their sum by the number of examples,
-    which makes it too small by the batch size and the weight stick at `highest`.
+    the batch losses; the authors' code divides their sum by the number of examples, so
+    that its weight stays at `highest`.
     """
     if steps_per_epoch < 1 or lowest > highest:
         raise ValueError(

@@ -17,7 +17,7 @@ Tree = Any
 """A pytree of arrays, such as parameters or gradients."""
 
 HOLD = -0.0
-"""The update that leaves every float as it is: x + 0.0 would turn -0.0 into 0.0."""
+"""The update that preserves every float: x + 0.0 would turn -0.0 into 0.0."""
 
 
 Settings = ParamSpec("Settings")
@@ -29,7 +29,7 @@ class Transformation(NamedTuple):
     make: Callable[..., optax.GradientTransformationExtraArgs]
     """The public function: from settings to the transformation."""
     needs: tuple[str, ...]
-    """Arguments that every call of its `update` needs beside gradients and state."""
+    """Arguments that its `update` always needs beside gradients and state."""
 
     @property
     def meaning(self) -> str:
@@ -53,10 +53,10 @@ def transformation(
     [Callable[Settings, optax.GradientTransformationExtraArgs]],
     Callable[Settings, optax.GradientTransformationExtraArgs],
 ]:
-    """Decorator: a row of `TRANSFORMS`, with an `update` that insists on `needs`.
+    """Decorate a function that makes a transformation: a row of `TRANSFORMS`.
 
-    It is all that a new transformation in this package takes. A call of its `update`
-    without one of `needs` (`params` or an extra argument) raises a `ValueError`.
+    A call of `update` without one of `needs` (`params` or an extra argument) raises a
+    `ValueError`. Nothing else registers a transformation.
     """
 
     def register(
@@ -84,11 +84,7 @@ def transformation(
 
 
 def require(who: str, **arguments: Any) -> None:
-    """Refuse a call of `update` that lacks an argument.
-
-    Raises:
-      ValueError: an argument is None; all of them are named.
-    """
+    """Raise a `ValueError` that names every argument that is None."""
     missing = [name for name, value in arguments.items() if value is None]
     if missing:
         call = ", ".join(f"{name}=..." for name in missing)
@@ -101,18 +97,9 @@ def require(who: str, **arguments: Any) -> None:
 def require_same_tree(
     who: str, name: str, tree: Tree, updates: Tree, *, stacked: int | None = None
 ) -> None:
-    """Refuse an extra argument that does not mirror the gradients.
+    """Raise a `ValueError` unless the extra argument `name` mirrors the gradients.
 
-    Args:
-      who: the transformation.
-      name: the argument.
-      tree: its value.
-      updates: the gradients.
-      stacked: size of the leading axis that all leaves have in front of the shape of
-        their gradient; None means none.
-
-    Raises:
-      ValueError: structures or shapes differ.
+    With `stacked` its leaves have a further leading axis of that size.
     """
     if jax.tree.structure(tree) != jax.tree.structure(updates):
         raise ValueError(
@@ -135,11 +122,7 @@ def require_same_tree(
 
 
 def require_choice(who: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a misspelt setting.
-
-    Raises:
-      ValueError: `value` is not allowed.
-    """
+    """Raise a `ValueError` unless `value` is among `allowed`."""
     if value not in allowed:
         raise ValueError(
             f"{who}: {name} = {value!r}, expected one of {', '.join(allowed)}"
@@ -147,20 +130,19 @@ def require_choice(who: str, name: str, value: str, allowed: tuple[str, ...]) ->
 
 
 def path_of(path: Any) -> str:
-    """A leaf's key path, "/"-joined as `lt_mia_jax.trees` has it."""
+    """A leaf's "/"-joined key path, as in `lt_mia_jax.trees`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def at_params(tree: Tree, params: Tree, dtype: Any = None) -> Tree:
-    """A copy of `tree` with its leaves where the parameters live.
+    """A copy of `tree`, sharded as the parameters are.
 
     Leaves whose parameter is masked out (by `freeze` or `optax.masked`) are left out.
-    A copy, because the training step consumes the optimizer state, and `tree` may be
-    the very arrays that the caller goes on using.
+    A copy, because the training step donates the optimizer state.
 
     Args:
       tree: mirrors the parameters; leaves may also have axes of size 1.
-      params: what `init` was given.
+      params: the argument of `init`.
       dtype: of the copy; None keeps that of each leaf.
 
     Raises:
@@ -214,11 +196,10 @@ def scalar(value: Any) -> Array:
 
 
 def monitored(opt_state: Any) -> dict[str, Array]:
-    """The numbers that transformations anywhere in the state stored at the last step.
+    """The numbers that the transformations in a state stored at the last step.
 
-    They are float32 scalars named after their transformation, such as
-    `project_against_cosine`. The second of two that have the same name gets the suffix
-    `_2`, and so on. Before the first step they hold initial values.
+    Float32 scalars named after their transformation, such as `project_against_cosine`;
+    the second with a name gets the suffix `_2`. Before the first step: initial values.
     """
     found: dict[str, Array] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):

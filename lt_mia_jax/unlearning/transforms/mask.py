@@ -1,4 +1,4 @@
-"""Only some parameters move; the others keep every bit."""
+"""Train some parameters only; the others keep every bit."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -38,15 +38,14 @@ def saliency_masked(
 ) -> optax.GradientTransformationExtraArgs:
     """`mask * inner(mask * gradient)`: parameters outside the mask do not move.
 
-    The gradient is masked before the optimizer and the step after it: weight decay and
-    old momentum would move parameters whose gradient alone is masked. `retain_grads`
-    are masked too, so that a combination or a projection inside `inner` sees the
-    parameters that move.
+    Both the gradient and the step are masked, because weight decay and momentum would
+    move parameters whose gradient alone is masked. `retain_grads` are masked too, for
+    combinations and projections inside `inner`.
 
     Args:
       inner: the whole optimizer.
       mask: booleans that mirror the parameters; axes may be 1, as `layer_mask` and
-        `row_mask` leave them. It is kept in the state.
+        `row_mask` return. Copied into the state.
 
     Example:
       >>> tx = saliency_masked(optax.sgd(1.0), jnp.array([True, False]))
@@ -76,16 +75,16 @@ def fisher_masked(
 ) -> optax.GradientTransformationExtraArgs:
     """Move only parameters on one side of a quantile of the Fisher information.
 
-    Without `fisher` it is the squared gradient of each step, so that the mask changes
-    from step to step (31 counts over the tree a step). With it the mask is made once.
+    Without `fisher`, the squared gradient of each step is used, and the mask changes
+    with every step (31 counts over the tree). With `fisher` the mask is made once.
 
     Args:
       inner: the whole optimizer.
-      quantile: share of the parameters that stand still, in [0, 1); with ties at the
-        threshold, of those that move "largest" gets more and "smallest" fewer.
-      fisher: diagonal Fisher information that mirrors the parameters.
-      move: "largest" moves what matters to the data of the gradient; "smallest", with
-        the Fisher information of retain texts, spares what matters to them.
+      quantile: fraction of the parameters that are frozen, in [0, 1). Ties at the
+        threshold count as large.
+      fisher: diagonal Fisher information; mirrors the parameters.
+      move: "largest" trains what matters to the data of the gradient; "smallest", with
+        the Fisher information of retain texts, freezes what matters to these.
 
     Raises:
       ValueError: `quantile` is outside [0, 1).
@@ -130,14 +129,11 @@ def freeze(
     inner: optax.GradientTransformation,
     trainable: Callable[[str], bool] | Sequence[str],
 ) -> optax.GradientTransformationExtraArgs:
-    """Apply `inner` to some leaves; the others stand still and have no moments.
+    """Apply `inner` to some leaves; the others are frozen and have no moments.
 
-    Extra arguments that mirror the gradients are cut to the same leaves, so that a
-    combination or a projection inside `inner` is one over what is trained. Arrays given
-    to a transformation inside (masks, anchors) may mirror all parameters.
-
-    Layers are stacked on a leading axis, so single layers are no leaves: for those see
-    `layer_mask`.
+    Extra arguments that mirror the gradients are restricted to the same leaves. Arrays
+    of a transformation inside (masks, anchors) may mirror all parameters. Layers are
+    stacked on a leading axis: to select single layers use `layer_mask`.
 
     Args:
       inner: the whole optimizer.
@@ -178,7 +174,7 @@ def freeze(
 
 
 def layer_mask(params: Tree, paths: Sequence[str], layers: Iterable[int]) -> Tree:
-    """A mask for `saliency_masked` that lets parts of some layers move.
+    """A mask for `saliency_masked` that selects parts of some layers.
 
     Args:
       params: a model's parameters (or their shapes), as `LanguageModel` lays them out:

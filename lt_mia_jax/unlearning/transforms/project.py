@@ -1,4 +1,4 @@
-"""The forget gradient loses what would raise the retain loss to first order."""
+"""Project the forget gradient off retain gradients."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -44,24 +44,19 @@ def project_against(
     labels: Callable[[str], Any] | None = None,
     eps: float = 1e-12,
 ) -> optax.GradientTransformationExtraArgs:
-    """Remove from the gradient its part along the retain gradient.
+    """Remove the component of the gradient along the retain gradient.
 
-    `u = g - c r` with `c = <g, r> / (<r, r> + eps)`. As objectives are minimized, a
-    conflict is `<g, r> < 0`: the descent step on the forget objective raises the retain
-    loss. Under momentum or Adam the executed step is not orthogonal; see
-    `retain_subspace_projection` and `project_realized_update`.
-
-    The monitored coefficient is the mean of `c` over the parts, weighted by `<r, r>`.
+    `u = g - c r` with `c = <g, r> / (<r, r> + eps)`. Objectives are minimized, so
+    `<g, r> < 0` is a conflict: descent on the forget objective raises the retain loss.
+    Under momentum or Adam the executed step is not orthogonal; see
+    `project_realized_update`. Monitors the mean of `c`, weighted by `<r, r>`.
 
     Args:
       when: "always" (rank-one geometric unlearning) or "conflict" only (PCGrad).
-      scope: one inner product over the whole tree, one a leaf, or one a group of leaves
-        of equal label. Smaller parts remove more; only the whole step is guaranteed.
+      scope: one inner product for the whole tree, per leaf, or per group of leaves with
+        the same label. Only "global" guarantees the whole step.
       labels: from a "/"-joined path to the label of a leaf; for scope "label" only.
-      eps: keeps a retain gradient of zero harmless.
-
-    Returns:
-      A transformation that needs the extra argument `retain_grads`.
+      eps: avoids division by zero.
 
     Raises:
       ValueError: `labels` and `scope` do not go together.
@@ -136,7 +131,7 @@ class SubspaceState(NamedTuple):
     """State of `retain_subspace_projection`."""
 
     buffer: Tree
-    """The last retain gradients, float32, on a leading axis; zeros while unfilled."""
+    """The last retain gradients, float32, on a leading axis; zeros at first."""
     steps: Int[Array, ""]
     """Done so far, int32."""
     monitored: dict[str, Array]
@@ -152,26 +147,24 @@ def retain_subspace_projection(
     damping: float = 1e-6,
     eps: float = 1e-8,
 ) -> optax.GradientTransformationExtraArgs:
-    """Remove from the gradient its part in the span of the last retain gradients.
+    """Remove the component of the gradient in the span of the last retain gradients.
 
     `u = g - sum_i c_i r_i` with `K c = b`, `K_ij = <r_i, r_j>`, `b_i = <r_i, g>`. With
-    the metric "adam" the inner product is `<a, b> = sum a b / (sqrt(v) + eps)`, so that
-    the preconditioned step `u / (sqrt(v) + eps)` is orthogonal to every `r_i`, which it
-    is not after a Euclidean projection. That holds for the given `v` and without
-    momentum: Adam moves `v` by this very gradient, and its momentum is older. For a
-    guarantee on the executed step wrap the optimizer in `project_realized_update`.
+    the metric "adam" the inner product is `<a, b> = sum a b / (sqrt(v) + eps)`, which
+    makes the preconditioned step `u / (sqrt(v) + eps)` orthogonal to every `r_i` for
+    the given `v` and without momentum. For a guarantee on the executed step wrap the
+    optimizer in `project_realized_update`.
 
     Args:
-      size: retain gradients kept, `k` copies of the parameters in float32.
-      refresh: steps between two additions; the oldest gradient goes.
+      size: number of retain gradients kept, each a float32 copy of the parameters.
+      refresh: steps between two additions; the oldest gradient is dropped.
       metric: see above.
       damping: added to the eigenvalues of `K` after scaling its diagonal to 1.
       eps: of the optimizer; for the metric "adam" only.
 
     Returns:
-      A transformation that needs the extra argument `retain_grads`, and with the metric
-      "adam" `second_moment`, the optimizer's bias-corrected second moment (the function
-      `second_moment` reads it from an optimizer's state).
+      A transformation that with the metric "adam" also needs the extra argument
+      `second_moment`: what the function of that name reads from an optimizer's state.
 
     Raises:
       ValueError: `size` or `refresh` is less than 1.
@@ -182,9 +175,8 @@ def retain_subspace_projection(
       >>> tx.update(forget, tx.init(forget), retain_grads=retain)[0].round(3)
       Array([1., 0.], dtype=float32)
 
-    Source: Geometric unlearning, arXiv 2511.17100, in Gram form: no orthonormal basis
-    is built. The damping is relative to each gradient's own length, so that early, long
-    gradients do not hide late, short ones.
+    Source: Geometric unlearning, arXiv 2511.17100, in Gram form, without a basis. The
+    damping is relative to the norm of each gradient: long ones do not hide short ones.
     """
     if size < 1 or refresh < 1:
         raise ValueError(

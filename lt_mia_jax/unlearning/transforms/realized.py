@@ -58,32 +58,32 @@ def project_realized_update(
     b2: float = 0.999,
     eps: float = 1e-8,
 ) -> optax.GradientTransformationExtraArgs:
-    """Correct the step of `inner` so that it does not raise any retain loss.
+    """Correct the step of `inner` so that, to first order, no retain loss rises.
 
     With `D0` the step of `inner` (learning rate, momentum and weight decay included),
     the result is the `D` nearest to it, in the norm `sum M (D - D0)^2`, among those
     with `<r_i, D> <= 0` for each retain gradient (or `= 0`). `M = sqrt(v) + eps` with
     Adam's bias-corrected second moment `v` when `inner` has one, else 1. Hence
-    `D = D0 - M^-1 sum_i l_i r_i` with multipliers `l >= 0`; `D0` itself comes back,
-    bit for bit, when it satisfies the inequalities already.
+    `D = D0 - M^-1 sum_i l_i r_i` with multipliers `l >= 0`. A `D0` that satisfies the
+    inequalities is returned bit for bit.
 
     Wrap the whole optimizer, and put `freeze` and `saliency_masked` around this, not
-    inside: they cut the retain gradients too, so that the guarantee is one about the
-    parameters that move.
+    inside: they mask the retain gradients too, so that the guarantee holds for the
+    parameters that are trained.
 
     Args:
-      inner: the optimizer. It gets all extra arguments, with the mean of several retain
+      inner: the optimizer. It gets all extra arguments, and the mean of the retain
         gradients as `retain_grads`.
-      size: number of retain gradients, 1 to 9. For 1 the answer is a closed form; for
-        more every set of active constraints is tried, in one batch of small systems.
-      form: "inequality" lets the retain loss fall, "equality" holds it.
+      size: number of retain gradients, 1 to 9. With several, every set of active
+        constraints is tried, in one batch of small systems.
+      form: "inequality" lets the retain loss fall, "equality" keeps it constant.
       damping: added to the Gram matrix of several gradients, scaled to a unit diagonal.
       b2: Adam's decay of the second moment, for its bias correction.
       eps: Adam's epsilon.
 
     Returns:
-      A transformation that needs the extra argument `retain_grads`: one tree like the
-      gradients, or with `size` of them on a leading axis.
+      A transformation whose `retain_grads` mirror the gradients, with `size` of them on
+      a leading axis (which may be absent for 1).
 
     Raises:
       ValueError: `size` is not in 1..9; at `init`, a mask is inside.

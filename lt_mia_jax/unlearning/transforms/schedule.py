@@ -1,4 +1,4 @@
-"""Which transformation acts when, and at which point the gradient is taken."""
+"""When a transformation acts, and where the gradient is taken."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,16 +31,13 @@ def alternate(
 ) -> optax.GradientTransformationExtraArgs:
     """`second` on every `every`-th step, `first` on all others.
 
-    Learning with forgetting, for example:
-    `alternate(combine_forget_retain(0, 1), combine_forget_retain(1, 0), every)` in
-    front of one optimizer takes a forget step after `every - 1` learning steps.
-
-    The choice is made when both gradients exist. To save the one that is not used,
-    branch around `value_and_grad` in the training step, or keep two compiled steps.
+    For example `alternate(combine_forget_retain(0, 1), combine_forget_retain(1, 0),
+    every)` in front of one optimizer takes a forget step after `every - 1` retain
+    steps. Both gradients are computed at every step.
 
     Args:
-      first: acts on most steps. Both get all extra arguments.
-      second: acts on steps `every`, `2 * every`, ...
+      first: used on most steps. Both get all extra arguments.
+      second: used on steps `every`, `2 * every`, ...
       every: 1 means always `second`.
 
     Raises:
@@ -97,20 +94,18 @@ class SharpnessState(NamedTuple):
 def sharpness_aware(
     inner: optax.GradientTransformation, radius: float
 ) -> optax.GradientTransformationExtraArgs:
-    """Hand `inner` the gradient at the worst nearby point.
+    """Take the gradient at the worst nearby point, `params + radius * g / |g|`.
 
-    The point is `params + radius * g / |g|`: what is forgotten there is harder to
-    relearn. Costs one more forward and backward pass. `freeze` belongs inside `inner`,
-    since `grad_fn` takes all parameters; those that are frozen are moved too, for the
-    gradient only.
+    What is forgotten there is harder to relearn. Costs one more forward and backward
+    pass. `freeze` belongs inside `inner`, since `grad_fn` takes all parameters.
 
     Args:
       inner: the whole optimizer.
-      radius: length of the move to the worse point.
+      radius: distance of the point.
 
     Returns:
-      A transformation that needs `params` and the extra argument `grad_fn`: from
-      parameters to the gradient that `update` is given, on the same batch.
+      A transformation whose extra argument `grad_fn` maps parameters to the gradient
+      that `update` gets, on the same batch.
 
     Example:
       >>> tx, params = sharpness_aware(optax.sgd(1.0), radius=1.0), jnp.array([1.0])
