@@ -78,6 +78,8 @@ def test_method_names():
     assert rest == ["unlearn", "--seed", "1"]
     command, _ = choose(["unlearn"])
     assert isinstance(command.__dataclass_fields__["method"].default, Npo)
+    command, _ = choose(["unlearn", "--method", "lwf"])
+    assert "GracefulForgetting" in str(command.__dataclass_fields__["method"].type)
     with pytest.raises(InputError, match="did you mean grad_diff"):
         choose(["unlearn", "--method", "grad-dif"])
 
@@ -107,6 +109,53 @@ def test_a_model_that_differs_and_says_how(world, tmp_path):
     assert after.config == before.config
     old, new = flatten(before.params), flatten(after.params)
     assert any((old[name] != new[name]).any() for name in old)
+
+
+OWN = '''
+from dataclasses import dataclass
+
+from lt_mia_jax.unlearning.methods import GradDiff
+
+
+@dataclass(frozen=True, kw_only=True)
+class Half(GradDiff):
+    """Gradient difference with half the ascent.
+
+    Source: this test.
+    """
+
+    forget_weight: float = 0.5
+    patience: int = 1
+    """A setting of its own."""
+'''
+
+
+def test_a_method_of_ones_own_from_a_file(world, tmp_path, capsys):
+    """Its settings are flags, and wrappers of every method go around it."""
+    file = tmp_path / "own.py"
+    file.write_text(OWN)
+    with pytest.raises(SystemExit):
+        main(["unlearn", "--method", f"{file}:Half", "--help"])
+    shown = capsys.readouterr().out
+    assert "--method.patience INT" in shown
+    assert "A setting of its own." in shown
+    flags = ("--method", f"{file}:Half", "--method.patience", "2")
+    flags += ("--sharpness", "0.05", "--fisher-share", "0.2")
+    assert unlearn(world, tmp_path / "out", *flags) == 0
+    about = json.loads((tmp_path / "out" / "unlearning.json").read_text())
+    assert about["method"] == "Half"
+    assert about["method_file"] == str(file)
+    assert about["settings"]["patience"] == 2
+    assert (about["sharpness"], about["fisher_share"]) == (0.05, 0.2)
+    rows = (tmp_path / "out" / "training" / "history.jsonl").read_text().splitlines()
+    assert "sharpness_aware_moved_norm" in json.loads(rows[-1])
+    old = flatten(load_pretrained(str(world / "models" / "full")).params)
+    new = flatten(load_pretrained(str(tmp_path / "out")).params)
+    assert any((old[name] != new[name]).any() for name in old)
+    capsys.readouterr()
+    refused = ("--method", f"{tmp_path / 'none.py'}:Half")
+    assert unlearn(world, tmp_path / "no", *refused) == BAD_INPUT
+    assert "no such file" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_refusals_from_a_file_and_a_report_of_little(world, tmp_path):

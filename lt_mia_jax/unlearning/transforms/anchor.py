@@ -67,7 +67,6 @@ def ewc_pull(
     def update(
         updates: Tree, state: Any, params: Tree = None, **extra: Any
     ) -> tuple[Tree, EwcState]:
-        del extra
         away = _difference(params, state.anchor)
         force = away
         if state.fisher is not None:
@@ -141,7 +140,6 @@ def trust_region(
     def update(
         updates: Tree, state: Any, params: Tree = None, **extra: Any
     ) -> tuple[Tree, TrustState]:
-        del extra
         moved = updates
         if state.center is not None:
             require("trust_region", params=params)
@@ -213,7 +211,6 @@ def ema_teacher(
     def update(
         updates: Tree, state: Any, params: Tree = None, **extra: Any
     ) -> tuple[Tree, TeacherState]:
-        del extra
         gap = _difference(_sum(params, updates), state.teacher)
         moved = jax.tree.map(lambda t, g: t + (1.0 - decay) * g, state.teacher, gap)
         if state.mask is not None:
@@ -274,7 +271,6 @@ def stochastic_restore(
     def update(
         updates: Tree, state: Any, params: Tree = None, **extra: Any
     ) -> tuple[Tree, RestoreState]:
-        del extra
         key = jax.random.wrap_key_data(state.key, impl=_KEY)
         key = jax.random.fold_in(key, state.steps)
 

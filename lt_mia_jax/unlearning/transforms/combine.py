@@ -10,7 +10,7 @@ import optax
 from lt_mia_jax.arrays import Array, Int
 from lt_mia_jax.unlearning.transforms.contract import (
     Tree,
-    require_same_tree,
+    mirrored,
     scalar,
     transformation,
 )
@@ -39,7 +39,6 @@ def ascend(scale: float = 1.0) -> optax.GradientTransformationExtraArgs:
     def update(
         updates: Tree, state: Any, params: Tree = None, **extra: Any
     ) -> tuple[Tree, Any]:
-        del params, extra
         factor = -scale
         return jax.tree.map(lambda g: (factor * g).astype(g.dtype), updates), state
 
@@ -100,17 +99,9 @@ def combine_forget_retain(
         )
 
     def update(
-        updates: Tree,
-        state: Any,
-        params: Tree = None,
-        *,
-        retain_grads: Tree = None,
-        **extra: Any,
+        updates: Tree, state: Any, params: Tree = None, **extra: Any
     ) -> tuple[Tree, CombineState]:
-        require_same_tree(
-            "combine_forget_retain", "retain_grads", retain_grads, updates
-        )
-        extra = {"retain_grads": retain_grads, **extra}
+        retain_grads = mirrored("combine_forget_retain", extra, updates)
         forget, forget_state = forget_side.update(
             updates, state.forget, params, **extra
         )
@@ -198,19 +189,12 @@ def dual_combine(
         )
 
     def update(
-        updates: Tree,
-        state: Any,
-        params: Tree = None,
-        *,
-        retain_grads: Tree = None,
-        retain_value: Any = None,
-        **extra: Any,
+        updates: Tree, state: Any, params: Tree = None, **extra: Any
     ) -> tuple[Tree, DualState]:
-        del params, extra
-        require_same_tree("dual_combine", "retain_grads", retain_grads, updates)
+        retain_grads, value = mirrored("dual_combine", extra, updates), _value(extra)
         used = state.multiplier
         result = _weighted_sum(forget_weight, updates, used, retain_grads)
-        moved = jnp.maximum(0.0, used + step_size * (scalar(retain_value) - tolerance))
+        moved = jnp.maximum(0.0, used + step_size * (value - tolerance))
         following = jnp.where(state.steps >= warmup, moved, used)
         numbers = {"dual_combine_multiplier": used}
         return result, DualState(following, state.steps + 1, numbers)
@@ -288,17 +272,12 @@ def adaptive_combine(
         )
 
     def update(
-        updates: Tree,
-        state: Any,
-        params: Tree = None,
-        *,
-        retain_grads: Tree = None,
-        retain_value: Any = None,
-        **extra: Any,
+        updates: Tree, state: Any, params: Tree = None, **extra: Any
     ) -> tuple[Tree, AdaptiveState]:
-        del params, extra
-        require_same_tree("adaptive_combine", "retain_grads", retain_grads, updates)
-        value = scalar(retain_value)
+        retain_grads, value = (
+            mirrored("adaptive_combine", extra, updates),
+            _value(extra),
+        )
         first_epoch = state.steps < steps_per_epoch
         rise = jnp.maximum(value - state.baseline, 0.0)
         rule = jnp.round(10.0 * (slope * growth**rise + offset)) / 10.0
@@ -321,6 +300,10 @@ def _weighted_sum(a: Any, forget: Tree, b: Any, retain: Tree) -> Tree:
         return total.astype(f.dtype)
 
     return jax.tree.map(leaf, forget, retain)
+
+
+def _value(extra: dict[str, Any]) -> Array:
+    return scalar(extra["retain_value"])
 
 
 def _no_state(params: Tree) -> optax.EmptyState:

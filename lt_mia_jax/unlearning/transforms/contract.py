@@ -121,6 +121,15 @@ def require_same_tree(
         raise ValueError(f"{who}: {name} has other shapes; {'; '.join(wrong)}")
 
 
+def mirrored(
+    who: str, extra: dict[str, Any], updates: Tree, name: str = "retain_grads"
+) -> Tree:
+    """The extra argument `name`, which mirrors the gradients; else a `ValueError`."""
+    require(who, **{name: extra.get(name)})
+    require_same_tree(who, name, extra[name], updates)
+    return extra[name]
+
+
 def require_choice(who: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise a `ValueError` unless `value` is among `allowed`."""
     if value not in allowed:

@@ -10,10 +10,9 @@ import optax
 from lt_mia_jax.arrays import Array, Int
 from lt_mia_jax.unlearning.transforms.contract import (
     Tree,
+    mirrored,
     path_of,
-    require,
     require_choice,
-    require_same_tree,
     scalar,
     transformation,
     zero_stack,
@@ -89,17 +88,10 @@ def project_against(
         return ProjectState({name: scalar(0.0) for name in names})
 
     def update(
-        updates: Tree,
-        state: Any,
-        params: Tree = None,
-        *,
-        retain_grads: Tree = None,
-        **extra: Any,
+        updates: Tree, state: Any, params: Tree = None, **extra: Any
     ) -> tuple[Tree, ProjectState]:
-        del state, params, extra
-        require_same_tree("project_against", "retain_grads", retain_grads, updates)
         paths, structure = jax.tree_util.tree_flatten_with_path(updates)
-        retain = jax.tree.leaves(retain_grads)
+        retain = jax.tree.leaves(mirrored("project_against", extra, updates))
         parts: dict[Any, list[int]] = {}
         for index, (path, _) in enumerate(paths):
             parts.setdefault(part(path_of(path)), []).append(index)
@@ -199,21 +191,13 @@ def retain_subspace_projection(
         return SubspaceState(zero_stack(params, size), steps, numbers(0.0, 0.0))
 
     def update(
-        updates: Tree,
-        state: Any,
-        params: Tree = None,
-        *,
-        retain_grads: Tree = None,
-        second_moment: Tree = None,
-        **extra: Any,
+        updates: Tree, state: Any, params: Tree = None, **extra: Any
     ) -> tuple[Tree, SubspaceState]:
-        del params, extra
         who = "retain_subspace_projection"
-        require_same_tree(who, "retain_grads", retain_grads, updates)
+        retain_grads = mirrored(who, extra, updates)
         weight = None
         if adam:
-            require(who, second_moment=second_moment)
-            require_same_tree(who, "second_moment", second_moment, updates)
+            second_moment = mirrored(who, extra, updates, "second_moment")
             weight = jax.tree.map(
                 lambda v: 1.0 / (jnp.sqrt(v.astype(jnp.float32)) + eps), second_moment
             )

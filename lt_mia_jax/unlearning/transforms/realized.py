@@ -38,7 +38,7 @@ LARGEST = 9
 """Most retain gradients: all 2^k sets of active constraints are tried."""
 
 
-class RealisedState(NamedTuple):
+class RealizedState(NamedTuple):
     """State of `project_realized_update`."""
 
     inner: Any
@@ -112,31 +112,22 @@ def project_realized_update(
             "realized_update_multiplier": scalar(multiplier),
         }
 
-    def init(params: Tree) -> RealisedState:
+    def init(params: Tree) -> RealizedState:
         state = inner.init(params)
         if any(map(_is_mask, jax.tree.leaves(state, is_leaf=_is_mask))):
             raise ValueError(
                 "project_realized_update would move masked parameters again; put "
                 "saliency_masked or fisher_masked around it"
             )
-        return RealisedState(state, numbers(0.0, 0.0))
+        return RealizedState(state, numbers(0.0, 0.0))
 
     def update(
-        updates: Tree,
-        state: Any,
-        params: Tree = None,
-        *,
-        retain_grads: Tree = None,
-        **extra: Any,
-    ) -> tuple[Tree, RealisedState]:
-        stack = _stacked(retain_grads, updates, size)
-        mean = (
-            jax.tree.map(lambda r: r.mean(axis=0), stack)
-            if size > 1
-            else (jax.tree.map(lambda r: r[0], stack))
-        )
+        updates: Tree, state: Any, params: Tree = None, **extra: Any
+    ) -> tuple[Tree, RealizedState]:
+        stack = _stacked(extra["retain_grads"], updates, size)
+        mean = jax.tree.map(lambda r: r.mean(axis=0) if size > 1 else r[0], stack)
         step, inner_state = inner.update(
-            updates, state.inner, params, retain_grads=mean, **extra
+            updates, state.inner, params, **extra | {"retain_grads": mean}
         )
         moment = second_moment(inner_state, b2=b2)
         inverse = None
@@ -159,7 +150,7 @@ def project_realized_update(
         result = add(step, -1.0, correction)
         length = dot(step, step)
         worst = jnp.max(cosine(b, squared_norms(stack), length))
-        return result, RealisedState(inner_state, numbers(worst, multipliers.max()))
+        return result, RealizedState(inner_state, numbers(worst, multipliers.max()))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -123,14 +123,9 @@ def sharpness_aware(
         return SharpnessState(inner.init(params), {name: scalar(0.0) for name in names})
 
     def update(
-        updates: Tree,
-        state: Any,
-        params: Tree = None,
-        *,
-        grad_fn: Callable[[Tree], Tree] | None = None,
-        **extra: Any,
+        updates: Tree, state: Any, params: Tree = None, **extra: Any
     ) -> tuple[Tree, SharpnessState]:
-        assert grad_fn is not None
+        grad_fn: Callable[[Tree], Tree] = extra.pop("grad_fn")
         if any(map(_is_cut, jax.tree.leaves(updates, is_leaf=_is_cut))):
             raise ValueError(
                 "sharpness_aware sees a part of the parameters only; put freeze, "
