@@ -1,1 +1,1 @@
-"""Which weights and layers matter to which texts."""
+"""Importance of weights, layers and texts."""

@@ -2,9 +2,8 @@
 
 Scores of parameters are trees of non-negative float32 that mirror the parameters; they
 become boolean masks for `transforms.saliency_masked`. Thresholds are exact order
-statistics over the whole tree, found by counting: nothing is gathered or sorted, so
-sharded trees stay where they are. Scores of texts are directional derivatives: one
-forward-mode pass gives those of a whole batch, without any per-text gradient.
+statistics, found by counting (`threshold`). Scores of texts are directional
+derivatives: one forward-mode pass gives those of a whole batch.
 """
 
 import functools
@@ -22,19 +21,18 @@ from lt_mia_jax.unlearning.importance.threshold import bits, size, threshold_bit
 Tree = Any
 """A pytree of arrays that mirrors the parameters."""
 PerExample = Callable[[Tree, Any], Array]
-"""(parameters, batch) to one number a text, unweighted: `info.per_example`."""
+"""From (parameters, batch) to one unweighted number per text: `aux.per_example`."""
 
 
 def saliency(
     gradient: Callable[[Tree, Any], Tree], params: Tree, batches: Iterable[Any]
 ) -> Tree:
-    """`|sum over batches of the gradient|`, float32: signs cancel before the magnitude.
+    """`|sum over batches of the gradient|`, float32: summed before the magnitude.
 
     Args:
-      gradient: of the forget loss, (parameters, batch) to a tree; its sign is
-        irrelevant.
-      params: where the gradient is taken, the parameters before unlearning.
-      batches: of the whole forget set.
+      gradient: from (parameters, batch) to the gradient of the forget loss.
+      params: the parameters before unlearning.
+      batches: batches of the whole forget set.
 
     Raises:
       ValueError: no batch.
@@ -61,15 +59,14 @@ def diagonal_fisher(
     """Mean over texts of the squared gradient of each text's loss, float32.
 
     The empirical Fisher information: tokens are those of the texts, not drawn from the
-    model. One backward pass a text, in a loop on the device: the square of a batch's
-    mean gradient would be another, smaller number.
+    model. One backward pass per text, in a loop on the device.
 
     Args:
       per_example: negative log-likelihood of each text.
       params: where gradients are taken.
       batches: pytrees whose arrays have the texts on their leading axis.
-      row_weight: weight of each text of a batch, such as `lambda b: b.weight`, whose
-        zeros mark rows that only fill up the batch; None is 1.
+      row_weight: weight of each text of a batch, such as `lambda b: b.weight`; 0 marks
+        padding rows, None is 1.
 
     Raises:
       ValueError: no batch.
@@ -125,16 +122,16 @@ def row_mask(
 ) -> Tree:
     """True on output neurons whose gradient norm reaches a percentile over the model.
 
-    A row is what one output neuron reads: a column of a kernel here, which is stored
-    (input, output), a token of an embedding, and each element of biases and scales.
-    Layers on the leading axis have rows of their own.
+    A row holds the inputs of one output neuron: a column of a kernel, which is stored
+    (input, output), a token of an embedding, an element of a bias or scale. Every layer
+    has its own rows.
 
     Args:
       gradients: accumulated gradients of the forget loss; mirrors a model's parameters.
-      percentile: of all rows' norms, in [0, 100]; rows at the threshold are kept. The
-        rows are those that NumPy's default (linear) percentile would keep.
-      input_axis: from a "/"-joined path to the axis along which a row lies, None for
-        elements; None uses the layout of `LanguageModel`.
+      percentile: percentile (as NumPy's default) of all rows' norms, in [0, 100]; rows
+        at the threshold are kept.
+      input_axis: from a "/"-joined path to the axis of a row, None for elements; None
+        is `row_axis`.
 
     Returns:
       Booleans with that axis of size 1.
@@ -166,7 +163,7 @@ def row_mask(
 
 
 def row_axis(path: str) -> int | None:
-    """The axis along which an output neuron reads, in a `LanguageModel`'s parameter."""
+    """The input axis of a `LanguageModel`'s parameter; None if it has none."""
     first, name = path.split("/")[0], path.split("/")[-1]
     if name in ("kernel", "taps", "blocks"):
         return -2
@@ -180,14 +177,13 @@ def attribution_scores(
 ) -> Float[Array, "B"]:
     """`<gradient of each text's loss, direction>` by one forward-mode pass.
 
-    With the gradient of the retain loss as direction a high score says: descending on
-    this text lowers the retain loss, so ascending on it raises it.
+    With the gradient of the retain loss as direction, a high score means that ascent on
+    the text raises the retain loss.
 
     Args:
-      per_example: loss of each text. It must be differentiable in forward mode; a
-        kernel that only has its own reverse rule is not.
+      per_example: loss of each text, differentiable in forward mode.
       params: where gradients are taken.
-      batch: what `per_example` takes.
+      batch: argument of `per_example`.
       direction: mirrors the parameters.
 
     Source: GUARD, arXiv 2506.10946 (the scores); directional derivatives.
@@ -199,12 +195,11 @@ def attribution_scores(
 def guard_weights(
     scores: Float[Array, "N"], temperature: Float[Array, ""] | float | None = None
 ) -> Float[Array, "N"]:
-    """`N * softmax(-scores / temperature)`: mean 1, less on what retaining needs.
+    """`N * softmax(-scores / temperature)`: mean 1, smaller for high scores.
 
     Args:
-      scores: of all forget texts, from `attribution_scores`.
-      temperature: None takes the standard deviation of the scores; equal scores give
-        weights of 1.
+      scores: `attribution_scores` of all forget texts.
+      temperature: None is the standard deviation of the scores.
 
     Source: GUARD, arXiv 2506.10946; the published normalization could not be verified,
     softmax is our choice.
@@ -227,14 +222,14 @@ def weighted_squared_norms(
     """Estimates of `sum_j weight_j g_j^2` for each text's gradient, and their errors.
 
     The mean over random signs `z` of the squared derivative along `sqrt(weight) * z`:
-    unbiased, one forward-mode pass a probe, no per-text gradient.
+    unbiased, with one forward-mode pass per probe.
 
     Args:
       per_example: see `attribution_scores`.
       params: where gradients are taken.
-      batch: what `per_example` takes.
+      batch: argument of `per_example`.
       weight: non-negative, mirrors the parameters, such as a diagonal Fisher.
-      key: decides the signs.
+      key: for the signs.
       probes: at least 2.
 
     Returns:
@@ -274,19 +269,18 @@ def forgetting_confidence(
     key: Key[Array, ""],
     probes: int = 16,
 ) -> Float[Array, "B"]:
-    """How far one learning step on each text would leave the optimum of a task.
+    """How far one learning step on each text moves away from the optimum of a task.
 
     `1/2 sum F (params - rate * g - optimum)^2` with `g` the gradient of the text's
-    loss, expanded: a constant, one forward-mode pass, and `weighted_squared_norms`.
-    High: learning the text fights the task, so it is one to forget.
+    loss. A text with a high value conflicts with the task: it is one to forget.
 
     Args:
       per_example: see `attribution_scores`.
       params: the parameters before learning.
-      batch: what `per_example` takes.
-      optimum: parameters that are best for the task.
-      fisher: diagonal Fisher information of the task there.
-      rate: length of the step.
+      batch: argument of `per_example`.
+      optimum: the best parameters for the task.
+      fisher: diagonal Fisher information of the task at the optimum.
+      rate: learning rate of the step.
       key: see `weighted_squared_norms`.
       probes: see `weighted_squared_norms`.
 

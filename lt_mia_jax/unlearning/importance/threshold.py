@@ -1,7 +1,7 @@
 """Exact order statistics of a tree, by counting.
 
-Nothing is gathered or sorted, so sharded trees stay where they are: 31 counts find any
-threshold, and each is one number to add up over devices.
+Nothing is gathered or sorted, so sharding is preserved: 31 counts find any threshold,
+and each count is one reduction over devices.
 """
 
 from typing import Any

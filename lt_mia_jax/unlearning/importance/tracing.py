@@ -21,11 +21,11 @@ class Trace(NamedTuple):
     corrupted: Float[Array, "B"]
     """With noise on the subject; mean over the draws."""
     restored: Float[Array, "L1 B"]
-    """With noise, and the clean stream put back at layer 0, 1, ...; mean likewise."""
+    """With noise, and the clean stream restored at layer 0, 1, ...; likewise."""
 
     @property
     def effect(self) -> Float[Array, "L1 B"]:
-        """What putting each layer back brings, the indirect effect."""
+        """Indirect effect of restoring each layer."""
         return self.restored - self.corrupted[None]
 
 
@@ -42,24 +42,22 @@ def causal_trace(
     noise: float | Float[Array, ""] = 3.0,
     draws: int = 4,
 ) -> Trace:
-    """How much of an answer's probability each layer's clean stream brings back.
+    """Probability of each answer that restoring one layer's clean stream recovers.
 
-    Noise on the subject's embeddings destroys the fact; then one layer at a time its
-    clean stream is put back. The layer is a traced number: one pass is compiled for all
-    layers and draws. Made to be called under `jax.jit`.
+    Noise on the subject's embeddings destroys the fact; then the clean stream is
+    restored at one layer at a time. One program serves all layers; call it under `jit`.
 
     Args:
       params: parameters of the model.
       input_ids: prompts with their answers.
-      subject: 1 on the tokens that name the subject; they get the noise.
-      answer: 1 on the tokens whose probability counts, as a label mask.
+      subject: 1 on the tokens that get the noise: those that name the subject.
+      answer: 1 on the tokens of the answer, as a label mask.
       apply_fn: `LanguageModel.apply`, or anything called like it.
       layers: number of layers of the model.
       key: of the noise.
-      restore: 1 where the clean stream is put back; None is the whole subject. Only its
-        last token, for example, or one token at a time for a map of them.
-      noise: standard deviation of the noise, in those of the subjects' embeddings.
-      draws: of noise, to average over.
+      restore: 1 where the clean stream is restored; None is the whole subject.
+      noise: standard deviation of the noise, relative to that of the embeddings.
+      draws: number of noise draws to average over.
 
     Raises:
       InputError: no draw asked for.
@@ -100,8 +98,7 @@ def causal_trace(
 def causal_layers(trace: Trace, count: int) -> tuple[int, ...]:
     """The layers with the largest mean effect, in ascending order, counted from 1.
 
-    Layer 0, the embedding, is not among them: putting the subject itself back undoes
-    the noise.
+    The embedding, layer 0, is excluded: restoring it undoes the noise.
 
     Raises:
       InputError: more layers than there are.

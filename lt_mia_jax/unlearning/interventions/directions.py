@@ -1,8 +1,8 @@
-"""What interventions hold, fitted from activations: directions, subspaces and gates.
+"""Fit directions, subspaces and gates of interventions from activations.
 
-Everything here runs on the host in float64, once for a model. Activations come from
-`LanguageModel.apply(..., capture=...)`; `token_rows` and `gates.masked_mean` keep
-padding out of them.
+Everything here runs on the host in float64. Activations come from
+`LanguageModel.apply(..., capture=...)`; `token_rows` and `gates.masked_mean` exclude
+padding.
 """
 
 from collections.abc import Sequence
@@ -60,12 +60,11 @@ def cluster(
     """K-means, with the number of clusters that has the largest mean silhouette.
 
     Args:
-      embeddings: of the texts to forget: mean token embeddings, as
-        `gates.prompt_similarity` has them, or those of a sentence encoder.
-      counts: numbers to choose from. Those that leave no silhouette (at least N, or
-        more than there are different texts) are passed over; when none is left, all
-        texts are one cluster.
-      seed: of the starting points.
+      embeddings: embeddings of the forget texts.
+      counts: numbers of clusters to choose from. Those without a silhouette (N or more,
+        or more than different texts) are skipped; if none is left, all texts are one
+        cluster.
+      seed: seed of the initial centroids.
 
     Source: GUARD-IT, arXiv 2605.12765: 2 to 20 on TOFU, 2 to 10 on MUSE.
     """
@@ -98,20 +97,18 @@ def cluster_vectors(
     labels: Int[Array | np.ndarray, "N"],
     retain: Float[Array | np.ndarray, "M D"],
 ) -> Float[np.ndarray, "K D"]:
-    """Steering vectors of `interventions.Rotation`, one for each cluster.
+    """Steering vectors of `edits.Rotation`, one per cluster.
 
-    The cluster's mean activation without its part along the retained mean, of the
-    length of a typical activation: the mean of the cluster's mean norm and of the
-    retained one.
+    The mean activation of the cluster without its component along the retain mean,
+    scaled to the average of the two mean norms.
 
     Args:
-      forget: mean-pooled activations of the texts to forget, at the layer to steer.
+      forget: mean-pooled activations of the forget texts, at the layer to steer.
       labels: their clusters, 0 to K - 1.
-      retain: mean-pooled activations of texts to keep.
+      retain: mean-pooled activations of retain texts.
 
     Raises:
-      InputError: a cluster without texts, or one whose mean points where the retained
-        one does.
+      InputError: a cluster has no texts, or its mean is parallel to the retain mean.
 
     Source: GUARD-IT, arXiv 2605.12765.
     """
@@ -142,12 +139,11 @@ def cluster_vectors(
 def threshold_for_rate(
     retain: Float[Array | np.ndarray, "M K"], rate: float = 0.05
 ) -> float:
-    """The lowest gate threshold that opens for at most this share of retained prompts.
+    """The lowest threshold that opens the gate for at most `rate` of retain prompts.
 
     Args:
-      retain: similarities of prompts that should pass untouched; not those on which a
-        result is reported.
-      rate: the tolerated share.
+      retain: similarities of retain prompts, other than those of the evaluation.
+      rate: tolerated fraction.
 
     Source: GUARD-IT, arXiv 2605.12765: the 5 % quantile of retained prompts.
     """
@@ -164,14 +160,14 @@ def threshold_for_recall(
     retain: Float[Array | np.ndarray, "M K"],
     penalty: float = 1.0,
 ) -> float:
-    """The gate threshold with the largest recall minus penalty * false-positive rate.
+    """The gate threshold that maximizes recall minus penalty * false-positive rate.
 
-    In the middle of the widest gap between similarities that is as good as any.
+    Among equals, the middle of the widest gap between similarities.
 
     Args:
-      forget: similarities of prompts for which it should open.
-      retain: similarities of prompts for which it should not.
-      penalty: price of opening for a retained prompt.
+      forget: similarities of forget prompts, for which the gate should open.
+      retain: similarities of retain prompts, for which it should not.
+      penalty: cost of opening for a retain prompt.
 
     Source: GUARD-IT, arXiv 2605.12765.
     """
@@ -187,14 +183,14 @@ def threshold_for_recall(
 def null_basis(
     retain: Float[Array | np.ndarray, "M D"], share: float = 0.3
 ) -> Float[np.ndarray, "D R"]:
-    """Orthonormal columns along which retained activations are smallest, float64.
+    """Orthonormal columns along which retain activations are smallest, float64.
 
     Args:
-      retain: activations to leave alone.
-      share: of the D directions, those with the smallest eigenvalues of H^T H.
+      retain: activations H of retain texts.
+      share: fraction of the D directions: those of the smallest eigenvalues of H^T H.
 
     Raises:
-      InputError: the share is no direction at all, or more than all.
+      InputError: the share is less than one direction, or more than all.
 
     Source: MLLMEraser, arXiv 2510.04217; AlphaEdit, arXiv 2410.02355.
     """
@@ -211,16 +207,15 @@ def null_basis(
 def erasure_factor(
     forget: Rows, basis: Float[np.ndarray, "D R"], ridge: float = 0.1
 ) -> Float[np.ndarray, "D"]:
-    """The factor u of `interventions.InputAware`: `u . h` is near 1 on what to forget.
+    """The factor u of `edits.InputAware`: `u . h` is near 1 on forget prompts.
 
-    Ridge regression on one within the null space: `u = V (Y^T Y + ridge I)^-1 Y^T 1`
-    with `Y = H V`. Exactly orthogonal to everything outside the span of V, so retained
-    activations ask for nothing.
+    Ridge regression on 1 within the null space: `u = V (Y^T Y + ridge I)^-1 Y^T 1` with
+    `Y = H V`. Exactly orthogonal to everything outside the span of V.
 
     Args:
-      forget: activations of the prompts to forget, each at its last token.
+      forget: activations H of the forget prompts, each at its last token.
       basis: V, from `null_basis`.
-      ridge: lambda, above zero.
+      ridge: regularization, above 0.
 
     Source: MLLMEraser, arXiv 2510.04217: `W = P (X^T X + ridge P)^+ X^T 1 r^T`, solved
     in the basis of P by Cholesky.
@@ -241,26 +236,26 @@ def forget_rows(
     count: int,
     retain_rank: int | None = None,
 ) -> Float[np.ndarray, "K D"]:
-    """Rows of `interventions.Projection`: what is large in forgotten activations only.
+    """Rows of `edits.Projection`: main directions of the forget activations alone.
 
-    The `count` main directions of the forgotten activations after the `retain_rank`
-    main ones of the retained activations have been taken out of them. Means are not
-    subtracted: a projection acts on activations, not on their deviations.
+    The `count` main directions of the forget activations after the `retain_rank` main
+    directions of the retain activations have been projected out. Means are not
+    subtracted.
 
     Args:
-      forget: activations to make unusable.
-      retain: activations to spare.
-      count: k, the rows.
-      retain_rank: r, directions that are spared; None is a quarter of the width.
+      forget: activations of forget texts.
+      retain: activations of retain texts.
+      count: number of rows.
+      retain_rank: number of retain directions to avoid; None is a quarter of the width.
 
     Returns:
-      Orthonormal float32 rows, orthogonal to the spared directions.
+      Orthonormal float32 rows, orthogonal to the avoided directions.
 
     Raises:
       InputError: fewer than `count` directions are left.
 
     Source: our choice of a start for MRP, arXiv 2508.15449, whose reference code takes
-    the forgotten span out of the retained activations instead.
+    the forget span out of the retain activations instead.
     """
     rows, kept = _rows("forget", forget), _rows("retain", retain)
     rank = rows.shape[1] // 4 if retain_rank is None else retain_rank

@@ -1,15 +1,13 @@
-"""Interventions: activations are edited at inference, no weight is touched.
+"""Interventions: edit activations at inference, leave all weights unchanged.
 
-Each is a pure function of a stream and a frozen dataclass around it, which
+Each is a pure function of the residual stream and a frozen dataclass around it, which
 `LanguageModel.apply` and `models.generation.greedy` take as `intervention=`. The
-dataclasses are pytrees: they go through `jit`, `vmap` and `grad` as arguments, and new
-numbers in them compile nothing. What they hold is fitted in `unlearning.directions`.
+dataclasses are pytrees: they pass through `jit`, `vmap` and `grad` as arguments. Their
+arrays are fitted in `interventions.directions`.
 
-They act at every layer (see `at_layers` and `by_layer`) and on every token, those of
-the answer too, unless they say otherwise. What decides about a text is computed from
-its prompt alone and handed over as data: scores of an answer under teacher forcing are
-those of generation, and the answer cannot open its own gate. Arithmetic is float32, the
-result has the dtype of the stream.
+They act at every layer (unless `models.placement` says where) and on every token. Gates
+see the prompt alone, so that an answer has the same scores under teacher forcing as in
+generation. Arithmetic is float32; the result has the dtype of the stream.
 """
 
 from dataclasses import replace
@@ -65,10 +63,9 @@ def rotate(
     vectors: Float[Array | np.ndarray, "B D"],
     strength: Scalar,
 ) -> Float[Array, "B T D"]:
-    """Each token moved against its text's vector, at its old length.
+    """Move each token against its text's vector, keeping its norm.
 
-    `(h - strength v) |h| / |h - strength v|`. A token that equals `strength v` has no
-    direction to go to and stays; zero stays zero.
+    `(h - strength v) |h| / |h - strength v|`; a token equal to `strength v` is kept.
 
     Source: GUARD-IT, arXiv 2605.12765, the norm-preserving redirection.
     """
@@ -87,7 +84,7 @@ def _lengths(x: Float[Array, "B T D"]) -> Float[Array, "B T 1"]:
 
 @pytree
 class Rotation:
-    """Texts whose prompt is near a forgotten topic are turned away from it.
+    """Rotate the stream away from forgotten topics if the prompt is near them.
 
     Source: GUARD-IT, arXiv 2605.12765.
     """
@@ -95,10 +92,10 @@ class Rotation:
     vectors: Float[Array | np.ndarray, "K D"]
     """One for each cluster of forgotten texts; see `directions.cluster_vectors`."""
     weights: Float[Array, "B K"]
-    """Each text's share of them, from `gates.gate_weights`; a row of zeros is a closed
-    gate and leaves the text's stream as it is, bit for bit."""
+    """Each text's weights of the vectors, from `gates.gate_weights`; a row of zeros is a
+    closed gate and leaves the text's stream unchanged, bit for bit."""
     strength: Scalar = 1.0
-    """How far to go, in multiples of the vectors; the paper tries values in [0, 1]."""
+    """Size of the rotation, in multiples of the vectors; the paper tries [0, 1]."""
 
     def __call__(
         self, stream: Float[Array, "B T D"], layer: Int[Array, ""]
@@ -113,11 +110,10 @@ class Rotation:
 
 @pytree
 class InputAware:
-    """A direction is added as strongly as the end of the prompt asks for.
+    """Add a direction in proportion to a linear score of the prompt's last token.
 
-    `h + strength (u . h_last) r` at every token of the prompt, with the stream at its
-    last one. Tokens after the prompt are not edited, in generation and in teacher
-    forcing alike: the method acts in the prefill.
+    `h + strength (u . h_last) r` at every token of the prompt, with `h_last` the stream
+    at its last token. Tokens after the prompt are not edited.
 
     Source: MLLMEraser, arXiv 2510.04217, whose matrix of rank one is `u r^T`.
     """
@@ -153,7 +149,7 @@ class InputAware:
 def project(
     stream: Float[Array, "B T D"], rows: Float[Array | np.ndarray, "K D"]
 ) -> Float[Array, "B T D"]:
-    """The stream without its part in a subspace, `h - (h Q^T) Q`.
+    """The stream without its component in a subspace, `h - (h Q^T) Q`.
 
     Args:
       stream: activations.
@@ -166,7 +162,7 @@ def project(
 
 @pytree
 class Projection:
-    """A subspace is taken out of the stream.
+    """Project a subspace out of the stream.
 
     To train it, make `rows` from free ones by `orthonormal_rows` inside of the loss.
 
@@ -187,17 +183,15 @@ class Projection:
 def orthonormal_rows(
     matrix: Float[Array | np.ndarray, "K D"], tolerance: float = 1e-5
 ) -> Float[Array, "R D"]:
-    """An orthonormal basis of the rows' span; zero rows make up for a lost rank.
+    """An orthonormal basis of the rows' span, padded with zero rows to R = min(K, D).
 
-    Rows of `[earlier; new]` extend an earlier subspace. The derivative leaves out
-    turns of the basis within its span: no projection depends on them, and unlike the
-    derivative of singular vectors it is finite when singular values are equal. Of the
-    first order only.
+    The derivative (first order only) omits rotations of the basis within its span, on
+    which no projection depends; it is finite for equal singular values.
 
     Args:
-      matrix: any rows, as many as one likes; R is the smaller of K and D.
-      tolerance: directions whose singular value is not above this share of the largest
-        are no part of the span.
+      matrix: any rows.
+      tolerance: directions whose singular value is at most this fraction of the largest
+        are not part of the span.
     """
     return _basis(matrix, tolerance)[0]
 
@@ -227,9 +221,8 @@ def fold_projection(
 ) -> Params:
     """`params` in which one linear map no longer writes to a subspace.
 
-    `W (I - Q^T Q)`, and its bias likewise, in their dtype. That equals `project` on the
-    map's own output. It does not equal `Projection`: the stream that goes around the
-    map keeps its part in the subspace.
+    `W (I - Q^T Q)`, and its bias likewise. That equals `project` on the map's output,
+    not `Projection`: the stream that bypasses the map keeps its part in the subspace.
 
     Args:
       params: parameters; they are not changed.

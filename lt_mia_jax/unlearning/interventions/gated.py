@@ -1,4 +1,4 @@
-"""GUARD-IT as one value: vectors, and the gate that decides from the prompt alone."""
+"""GUARD-IT as one value: vectors, and a gate on the prompt."""
 
 from dataclasses import field, replace
 from typing import Literal
@@ -21,28 +21,27 @@ Weighting = Literal["mean", "similarity"]
 
 @pytree
 class GatedRotation:
-    """Texts whose prompt is near a forgotten topic are turned away from it.
+    """Rotate the stream of texts whose prompt is near a forgotten topic away from it.
 
-    The prompt is embedded by the model itself: the mean of the stream over its tokens,
-    at the layer where this acts. The stream is causal, so that no token of an answer
-    has any part in it. The paper's sentence encoder is another model, which would have
-    to be at hand wherever this one runs.
+    The prompt is embedded by the mean of the model's own stream over its tokens, at the
+    layer where this acts; the paper uses a sentence encoder. The stream is causal, so
+    the answer has no influence.
 
     Source: GUARD-IT, arXiv 2605.12765, but for the embedding.
     """
 
     vectors: Float[Array | np.ndarray, "K D"]
-    """What each topic is turned away from; see `directions.cluster_vectors`."""
+    """Steering vector of each topic; see `directions.cluster_vectors`."""
     centroids: Float[Array | np.ndarray, "K D"]
     """Mean prompt embedding of each topic; see `directions.cluster`."""
     threshold: Scalar
     """Cosine with a centroid above which the gate opens."""
     strength: Scalar = 1.0
-    """How far to go, in multiples of the vectors."""
+    """Size of the rotation, in multiples of the vectors."""
     lengths: Int[Array | np.ndarray, "B"] | None = None
     """Tokens of each prompt of a batch; see `interventions.prompted`."""
     weighting: Weighting = field(default="mean", metadata={"static": True})
-    """How the topics of an open gate share; see `gates.gate_weights`."""
+    """How the vectors of several topics are combined; see `gates.gate_weights`."""
 
     def for_prompts(self, lengths: Int[Array | np.ndarray, "B"]) -> "GatedRotation":
         """The same for texts with prompts of these lengths."""

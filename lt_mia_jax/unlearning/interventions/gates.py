@@ -1,4 +1,4 @@
-"""Gates: which texts an intervention is for, told from their prompts alone."""
+"""Gates: decide from the prompt whether an intervention acts on a text."""
 
 from typing import Literal
 
@@ -12,10 +12,7 @@ def prompt_mask(
     attention_mask: UInt[Array | np.ndarray, "B T"],
     label_mask: UInt[Array | np.ndarray, "B T"],
 ) -> UInt[Array, "B T"]:
-    """1 on the real tokens before the first target: all that a gate may see.
-
-    A text of targets only has no prompt.
-    """
+    """1 on the real tokens before the first target: what a gate may see."""
     before = jnp.cumsum(jnp.asarray(label_mask, jnp.int32), axis=1) == 0
     return jnp.asarray(attention_mask) * before.astype(attention_mask.dtype)
 
@@ -24,10 +21,7 @@ def masked_mean(
     stream: Float[Array, "B T D"],
     mask: UInt[Array | np.ndarray, "B T"] | Bool[Array, "B T"],
 ) -> Float[Array, "B D"]:
-    """Mean over the tokens where `mask` is set, in float32; zero where there is none.
-
-    What stands at other tokens has no influence, whatever it is.
-    """
+    """Mean over the tokens where `mask` is set, in float32; zero if there is none."""
     kept = jnp.asarray(mask)[..., None] > 0
     total = jnp.where(kept, stream.astype(jnp.float32), 0.0).sum(axis=1)
     return total / jnp.maximum(kept.sum(axis=1), 1)
@@ -71,17 +65,16 @@ def gate_weights(
     *,
     weighting: Literal["mean", "similarity"] = "mean",
 ) -> Float[Array, "B K"]:
-    """Each text's shares of the vectors; they add up to one, or all are zero.
+    """Each text's weights of the vectors; their sum is 1, or 0 for a closed gate.
 
-    A cluster is active if its similarity is above the threshold. Active ones count
-    alike ("mean") or in proportion to their similarity ("similarity", where those below
-    zero do not count).
+    A cluster is active if its similarity is above the threshold. Active clusters count
+    equally ("mean") or in proportion to their similarity if positive ("similarity").
 
     Args:
       similarity: cosine of prompts with centroids.
       threshold: see `directions.threshold_for_rate`; the paper's is 0.55, for
         embeddings of a sentence encoder.
-      weighting: how active clusters share.
+      weighting: how active clusters are combined.
 
     Source: GUARD-IT, arXiv 2605.12765: "mean" on TOFU, "similarity" on MUSE.
     """
