@@ -23,9 +23,9 @@ class Unlearn:
     """Make a model forget texts; write a Hugging Face directory and a report.
 
     --method NAME selects the method, and --help after it lists that method's settings.
-    --method FILE.py:Name takes a method of your own: the class or value Name of that
-    file, which is executed; no other file is. An interrupted run continues where it
-    stopped, with the same result.
+    --method FILE.py:Name loads the class or value Name from a file of yours; only the
+    file that you name is executed. An interrupted run continues where it stopped, with
+    the same result.
     """
 
     model: str
