@@ -92,7 +92,7 @@ class Rotation:
     vectors: Float[Array | np.ndarray, "K D"]
     """One for each cluster of forgotten texts; see `directions.cluster_vectors`."""
     weights: Float[Array, "B K"]
-    """Each text's weights, from `gates.gate_weights`. With a row of zeros, a closed gate,
+    """Each text's weights, from `gates.gate_weights`. With a row of zeros (closed gate)
     the stream of the text is unchanged, bit for bit."""
     strength: Scalar = 1.0
     """Size of the rotation, in multiples of the vectors; the paper tries [0, 1]."""
