@@ -111,8 +111,8 @@ class Mrp(Method):
             earlier.stacked, Projection
         ):
             raise InputError(
-                "the model comes with an intervention other than a projection of mrp, "
-                "which mrp cannot extend; take the model without it"
+                "the model comes with an intervention that is no projection of mrp, "
+                "and mrp extends nothing else; take the model without it"
             )
         layers = tuple(int(n) for n in earlier.layers)
         if self.layers not in ((), layers):
