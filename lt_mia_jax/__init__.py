@@ -7,8 +7,12 @@ from lt_mia_jax.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from lt_mia_jax import attacks as attacks
+    from lt_mia_jax import audit as audit
     from lt_mia_jax.attacks import scores as scores
     from lt_mia_jax.attacks.learned.storage import load_attack as load_attack
+    from lt_mia_jax.audit.results import AuditResult as AuditResult
+    from lt_mia_jax.audit.scoring import ModelPair as ModelPair
+    from lt_mia_jax.audit.scoring import load_pair as load_pair
     from lt_mia_jax.checkpoints.pretrained import load_pretrained as load_pretrained
     from lt_mia_jax.checkpoints.pretrained import save_pretrained as save_pretrained
     from lt_mia_jax.data.corpora import load_corpus as load_corpus

@@ -1,0 +1,91 @@
+"""Each sentence of a verdict says what its numbers say, and no more."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from lt_mia_jax.attacks.estimate import AttackSummary, DatasetVerdict, Estimate
+from lt_mia_jax.audit.records import CombinationSummary, Counts
+from lt_mia_jax.audit.verdict import verdict
+
+
+def summary(auc, low=None, high=None):
+    return AttackSummary(
+        auc=Estimate(auc, low, high), tpr={}, n_members=50, n_nonmembers=50, n_missing=0
+    )
+
+
+LABELED = CombinationSummary(
+    name="a",
+    target="t",
+    reference="r",
+    corpus="c",
+    unseen=True,
+    counts=Counts(texts=100, members=50, nonmembers=50),
+    loss_gap_nats=Estimate(0.25, 0.2, 0.3),
+    attacks={"lt_mia": summary(0.9), "ez": summary(0.8), "loss": summary(0.6)},
+    controls={"permutation": summary(0.51, 0.4, 0.6), "blind": summary(0.5, 0.4, 0.6)},
+)
+SET = DatasetVerdict(
+    p_value=0.001,
+    decision="member",
+    alpha=0.01,
+    n_suspect=30,
+    n_nonmembers=40,
+    method="",
+    effect=Estimate(1.0),
+)
+
+
+def test_the_set_comes_first_then_single_texts():
+    p_values = np.array([0.01, 0.04, 0.5, np.nan])
+    q_values = np.array([0.03, 0.06, 0.5, np.nan])
+    given = {"p_values": p_values, "q_values": q_values}
+    found = verdict([LABELED], "lt_mia", **given, dataset=SET)
+    assert found[0].startswith("The set of texts as a whole shows")
+    assert "p = 0.001, level 0.01" in found[0]
+    assert "2 of 3 texts" in found[1]
+    assert "1 remain" in found[1]
+    innocent = dataclasses.replace(SET, decision="no evidence")
+    found = verdict([LABELED], "lt_mia", **given, dataset=innocent)
+    assert found[0].startswith("There is no evidence")
+
+
+def test_a_combination_names_the_best_other_score():
+    first, other, blind, permuted = verdict([LABELED], "lt_mia")
+    assert "the learned attack has an AUC of 0.900" in first
+    assert "0.250 [0.200, 0.300] nats" in first
+    assert "EZ-MIA, reaches 0.800" in other
+    assert "do not give membership away" in blind
+    assert "as it must be" in permuted
+
+
+@pytest.mark.parametrize(
+    ("control", "estimate", "words"),
+    [
+        ("blind", (0.61, 0.55, 0.7), "differ as texts"),
+        ("blind", (0.58, 0.51, 0.6), "a little above chance"),
+        ("permutation", (0.6, 0.55, 0.7), "suspicious"),
+    ],
+)
+def test_controls_that_fail_are_told(control, estimate, words):
+    controls = {**LABELED.controls, control: summary(*estimate)}
+    found = verdict([dataclasses.replace(LABELED, controls=controls)], "lt_mia")
+    assert words in " ".join(found)
+
+
+def test_several_combinations_open_with_their_range():
+    other = dataclasses.replace(
+        LABELED, name="b", unseen=False, attacks={"lt_mia": summary(0.7)}
+    )
+    found = verdict([other, LABELED], "lt_mia")
+    assert "2 combinations judged here" in found[0]
+    assert "between 0.700 and 0.900, mean 0.800" in found[0]
+    assert found[1].startswith("On a ")  # unseen ones first
+
+
+def test_without_labels_or_nonmembers_nobody_is_accused():
+    bare = dataclasses.replace(LABELED, counts=Counts(texts=7), attacks={}, controls={})
+    [found] = verdict([bare], "lt_mia")
+    assert found.startswith("7 texts were scored and ranked")
