@@ -124,7 +124,7 @@ class InputAware:
     direction: Float[Array | np.ndarray, "D"]
     """r, from recall to erasure."""
     lengths: Int[Array | np.ndarray, "B"] | None = None
-    """Tokens of each prompt; see `prompted`."""
+    """Tokens of each prompt; see `placement.prompted`."""
     strength: Scalar = 1.0
     """Factor on the edit."""
 

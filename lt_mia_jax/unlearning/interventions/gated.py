@@ -39,7 +39,7 @@ class GatedRotation:
     strength: Scalar = 1.0
     """Size of the rotation, in multiples of the vectors."""
     lengths: Int[Array | np.ndarray, "B"] | None = None
-    """Tokens of each prompt of a batch; see `interventions.prompted`."""
+    """Tokens of each prompt of a batch; see `placement.prompted`."""
     weighting: Weighting = field(default="mean", metadata={"static": True})
     """How the vectors of several topics are combined; see `gates.gate_weights`."""
 

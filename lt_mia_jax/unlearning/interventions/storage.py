@@ -1,8 +1,8 @@
-"""Interventions on disk, beside the weights they act on: JSON and safetensors.
+"""Save and load interventions beside the weights they act on: JSON and safetensors.
 
-`intervention.json` says of what parts an intervention is made and holds the SHA-256 of
-`intervention.safetensors`, which holds the arrays. What belongs to a batch (lengths of
-prompts) is not stored; `interventions.prompted` brings it.
+`intervention.json` describes the parts of an intervention and holds the SHA-256 of
+`intervention.safetensors`, which holds the arrays. Prompt lengths belong to a batch and
+are not stored; `placement.prompted` sets them.
 """
 
 import hashlib
@@ -49,11 +49,11 @@ _OF_THE_WIDTH = ("vector", "vectors", "centroids", "factor", "direction", "rows"
 def save_intervention(directory: Path | str, intervention: Intervention | None) -> None:
     """Write an intervention beside a model; `load_intervention` reads it.
 
-    An interrupted save leaves the old one, or one that is refused. None takes away what
-    an earlier model in that directory came with.
+    After an interrupted save the old one is loaded, or loading is refused. None deletes
+    the intervention of an earlier model in that directory.
 
     Raises:
-      InputError: it has parts that cannot be stored, such as plain functions.
+      InputError: a part, such as a plain function, cannot be stored.
     """
     if intervention is None:
         for name in (DESCRIPTION, TENSORS):
@@ -79,11 +79,11 @@ def has_intervention(directory: Path | str) -> bool:
 def load_intervention(
     directory: Path | str, model: ModelConfig | None = None
 ) -> Intervention | None:
-    """The intervention that a model comes with; None when there is none.
+    """The intervention beside a model; None if there is none.
 
     Args:
-      directory: of the model; one that does not exist holds none.
-      model: what it has to fit; None does not check that.
+      directory: the model's directory; it need not exist.
+      model: the model that it must fit; None skips this check.
 
     Raises:
       InputError: a file is missing, broken or changed, or fits another model.
@@ -180,7 +180,7 @@ def _build(described: Any, tensors: dict[str, np.ndarray]) -> Any:
 
 
 def _check_fit(made: Any, model: ModelConfig) -> None:
-    """Every vector of the model's width, every layer one of its own."""
+    """Check that vectors have the model's width and that the layers exist."""
     wrong = []
     for node in _nodes(made):
         for field in fields(node):
@@ -202,7 +202,7 @@ def _check_fit(made: Any, model: ModelConfig) -> None:
 
 
 def _nodes(made: Any) -> list[Any]:
-    """An intervention and all that stands in it."""
+    """An intervention and all its parts."""
     if isinstance(made, tuple):
         return [node for part in made for node in _nodes(part)]
     if type(made).__name__ not in KINDS:

@@ -1,4 +1,4 @@
-"""Ranges of hyper-parameters, as data that `Method` checks."""
+"""Ranges of hyperparameters, as data that `Method` checks."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from lt_mia_jax.errors import InputError
 
 
 class Limit(NamedTuple):
-    """What a number has to be."""
+    """A range of numbers."""
 
     expected: str
     holds: Callable[[float], bool]
@@ -23,10 +23,10 @@ PERCENTILE = Limit("0 to 100", lambda x: 0 <= x <= 100)
 
 
 def check_limits(method: Any) -> None:
-    """Compare a method's fields with the `limits` of its classes; None is not a number.
+    """Check a method's fields against the `limits` of its classes; None passes.
 
     Raises:
-      InputError: naming every field outside its range.
+      InputError: names every field outside its range.
     """
     limits: dict[str, Limit] = {}
     for cls in reversed(type(method).__mro__):

@@ -1,4 +1,4 @@
-"""Bounded objectives: preferences, other answers, lowered predictions."""
+"""Methods with bounded objectives: preferences, other answers, lowered logits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Npo(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class SimNpo(Method):
-    """NPO on the mean loss of a token, without a reference.
+    """NPO on the mean token loss, without a reference model.
 
     Source: arXiv 2410.07163.
     """
@@ -38,7 +38,7 @@ class SimNpo(Method):
     beta: float = 4.5
     """Inverse temperature."""
     delta: float = 0.0
-    """Margin in nats a token."""
+    """Margin in nats per token."""
     limits: ClassVar[Mapping[str, Limit]] = {"beta": POSITIVE}
 
     def forget(self) -> LossTerm:
@@ -48,7 +48,7 @@ class SimNpo(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class IdkDpo(Method):
-    """Preference of a refusal over the answer.
+    """Direct preference optimization of a refusal over the answer.
 
     Source: TOFU, arXiv 2401.06121; DPO, arXiv 2305.18290.
     """
@@ -66,9 +66,9 @@ class IdkDpo(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class AltPo(IdkDpo):
-    """Preference of a plausible other answer over the answer.
+    """Direct preference optimization of a false answer over the true one.
 
-    The published method has the model write the alternatives; here they are the
+    The published method has the model write plausible answers; here they are the
     inverted facts of the data.
 
     Source: arXiv 2409.13474.
@@ -79,7 +79,7 @@ class AltPo(IdkDpo):
 
 @dataclass(frozen=True, kw_only=True)
 class IdkNll(Method):
-    """Learn refusals in place of the answers (PO of TOFU).
+    """Learn refusals instead of the answers (PO of TOFU).
 
     Source: arXiv 2401.06121.
     """
@@ -93,7 +93,7 @@ class IdkNll(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Meow(IdkNll):
-    """Learn inverted facts in place of the answers.
+    """Learn inverted facts instead of the answers.
 
     Source: MEOW, arXiv 2409.11844.
     """
@@ -103,7 +103,7 @@ class Meow(IdkNll):
 
 @dataclass(frozen=True, kw_only=True)
 class Tnpo(Method):
-    """Token-wise NPO; with `alpha` also weighted by the probability (WTNPO).
+    """Token-wise NPO (TNPO); with `alpha` weighted by the probability (WTNPO).
 
     Source: arXiv 2502.19301.
     """
@@ -123,14 +123,14 @@ class Tnpo(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Undial(Method):
-    """Self-distillation with the true token's logit lowered.
+    """Self-distillation with a lowered logit of the true token.
 
     Source: arXiv 2402.10052.
     """
 
     retain_weight: float = 0.0
     beta: float = 10.0
-    """What is taken from the logit of the target."""
+    """Subtracted from the logit of the target."""
     recipe: ClassVar[Recipe] = Recipe(learning_rate=1e-4)
     limits: ClassVar[Mapping[str, Limit]] = {"beta": NOT_NEGATIVE}
 
@@ -142,14 +142,14 @@ class Undial(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class CeU(Method):
-    """Cross-entropy to the own prediction without the true token.
+    """Cross-entropy to the model's own prediction without the true token.
 
     Source: arXiv 2503.01224.
     """
 
     retain_weight: float = 0.0
     skip: int = 1
-    """First target tokens that are left out."""
+    """Number of leading target tokens that are left out."""
     limits: ClassVar[Mapping[str, Limit]] = {"skip": NOT_NEGATIVE}
 
     def forget(self) -> LossTerm:

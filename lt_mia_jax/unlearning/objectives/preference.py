@@ -72,7 +72,7 @@ def simnpo(
 
     Settings:
       beta: inverse temperature.
-      delta: margin in nats a token; the paper's gamma divided by beta.
+      delta: margin in nats per token; the paper's gamma divided by beta.
 
     Example:
       >>> ids = jnp.array([[0, 1, 2]])
