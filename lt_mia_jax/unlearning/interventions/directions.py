@@ -26,7 +26,12 @@ def token_rows(
 def last_rows(
     stream: Float[Array | np.ndarray, "B T D"], lengths: Int[Array | np.ndarray, "B"]
 ) -> Float[np.ndarray, "B D"]:
-    """The activations of each text's last token; `lengths` of at least one."""
+    """The activations of each text's last token; `lengths` of at least one.
+
+    Example:
+      >>> last_rows(np.arange(4.0).reshape(1, 2, 2), np.array([1]))
+      array([[0., 1.]])
+    """
     last = np.asarray(lengths) - 1
     return np.asarray(stream).astype(np.float64)[np.arange(len(last)), last]
 
@@ -144,6 +149,10 @@ def threshold_for_rate(
     Args:
       retain: similarities of retain prompts, other than those of the evaluation.
       rate: tolerated fraction.
+
+    Example:
+      >>> threshold_for_rate(np.array([[0.1], [0.2], [0.9], [0.3]]), rate=0.25)
+      0.3
 
     Source: GUARD-IT, arXiv 2605.12765: the 5 % quantile of retained prompts.
     """

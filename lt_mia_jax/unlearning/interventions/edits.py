@@ -43,6 +43,13 @@ def steer(
 class Steering:
     """A constant is added to the stream.
 
+    Example:
+      >>> from lt_mia_jax.unlearning.interventions.directions import mean_difference
+      >>> towards, away = np.ones((3, 2)), np.zeros((3, 2))
+      >>> edit = Steering(mean_difference(towards, away), strength=2.0)
+      >>> edit(jnp.zeros((1, 1, 2)), jnp.int32(1))
+      Array([[[2., 2.]]], dtype=float32)
+
     Source: Activation Addition, arXiv 2308.10248.
     """
 
@@ -114,6 +121,15 @@ class InputAware:
 
     `h + strength (u . h_last) r` at every token of the prompt, with `h_last` the stream
     at its last token. Tokens after the prompt are not edited.
+
+    Example:
+      >>> from lt_mia_jax.unlearning.interventions import directions
+      >>> retain, forget = np.array([[1.0, 0.0]] * 4), np.array([[1.0, 1.0]] * 4)
+      >>> basis = directions.null_basis(retain, share=0.5)
+      >>> factor = directions.erasure_factor(forget, basis, ridge=1e-6)
+      >>> edit = InputAware(factor, np.array([0.0, -1.0]), lengths=np.array([1]))
+      >>> edit(jnp.array([[[1.0, 1.0]]]), jnp.int32(1)).round(3)
+      Array([[[1., 0.]]], dtype=float32)
 
     Source: MLLMEraser, arXiv 2510.04217, whose matrix of rank one is `u r^T`.
     """
@@ -232,6 +248,11 @@ def fold_projection(
 
     Raises:
       InputError: there is no such kernel, or the sizes differ.
+
+    Example:
+      >>> params, rows = {"up": {"kernel": jnp.ones((1, 2))}}, np.array([[1.0, 0.0]])
+      >>> fold_projection(params, "up/kernel", rows)["up"]["kernel"]
+      Array([[0., 1.]], dtype=float32)
 
     Source: MRP, arXiv 2508.15449, moved from activations to weights.
     """

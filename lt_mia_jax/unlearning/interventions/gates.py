@@ -35,6 +35,12 @@ def prompt_similarity(
 ) -> Float[Array, "B K"]:
     """Cosine of each prompt's mean token embedding with each centroid.
 
+    Example:
+      >>> ids, mask = np.array([[0, 0], [0, 1]]), np.ones((2, 2))
+      >>> prompt_similarity(np.eye(2), ids, mask, np.array([[1.0, 0.0]])).round(2)
+      Array([[1.  ],
+             [0.71]], dtype=float32)
+
     Args:
       table: token embeddings, such as `params["embedding"]["tokens"]`.
       input_ids: prompts, perhaps with their answers.
