@@ -1,17 +1,41 @@
 """Numbers and names as readers see them."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from markupsafe import Markup
 
 from lt_mia_jax.attacks.scores.table import Description, describe
-from lt_mia_jax.report.schema import Number
+
+Number = float | int
+"""A number as JSON gives it."""
+
+
+@runtime_checkable
+class Interval(Protocol):
+    """A number with its interval, as `attacks.estimate.Estimate`."""
+
+    @property
+    def value(self) -> float | None:
+        """The number."""
+
+    @property
+    def low(self) -> float | None:
+        """Lower end of the interval."""
+
+    @property
+    def high(self) -> float | None:
+        """Upper end."""
+
 
 NBSP = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
-DASH = "\N{EN DASH}"
+NONE = "\N{EM DASH}"
+"""Where there is no number."""
 CONTROLS = {
     "blind": Description(
-        "Blind baseline", "bag of words and forest; never sees a model"
+        "Text-only baseline", "bag of words and forest; never sees a model"
     ),
     "permutation": Description(
         "Label permutation", "the verdict's attack, labels shuffled"
@@ -31,7 +55,7 @@ DECISIONS = {"member": "member", "no evidence": "no evidence of membership"}
 
 
 def attack_name(name: str) -> Description:
-    """Label and definition of an attack or control."""
+    """Label and meaning of an attack or control."""
     return CONTROLS.get(name) or describe(name)
 
 
@@ -42,22 +66,31 @@ def signed(text: str) -> str:
 
 def unit(value: Number | None, digits: int = 3) -> str:
     """A number such as an AUC with fixed decimals; a dash when there is none."""
-    return "\N{EM DASH}" if value is None else signed(f"{value:.{digits}f}")
+    return NONE if value is None else signed(f"{value:.{digits}f}")
 
 
 def percentage(value: Number | None) -> str:
     """A rate in per cent with one decimal; a dash when there is none."""
-    return "\N{EM DASH}" if value is None else signed(f"{100 * value:.1f}") + f"{NBSP}%"
+    return NONE if value is None else signed(f"{100 * value:.1f}") + f"{NBSP}%"
 
 
-def bounds(interval: dict[str, Any] | None, *, rate: bool = False) -> str:
-    """An interval such as [0.91, 0.95] or [12.1, 15.0]; empty when there is none."""
-    if not interval or interval["low"] is None or interval["high"] is None:
+def bounds(found: Interval | None, digits: int = 3, *, rate: bool = False) -> str:
+    """An interval such as [0.91, 0.95], or [12.1, 15.0] in per cent; may be empty."""
+    if found is None or found.low is None or found.high is None:
         return ""
-    low, high = interval["low"], interval["high"]
-    if rate:
-        return signed(f"[{100 * low:.1f},{NBSP}{100 * high:.1f}]")
-    return signed(f"[{low:.3f},{NBSP}{high:.3f}]")
+    scale, digits = (100, 1) if rate else (1, digits)
+    low, high = scale * found.low, scale * found.high
+    return signed(f"[{low:.{digits}f},{NBSP}{high:.{digits}f}]")
+
+
+def with_bounds(text: str, note: str) -> Markup:
+    """Text with a remark, such as an interval, in small print."""
+    return Markup('{} <span class="bounds">{}</span>').format(text, note)
+
+
+def percent(rate: Number) -> str:
+    """A nominal rate, such as 0.1 %."""
+    return f"{100 * rate:.4g}{NBSP}%"
 
 
 def general(value: Number | None, digits: int = 4, *, zeros: bool = False) -> str:
@@ -69,7 +102,7 @@ def general(value: Number | None, digits: int = 4, *, zeros: bool = False) -> st
       zeros: keep trailing zeros, so that a column lines up.
     """
     if value is None or math.isnan(value):
-        return "\N{EM DASH}"
+        return NONE
     if value == 0 or 1e-3 <= abs(value) < 1e6:
         if abs(value) >= 1e4:
             return signed(f"{value:,.0f}")
@@ -86,7 +119,7 @@ def p_text(value: Number | None) -> str:
 
 def count(value: int | None) -> str:
     """An integer with thousands separators; a dash when there is none."""
-    return "\N{EM DASH}" if value is None else f"{value:,}"
+    return NONE if value is None else f"{value:,}"
 
 
 def plural(number: int, noun: str) -> str:
@@ -94,7 +127,7 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def listed(names: list[str], most: int = 4) -> str:
+def listed(names: Sequence[str], most: int = 4) -> str:
     """Names with commas, shortened to the first few."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

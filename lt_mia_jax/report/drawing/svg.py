@@ -6,13 +6,14 @@ the same bytes each time.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup, escape
 
 from lt_mia_jax.arrays import Bool, Float
-from lt_mia_jax.report.schema import Number
+from lt_mia_jax.report.wording import Number, signed
 
 
 class Scale(NamedTuple):
@@ -37,6 +38,18 @@ class Scale(NamedTuple):
         return float(self(np.array([value], float))[0])
 
 
+class Figure(NamedTuple):
+    """A drawing with its key and caption."""
+
+    svg: Markup
+    key: list[tuple[str, str]]
+    """CSS class and text of each entry."""
+    title: str
+    caption: str
+    tall: bool = False
+    """Stands beside two others."""
+
+
 def decade_ticks(low: Number, high: Number) -> list[float]:
     """The powers of ten from `low` to `high`."""
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
@@ -57,11 +70,9 @@ def label_number(value: Number) -> str:
     if value == 0:
         return "0"
     if 1e-4 <= abs(value) < 1e5:
-        return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
+        return signed(f"{value:.6g}")
     mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace(
-        "-", "\N{MINUS SIGN}"
-    )
+    return signed(f"{mantissa.removesuffix('.0')}e{int(exponent)}")
 
 
 def pixel(value: Number) -> str:
@@ -136,7 +147,64 @@ def upright(x: Number, y: Number, content: str, css: str = "title") -> Markup:
     ).format(pixel(x), pixel(y), css, content)
 
 
-def figure(width: int, height: int, marks: list[Markup], label: str) -> Markup:
+def dot(x: Number, y: Number, css: str, radius: Number) -> Markup:
+    """One circle with a CSS class."""
+    return Markup('<circle class="{}" cx="{}" cy="{}" r="{}"/>').format(
+        css, pixel(x), pixel(y), pixel(radius)
+    )
+
+
+def axes(
+    x: Scale,
+    y: Scale,
+    height: int,
+    x_label: str,
+    y_label: str = "",
+    *,
+    x_ticks: Mapping[Number, str] | None = None,
+    y_ticks: Mapping[Number, str] | None = None,
+    vertical: bool = True,
+) -> list[Markup]:
+    """Grid lines with labels, and the titles of both axes.
+
+    Args:
+      x: scale of the horizontal axis, whose title stands at the foot of the figure.
+      y: scale of the vertical axis.
+      height: of the figure.
+      x_label: title of the horizontal axis.
+      y_label: title of the vertical axis.
+      x_ticks: labels by value; round numbers where None.
+      y_ticks: likewise.
+      vertical: whether lines cross the figure at `x_ticks`, or stand below it.
+    """
+    marks = []
+    stop, css = (y.stop, "grid") if vertical else (y.start + 4, "tick")
+    for tick, label in (_rounded(x) if x_ticks is None else x_ticks).items():
+        place = x.at(tick)
+        marks.append(rule(place, y.start, place, stop, css))
+        marks.append(text(place, y.start + 18, label, anchor="middle"))
+    for tick, label in (_rounded(y) if y_ticks is None else y_ticks).items():
+        level = y.at(tick)
+        marks.append(rule(x.start, level, x.stop, level, "grid"))
+        marks.append(text(x.start - 8, level + 4, label, anchor="end"))
+    middle = (x.start + x.stop) / 2
+    marks.append(text(middle, height - 8, x_label, "title", anchor="middle"))
+    if y_label:
+        marks.append(upright(14, (y.start + y.stop) / 2, y_label))
+    return marks
+
+
+def _rounded(scale: Scale) -> dict[Number, str]:
+    return {t: label_number(t) for t in nice_ticks(scale.low, scale.high)}
+
+
+def padded(low: float, high: float, share: float) -> tuple[float, float]:
+    """The range with some room at both ends, never empty."""
+    room = (high - low) * share if high > low else max(abs(high), 1.0) * share
+    return low - room, high + room
+
+
+def figure(width: int, height: int, marks: Sequence[Markup], label: str) -> Markup:
     """An `<svg>` element that scales with its container and has a spoken label."""
     return Markup(
         '<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'

@@ -1,196 +1,193 @@
-"""What the page that compares unlearning runs shows."""
+"""The page that compares unlearning runs."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
+from markupsafe import Markup
 
-from lt_mia_jax.report.drawing.landscape import DEEPEST, Figure, Spot, pareto_figure
-from lt_mia_jax.report.forgetting.cards import Card, Entry, Example, Group
-from lt_mia_jax.report.forgetting.quantities import (
+from lt_mia_jax.report.drawing.pareto import DEEPEST, Spot, pareto_figure
+from lt_mia_jax.report.drawing.svg import Figure
+from lt_mia_jax.report.forgetting.examples import matrix
+from lt_mia_jax.report.forgetting.layers import layer_tables
+from lt_mia_jax.report.forgetting.metrics import (
     METRICS,
     PASSED,
+    Metric,
     attacks_of,
-    leak_word,
+    auc_metric,
+    card_cell,
+    leak_of,
+    over_seeds,
 )
-from lt_mia_jax.report.forgetting.tables import (
-    Cell,
-    Row,
-    Table,
-    attack_metric,
-    cell,
-    method_table,
-)
+from lt_mia_jax.report.forgetting.runs import Group
+from lt_mia_jax.report.fragments import asset, show
+from lt_mia_jax.report.panels import Page, Panel, Place, article
+from lt_mia_jax.report.tables import Column, Row, Table
+from lt_mia_jax.report.wording import MINUS, NBSP, plural
+from lt_mia_jax.verification.records import Card
 
-COMPARED = 40
-"""Examples on the page."""
-
-
-class GroupView(NamedTuple):
-    """Everything the template shows of one group of runs."""
-
-    anchor: str
-    title: str
-    tables: list[Table]
-    pareto: Figure | None
-    heat: list[Table]
-    names: list[str]
-    examples: list[Example]
-    total: int
-
-
-def view_group(group: Group, index: int) -> GroupView:
-    """One section of the page that compares runs."""
-    anchor = f"group-{index + 1}"
-    entries = sorted(group.entries, key=lambda entry: entry.control)
-    cards = [card for entry in entries for card in entry.cards]
-    attacks = attacks_of(cards)
-    first = ["model_utility", "forget_quality", "priv_leak"]
-    if not any("model_utility" in card for card in cards):
-        first[:1] = ["retain_probability"]
-    first += ["forget_probability", "forget_slot_accuracy"]
-    rest = [name for name in METRICS if name not in first]
-    parts = [
-        (
-            "methods",
-            "Each method, and below the line the models to compare with. PrivLeak "
-            "stands beside every forget quality because either alone misleads. "
-            "Brackets are 95\u00a0% intervals over questions"
-            + (
-                "; numbers are means over seeds, and brackets enclose the intervals "
-                "of all seeds."
-                if any(len(entry.cards) > 1 for entry in entries)
-                else ", not over seeds of training."
-            ),
-            [(name, METRICS[name]) for name in first],
-        ),
-        (
-            "attacks",
-            "AUC of each attack at telling forgotten from unseen texts. Good is what "
-            "the retrained model has.",
-            [(f"auc_{name}", attack_metric(f"auc_{name}")) for name in attacks],
-        ),
-        (
-            "further",
-            "The other metrics.",
-            [(name, METRICS[name]) for name in rest],
-        ),
-    ]
-    tables = []
-    for name, caption, wanted in parts:
-        found = [(key, m) for key, m in wanted if any(key in card for card in cards)]
-        if found:
-            tables.append(method_table(f"{anchor}-{name}", caption, found, entries))
-    names = [entry.name for entry in entries if entry.cards]
-    examples = list(group.examples)
-    return GroupView(
-        anchor=anchor,
-        title=group.title,
-        tables=tables,
-        pareto=_pareto(entries),
-        heat=list(_heat(group, anchor)),
-        names=[name for name in names if any(name in e.said for e in examples)],
-        examples=examples[:COMPARED],
-        total=len(examples),
-    )
+_KEY = [
+    ("spot even", "PrivLeak as retrained"),
+    ("spot over", "over-forgotten"),
+    ("spot leaks", "still recognized"),
+    ("spot plain", "undecided or not attacked"),
+    ("spot control", "to compare with"),
+]
 
 
 def leak_kind(cards: Sequence[Card]) -> str:
     """CSS class of what the PrivLeak of all seeds says; "plain" where they disagree."""
-    words = {leak_word(card)[1] for card in cards}
-    return (words.pop() if len(words) == 1 else "") or "plain"
+    found = {leak_of(card).css for card in cards}
+    return (found.pop() if len(found) == 1 else "") or "plain"
 
 
-def _pareto(entries: Sequence[Entry]) -> Figure | None:
-    cards = [card for entry in entries for card in entry.cards]
-    tested = any("forget_quality" in card for card in cards)
-    useful = any("model_utility" in card for card in cards)
-    across = "model_utility" if useful else "retain_probability"
+def _utility(group: Group) -> Metric:
+    measured = any(card.model_utility for card in group.cards)
+    return METRICS["model_utility" if measured else "retain_probability"]
+
+
+def pareto(group: Group) -> Figure | None:
+    """Forgetting against utility; None with fewer than two results."""
+    across = _utility(group)
+    tested = any(card.forget_quality for card in group.cards)
     spots = []
-    for entry in entries:
-        wanted = {across, "forget_quality" if tested else "forget_probability"}
-        found = [card for card in entry.cards if wanted <= card.keys()]
-        if not found:
-            continue
-        mean = cell(across, METRICS[across], found)
-        if tested:
-            heights = [c["forget_quality"]["log10"] for c in found]
-        else:
-            heights = [1 - c["forget_probability"]["value"] for c in found]
-        kind = "control" if entry.control else leak_kind(found)
-        ends = [
-            v
-            for c in found
-            for v in (c[across].get("low"), c[across].get("high"))
-            if v is not None
-        ]
-        assert mean.value is not None
-        spots.append(
-            Spot(
-                entry.name,
-                kind,
-                mean.value,
-                float(np.mean(heights)),
-                min(ends, default=None),
-                max(ends, default=None),
-            )
-        )
+    for entry in group.entries:
+        cards = [c for c in entry.cards if across.measured(c)]
+        cards = [c for c in cards if c.forget_quality or not tested]
+        if cards:
+            reach = over_seeds(across, cards)
+            heights = [_height(card, tested) for card in cards]
+            kind = "control" if entry.control else leak_kind(cards)
+            place = float(reach.value or 0.0), float(np.mean(heights))
+            spots.append(Spot(entry.name, kind, *place, reach.low, reach.high))
     if len(spots) < 2:
         return None
-    y_label = (
-        "forget quality, log10 p" if tested else "1 \N{MINUS SIGN} forget probability"
-    )
     cut = any(spot.y < DEEPEST for spot in spots)
-    return Figure(
-        pareto_figure(
-            spots,
-            x_label=METRICS[across].label.lower().replace(", kept", " of kept answers"),
-            y_label=y_label,
-            passing=float(np.log10(PASSED)) if tested else None,
-        ),
-        [
-            ("spot even", "PrivLeak as retrained"),
-            ("spot over", "over-forgotten"),
-            ("spot leaks", "still recognized"),
-            ("spot plain", "undecided or not attacked"),
-            ("spot control", "to compare with"),
-        ],
-        "Forgetting against utility.",
-        "Up and to the right is better; the line joins the methods that no other one "
-        "beats in both. "
-        + (
-            f"Above the dotted line (p = {PASSED:g}) truth ratios could be those of "
-            "the retrained model. "
-            if tested
-            else ""
-        )
-        + ("Values under the lower edge are drawn on it. " if cut else "")
-        + "Horizontal bars are 95\u00a0% intervals.",
+    drawn = pareto_figure(
+        spots,
+        x_label=across.label.lower().replace(", kept", " of kept answers"),
+        y_label="forget quality, log10 p"
+        if tested
+        else f"1 {MINUS} forget probability",
+        passing=float(np.log10(PASSED)) if tested else None,
     )
+    caption = [
+        "Up and to the right is better; the line joins the methods that no other one "
+        "beats in both.",
+        f"Above the dotted line (p = {PASSED:g}) truth ratios could be those of the "
+        "retrained model."
+        if tested
+        else "",
+        "Values under the lower edge are drawn on it." if cut else "",
+        f"Horizontal bars are 95{NBSP}% intervals.",
+    ]
+    title = "Forgetting against utility."
+    return Figure(drawn, _KEY, title, " ".join(filter(None, caption)))
 
 
-def _heat(group: Group, anchor: str) -> Iterator[Table]:
-    """Similarity to the retrained model, a row a method and a column a layer."""
-    for part, rows in group.layers.items():
-        what = "forgotten" if part == "forget" else "kept"
-        every = [value for row in rows.values() for value in row]
-        low = min(every)
-        yield Table(
-            f"{anchor}-layers-{part}",
-            f"Linear CKA to the retrained model on {what} texts, by layers passed. "
-            f"Darker is less similar, from 1 to {low:.3f}.",
-            "Method",
-            [(str(layer), "") for layer in range(len(next(iter(rows.values()))))],
-            [
-                Row(
-                    name,
-                    "",
-                    [
-                        Cell(v, f"{v:.3f}", css=f"{(1 - v) / max(1 - low, 1e-9):.2f}")
-                        for v in row
-                    ],
-                    name == "before",
-                )
-                for name, row in rows.items()
-            ],
+def _height(card: Card, tested: bool) -> float:
+    if tested and card.forget_quality:
+        return card.forget_quality.log10
+    return 1 - (card.forget_probability.value or 0.0)
+
+
+def _first(group: Group) -> list[Metric]:
+    """The measures by which methods are compared."""
+    names = (
+        "forget_quality",
+        "priv_leak",
+        "forget_probability",
+        "forget_slot_accuracy",
+    )
+    return [_utility(group), *(METRICS[name] for name in names)]
+
+
+def _table(group: Group, anchor: str, caption: str, wanted: Sequence[Metric]) -> Markup:
+    """A row a method, a column a measure that any card has."""
+    metrics = [m for m in wanted if any(m.measured(card) for card in group.cards)]
+    rows = [
+        Row(
+            entry.name,
+            [card_cell(metric, entry.cards) for metric in metrics if entry.cards],
+            f"{len(entry.cards)} seeds" if len(entry.cards) > 1 else "",
+            control=entry.control,
+            failed=entry.failed,
         )
+        for entry in group.entries
+    ]
+    columns = [Column("Method", kind="text"), *(m.column for m in metrics)]
+    return show.table(Table(anchor, caption, columns, rows))
+
+
+def _methods(group: Group, place: Place) -> Markup:
+    seeds = any(len(entry.cards) > 1 for entry in group.entries)
+    caption = (
+        "Each method, and below the line the models to compare with. PrivLeak stands "
+        "beside every forget quality because either alone misleads. Brackets are "
+        f"95{NBSP}% intervals over questions"
+        + (
+            "; numbers are means over seeds, and brackets enclose the intervals of all "
+            "seeds."
+            if seeds
+            else ", not over seeds of training."
+        )
+    )
+    return _table(group, place.id("methods"), caption, _first(group))
+
+
+def _attacks(group: Group, place: Place) -> Markup:
+    caption = (
+        "AUC of each attack at telling forgotten from unseen texts. Good is what the "
+        "retrained model has."
+    )
+    metrics = [auc_metric(name) for name in attacks_of(group.cards)]
+    return _table(group, place.id("attacks"), caption, metrics)
+
+
+def _further(group: Group) -> list[Metric]:
+    rest = [m for m in METRICS.values() if m not in _first(group)]
+    return [m for m in rest if any(m.measured(card) for card in group.cards)]
+
+
+def _others(group: Group, place: Place) -> Markup:
+    title = "The other metrics"
+    found = _table(group, place.id("further"), f"{title}.", _further(group))
+    return show.folded(title, found) if attacks_of(group.cards) else found
+
+
+def _layers(group: Group, place: Place) -> Markup:
+    tables = layer_tables(group.layers, place)
+    return Markup("\n").join(show.table(each) for each in tables)
+
+
+def _landscape(group: Group, place: Place) -> Markup:
+    del place
+    return Markup('<div class="wide">{}</div>').format(show.figure(pareto(group), True))
+
+
+PANELS: tuple[Panel[Group], ...] = (
+    Panel("Landscape", _landscape, lambda g: pareto(g) is not None, headed=False),
+    Panel("Methods", _methods, headed=False),
+    Panel("Attacks", _attacks, lambda g: bool(attacks_of(g.cards)), headed=False),
+    Panel("Other metrics", _others, lambda g: bool(_further(g)), headed=False),
+    Panel("Layer by layer", _layers, lambda group: bool(group.layers)),
+    Panel("Example by example", matrix, lambda group: bool(group.examples)),
+)
+
+
+def comparison_page(
+    groups: Sequence[Group], panels: Sequence[Panel[Group]] = PANELS
+) -> Page:
+    """A section for each group of runs."""
+    methods = {e.name for group in groups for e in group.entries if not e.control}
+    articles = [
+        article(panels, group, Place(f"group-{number}", 3), group.title)
+        for number, group in enumerate(groups, start=1)
+    ]
+    return Page(
+        "LT-MIA unlearning comparison",
+        f"Unlearning: {plural(len(methods), 'method')} compared",
+        articles,
+        [(each.anchor, each.title) for each in articles],
+        asset("forgetting/reading.html"),
+    )

@@ -1,187 +1,202 @@
-"""What speaks for and against the result of unlearning, phrased from its card."""
+"""What speaks for and against the result of unlearning, phrased from its cards."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
+from lt_mia_jax.attacks.estimate import Estimate
 from lt_mia_jax.attacks.scores.table import CARD_FRACTION, describe
-from lt_mia_jax.report.forgetting.cards import Card
-from lt_mia_jax.report.forgetting.quantities import FAR, PASSED, leak_word, value_of
-from lt_mia_jax.report.membership.checks import Check
-from lt_mia_jax.report.wording import NBSP, percentage, plural, unit
+from lt_mia_jax.report.forgetting.metrics import FAR, PASSED, ends, leak_of
+from lt_mia_jax.report.forgetting.verdict import both
+from lt_mia_jax.report.panels import Finding, in_order
+from lt_mia_jax.report.wording import percent, percentage, plural, unit
+from lt_mia_jax.verification.records import (
+    Card,
+    Relearning,
+    Rounding,
+    UnlearningRun,
+    Verification,
+)
 
 FEW = 80
 """The forget-quality test has little power on fewer items."""
 RETURNED = 0.1
-"""Share of the forgotten knowledge that may come back from rounding unnoticed."""
+"""Fraction of the forgotten knowledge that may come back from rounding unnoticed."""
 LEAK_SCORE = "min_k"
 """The score that PrivLeak reads."""
 KEPT_MOST = 0.5
-"""With more than this share left, nothing can be said of what comes back."""
+"""With more than this left, nothing can be said of what comes back."""
 
 
-def findings(document: Mapping[str, Any]) -> list[Check]:
+def findings(run: UnlearningRun) -> list[Finding]:
     """What speaks for and against the verdict, cautions first."""
-    found = [*_findings(document)]
-    order = {"caution": 0, "note": 1, "pass": 2}
-    found = [each._replace(text=each.text.replace(" %", f"{NBSP}%")) for each in found]
-    return sorted(found, key=lambda check: order[check.level])
+    found = run.verification
+    before, after = found.models["before"], found.models["after"]
+    return in_order(
+        [
+            *_not_compared(found),
+            *_leak(after),
+            *_quality(after),
+            *_robust(found),
+            *_utility(before, after),
+            *_refused(after),
+            *(Finding("note", "Not measured", note) for note in found.notes),
+        ]
+    )
 
 
-def _findings(document: Mapping[str, Any]) -> Iterator[Check]:
-    models = document["models"]
-    after, before = models["after"], models["before"]
-    word = leak_word(after)[1]
-    quality = after.get("forget_quality")
-    if "retrained" not in models:
-        yield Check(
+def _not_compared(found: Verification) -> Iterator[Finding]:
+    if "retrained" not in found.models:
+        yield Finding(
             "caution",
             "No retrained model",
             "Without a model that never saw the texts (--retrained) nobody knows how "
             "much a good result would have forgotten: less is not always better.",
         )
-    if not document["scores"]:
-        yield Check(
+    if not found.scores:
+        yield Finding(
             "caution",
             "No attack",
             "Without texts that no model has seen (--holdout) it was not tried to "
             "tell the forgotten texts from others.",
         )
-    if word == "over":
-        yield Check(
+
+
+def _leak(after: Card) -> Iterator[Finding]:
+    css = leak_of(after).css
+    if css == "over":
+        yield Finding(
             "caution",
             "Over-forgotten",
             "Forgotten texts look less familiar than texts never seen. Weaker or "
             "shorter unlearning would be closer to retraining.",
         )
-    elif word == "leaks":
-        yield Check(
+    elif css == "leaks":
+        yield Finding(
             "caution",
             "Still recognized",
             "Attacks on membership still succeed. The answers may be gone while the "
             "texts are not.",
         )
-    elif word == "even":
-        yield Check(
+    elif css == "even":
+        yield Finding(
             "pass",
             "No leak beyond retraining",
             f"PrivLeak lies within {FAR:g} % of the retrained model.",
         )
-    yield from _unfamiliar(after)
-    if quality and quality["value"] >= PASSED and word in ("over", "leaks"):
-        yield Check(
+    attack = after.attacks.get(LEAK_SCORE)
+    if attack is None or after.priv_leak is not None:
+        return
+    low, high = ends(attack.auc)
+    if high < 0.5:  # needs no retrained model to be seen
+        yield Finding(
+            "caution",
+            "Over-forgotten",
+            "Forgotten texts look less familiar than texts never seen: "
+            f"{describe(LEAK_SCORE, CARD_FRACTION).label} has an AUC of "
+            f"{unit(attack.auc.value, 2)} (95 % interval {unit(low, 2)} to "
+            f"{unit(high, 2)}), below 0.5.",
+        )
+
+
+def _quality(after: Card) -> Iterator[Finding]:
+    quality = after.forget_quality
+    if quality is None:
+        return
+    if quality.value >= PASSED and leak_of(after).css in ("over", "leaks"):
+        yield Finding(
             "caution",
             "Forget quality alone misleads",
             "The test of truth ratios passes while PrivLeak does not: read them "
             "together.",
         )
-    if quality and min(quality["n"]) < FEW:
-        yield Check(
+    if min(quality.n) < FEW:
+        yield Finding(
             "note",
             "Few questions",
-            f"Forget quality rests on {plural(min(quality['n']), 'question')}; under "
+            f"Forget quality rests on {plural(min(quality.n), 'question')}; under "
             f"{FEW} the test misses large differences.",
         )
-    yield from _robust(document)
-    old, new = (value_of(x, "model_utility") for x in (before, after))
-    if old and new is not None:
-        lost = 1 - new / old
-        if lost > 0.1:
-            yield Check("caution", "Utility lost", f"{percentage(lost)} of it is gone.")
-        else:
-            yield Check("pass", "Utility kept", f"{percentage(new / old)} is left.")
-    refused = [key for key in after if key[:4] == "tpr_" and after[key]["refused"]]
+
+
+def _utility(before: Card, after: Card) -> Iterator[Finding]:
+    found = both("model_utility", before, after)
+    if not found or not found[0]:
+        return
+    left = found[1] / found[0]
+    if 1 - left > 0.1:
+        yield Finding(
+            "caution", "Utility lost", f"{percentage(1 - left)} of it is gone."
+        )
+    else:
+        yield Finding("pass", "Utility kept", f"{percentage(left)} is left.")
+
+
+def _refused(after: Card) -> Iterator[Finding]:
+    rates = [each.tpr for each in after.attacks.values() if each.tpr]
+    refused = [rate for rate in rates if rate.refused]
     if refused:
-        first = after[refused[0]]
-        yield Check(
+        first = refused[0]
+        yield Finding(
             "note",
             "No true-positive rate",
-            f"TPR at {100 * first['rate']:g} % FPR is refused with "
-            f"{first['n_holdout']:,} unseen texts: fewer than ten false positives "
-            f"would decide it. It takes {10 / first['rate']:,.0f}.",
-        )
-    for note in document["notes"]:
-        yield Check("note", "Not measured", note)
-
-
-def _unfamiliar(after: Card) -> Iterator[Check]:
-    """Less familiar than new texts: that needs no retrained model to be seen."""
-    found = after.get(f"auc_{LEAK_SCORE}")
-    if found and "priv_leak" not in after and found["high"] < 0.5:
-        yield Check(
-            "caution",
-            "Over-forgotten",
-            "Forgotten texts look less familiar than texts never seen: "
-            f"{describe(LEAK_SCORE, CARD_FRACTION).label} has an AUC of "
-            f"{unit(found['value'], 2)} (95 % interval {unit(found['low'], 2)} to "
-            f"{unit(found['high'], 2)}), below 0.5.",
+            f"TPR at {percent(first.rate)} FPR is refused with {first.n_holdout:,} "
+            "unseen texts: fewer than ten false positives would decide it. It takes "
+            f"{10 / first.rate:,.0f}.",
         )
 
 
-def _robust(document: Mapping[str, Any]) -> Iterator[Check]:
-    left = value_of(document["models"]["after"], "forget_knowledge_left")
-    for each in document["rounded"]:
-        codes = (
-            f"{percentage(each['changed_codes'])} of the rounded weights changed under "
-            "unlearning."
-        )
-        yield _rounding(left, each["bits"], each["recovered"], codes)
-    curve = document["relearning"]
-    if curve and curve["robustness"] is not None:
-        back = curve["robustness"]
-        if left is not None and left > KEPT_MOST:
-            yield Check("note", "Relearning", f"It says nothing: {_most(left)}.")
-            return
-        low, high = _ends(back)
-        level = "caution" if high < 0.5 else "pass" if low >= 0.5 else "note"
-        unsure = "" if level != "note" else "; with so few questions that may be chance"
-        yield Check(
-            level,
-            "Relearning",
-            f"After {curve['steps'][-1]} steps on {curve['taught']} of the forgotten "
-            f"questions, the answers to {curve['asked']} others "
-            f"{_gain(back['value'])}{unsure}.",
-        )
+def _robust(found: Verification) -> Iterator[Finding]:
+    left = found.models["after"].forget_knowledge_left
+    known = None if left is None else left.value
+    for each in found.rounded:
+        yield _rounding(known, each)
+    if found.relearning and found.relearning.robustness:
+        yield _relearning(known, found.relearning, found.relearning.robustness)
 
 
-def _most(left: float) -> str:
+def _says_nothing(left: float) -> str:
     return (
-        f"{percentage(left)} of what the model before knew beyond the retrained one "
-        "had not been forgotten"
+        f"It says nothing: {percentage(left)} of what the model before knew beyond the "
+        "retrained one had not been forgotten"
     )
 
 
-def _ends(found: Mapping[str, float | None]) -> tuple[float, float]:
-    """Ends of an interval; both are the value where there is none."""
-    low, high = found["low"], found["high"]
-    value = found["value"]
-    assert value is not None
-    return value if low is None else low, value if high is None else high
-
-
-def _rounding(
-    left: float | None,
-    bits: int,
-    found: Mapping[str, float | None] | None,
-    codes: str,
-) -> Check:
-    title = f"Rounded to {bits} bits"
-    if found is None or left is None:
-        return Check("note", title, codes)
+def _rounding(left: float | None, found: Rounding) -> Finding:
+    title = f"Rounded to {found.bits} bits"
+    codes = (
+        f"{percentage(found.changed_codes)} of the rounded weights changed under "
+        "unlearning."
+    )
+    back = found.recovered
+    if back is None or back.value is None or left is None:
+        return Finding("note", title, codes)
     if left > KEPT_MOST:
-        return Check("note", title, f"It says nothing: {_most(left)}; {codes}")
-    left, (low, high) = max(0.0, left), _ends(found)
+        return Finding("note", title, f"{_says_nothing(left)}; {codes}")
+    left, (low, high) = max(0.0, left), ends(back)
     there = (
-        f"{percentage(max(0.0, found['value'] or 0.0))} of what the model before knew "
-        f"beyond the retrained one is there, against {percentage(left)} without "
-        "rounding"
+        f"{percentage(max(0.0, back.value))} of what the model before knew beyond the "
+        f"retrained one is there, against {percentage(left)} without rounding"
     )
-    if low - left > 0 and (found["value"] or 0.0) - left > RETURNED:
-        return Check("caution", title, f"{there}; {codes}")
+    if low - left > 0 and back.value - left > RETURNED:
+        return Finding("caution", title, f"{there}; {codes}")
     if high - left <= RETURNED:
-        return Check(
-            "pass", title, f"At most {percentage(RETURNED)} more comes back; {codes}"
-        )
-    return Check("note", title, f"{there}, which may be chance; {codes}")
+        most = f"At most {percentage(RETURNED)} more comes back"
+        return Finding("pass", title, f"{most}; {codes}")
+    return Finding("note", title, f"{there}, which may be chance; {codes}")
+
+
+def _relearning(left: float | None, found: Relearning, back: Estimate) -> Finding:
+    if left is not None and left > KEPT_MOST:
+        return Finding("note", "Relearning", f"{_says_nothing(left)}.")
+    assert back.value is not None
+    low, high = ends(back)
+    level = "caution" if high < 0.5 else "pass" if low >= 0.5 else "note"
+    unsure = "" if level != "note" else "; with so few questions that may be chance"
+    return Finding(
+        level,
+        "Relearning",
+        f"After {found.steps[-1]} steps on {found.taught} of the forgotten questions, "
+        f"the answers to {found.asked} others {_gain(back.value)}{unsure}.",
+    )
 
 
 def _gain(robustness: float) -> str:

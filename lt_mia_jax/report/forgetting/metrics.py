@@ -1,0 +1,371 @@
+"""The measures of a report card: what each is called, means, and when it is good.
+
+A new measure is a field of `verification.records.Card` and one row of `METRICS`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from lt_mia_jax.attacks.estimate import Estimate
+from lt_mia_jax.attacks.scores.table import CARD_FRACTION, LEARNED, SCORES, describe
+from lt_mia_jax.report.tables import (
+    TOO_FEW,
+    Cell,
+    Column,
+    Row,
+    Span,
+    common_span,
+    estimate_cell,
+)
+from lt_mia_jax.report.wording import NBSP, Interval, signed
+from lt_mia_jax.verification.records import Card, ForgetQuality
+
+FAR = 25.0
+"""PrivLeak beyond this, in percent, is not what retraining gives."""
+PASSED = 0.05
+"""Forget quality above this passes the test of TOFU."""
+
+Good = Literal["low", "high", "as retrained"]
+LOW, HIGH, SAME = "low", "high", "as retrained"
+
+
+class Metric(NamedTuple):
+    """How one measure of a card is shown."""
+
+    name: str
+    """Of the field of `Card`, with dots inside records."""
+    label: str
+    meaning: str
+    good: Good
+    digits: int = 3
+    origin: float = 0.0
+    """What the drawn scale marks."""
+    read: Callable[[Card], Interval | None] | None = None
+    """Where it stands on a card, if not in the field."""
+
+    def of(self, card: Card) -> Interval | ForgetQuality | None:
+        """The measure on a card; None where it was not taken."""
+        if self.read is not None:
+            return self.read(card)
+        found: Any = card
+        for name in self.name.split("."):
+            found = found and getattr(found, name)
+        return found
+
+    def intervals(self, cards: Sequence[Card]) -> list[Interval]:
+        """The measure on each card that has it."""
+        found = [self.of(card) for card in cards]
+        return [e for e in found if e and not isinstance(e, ForgetQuality)]
+
+    def measured(self, card: Card) -> bool:
+        """Whether the card has a value."""
+        found = self.of(card)
+        return found is not None and found.value is not None
+
+    @property
+    def column(self) -> Column:
+        """The head of a column of it."""
+        return Column(self.label, f"{self.meaning}; good: {self.good}")
+
+
+LEFT = (
+    Metric(
+        "forget_quality",
+        "Forget quality",
+        "log10 p that truth ratios are a retrained model's; D is their distance",
+        HIGH,
+        1,
+    ),
+    Metric(
+        "forget_probability",
+        "Forget probability",
+        "geometric mean over the tokens of the true answer",
+        SAME,
+    ),
+    Metric("forget_rouge", "Forget ROUGE-L", "recall of the greedy answer", SAME),
+    Metric(
+        "forget_truth_ratio",
+        "Truth ratio",
+        "1 where truth and falsehood are equally likely",
+        SAME,
+    ),
+    Metric(
+        "forget_slot_accuracy",
+        "Slot accuracy",
+        "the fact alone is the most likely",
+        SAME,
+    ),
+    Metric(
+        "forget_slot_log_rank",
+        "Slot log-rank",
+        "logarithm of the rank of the fact; 0 is first",
+        SAME,
+    ),
+    Metric(
+        "forget_extraction_strength",
+        "Extraction strength",
+        "fraction of the answer reproduced from its remaining prefix",
+        LOW,
+    ),
+    Metric(
+        "forget_knowledge_left",
+        "Knowledge left",
+        "probability of true answers: 0 as retrained, 1 as before unlearning",
+        SAME,
+    ),
+    Metric(
+        "forget_exact_memorization",
+        "Exact memorization",
+        "fraction of tokens that are the most likely",
+        SAME,
+    ),
+    Metric("forget_memo", "MEMO", "ROUGE-1 precision over many prefixes", SAME),
+    Metric(
+        "forget_fluency",
+        "Fluency",
+        "entropy of the word pairs and triples of answers, bits; repetition has little",
+        SAME,
+    ),
+    Metric(
+        "retrain_distance",
+        "Distance to retrained",
+        "mean squared distance of next-token distributions on answers, 0 to 2",
+        LOW,
+    ),
+)
+"""What is left of the forgotten texts."""
+KEPT = (
+    Metric(
+        "model_utility",
+        "Model utility",
+        "harmonic mean of nine numbers on what was to be kept",
+        HIGH,
+    ),
+    Metric(
+        "retain_probability",
+        "Probability, kept",
+        "of the answers that were to be kept",
+        HIGH,
+    ),
+    Metric("retain_rouge", "ROUGE-L, kept", "recall of the kept answers", HIGH),
+    Metric(
+        "retain_extraction_strength",
+        "Extraction strength, kept",
+        "of the kept answers",
+        HIGH,
+    ),
+)
+"""What is left of everything else."""
+LEAKS = (
+    Metric(
+        "priv_leak",
+        "PrivLeak, %",
+        "below 0 still recognized, above 0 less familiar than texts never seen",
+        SAME,
+        0,
+    ),
+    Metric(
+        "loss_gap_nats",
+        "Loss gap, nats",
+        "unseen minus forgotten texts, per token",
+        SAME,
+    ),
+    Metric(
+        "completeness",
+        "Completeness",
+        "1 nothing of the fit is left, 0 as before (IAM)",
+        HIGH,
+    ),
+    Metric(
+        "told_from_retrained",
+        "Told from retrained",
+        "best threshold on the probability; 0 no attack works",
+        LOW,
+    ),
+    Metric(
+        "trace_accuracy",
+        "Trace accuracy",
+        "of a linear classifier that tells it from the model before; 0.5 is chance",
+        SAME,
+        origin=0.5,
+    ),
+    Metric(
+        "worst_group",
+        "Worst-group leakage",
+        "relative excess AUC on the topic where it is largest",
+        SAME,
+    ),
+    Metric(
+        "risk",
+        "Extraction risk",
+        "fraction of texts of which half can be extracted, as a controlled risk",
+        LOW,
+    ),
+)
+"""What an attacker still sees."""
+MUSE = (
+    Metric(
+        "muse.verbmem",
+        "VerbMem",
+        "ROUGE-L F1 of how a forgotten text is continued",
+        SAME,
+    ),
+    Metric(
+        "muse.knowmem_forget",
+        "KnowMem, forgotten",
+        "ROUGE-L F1 of answers about forgotten texts",
+        SAME,
+    ),
+    Metric(
+        "muse.knowmem_retain",
+        "KnowMem, kept",
+        "ROUGE-L F1 of answers about kept texts: utility",
+        HIGH,
+    ),
+    Metric(
+        "muse.priv_leak",
+        "PrivLeak of MUSE's texts, %",
+        "forgotten against held-out texts, beside the retrained model",
+        SAME,
+        0,
+    ),
+)
+"""What MUSE measures."""
+METRICS = {metric.name: metric for metric in (*LEFT, *KEPT, *LEAKS, *MUSE)}
+"""Every measure by name, in the order of the tables."""
+
+
+def attacks_of(cards: Sequence[Card]) -> list[str]:
+    """Names of the attacks that any card has, the learned one first."""
+    found = dict.fromkeys(name for card in cards for name in card.attacks)
+    order = [LEARNED, *(score.name for score in SCORES), *found]
+    return sorted(found, key=order.index)
+
+
+def auc_metric(attack: str) -> Metric:
+    """How the AUC of an attack is shown."""
+    label, meaning = describe(attack, CARD_FRACTION)
+
+    def read(card: Card) -> Interval | None:
+        return card.attacks[attack].auc if attack in card.attacks else None
+
+    return Metric("auc", f"AUC {label}", meaning, SAME, origin=0.5, read=read)
+
+
+def tpr_metric(attack: str) -> Metric:
+    """How the true-positive rate of an attack is shown."""
+    label, meaning = describe(attack, CARD_FRACTION)
+
+    def read(card: Card) -> Interval | None:
+        return card.attacks[attack].tpr if attack in card.attacks else None
+
+    return Metric("tpr", f"TPR at 1{NBSP}% {label}", meaning, SAME, read=read)
+
+
+class Leak(NamedTuple):
+    """What PrivLeak says, in a few words, and its CSS class."""
+
+    words: str = ""
+    css: str = ""
+
+
+def leak_of(card: Card) -> Leak:
+    """What PrivLeak says of a model.
+
+    The words follow the interval where there is one: one that reaches into the band
+    around 0 makes them careful, and they have no class.
+    """
+    found = card.priv_leak
+    if found is None or found.value is None:
+        return Leak()
+    low, high = ends(found)
+    if low > FAR:
+        return Leak("over-forgotten", "over")
+    if high < -FAR:
+        return Leak("still recognized", "leaks")
+    if low >= -FAR and high <= FAR:
+        return Leak("as retrained", "even")
+    if found.value > FAR:
+        return Leak("rather over-forgotten")
+    if found.value < -FAR:
+        return Leak("rather recognized")
+    return Leak("undecided")
+
+
+def ends(found: Interval) -> tuple[float, float]:
+    """Ends of an interval; both are the value where there is none."""
+    assert found.value is not None
+    low, high = found.low, found.high
+    return found.value if low is None else low, found.value if high is None else high
+
+
+def over_seeds(metric: Metric, cards: Sequence[Card]) -> Estimate:
+    """The mean over cards, and the outermost ends of the intervals."""
+    found = metric.intervals(cards)
+    values = [each.value for each in found if each.value is not None]
+    reach = [
+        (each.low, each.high)
+        for each in found
+        if each.low is not None and each.high is not None
+    ]
+    return Estimate(
+        float(np.mean(values)) if values else None,
+        min((low for low, _ in reach), default=None),
+        max((high for _, high in reach), default=None),
+    )
+
+
+def card_cell(metric: Metric, cards: Sequence[Card], span: Span | None = None) -> Cell:
+    """A number with its interval; of several seeds the mean and the outermost ends."""
+    tests = [card.forget_quality for card in cards if card.forget_quality]
+    if metric.name == "forget_quality" and tests:
+        return _quality_cell(tests)
+    found = over_seeds(metric, cards)
+    if found.value is None:
+        refused = any(getattr(metric.of(card), "refused", False) for card in cards)
+        return TOO_FEW if refused else Cell(strong=True)
+    origin = min(max(metric.origin, span[0]), span[1]) if span else 0.0
+    shown = estimate_cell(found, digits=metric.digits, span=span, origin=origin)
+    if metric.name != "priv_leak":
+        return shown
+    leaks = {leak_of(card) for card in cards}
+    leak = leaks.pop() if len(leaks) == 1 else Leak("differs by seed")
+    return shown._replace(tag=leak.words, tag_css=leak.css)
+
+
+def _quality_cell(found: Sequence[ForgetQuality]) -> Cell:
+    log = float(np.mean([each.log10 for each in found]))
+    distance = float(np.mean([each.distance for each in found]))
+    floor = any(each.note for each in found)
+    passes = all(each.log10 >= np.log10(PASSED) for each in found)
+    return Cell(
+        log,
+        signed(f"{log:.1f}"),
+        f"D {distance:.2f}",
+        strong=True,
+        tag="floor" if floor else "passes" if passes else "",
+        tag_css="leaks" if floor else "even",
+    )
+
+
+def metric_rows(wanted: Sequence[Metric], cards: Sequence[Card]) -> list[Row]:
+    """A row a metric, a column a card; metrics that no card has are left out."""
+    return [
+        Row(
+            metric.label,
+            [card_cell(metric, [card], _span(metric, cards)) for card in cards],
+            metric.meaning,
+        )
+        for metric in wanted
+        if any(metric.measured(card) for card in cards)
+    ]
+
+
+def _span(metric: Metric, cards: Sequence[Card]) -> Span:
+    """A common scale for the glyphs of one metric."""
+    low, high = common_span(metric.intervals(cards), 0.0)
+    if low == 0 and high <= 1:
+        return 0.0, 1.0
+    return (low, high) if high > low else (low - 0.5, high + 0.5)

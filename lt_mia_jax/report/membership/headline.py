@@ -1,0 +1,89 @@
+"""The headline numbers of an audit."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from lt_mia_jax.attacks.estimate import Estimate
+from lt_mia_jax.report.membership.run import Run
+from lt_mia_jax.report.panels import Tile
+from lt_mia_jax.report.wording import (
+    DECISIONS,
+    NBSP,
+    attack_name,
+    bounds,
+    count,
+    p_text,
+    percent,
+    percentage,
+    unit,
+)
+
+
+def headline(run: Run) -> Iterator[Tile]:
+    """One tile a number, the verdict first; what was not measured has none."""
+    summary = run.summary
+    dataset = summary.dataset
+    if dataset is not None:
+        yield Tile(
+            "Dataset verdict",
+            DECISIONS.get(dataset.decision, dataset.decision),
+            f"p = {p_text(dataset.p_value)} against \N{GREEK SMALL LETTER ALPHA} = "
+            f"{dataset.alpha:g}; {count(dataset.n_suspect)} suspect texts, "
+            f"{count(dataset.n_nonmembers)} non-members",
+        )
+    every = summary.combinations
+    results = [
+        c.attacks[summary.primary] for c in every if summary.primary in c.attacks
+    ]
+    label = attack_name(summary.primary).label
+    yield from _tile(f"AUC of {label}", [found.auc for found in results])
+    rates = {rate for found in results for rate in found.tpr}
+    for rate in sorted(rates, key=float):
+        tprs = [found.tpr[rate] for found in results if rate in found.tpr]
+        values = [tpr.conservative for tpr in tprs if not tpr.refused]
+        if [v.value is not None for v in values] == [True] * len(results):
+            yield from _tile(f"TPR at {percent(float(rate))} FPR", values, rate=True)
+            break
+    baselines = [c.controls["blind"].auc for c in every if "blind" in c.controls]
+    yield from _tile("AUC of the text-only baseline", baselines)
+    yield from _tile("Loss gap, nats per token", [c.loss_gap_nats for c in every])
+    calibration = summary.calibration
+    if calibration and calibration.p_values:
+        values = np.asarray(calibration.p_values)
+        yield Tile(
+            "Texts with p \N{LESS-THAN OR EQUAL TO} 0.05",
+            percentage(float((values <= 0.05).mean())),
+            f"of {count(len(values))}; chance gives 5{NBSP}%",
+        )
+    yield _size(run)
+
+
+def _tile(
+    label: str, found: Sequence[Estimate | None], *, rate: bool = False
+) -> Iterator[Tile]:
+    """A number with its interval, or the mean and range over combinations."""
+    shown = percentage if rate else unit
+    values = [each.value for each in found if each and each.value is not None]
+    if len(values) == 1:
+        [ends] = [bounds(e, rate=rate) for e in found if e and e.value is not None]
+        detail = f"95{NBSP}% interval {ends}" if ends else ""
+        yield Tile(label, shown(values[0]), detail)
+    elif values:
+        yield Tile(
+            label,
+            shown(sum(values) / len(values)),
+            f"mean of {len(values)} combinations, from {shown(min(values))} to "
+            f"{shown(max(values))}",
+        )
+
+
+def _size(run: Run) -> Tile:
+    counts = [each.counts for each in run.summary.combinations]
+    total = count(sum(each.texts for each in counts))
+    members = [each.members for each in counts if each.members is not None]
+    others = [each.nonmembers for each in counts if each.nonmembers is not None]
+    if min(len(members), len(others)) < len(counts):
+        return Tile("Texts", total, "membership unknown")
+    inside, outside = count(sum(members)), count(sum(others))
+    return Tile("Texts", total, f"{inside} members, {outside} non-members")
