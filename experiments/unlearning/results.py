@@ -9,7 +9,7 @@ import numpy as np
 from experiments.unlearning.setup import CHOSEN, USEFUL, Settings, results_of
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import read_json
-from lt_mia_jax.report.forgetting.quantities import PASSED
+from lt_mia_jax.report.forgetting.metrics import PASSED
 
 SHOWN = (
     "model_utility",

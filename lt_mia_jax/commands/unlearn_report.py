@@ -24,7 +24,6 @@ from lt_mia_jax.files import write_json
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.provenance import versions
 from lt_mia_jax.report import write_report
-from lt_mia_jax.report.forgetting.cards import CARD
 from lt_mia_jax.unlearning.interventions.storage import load_intervention
 from lt_mia_jax.verification import layers, stress
 from lt_mia_jax.verification.card import UTILITY, Measured, report_card
@@ -35,6 +34,7 @@ from lt_mia_jax.verification.evaluate import (
     membership,
 )
 from lt_mia_jax.verification.muse import MuseTexts, muse_cards, read_muse
+from lt_mia_jax.verification.storage import CARD
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """What a page is made of: panels, articles and the records they show."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 from markupsafe import Markup
@@ -24,7 +25,8 @@ class Place(NamedTuple):
         return f"{self.anchor}-{name}" if self.anchor else name
 
 
-class Panel(NamedTuple, Generic[Data]):
+@dataclass(frozen=True)
+class Panel(Generic[Data]):
     """A section of a page: one row of the page's table of panels."""
 
     title: str

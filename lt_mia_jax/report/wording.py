@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 from markupsafe import Markup
 
 from lt_mia_jax.attacks.scores.table import Description, describe
+from lt_mia_jax.audit.records import PERMUTATION, TEXT_ONLY
 
 Number = float | int
 """A number as JSON gives it."""
@@ -34,10 +35,10 @@ MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EM DASH}"
 """Where there is no number."""
 CONTROLS = {
-    "blind": Description(
+    TEXT_ONLY: Description(
         "Text-only baseline", "bag of words and forest; never sees a model"
     ),
-    "permutation": Description(
+    PERMUTATION: Description(
         "Label permutation", "the verdict's attack, labels shuffled"
     ),
 }

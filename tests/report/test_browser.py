@@ -36,7 +36,7 @@ def stretch(run):
     summary = json.loads((run / "summary.json").read_text())
     summary |= {"title": long, "verdict": [long] * 2, "command": long, "notes": [long]}
     summary |= {"versions": {long: long}, "config": {long: long}}
-    summary["dataset"] |= {"method": long, "effect": {long: long}}
+    summary["dataset"] |= {"method": long}
     for key in ("target", "reference", "corpus"):
         summary["combinations"][0][key] = long
     (run / "summary.json").write_text(json.dumps(summary))

@@ -54,7 +54,7 @@ def test_attack_table_equals_the_summary(labeled):
             assert refused[1] == ""
         assert row[5][0] == "250 + 250"
     assert rows[0][0][0].startswith("LT-MIA learned")
-    assert rows[-2][0][0].startswith("Blind baseline")
+    assert rows[-2][0][0].startswith("Text-only baseline")
     assert any(row[0][0] == "some_future_attack" for row in rows)
 
 
@@ -116,7 +116,7 @@ def test_several_runs_share_a_page(labeled, unlabeled, several):
     assert "Membership report on 3 runs" in page
     ids = [attrs["id"] for _, attrs in Tables(page).tags if "id" in attrs]
     assert len(ids) == len(set(ids))
-    targets = re.findall(r'(?:href="#|aria-labeledby=")([^"]+)', page)
+    targets = re.findall(r'(?:href="#|aria-labelledby=")([^"]+)', page)
     assert set(targets) <= set(ids)
 
 
@@ -135,10 +135,13 @@ def test_hostile_strings_are_escaped(tmp_path):
         summary[key] = {HOSTILE: HOSTILE}
     for key in ("name", "target", "reference", "corpus"):
         summary["combinations"][0][key] = HOSTILE
-    summary["dataset"] |= {"decision": HOSTILE, "method": HOSTILE}
-    summary["dataset"]["effect"] = {HOSTILE: HOSTILE}
+    summary["dataset"] |= {"method": HOSTILE, HOSTILE: HOSTILE}
     (run / "summary.json").write_text(json.dumps(summary))
     page = render([run])
+    summary["dataset"]["decision"] = HOSTILE
+    (run / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(InputError, match=r"decision is .* instead of one of 'member'"):
+        render([run])
     tags = Tables(page).tags
     assert sum(tag == "script" for tag, _ in tags) == 1
     assert not [tag for tag, attrs in tags if tag == "img" or "onerror" in attrs]

@@ -10,13 +10,14 @@ from lt_mia_jax.report.drawing.svg import Figure
 from lt_mia_jax.report.forgetting.examples import matrix
 from lt_mia_jax.report.forgetting.layers import layer_tables
 from lt_mia_jax.report.forgetting.metrics import (
-    METRICS,
     PASSED,
     Metric,
     attacks_of,
     auc_metric,
     card_cell,
+    every_metric,
     leak_of,
+    metric_of,
     over_seeds,
 )
 from lt_mia_jax.report.forgetting.runs import Group
@@ -43,7 +44,7 @@ def leak_kind(cards: Sequence[Card]) -> str:
 
 def _utility(group: Group) -> Metric:
     measured = any(card.model_utility for card in group.cards)
-    return METRICS["model_utility" if measured else "retain_probability"]
+    return metric_of("model_utility" if measured else "retain_probability")
 
 
 def pareto(group: Group) -> Figure | None:
@@ -99,7 +100,7 @@ def _first(group: Group) -> list[Metric]:
         "forget_probability",
         "forget_slot_accuracy",
     )
-    return [_utility(group), *(METRICS[name] for name in names)]
+    return [_utility(group), *map(metric_of, names)]
 
 
 def _table(group: Group, anchor: str, caption: str, wanted: Sequence[Metric]) -> Markup:
@@ -145,7 +146,7 @@ def _attacks(group: Group, place: Place) -> Markup:
 
 
 def _further(group: Group) -> list[Metric]:
-    rest = [m for m in METRICS.values() if m not in _first(group)]
+    rest = [m for m in every_metric() if m not in _first(group)]
     return [m for m in rest if any(m.measured(card) for card in group.cards)]
 
 
@@ -175,13 +176,11 @@ PANELS: tuple[Panel[Group], ...] = (
 )
 
 
-def comparison_page(
-    groups: Sequence[Group], panels: Sequence[Panel[Group]] = PANELS
-) -> Page:
+def comparison_page(groups: Sequence[Group]) -> Page:
     """A section for each group of runs."""
     methods = {e.name for group in groups for e in group.entries if not e.control}
     articles = [
-        article(panels, group, Place(f"group-{number}", 3), group.title)
+        article(PANELS, group, Place(f"group-{number}", 3), group.title)
         for number, group in enumerate(groups, start=1)
     ]
     return Page(

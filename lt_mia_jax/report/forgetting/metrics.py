@@ -1,6 +1,6 @@
 """The measures of a report card: what each is called, means, and when it is good.
 
-A new measure is a field of `verification.records.Card` and one row of `METRICS`.
+A new measure is a field of `verification.records.Card` and one row here.
 """
 
 from collections.abc import Callable, Sequence
@@ -233,8 +233,18 @@ MUSE = (
     ),
 )
 """What MUSE measures."""
-METRICS = {metric.name: metric for metric in (*LEFT, *KEPT, *LEAKS, *MUSE)}
-"""Every measure by name, in the order of the tables."""
+METRICS = {"left": LEFT, "kept": KEPT, "leaks": LEAKS, "muse": MUSE}
+"""Every measure, by table."""
+
+
+def every_metric() -> list[Metric]:
+    """The rows of all tables."""
+    return [metric for rows in METRICS.values() for metric in rows]
+
+
+def metric_of(name: str) -> Metric:
+    """The row of a field of `Card`."""
+    return next(metric for metric in every_metric() if metric.name == name)
 
 
 def attacks_of(cards: Sequence[Card]) -> list[str]:

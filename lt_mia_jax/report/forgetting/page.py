@@ -21,15 +21,12 @@ from lt_mia_jax.report.forgetting.examples import (
 from lt_mia_jax.report.forgetting.findings import findings
 from lt_mia_jax.report.forgetting.layers import layer_figures
 from lt_mia_jax.report.forgetting.metrics import (
-    KEPT,
-    LEAKS,
-    LEFT,
     METRICS,
-    MUSE,
     Metric,
     attacks_of,
     auc_metric,
     card_cell,
+    metric_of,
     metric_rows,
     tpr_metric,
 )
@@ -50,7 +47,7 @@ def _tiles(run: UnlearningRun) -> Iterator[Tile]:
     after = models["after"]
     first = "model_utility" if after.model_utility else "retain_probability"
     names = (first, "forget_quality", "priv_leak", "forget_probability")
-    wanted = [METRICS[name] for name in names]
+    wanted = [metric_of(name) for name in names]
     attacks = attacks_of([after])
     if attacks:
         wanted.append(auc_metric(LEARNED if LEARNED in attacks else attacks[0]))
@@ -82,20 +79,24 @@ def _numbers(run: UnlearningRun, place: Place) -> Markup:
             "what-is-left",
             "What is left of the forgotten texts. Good is what the retrained model "
             f"has, not less; brackets are 95{NBSP}% intervals over questions.",
-            LEFT,
+            METRICS["left"],
         ),
         (
             "what-is-kept",
             "What is left of everything else; more is better.",
-            KEPT,
+            METRICS["kept"],
         ),
         (
             "what-leaks",
             "What an attacker still sees: forgotten texts against texts that no model "
             "has seen. An AUC far from the retrained model's, on either side, leaks.",
-            [*LEAKS, *map(auc_metric, attacks), *map(tpr_metric, quoted)],
+            [*METRICS["leaks"], *map(auc_metric, attacks), *map(tpr_metric, quoted)],
         ),
-        ("muse", "The questions of MUSE: continuations, answers, leakage.", MUSE),
+        (
+            "muse",
+            "The questions of MUSE: continuations, answers, leakage.",
+            METRICS["muse"],
+        ),
         (
             "parts-of-utility",
             "What model utility is the harmonic mean of.",
@@ -131,7 +132,7 @@ def _figures(run: UnlearningRun) -> list[Figure]:
 
 def _record(run: UnlearningRun, place: Place) -> Markup:
     del place
-    about = to_dict(run.about, tagged=False)
+    about = {k: x for k, x in to_dict(run.about, tagged=False).items() if x}
     settings = {"settings": run.settings, "about": about, "config": run.config}
     config = json.dumps(settings, indent=2, ensure_ascii=False)
     return show.record(run.command, (), {"Versions": run.versions}, config)
@@ -166,10 +167,8 @@ PANELS: tuple[Panel[UnlearningRun], ...] = (
 )
 
 
-def forgetting_page(
-    run: UnlearningRun, panels: Sequence[Panel[UnlearningRun]] = PANELS
-) -> Page:
+def forgetting_page(run: UnlearningRun) -> Page:
     """The page of one run."""
-    only = article(panels, run, Place())
+    only = article(PANELS, run, Place())
     reading = asset("forgetting/reading.html")
     return Page("LT-MIA unlearning report", run.title, [only], contents(only), reading)

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lt_mia_jax.audit.summary import SUMMARY
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import read_json
 from lt_mia_jax.verification.records import Card, Example, Said, UnlearningRun
@@ -57,7 +56,7 @@ def is_run(directory: Path | str) -> bool:
     Folders with a `summary.json` are audits: attacks have a card of their own.
     """
     card = Path(directory) / CARD
-    if (Path(directory) / SUMMARY).exists() or not card.exists():
+    if (Path(directory) / "summary.json").exists() or not card.exists():
         return False
     content = read_json(card)
     return isinstance(content, dict) and content.get("kind") == KIND

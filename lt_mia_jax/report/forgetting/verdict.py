@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from lt_mia_jax.report.forgetting.metrics import FAR, METRICS, PASSED, leak_of
+from lt_mia_jax.report.forgetting.metrics import FAR, PASSED, leak_of, metric_of
 from lt_mia_jax.report.wording import NBSP, Interval, percentage, plural, signed, unit
 from lt_mia_jax.verification.records import Card, UnlearningRun
 
@@ -22,7 +22,7 @@ def verdict(run: UnlearningRun) -> list[str]:
 
 def both(name: str, before: Card, after: Card) -> tuple[float, float] | None:
     """A measure before and after; None where it was not taken of both."""
-    found = [METRICS[name].of(card) for card in (before, after)]
+    found = [metric_of(name).of(card) for card in (before, after)]
     values = [each.value for each in found if each is not None]
     if len(values) < 2 or None in values:
         return None

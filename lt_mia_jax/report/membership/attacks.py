@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from lt_mia_jax.attacks.estimate import AttackSummary
 from lt_mia_jax.attacks.scores.table import LEARNED
-from lt_mia_jax.audit.summary import Combination
+from lt_mia_jax.audit.records import CombinationSummary
 from lt_mia_jax.report.drawing.histograms import Group, histogram_figure
 from lt_mia_jax.report.drawing.roc import CURVES, roc_band, roc_figure
 from lt_mia_jax.report.drawing.svg import Figure
@@ -74,7 +74,7 @@ def combination(run: Run, index: int, place: Place) -> Markup:
     return Markup("\n").join(parts)
 
 
-def _facts(found: Combination) -> Iterator[tuple[str, str]]:
+def _facts(found: CombinationSummary) -> Iterator[tuple[str, str]]:
     yield from (("Target", found.target), ("Reference", found.reference))
     yield "Corpus", found.corpus
     if found.unseen is not None:
@@ -89,7 +89,7 @@ def _facts(found: Combination) -> Iterator[tuple[str, str]]:
 
 
 def _attacks(
-    run: Run, found: Combination, place: Place, *, interpolated: bool = False
+    run: Run, found: CombinationSummary, place: Place, *, interpolated: bool = False
 ) -> Table:
     every = [*found.attacks.values(), *found.controls.values()]
     rates = sorted({rate for each in every for rate in each.tpr}, key=float)[::-1]
@@ -145,7 +145,7 @@ def _finite(values: np.ndarray) -> np.ndarray:
     return values[np.isfinite(values)]
 
 
-def _roc(run: Run, found: Combination, inside: np.ndarray) -> Figure | None:
+def _roc(run: Run, found: CombinationSummary, inside: np.ndarray) -> Figure | None:
     lead = LEARNED if LEARNED in found.attacks else run.summary.primary
     values = {name: each.auc.value for name, each in found.attacks.items()}
     known = {name: value for name, value in values.items() if value is not None}
@@ -194,7 +194,7 @@ def _beyond(number: int) -> str:
 _KEY = [("outline member", "members"), ("outline nonmember", "non-members")]
 
 
-def _scores(run: Run, found: Combination, inside: np.ndarray) -> Figure | None:
+def _scores(run: Run, found: CombinationSummary, inside: np.ndarray) -> Figure | None:
     groups = _groups(run, inside, run.texts.scores[run.summary.primary])
     if not groups:
         return None
@@ -210,7 +210,7 @@ def _scores(run: Run, found: Combination, inside: np.ndarray) -> Figure | None:
     return Figure(drawn, key, f"Scores of {label}.", caption + _beyond(beyond))
 
 
-def _losses(run: Run, found: Combination, inside: np.ndarray) -> Figure | None:
+def _losses(run: Run, found: CombinationSummary, inside: np.ndarray) -> Figure | None:
     scores: Mapping[str, np.ndarray] = run.texts.scores
     groups = _groups(run, inside, -scores["loss"]) if "loss" in scores else []
     if not groups or not found.attacks:

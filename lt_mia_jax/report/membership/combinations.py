@@ -3,6 +3,7 @@
 from markupsafe import Markup
 
 from lt_mia_jax.attacks.scores.table import LEARNED
+from lt_mia_jax.audit.records import TEXT_ONLY
 from lt_mia_jax.report.fragments import show
 from lt_mia_jax.report.membership.attacks import combination
 from lt_mia_jax.report.membership.findings import auc_of, best_rival
@@ -55,7 +56,7 @@ def _overview(run: Run, place: Place) -> Table:
     rows = []
     for index, (each, auc) in enumerate(zip(every, own, strict=True)):
         best = best_rival(each, primary, LEARNED)
-        baseline = auc_of(each.controls, "blind")
+        baseline = auc_of(each.controls, TEXT_ONLY)
         members, others = count(each.counts.members), count(each.counts.nonmembers)
         cells = [
             estimate_cell(auc, span=span, origin=0.5),

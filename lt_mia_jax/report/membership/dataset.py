@@ -1,9 +1,5 @@
 """The texts as a whole: the dataset verdict and the calibration of p-values."""
 
-import json
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from markupsafe import Markup
 
@@ -21,30 +17,18 @@ def verdict(run: Run, place: Place) -> Markup:
     found = run.summary.dataset
     assert found is not None
     decided = f"{p_text(found.p_value)} (decided at {general(found.alpha)})"
-    facts = [
-        ("Decision", found.decision),
-        ("p-value", decided),
-        ("Suspect texts", count(found.n_suspect)),
-        ("Non-members", count(found.n_nonmembers)),
-        ("Method", found.method),
-    ]
-    return show.facts([*facts, *_effect(found.effect or {})])
-
-
-def _effect(effect: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and values; an estimate with its interval becomes one entry."""
-    if set(effect) == {"value", "low", "high"}:
-        value, low, high = (general(effect[k], 3) for k in ("value", "low", "high"))
-        return [("Effect size", f"{value} [{low}, {high}]")]
-    return [
-        (name.replace("_", " ").capitalize(), _value(x)) for name, x in effect.items()
-    ]
-
-
-def _value(item: Any) -> str:
-    if isinstance(item, float | int) and not isinstance(item, bool):
-        return general(item)
-    return item if isinstance(item, str) else json.dumps(item)
+    size = found.effect
+    value, low, high = (general(end, 3) for end in (size.value, size.low, size.high))
+    return show.facts(
+        [
+            ("Decision", found.decision),
+            ("p-value", decided),
+            ("Suspect texts", count(found.n_suspect)),
+            ("Non-members", count(found.n_nonmembers)),
+            ("Method", found.method),
+            ("Effect size", f"{value} [{low}, {high}]"),
+        ]
+    )
 
 
 def has_calibration(run: Run) -> bool:

@@ -8,7 +8,7 @@ from scipy.stats import false_discovery_control
 
 from lt_mia_jax.arrays import Float
 from lt_mia_jax.attacks.estimate import AttackSummary, Estimate
-from lt_mia_jax.audit.summary import Combination
+from lt_mia_jax.audit.records import PERMUTATION, TEXT_ONLY, CombinationSummary
 from lt_mia_jax.report.membership.run import UNKNOWN, Run
 from lt_mia_jax.report.panels import Finding, in_order
 from lt_mia_jax.report.wording import (
@@ -46,7 +46,7 @@ class Labeled(NamedTuple):
     """Combinations with labels, and the attack of the verdict."""
 
     primary: str
-    combinations: Sequence[Combination]
+    combinations: Sequence[CombinationSummary]
 
     @property
     def label(self) -> str:
@@ -102,7 +102,7 @@ def _text_only(found: Labeled) -> Iterator[Finding]:
     values = {
         each.name: value
         for each in found.combinations
-        if (value := auc_of(each.controls, "blind")) is not None
+        if (value := auc_of(each.controls, TEXT_ONLY)) is not None
     }
     missing = [each.name for each in found.combinations if each.name not in values]
     if missing:
@@ -147,9 +147,9 @@ def _text_only(found: Labeled) -> Iterator[Finding]:
 
 def _permutation(found: Labeled) -> Iterator[Finding]:
     control = {
-        each.name: each.controls["permutation"].auc
+        each.name: each.controls[PERMUTATION].auc
         for each in found.combinations
-        if auc_of(each.controls, "permutation") is not None
+        if auc_of(each.controls, PERMUTATION) is not None
     }
     if not control:
         yield Finding(
@@ -259,7 +259,7 @@ def _against_chance(found: Labeled) -> Iterator[Finding]:
         )
 
 
-def best_rival(found: Combination, *but: str) -> tuple[str, float] | None:
+def best_rival(found: CombinationSummary, *but: str) -> tuple[str, float] | None:
     """Label and AUC of the best attack other than `but`."""
     rivals = {
         attack_name(name).label: value

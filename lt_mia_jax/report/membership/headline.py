@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lt_mia_jax.attacks.estimate import Estimate
+from lt_mia_jax.audit.records import TEXT_ONLY
 from lt_mia_jax.report.membership.run import Run
 from lt_mia_jax.report.panels import Tile
 from lt_mia_jax.report.wording import (
@@ -27,7 +28,7 @@ def headline(run: Run) -> Iterator[Tile]:
     if dataset is not None:
         yield Tile(
             "Dataset verdict",
-            DECISIONS.get(dataset.decision, dataset.decision),
+            DECISIONS[dataset.decision],
             f"p = {p_text(dataset.p_value)} against \N{GREEK SMALL LETTER ALPHA} = "
             f"{dataset.alpha:g}; {count(dataset.n_suspect)} suspect texts, "
             f"{count(dataset.n_nonmembers)} non-members",
@@ -45,7 +46,7 @@ def headline(run: Run) -> Iterator[Tile]:
         if [v.value is not None for v in values] == [True] * len(results):
             yield from _tile(f"TPR at {percent(float(rate))} FPR", values, rate=True)
             break
-    baselines = [c.controls["blind"].auc for c in every if "blind" in c.controls]
+    baselines = [c.controls[TEXT_ONLY].auc for c in every if TEXT_ONLY in c.controls]
     yield from _tile("AUC of the text-only baseline", baselines)
     yield from _tile("Loss gap, nats per token", [c.loss_gap_nats for c in every])
     calibration = summary.calibration

@@ -85,16 +85,16 @@ PANELS: tuple[Panel[Run], ...] = (
 )
 
 
-def membership_page(runs: Sequence[Run], panels: Sequence[Panel[Run]] = PANELS) -> Page:
+def membership_page(runs: Sequence[Run]) -> Page:
     """One run, or several below one another."""
     kicker, reading = "LT-MIA membership report", asset("membership/reading.html")
     if len(runs) == 1:
         [run] = runs
-        only = article(panels, run, Place("run-1", 2))
+        only = article(PANELS, run, Place("run-1", 2))
         kicker += f" \N{MIDDLE DOT} {run.summary.kind}"
         return Page(kicker, run.summary.title, [only], contents(only), reading)
     articles = [
-        article(panels, run, Place(f"run-{number}", 3), run.summary.title)
+        article(PANELS, run, Place(f"run-{number}", 3), run.summary.title)
         for number, run in enumerate(runs, start=1)
     ]
     glance = [

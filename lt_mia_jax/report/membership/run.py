@@ -10,11 +10,12 @@ from typing import Any, Literal
 import numpy as np
 
 from lt_mia_jax.arrays import Float, Int
-from lt_mia_jax.audit.summary import SUMMARY, Summary
+from lt_mia_jax.audit.records import RunSummary
 from lt_mia_jax.configs import read_record, refuse
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import read_json
 
+SUMMARY = "summary.json"
 UNKNOWN = -1
 """The label of a text whose membership is not known."""
 _AGAIN = "Run the command again that wrote it"
@@ -57,7 +58,7 @@ class Run:
     """One run directory."""
 
     directory: Path
-    summary: Summary
+    summary: RunSummary
     texts: Texts
 
 
@@ -75,7 +76,7 @@ def read_run(directory: Path | str) -> Run:
             "`lt-mia evaluate` wrote"
         )
     path = directory / SUMMARY
-    summary, problems = read_record(Summary, read_json(path))
+    summary, problems = read_record(RunSummary, read_json(path))
     if not problems and not summary.combinations:
         problems = ["combinations is empty"]
     names = [] if problems else [each.name for each in summary.combinations]

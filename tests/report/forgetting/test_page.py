@@ -21,8 +21,9 @@ from lt_mia_jax.report import (
     write_comparison,
     write_picture,
 )
-from lt_mia_jax.report.drawing.landscape import Spot, front, pareto_figure
+from lt_mia_jax.report.drawing.pareto import Spot, front, pareto_figure
 from lt_mia_jax.report.forgetting.comparison import leak_kind
+from lt_mia_jax.verification.storage import card_from_json
 
 CHROMIUM = find_chromium()
 SVG = "http://www.w3.org/2000/svg"
@@ -134,7 +135,7 @@ def test_over_forgetting_shows_without_a_retrained_model(tmp_path, auc, said):
 def test_seeds_that_disagree_have_no_color():
     kinds = []
     for leaks in ((90.0, 90.0), (90.0, 0.0)):
-        cards = [card(leak=leak) for leak in leaks]
+        cards = [card_from_json(card(leak=leak)) for leak in leaks]
         kinds.append(leak_kind(cards))
     assert kinds == ["over", "plain"]
 
@@ -293,8 +294,13 @@ def test_kinds_do_not_mix(runs, tmp_path, capsys):
     broken = document()
     del broken["models"]["after"], broken["method"]
     broken["examples"][0]["said"]["after"]["probability"] = "high"
-    with pytest.raises(InputError, match=r"method is missing; models\.after is miss"):
+    with pytest.raises(InputError, match=r"card\.json: method is missing") as caught:
         render([write(tmp_path / "broken", broken)])
+    for problem in (
+        "models.after is missing",
+        "examples[0].said.after.probability is 'high' instead of a finite number",
+    ):
+        assert problem in str(caught.value)
 
 
 def test_answers_of_other_models_are_refused(tmp_path):

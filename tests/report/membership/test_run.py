@@ -5,7 +5,7 @@ import pytest
 from oracle_report import synthesise_run
 
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.report.membership.data import UNKNOWN, read_run
+from lt_mia_jax.report.membership.run import UNKNOWN, read_run
 
 
 def change_summary(run, change):
@@ -110,7 +110,9 @@ def test_missing_files(run, tmp_path):
 
 
 def test_all_problems_are_listed_at_once(run):
-    change_summary(run, lambda s: [s.pop(key) for key in ("title", "notes", "command")])
+    change_summary(
+        run, lambda s: [s.pop(key) for key in ("title", "verdict", "command")]
+    )
     with pytest.raises(InputError, match="title") as caught:
         read_run(run)
-    assert all(key in str(caught.value) for key in ("title", "notes", "command"))
+    assert all(key in str(caught.value) for key in keys)
