@@ -4,8 +4,6 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from lt_mia_jax.report import write_report
-
 log = logging.getLogger(__name__)
 
 
@@ -13,8 +11,8 @@ log = logging.getLogger(__name__)
 class Report:
     """Make one self-contained HTML page from the folders of finished runs.
 
-    A run is a folder with summary.json and scores.jsonl, as audit, evaluate and demo
-    write them, or with card.json, as unlearn does; several of unlearn are compared. The
+    A run is a folder that audit, evaluate or demo wrote (summary.json, scores.jsonl),
+    or unlearn (card.json). Several unlearning runs are compared with each other. The
     page opens offline and prints well.
     """
 
@@ -31,5 +29,7 @@ def run(config: Report) -> None:
     Raises:
       InputError: a folder is not a finished run.
     """
+    from lt_mia_jax.report import write_report
+
     write_report(config.runs, config.out)
     log.info("wrote %s", config.out)

@@ -88,6 +88,21 @@ class Finding(NamedTuple):
     text: str
 
 
+def caution(title: str, text: str) -> Finding:
+    """What speaks against a result."""
+    return Finding("caution", title, text)
+
+
+def note(title: str, text: str) -> Finding:
+    """A remark."""
+    return Finding("note", title, text)
+
+
+def passed(title: str, text: str) -> Finding:
+    """What speaks for a result."""
+    return Finding("pass", title, text)
+
+
 def article(
     panels: Iterable[Panel[Data]], data: Data, place: Place, title: str = ""
 ) -> Article:

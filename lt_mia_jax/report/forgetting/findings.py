@@ -6,7 +6,7 @@ from lt_mia_jax.attacks.estimate import Estimate
 from lt_mia_jax.attacks.scores.table import CARD_FRACTION, describe
 from lt_mia_jax.report.forgetting.metrics import FAR, PASSED, ends, leak_of
 from lt_mia_jax.report.forgetting.verdict import both
-from lt_mia_jax.report.panels import Finding, in_order
+from lt_mia_jax.report.panels import Finding, caution, in_order, note, passed
 from lt_mia_jax.report.wording import percent, percentage, plural, unit
 from lt_mia_jax.verification.records import (
     Card,
@@ -38,22 +38,20 @@ def findings(run: UnlearningRun) -> list[Finding]:
             *_robust(found),
             *_utility(before, after),
             *_refused(after),
-            *(Finding("note", "Not measured", note) for note in found.notes),
+            *(note("Not measured", text) for text in found.notes),
         ]
     )
 
 
 def _not_compared(found: Verification) -> Iterator[Finding]:
     if "retrained" not in found.models:
-        yield Finding(
-            "caution",
+        yield caution(
             "No retrained model",
             "Without a model that never saw the texts (--retrained) nobody knows how "
             "much a good result would have forgotten: less is not always better.",
         )
     if not found.scores:
-        yield Finding(
-            "caution",
+        yield caution(
             "No attack",
             "Without texts that no model has seen (--holdout) it was not tried to "
             "tell the forgotten texts from others.",
@@ -63,22 +61,19 @@ def _not_compared(found: Verification) -> Iterator[Finding]:
 def _leak(after: Card) -> Iterator[Finding]:
     css = leak_of(after).css
     if css == "over":
-        yield Finding(
-            "caution",
+        yield caution(
             "Over-forgotten",
             "Forgotten texts look less familiar than texts never seen. Weaker or "
             "shorter unlearning would be closer to retraining.",
         )
     elif css == "leaks":
-        yield Finding(
-            "caution",
+        yield caution(
             "Still recognized",
             "Attacks on membership still succeed. The answers may be gone while the "
             "texts are not.",
         )
     elif css == "even":
-        yield Finding(
-            "pass",
+        yield passed(
             "No leak beyond retraining",
             f"PrivLeak lies within {FAR:g} % of the retrained model.",
         )
@@ -87,8 +82,7 @@ def _leak(after: Card) -> Iterator[Finding]:
         return
     low, high = ends(attack.auc)
     if high < 0.5:  # needs no retrained model to be seen
-        yield Finding(
-            "caution",
+        yield caution(
             "Over-forgotten",
             "Forgotten texts look less familiar than texts never seen: "
             f"{describe(LEAK_SCORE, CARD_FRACTION).label} has an AUC of "
@@ -102,15 +96,13 @@ def _quality(after: Card) -> Iterator[Finding]:
     if quality is None:
         return
     if quality.value >= PASSED and leak_of(after).css in ("over", "leaks"):
-        yield Finding(
-            "caution",
+        yield caution(
             "Forget quality alone misleads",
             "The test of truth ratios passes while PrivLeak does not: read them "
             "together.",
         )
     if min(quality.n) < FEW:
-        yield Finding(
-            "note",
+        yield note(
             "Few questions",
             f"Forget quality rests on {plural(min(quality.n), 'question')}; under "
             f"{FEW} the test misses large differences.",
@@ -123,11 +115,9 @@ def _utility(before: Card, after: Card) -> Iterator[Finding]:
         return
     left = found[1] / found[0]
     if 1 - left > 0.1:
-        yield Finding(
-            "caution", "Utility lost", f"{percentage(1 - left)} of it is gone."
-        )
+        yield caution("Utility lost", f"{percentage(1 - left)} of it is gone.")
     else:
-        yield Finding("pass", "Utility kept", f"{percentage(left)} is left.")
+        yield passed("Utility kept", f"{percentage(left)} is left.")
 
 
 def _refused(after: Card) -> Iterator[Finding]:
@@ -135,8 +125,7 @@ def _refused(after: Card) -> Iterator[Finding]:
     refused = [rate for rate in rates if rate.refused]
     if refused:
         first = refused[0]
-        yield Finding(
-            "note",
+        yield note(
             "No true-positive rate",
             f"TPR at {percent(first.rate)} FPR is refused with {first.n_holdout:,} "
             "unseen texts: fewer than ten false positives would decide it. It takes "
@@ -168,25 +157,25 @@ def _rounding(left: float | None, found: Rounding) -> Finding:
     )
     back = found.recovered
     if back is None or back.value is None or left is None:
-        return Finding("note", title, codes)
+        return note(title, codes)
     if left > KEPT_MOST:
-        return Finding("note", title, f"{_says_nothing(left)}; {codes}")
+        return note(title, f"{_says_nothing(left)}; {codes}")
     left, (low, high) = max(0.0, left), ends(back)
     there = (
         f"{percentage(max(0.0, back.value))} of what the model before knew beyond the "
         f"retrained one is there, against {percentage(left)} without rounding"
     )
     if low - left > 0 and back.value - left > RETURNED:
-        return Finding("caution", title, f"{there}; {codes}")
+        return caution(title, f"{there}; {codes}")
     if high - left <= RETURNED:
         most = f"At most {percentage(RETURNED)} more comes back"
-        return Finding("pass", title, f"{most}; {codes}")
-    return Finding("note", title, f"{there}, which may be chance; {codes}")
+        return passed(title, f"{most}; {codes}")
+    return note(title, f"{there}, which may be chance; {codes}")
 
 
 def _relearning(left: float | None, found: Relearning, back: Estimate) -> Finding:
     if left is not None and left > KEPT_MOST:
-        return Finding("note", "Relearning", f"{_says_nothing(left)}.")
+        return note("Relearning", f"{_says_nothing(left)}.")
     assert back.value is not None
     low, high = ends(back)
     level = "caution" if high < 0.5 else "pass" if low >= 0.5 else "note"

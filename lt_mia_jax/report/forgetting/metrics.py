@@ -70,171 +70,132 @@ class Metric(NamedTuple):
         return Column(self.label, f"{self.meaning}; good: {self.good}")
 
 
-LEFT = (
-    Metric(
-        "forget_quality",
-        "Forget quality",
-        "log10 p that truth ratios are a retrained model's; D is their distance",
+def _rows(prefix: str, good: Good, **rows: tuple[Any, ...]) -> tuple[Metric, ...]:
+    """Rows by field: label, meaning, and what differs from `good` and the defaults."""
+    return tuple(
+        Metric(prefix + name, label, meaning, *(rest or (good,)))
+        for name, (label, meaning, *rest) in rows.items()
+    )
+
+
+METRICS = {
+    "left": _rows(
+        "",
+        SAME,
+        forget_quality=(
+            "Forget quality",
+            "log10 p that truth ratios are a retrained model's; D is their distance",
+            HIGH,
+            1,
+        ),
+        forget_probability=(
+            "Forget probability",
+            "geometric mean over the tokens of the true answer",
+        ),
+        forget_rouge=("Forget ROUGE-L", "recall of the greedy answer"),
+        forget_truth_ratio=(
+            "Truth ratio",
+            "1 where truth and falsehood are equally likely",
+        ),
+        forget_slot_accuracy=("Slot accuracy", "the fact alone is the most likely"),
+        forget_slot_log_rank=(
+            "Slot log-rank",
+            "logarithm of the rank of the fact; 0 is first",
+        ),
+        forget_extraction_strength=(
+            "Extraction strength",
+            "fraction of the answer reproduced from its remaining prefix",
+            LOW,
+        ),
+        forget_knowledge_left=(
+            "Knowledge left",
+            "probability of true answers: 0 as retrained, 1 as before unlearning",
+        ),
+        forget_exact_memorization=(
+            "Exact memorization",
+            "fraction of tokens that are the most likely",
+        ),
+        forget_memo=("MEMO", "ROUGE-1 precision over many prefixes"),
+        forget_fluency=(
+            "Fluency",
+            "entropy of word pairs and triples in answers, bits; low when repetitive",
+        ),
+        retrain_distance=(
+            "Distance to retrained",
+            "mean squared distance of next-token distributions on answers, 0 to 2",
+            LOW,
+        ),
+    ),
+    "kept": _rows(
+        "",
         HIGH,
-        1,
+        model_utility=(
+            "Model utility",
+            "harmonic mean of nine numbers on what was to be kept",
+        ),
+        retain_probability=("Probability, kept", "of the answers that were to be kept"),
+        retain_rouge=("ROUGE-L, kept", "recall of the kept answers"),
+        retain_extraction_strength=("Extraction strength, kept", "of the kept answers"),
     ),
-    Metric(
-        "forget_probability",
-        "Forget probability",
-        "geometric mean over the tokens of the true answer",
+    "leaks": _rows(
+        "",
         SAME,
+        priv_leak=(
+            "PrivLeak, %",
+            "below 0 still recognized, above 0 less familiar than texts never seen",
+            SAME,
+            0,
+        ),
+        loss_gap_nats=("Loss gap, nats", "unseen minus forgotten texts, per token"),
+        completeness=(
+            "Completeness",
+            "1 nothing of the fit is left, 0 as before (IAM)",
+            HIGH,
+        ),
+        told_from_retrained=(
+            "Told from retrained",
+            "best threshold on the probability; 0 no attack works",
+            LOW,
+        ),
+        trace_accuracy=(
+            "Trace accuracy",
+            "of a linear classifier that tells it from the model before; 0.5 is chance",
+            SAME,
+            3,
+            0.5,
+        ),
+        worst_group=(
+            "Worst-group leakage",
+            "relative excess AUC on the topic where it is largest",
+        ),
+        risk=(
+            "Extraction risk",
+            "fraction of texts of which half can be extracted, as a controlled risk",
+            LOW,
+        ),
     ),
-    Metric("forget_rouge", "Forget ROUGE-L", "recall of the greedy answer", SAME),
-    Metric(
-        "forget_truth_ratio",
-        "Truth ratio",
-        "1 where truth and falsehood are equally likely",
+    "muse": _rows(
+        "muse.",
         SAME,
+        verbmem=("VerbMem", "ROUGE-L F1 of how a forgotten text is continued"),
+        knowmem_forget=(
+            "KnowMem, forgotten",
+            "ROUGE-L F1 of answers about forgotten texts",
+        ),
+        knowmem_retain=(
+            "KnowMem, kept",
+            "ROUGE-L F1 of answers about kept texts: utility",
+            HIGH,
+        ),
+        priv_leak=(
+            "PrivLeak of MUSE's texts, %",
+            "forgotten against held-out texts, beside the retrained model",
+            SAME,
+            0,
+        ),
     ),
-    Metric(
-        "forget_slot_accuracy",
-        "Slot accuracy",
-        "the fact alone is the most likely",
-        SAME,
-    ),
-    Metric(
-        "forget_slot_log_rank",
-        "Slot log-rank",
-        "logarithm of the rank of the fact; 0 is first",
-        SAME,
-    ),
-    Metric(
-        "forget_extraction_strength",
-        "Extraction strength",
-        "fraction of the answer reproduced from its remaining prefix",
-        LOW,
-    ),
-    Metric(
-        "forget_knowledge_left",
-        "Knowledge left",
-        "probability of true answers: 0 as retrained, 1 as before unlearning",
-        SAME,
-    ),
-    Metric(
-        "forget_exact_memorization",
-        "Exact memorization",
-        "fraction of tokens that are the most likely",
-        SAME,
-    ),
-    Metric("forget_memo", "MEMO", "ROUGE-1 precision over many prefixes", SAME),
-    Metric(
-        "forget_fluency",
-        "Fluency",
-        "entropy of the word pairs and triples of answers, bits; repetition has little",
-        SAME,
-    ),
-    Metric(
-        "retrain_distance",
-        "Distance to retrained",
-        "mean squared distance of next-token distributions on answers, 0 to 2",
-        LOW,
-    ),
-)
-"""What is left of the forgotten texts."""
-KEPT = (
-    Metric(
-        "model_utility",
-        "Model utility",
-        "harmonic mean of nine numbers on what was to be kept",
-        HIGH,
-    ),
-    Metric(
-        "retain_probability",
-        "Probability, kept",
-        "of the answers that were to be kept",
-        HIGH,
-    ),
-    Metric("retain_rouge", "ROUGE-L, kept", "recall of the kept answers", HIGH),
-    Metric(
-        "retain_extraction_strength",
-        "Extraction strength, kept",
-        "of the kept answers",
-        HIGH,
-    ),
-)
-"""What is left of everything else."""
-LEAKS = (
-    Metric(
-        "priv_leak",
-        "PrivLeak, %",
-        "below 0 still recognized, above 0 less familiar than texts never seen",
-        SAME,
-        0,
-    ),
-    Metric(
-        "loss_gap_nats",
-        "Loss gap, nats",
-        "unseen minus forgotten texts, per token",
-        SAME,
-    ),
-    Metric(
-        "completeness",
-        "Completeness",
-        "1 nothing of the fit is left, 0 as before (IAM)",
-        HIGH,
-    ),
-    Metric(
-        "told_from_retrained",
-        "Told from retrained",
-        "best threshold on the probability; 0 no attack works",
-        LOW,
-    ),
-    Metric(
-        "trace_accuracy",
-        "Trace accuracy",
-        "of a linear classifier that tells it from the model before; 0.5 is chance",
-        SAME,
-        origin=0.5,
-    ),
-    Metric(
-        "worst_group",
-        "Worst-group leakage",
-        "relative excess AUC on the topic where it is largest",
-        SAME,
-    ),
-    Metric(
-        "risk",
-        "Extraction risk",
-        "fraction of texts of which half can be extracted, as a controlled risk",
-        LOW,
-    ),
-)
-"""What an attacker still sees."""
-MUSE = (
-    Metric(
-        "muse.verbmem",
-        "VerbMem",
-        "ROUGE-L F1 of how a forgotten text is continued",
-        SAME,
-    ),
-    Metric(
-        "muse.knowmem_forget",
-        "KnowMem, forgotten",
-        "ROUGE-L F1 of answers about forgotten texts",
-        SAME,
-    ),
-    Metric(
-        "muse.knowmem_retain",
-        "KnowMem, kept",
-        "ROUGE-L F1 of answers about kept texts: utility",
-        HIGH,
-    ),
-    Metric(
-        "muse.priv_leak",
-        "PrivLeak of MUSE's texts, %",
-        "forgotten against held-out texts, beside the retrained model",
-        SAME,
-        0,
-    ),
-)
-"""What MUSE measures."""
-METRICS = {"left": LEFT, "kept": KEPT, "leaks": LEAKS, "muse": MUSE}
-"""Every measure, by table."""
+}
+"""Every measure, by table: what is left, what is kept, what leaks, MUSE's own."""
 
 
 def every_metric() -> list[Metric]:

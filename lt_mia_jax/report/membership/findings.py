@@ -10,7 +10,7 @@ from lt_mia_jax.arrays import Float
 from lt_mia_jax.attacks.estimate import AttackSummary, Estimate
 from lt_mia_jax.audit.records import PERMUTATION, TEXT_ONLY, CombinationSummary
 from lt_mia_jax.report.membership.run import UNKNOWN, Run
-from lt_mia_jax.report.panels import Finding, in_order
+from lt_mia_jax.report.panels import Finding, caution, in_order, note, passed
 from lt_mia_jax.report.wording import (
     attack_name,
     bounds,
@@ -66,23 +66,20 @@ class Labeled(NamedTuple):
 def _unlabeled(run: Run) -> Iterator[Finding]:
     calibrated = run.summary.calibration is not None
     if (run.texts.labels != UNKNOWN).any():
-        yield Finding(
-            "caution",
+        yield caution(
             "Too few labels",
             "Too few members or non-members carry a label to compute how often the "
             "attack is right.",
         )
         return
-    yield Finding(
-        "note",
+    yield note(
         "No labels",
         "No text carries a known membership label, so this page cannot say how often "
         "the attack is right on these texts. It shows scores "
         + ("and their p-values." if calibrated else "only."),
     )
     if not calibrated:
-        yield Finding(
-            "caution",
+        yield caution(
             "No calibration",
             "No known non-members were given. Scores rank the texts against each "
             "other, but no threshold on them has a known error rate.",
@@ -106,8 +103,7 @@ def _text_only(found: Labeled) -> Iterator[Finding]:
     }
     missing = [each.name for each in found.combinations if each.name not in values]
     if missing:
-        yield Finding(
-            "caution",
+        yield caution(
             "No text-only baseline",
             found.where(missing) + "no classifier without model access was run, so a "
             "difference between members and non-members that has nothing to do with "
@@ -117,8 +113,7 @@ def _text_only(found: Labeled) -> Iterator[Finding]:
     if shifted:
         worst = max(shifted, key=lambda name: values[name])
         which = f" ({worst})" if len(found.combinations) > 1 else ""
-        yield Finding(
-            "caution",
+        yield caution(
             "The split is shifted",
             found.where(shifted) + "a bag-of-words classifier that never sees a model "
             f"separates members from non-members with an AUC of {unit(values[worst])}"
@@ -136,8 +131,7 @@ def _text_only(found: Labeled) -> Iterator[Finding]:
         if len(margins) > 1:
             margin += f" to {unit(max(margins))}"
         at_most = "at most " if len(values) > 1 else ""
-        yield Finding(
-            "pass",
+        yield passed(
             "The split is not shifted",
             "The text-only baseline, a bag-of-words classifier, reaches an AUC of "
             f"{at_most}{unit(max(values.values()))} (0.5 is guessing, above {SHIFTED} "
@@ -152,8 +146,7 @@ def _permutation(found: Labeled) -> Iterator[Finding]:
         if auc_of(each.controls, PERMUTATION) is not None
     }
     if not control:
-        yield Finding(
-            "note",
+        yield note(
             "No permutation control",
             "The evaluation was not repeated with shuffled labels.",
         )
@@ -162,8 +155,7 @@ def _permutation(found: Labeled) -> Iterator[Finding]:
     # One interval in twenty misses .5 by chance, so several combinations may.
     if len(off) > max(0 if len(control) == 1 else 1, 0.1 * len(control)):
         auc = control[off[0]]
-        yield Finding(
-            "caution",
+        yield caution(
             "Shuffled labels are not at chance",
             found.where(off) + f"with shuffled labels the AUC is {unit(auc.value)} "
             f"{bounds(auc)} instead of 0.5. One interval in twenty misses by chance; "
@@ -177,9 +169,7 @@ def _permutation(found: Labeled) -> Iterator[Finding]:
         else f"the interval of the AUC covers 0.5 in {len(control) - len(off)} of "
         f"{len(control)} combinations (about one in twenty misses by chance)"
     )
-    yield Finding(
-        "pass", "Shuffled labels give chance", f"With permuted labels {detail}."
-    )
+    yield passed("Shuffled labels give chance", f"With permuted labels {detail}.")
 
 
 def _covers_half(auc: Estimate) -> bool:
@@ -193,8 +183,7 @@ def _few_texts(found: Labeled) -> Iterator[Finding]:
     }
     few = {name: size for name, size in smallest.items() if size < SMALL}
     if few:
-        yield Finding(
-            "caution",
+        yield caution(
             "Few texts",
             found.where([*few]) + "the smaller group has only "
             f"{plural(min(few.values()), 'text')}. The intervals are wide, and "
@@ -214,8 +203,7 @@ def _refused(found: Labeled) -> Iterator[Finding]:
     rates = sorted(refused, reverse=True)
     names = dict.fromkeys(name for rate in rates[::-1] for name in refused[rate])
     needed = [f"{10 / rate:,.0f} non-members for {percent(rate)}" for rate in rates]
-    yield Finding(
-        "caution",
+    yield caution(
         "Some rates are not quoted",
         found.where([*names]) + f"TPR at {' and '.join(map(percent, rates))} FPR is "
         "refused: fewer than ten false positives would decide it. It takes at least "
@@ -229,8 +217,7 @@ def _against_chance(found: Labeled) -> Iterator[Finding]:
     for each in found.combinations:
         value = auc_of(each.attacks, found.primary)
         if value is None:
-            yield Finding(
-                "caution",
+            yield caution(
                 "No result for the attack behind the verdict",
                 f"In {each.name} there is no AUC for {found.label}.",
             )
@@ -242,15 +229,13 @@ def _against_chance(found: Labeled) -> Iterator[Finding]:
         if best is not None and best[1] > value:
             beaten[each.name] = f"{best[0]} ({unit(best[1])})"
     if weak:
-        yield Finding(
-            "caution",
+        yield caution(
             "Not distinguishable from chance",
             found.where(weak)
             + f"the 95 % interval of the AUC of {found.label} includes 0.5.",
         )
     if beaten:
-        yield Finding(
-            "note",
+        yield note(
             "A simpler attack scores higher",
             found.where([*beaten])
             + f"{listed([*beaten.values()])} has a higher AUC than {found.label}. The "
@@ -272,15 +257,13 @@ def best_rival(found: CombinationSummary, *but: str) -> tuple[str, float] | None
 def _novelty(found: Labeled) -> Iterator[Finding]:
     seen = [each.name for each in found.combinations if each.unseen is False]
     if seen:
-        yield Finding(
-            "caution",
+        yield caution(
             "Not a held-out combination",
             found.where(seen) + "model and corpus were part of what the learned attack "
             "was trained on. Transfer to a new model may be weaker.",
         )
     elif all(each.unseen for each in found.combinations):
-        yield Finding(
-            "pass",
+        yield passed(
             "Held out",
             "The learned attack was trained on other models and corpora.",
         )
@@ -292,22 +275,19 @@ def _p_values(run: Run) -> Iterator[Finding]:
         return
     n, ks_p = calibration.n_calibration, calibration.ks_p
     if ks_p is not None and ks_p < 0.05:
-        yield Finding(
-            "caution",
+        yield caution(
             "P-values of non-members are not uniform",
             f"Kolmogorov-Smirnov p = {p_text(ks_p)}. The two halves of the "
             "non-members differ, so the p-values cannot be taken at face value.",
         )
     elif ks_p is not None:
-        yield Finding(
-            "pass",
+        yield passed(
             "P-values of non-members look uniform",
             f"Kolmogorov-Smirnov p = {p_text(ks_p)} on held-out non-members.",
         )
     values = np.asarray(calibration.p_values, float)
     if len(values):
-        yield Finding(
-            "note",
+        yield note(
             "Many texts, many p-values",
             f"{int((values <= 0.05).sum()):,} of {len(values):,} texts have "
             f"p \N{LESS-THAN OR EQUAL TO} 0.05; about {0.05 * len(values):,.0f} would "
@@ -315,8 +295,7 @@ def _p_values(run: Run) -> Iterator[Finding]:
             f"a false discovery rate of 5 % (Benjamini-Hochberg). With {n:,} "
             f"calibration texts no p-value can be below {p_text(1 / (n + 1))}.",
         )
-    yield Finding(
-        "note",
+    yield note(
         "P-values assume exchangeable non-members",
         "They hold if the calibration texts are what these texts would be, had they "
         "not been trained on: same source, period and length.",
@@ -344,8 +323,7 @@ def _coverage(run: Run) -> Iterator[Finding]:
         )
     dataset = run.summary.dataset
     if dataset is not None and dataset.decision != "member":
-        yield Finding(
-            "note",
+        yield note(
             "No evidence is not absence",
             "The test did not find that the texts were trained on. It cannot show "
             "that they were not.",
