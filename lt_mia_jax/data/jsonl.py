@@ -80,7 +80,11 @@ class Row(NamedTuple):
 
 
 def read_jsonl(
-    path: Path | str, parse: Callable[[Row], T], *, expected: str
+    path: Path | str,
+    parse: Callable[[Row], T],
+    *,
+    expected: str,
+    unique: bool = True,
 ) -> list[T]:
     """Parse every row of a file, in file order.
 
@@ -91,6 +95,7 @@ def read_jsonl(
       path: the file.
       parse: turns a row into a value, and raises `InputError` about its fields.
       expected: ends the message "no ..." about a file without rows.
+      unique: whether two rows with one id are an error.
 
     Raises:
       InputError: no such file, no rows, invalid UTF-8, a line that is no JSON object,
@@ -107,7 +112,7 @@ def read_jsonl(
             repaired.append(line)
         parsed.append(parse(row))
         first = line if row.id is None else lines_of_ids.setdefault(row.id, line)
-        if first != line:
+        if unique and first != line:
             raise InputError(
                 f"{where}: id {short(row.id)} already stands on line {first}; give "
                 "each row its own id, or none"

@@ -72,10 +72,11 @@ class Metric(NamedTuple):
 
 def _rows(prefix: str, good: Good, **rows: tuple[Any, ...]) -> tuple[Metric, ...]:
     """Rows by field: label, meaning, and what differs from `good` and the defaults."""
-    return tuple(
-        Metric(prefix + name, label, meaning, *(rest or (good,)))
-        for name, (label, meaning, *rest) in rows.items()
-    )
+    found = []
+    for name, (label, meaning, *rest) in rows.items():
+        others: list[Any] = rest or [good]
+        found.append(Metric(prefix + name, label, meaning, *others))
+    return tuple(found)
 
 
 METRICS = {

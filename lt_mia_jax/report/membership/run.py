@@ -1,17 +1,17 @@
 """Run folders of audits and evaluations: `summary.json` and `scores.jsonl`."""
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from lt_mia_jax.arrays import Float, Int
 from lt_mia_jax.audit.records import RunSummary
 from lt_mia_jax.configs import read_record, refuse
+from lt_mia_jax.data.jsonl import Row, read_jsonl
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import read_json
 
@@ -91,22 +91,22 @@ def read_run(directory: Path | str) -> Run:
 
 
 def _read_texts(path: Path, names: Sequence[str], primary: str) -> Texts:
-    rows: list[ScoredText] = []
-    homes = []
-    for where, content in _lines(path):
-        row, problems = read_record(ScoredText, content)
-        refuse(where, problems, _AGAIN)
-        home = names[0] if row.combination is None and len(names) == 1 else None
-        home = row.combination or home
+    def parse(row: Row) -> tuple[ScoredText, int]:
+        text, problems = read_record(ScoredText, row.values)
+        refuse(row.where, problems, _AGAIN)
+        home = text.combination
+        if home is None and len(names) == 1:
+            home = names[0]
         if home not in names:
             raise InputError(
-                f"{where}: combination is {home!r}, expected one of {names[:6]} as in "
-                f"{SUMMARY}"
+                f"{row.where}: combination is {home!r}, expected one of {names[:6]} "
+                f"as in {SUMMARY}"
             )
-        rows.append(row)
-        homes.append(names.index(home))
-    if not rows:
-        raise InputError(f"{path}: no rows; expected one JSON object per text")
+        return text, names.index(home)
+
+    wanted = "rows; expected one JSON object per text"
+    parsed = read_jsonl(path, parse, expected=wanted, unique=False)
+    rows, homes = zip(*parsed, strict=True)
     attacks = dict.fromkeys(name for row in rows for name in row.scores)
     if primary not in attacks:
         raise InputError(
@@ -127,25 +127,6 @@ def _read_texts(path: Path, names: Sequence[str], primary: str) -> Texts:
         q_value=_column(row.q_value for row in rows),
         flags=tuple(row.flags for row in rows),
     )
-
-
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                where = f"{path}:{number}"
-                try:
-                    yield where, json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise InputError(f"{where}: not valid JSON ({error})") from error
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such file; a finished run writes it next to {SUMMARY}"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
 
 
 def _column(values: Iterable[float | None]) -> Float[np.ndarray, " n"]:
