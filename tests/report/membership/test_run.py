@@ -110,9 +110,8 @@ def test_missing_files(run, tmp_path):
 
 
 def test_all_problems_are_listed_at_once(run):
-    change_summary(
-        run, lambda s: [s.pop(key) for key in ("title", "verdict", "command")]
-    )
+    keys = ("title", "verdict", "command")
+    change_summary(run, lambda s: [s.pop(key) for key in keys])
     with pytest.raises(InputError, match="title") as caught:
         read_run(run)
     assert all(key in str(caught.value) for key in keys)
