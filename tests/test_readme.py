@@ -97,9 +97,23 @@ def test_the_examples_of_the_models_page_run(demo, monkeypatch, index):
             raise AssertionError("an example without a check")
 
 
+def test_the_audit_in_python_runs(demo, monkeypatch, capsys):
+    monkeypatch.chdir(demo)
+    example, _ = blocks("python")
+    # The models of this test are small, as for the command.
+    small = example.replace("=known)", "=known, length=32, bootstraps=50)")
+    assert small != example
+    scope: dict = {}
+    exec(compile(small, "README.md", "exec"), scope)
+    result, texts = scope["result"], scope["texts"]
+    assert result.p_values.shape == result.scores["lt_mia"].shape == (len(texts),)
+    assert (result.q_values >= result.p_values).all()
+    assert "p-value" in capsys.readouterr().out
+
+
 def test_the_python_example_runs(demo, monkeypatch):
     monkeypatch.chdir(demo)
-    (example,) = blocks("python")
+    _, example = blocks("python")
     scope: dict = {}
     exec(compile(example, "README.md", "exec"), scope)
     assert scope["features"].shape == (1, scope["ids"].shape[1], 154)

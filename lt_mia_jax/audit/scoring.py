@@ -20,7 +20,7 @@ from lt_mia_jax.checkpoints.hub import resolve
 from lt_mia_jax.data.texts import Text, zlib_length
 from lt_mia_jax.data.tokenize import check_vocabulary, encode, flag_texts
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.executor import Executor
+from lt_mia_jax.executor import Executor, make_executor
 from lt_mia_jax.features.extract import ExtractConfig, StatisticsExtractor
 from lt_mia_jax.features.statistics import TokenStatistics
 from lt_mia_jax.features.store import FeatureStore
@@ -45,17 +45,20 @@ class ModelPair(NamedTuple):
     target_name: str = "target"
 
 
-def load_pair(reference: str, target: str, executor: Executor) -> ModelPair:
+def load_pair(
+    reference: str, target: str, executor: Executor | None = None
+) -> ModelPair:
     """Load both models and check that they can be compared token by token.
 
     Args:
       reference: directory or hub id of the model before fine-tuning.
       target: the same of the model after it.
-      executor: gets the parameters as they are read.
+      executor: gets the parameters as they are read; None takes all devices.
 
     Raises:
       InputError: a model cannot be loaded, or vocabularies differ.
     """
+    executor = make_executor() if executor is None else executor
     log.info("loading the reference %s", reference)
     warn_of_intervention(reference)
     warn_of_intervention(target)
