@@ -217,7 +217,10 @@ def _signature(
     intervention: Intervention | None,
 ) -> str:
     """A hash of everything that decides the result."""
-    described = {"method": type(method).__name__, **dataclasses.asdict(method)}
+    name = type(method).__name__
+    # The names that these two have in the states of earlier runs, which can go on.
+    earlier = {"CausalLayerUnlearning": "Sha256", "GracefulForgetting": "Lwf"}
+    described = {"method": earlier.get(name, name), **dataclasses.asdict(method)}
     found = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     found.update(source_of(method).encode())
     # Settings that came later and are off are left out: earlier runs can go on.
