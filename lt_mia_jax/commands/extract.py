@@ -41,7 +41,7 @@ class Extract:
     """Name of the corpus in tables; empty takes the members file's name."""
 
     k: int = 20
-    """Head and tail tokens per step; 7k + 14 feature columns."""
+    """Top and bottom tokens kept per step; 7k + 14 feature columns."""
 
     length: int = 128
     """Tokens a text is cut to, the final end-of-text token included."""
