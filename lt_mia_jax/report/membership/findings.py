@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import false_discovery_control
 
 from lt_mia_jax.arrays import Float
+from lt_mia_jax.attacks.calibration import q_values
 from lt_mia_jax.attacks.estimate import AttackSummary, Estimate
 from lt_mia_jax.audit.records import PERMUTATION, TEXT_ONLY, CombinationSummary
 from lt_mia_jax.report.membership.run import UNKNOWN, Run
@@ -305,10 +305,10 @@ def _p_values(run: Run) -> Iterator[Finding]:
 def discoveries(p_values: Float[np.ndarray, " n"], level: float) -> int:
     """How many texts are called members at false discovery rate `level`.
 
-    Source: Benjamini and Hochberg (1995); valid for conformal p-values, which are
-    positively dependent (Testing for Outliers with Conformal p-values, 2104.08279).
+    Source: valid for conformal p-values, which are positively dependent (Testing for
+    Outliers with Conformal p-values, arXiv 2104.08279).
     """
-    return int((false_discovery_control(p_values) <= level).sum())
+    return int((q_values(p_values) <= level).sum())
 
 
 def _coverage(run: Run) -> Iterator[Finding]:
