@@ -4,16 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from lt_mia_jax.commands.unlearn_report import (
-    Evaluation,
-    EvaluationFlags,
-    check_evaluation,
-    check_models,
-    write_evaluation,
-)
 from lt_mia_jax.data.questions import AnswerTemplate
 from lt_mia_jax.devices import Devices, DevicesFlags
 from lt_mia_jax.finetune.flags import LowRank
+from lt_mia_jax.verification.options import Evaluation, EvaluationFlags
 
 DEFAULT = "npo"
 
@@ -139,16 +133,20 @@ def run(config: Unlearn) -> None:
     Raises:
       InputError: files or the model cannot be used, texts overlap, or the run diverged.
     """
+    from lt_mia_jax.audit.scoring import choose_attack
     from lt_mia_jax.provenance import recorded
     from lt_mia_jax.unlearning.recipe import UnlearnConfig
     from lt_mia_jax.unlearning.run import load_model, read_files, unlearn_and_save
-    from lt_mia_jax.verification.evaluate import EvaluatedModel
+    from lt_mia_jax.verification.verify import check_models, read_material
 
+    options, material = config.evaluation, None
     files = read_files(config.forget, config.retain, config.refusals)
-    check_evaluation(config.evaluation, files.forget, files.retain)
+    if options.evaluated:
+        material = read_material(options, files.forget, files.retain, choose_attack)
     executor = config.devices.make()
     known = load_model(config.model, executor)
-    check_models(config.evaluation, known.tokenizer)
+    if material is not None:
+        check_models(options, known.tokenizer)
     recipe = UnlearnConfig(
         learning_rate=config.learning_rate,
         epochs=config.epochs,
@@ -172,7 +170,35 @@ def run(config: Unlearn) -> None:
             executor=executor,
             save_every_seconds=config.save_seconds,
         )
-    subject = EvaluatedModel(
+    if material is not None:
+        _report(config, material, before, after, about)
+
+
+def _report(
+    config: Unlearn, material: Any, before: Any, after: Any, about: dict[str, Any]
+) -> None:
+    """Measure both models; write `card.json` and `report.html`."""
+    import logging
+
+    import jax
+
+    from lt_mia_jax.audit.results import command_line
+    from lt_mia_jax.configs import from_dict, to_dict
+    from lt_mia_jax.provenance import versions
+    from lt_mia_jax.report import write_report
+    from lt_mia_jax.unlearning.interventions.storage import load_intervention
+    from lt_mia_jax.verification.evaluated import EvaluatedModel
+    from lt_mia_jax.verification.records import About, UnlearningRun
+    from lt_mia_jax.verification.storage import write_run
+    from lt_mia_jax.verification.verify import verify
+
+    log = logging.getLogger(__name__)
+    if jax.process_count() > 1:
+        log.warning(
+            "no report from several processes; the same command in one writes it"
+        )
+        return
+    evaluated = EvaluatedModel(
         before.model,
         before.params,
         before.tokenizer,
@@ -180,12 +206,24 @@ def run(config: Unlearn) -> None:
         config.length,
         before.intervention,
     )
-    write_evaluation(
-        config.out,
+    found = verify(
         config.evaluation,
-        files.forget,
-        files.retain,
-        subject,
-        subject._replace(params=after.params, intervention=after.intervention),
-        about,
+        material,
+        evaluated,
+        evaluated._replace(params=after.params, intervention=after.intervention),
+        load_intervention,
     )
+    run = UnlearningRun(
+        title=f"{about['method']}: {Path(config.model).name} forgets "
+        f"{config.forget.stem}",
+        method=about["method"],
+        settings=about["settings"],
+        verification=found,
+        about=from_dict(About, about),
+        config=to_dict(config.evaluation),
+        versions=versions(),
+        command=command_line(),
+    )
+    write_run(config.out, run)
+    write_report([config.out], config.out / "report.html")
+    log.info("wrote %s", config.out / "report.html")

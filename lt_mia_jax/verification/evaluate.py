@@ -1,24 +1,23 @@
 """Measuring a model: what it still knows, what it kept, and what still leaks.
 
-`examine` measures one set of questions item by item; `membership` scores forgotten
-texts against texts that no model has seen; `card.report_card` turns the items of one
-model, and those of the retrained one, into numbers with intervals. Other measurements
-stand beside: `stress` (rounding, relearning), `layers` (representations), `muse`.
+`examine` measures one set of questions item by item, `membership` scores forgotten
+texts against texts that no model has seen, `retrain_distances` compares two models.
+Other measurements stand beside: `stress` (rounding, relearning), `layers`
+(representations, traces), `muse`. `card.report_card` turns all of it into numbers.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Integer
 
 from lt_mia_jax.arrays import Array, Float, Params
 from lt_mia_jax.attacks import scores
 from lt_mia_jax.attacks.learned.attack import Attack, score_features
-from lt_mia_jax.data.answers import AnswerTemplate, EncodedAnswers, encode_answers
-from lt_mia_jax.data.jsonl import well_formed
+from lt_mia_jax.data.answers import EncodedAnswers
 from lt_mia_jax.data.questions import Question
 from lt_mia_jax.data.texts import zlib_length
 from lt_mia_jax.errors import InputError
@@ -27,68 +26,25 @@ from lt_mia_jax.features.program import ExtractConfig
 from lt_mia_jax.features.scorer import StatisticsExtractor
 from lt_mia_jax.features.statistics import TokenStatistics, token_statistics
 from lt_mia_jax.models import LanguageModel
-from lt_mia_jax.models.generation import greedy
-from lt_mia_jax.models.language_model import Intervention
-from lt_mia_jax.models.placement import prompted
-from lt_mia_jax.verification import metrics
-from lt_mia_jax.verification.card import UTILITY, Items, Measured, report_card
+from lt_mia_jax.verification.evaluated import (
+    EvaluatedModel,
+    continuations,
+    generate,
+    in_batches,
+    teacher_forced,
+)
+from lt_mia_jax.verification.items import Items
+from lt_mia_jax.verification.metrics import generation, memorization, tofu
 from lt_mia_jax.verification.metrics.checks import PerItem
+from lt_mia_jax.verification.metrics.paths import retrain_distance
 
-__all__ = [
-    "UTILITY",
-    "EvaluatedModel",
-    "Items",
-    "Measured",
-    "examine",
-    "generate",
-    "measure_memo",
-    "membership",
-    "report_card",
-    "teacher_forced",
-]
-
-BATCH = 64
+PUBLISHED = ("loss", "zlib", "min_k", "min_k_plus_plus", "ratio")
+"""Published scores on a card; the others say much the same, and each is bootstrapped."""
 LONGEST = 200
-"""Tokens of a generated answer, as TOFU has it, whatever the right ones need."""
-STEP = 8
-"""Widths of batches are multiples of it: few programs to compile, little padding."""
+"""Least room for a generated answer, in tokens, as in TOFU."""
 
 
-class EvaluatedModel(NamedTuple):
-    """A model to be examined."""
-
-    model: LanguageModel
-    params: Params
-    tokenizer: Any
-    template: AnswerTemplate
-    length: int
-    """Tokens a text is cut to."""
-    intervention: Intervention | None = None
-    """What the model comes with, as `storage.load_intervention` gives it; it is told
-    here where prompts end."""
-
-    def edit(self, prompts: Integer[np.ndarray, " B"]) -> Any:
-        """The intervention on texts with prompts of so many tokens, as a pytree."""
-        told = prompted(self.intervention, prompts)
-        bare = jax.tree.leaves(told) == [told]
-        # A plain function becomes a pytree without leaves.
-        return jax.tree_util.Partial(told) if bare else told
-
-    def encode(self, rows: Sequence[Question]) -> EncodedAnswers:
-        """Token ids and masks of questions with their answers.
-
-        As wide as the longest, in steps of `STEP` tokens: padding costs what text
-        costs, and a table of positions may end before `length`.
-        """
-        found = encode_answers(
-            rows, self.tokenizer, max_length=self.length, template=self.template
-        )
-        longest = int(found.attention_mask.sum(axis=1, dtype=np.int64).max(initial=1))
-        most = min(self.length, self.model.config.context)
-        return found.narrowed(max(longest, min(-(-longest // STEP) * STEP, most)))
-
-
-def examine(subject: EvaluatedModel, rows: Sequence[Question]) -> Items:
+def examine(evaluated: EvaluatedModel, rows: Sequence[Question]) -> Items:
     """Measure what a model says to each question.
 
     Of plain text the second half of the tokens is what is to be generated.
@@ -98,38 +54,35 @@ def examine(subject: EvaluatedModel, rows: Sequence[Question]) -> Items:
     """
     if not rows:
         raise InputError("a set of questions to be examined is empty")
-    encoded = subject.encode(rows)
-    answer = teacher_forced(subject, encoded, encoded.label_mask)
-    value = teacher_forced(subject, encoded, encoded.value_mask)
+    encoded = evaluated.encode(rows)
+    answer = teacher_forced(evaluated, encoded, encoded.label_mask)
+    value = teacher_forced(evaluated, encoded, encoded.value_mask)
     # Cut answers have no end token, and templates without one none at all.
     last = encoded.attention_mask.sum(axis=1, dtype=np.int64) - 1
     final = encoded.input_ids[np.arange(len(rows)), last]
-    ended = (final == subject.tokenizer.eos_token_id) & subject.template.end
-    generated, expected = _answers(subject, rows, encoded)
+    ended = (final == evaluated.tokenizer.eos_token_id) & evaluated.template.end
+    generated, expected = _answers(evaluated, rows, encoded)
+    probability = memorization.probability(answer)
     ratio = normalized = np.full(len(rows), np.nan)
-    wrong = min(len(row.wrong_answers) for row in rows)
-    if wrong:
-        right = _nll(
-            subject, [_instead(r, r.paraphrased_answer or r.answer) for r in rows]
-        )
-        false = np.stack(
+    count = min(len(row.wrong_answers) for row in rows)
+    if count:
+        right = _nll(evaluated, rows, [r.paraphrased_answer or r.answer for r in rows])
+        wrong = np.stack(
             [
-                _nll(subject, [_instead(r, r.wrong_answers[k]) for r in rows])
-                for k in range(wrong)
+                _nll(evaluated, rows, [row.wrong_answers[k] for row in rows])
+                for k in range(count)
             ],
             axis=1,
         )
-        ratio = metrics.truth_ratio(right, false)
-        normalized = metrics.normalized_probability(
-            metrics.probability(answer), np.exp(-false)
-        )
+        ratio = tofu.truth_ratio(right, wrong)
+        normalized = tofu.normalized_probability(probability, np.exp(-wrong))
     return Items(
-        probability=metrics.probability(answer),
+        probability=probability,
         rouge=_rouge(generated, expected),
-        exact_memorisation=metrics.exact_memorisation(answer, drop_final=ended),
-        extraction_strength=metrics.extraction_strength(answer, drop_final=ended),
-        slot_accuracy=metrics.slot_accuracy(value),
-        slot_log_rank=metrics.slot_log_rank(value),
+        exact_memorization=memorization.exact_memorization(answer, drop_final=ended),
+        extraction_strength=memorization.extraction_strength(answer, drop_final=ended),
+        slot_accuracy=memorization.slot_accuracy(value),
+        slot_log_rank=memorization.slot_log_rank(value),
         truth_ratio=ratio,
         normalized_probability=normalized,
         generated=generated,
@@ -137,7 +90,7 @@ def examine(subject: EvaluatedModel, rows: Sequence[Question]) -> Items:
 
 
 def membership(
-    subject: EvaluatedModel,
+    evaluated: EvaluatedModel,
     reference: EvaluatedModel | None,
     rows: Sequence[Question],
     *,
@@ -150,7 +103,7 @@ def membership(
     counts.
 
     Args:
-      subject: the model under audit, edited by its intervention if it has one.
+      evaluated: the model under audit, edited by its intervention if it has one.
       reference: the model that neither side was trained into; None leaves `ratio` out.
       rows: questions with answers, or plain texts.
       attack: a learned attack, `lt_mia`; needs a reference.
@@ -163,28 +116,25 @@ def membership(
             "the learned attack compares with a reference; give the model from before "
             "the texts were learned (--reference)"
         )
-    encoded = subject.encode(rows)
+    encoded = evaluated.encode(rows)
     k = 0 if attack is None else attack.k
-    if subject.intervention is None:
+    if evaluated.intervention is None:
         scorer = StatisticsExtractor(
-            subject.model,
-            subject.params,
+            evaluated.model,
+            evaluated.params,
             None if reference is None else reference.model,
             None if reference is None else reference.params,
             ExtractConfig(k=k),
         )
         stats = scorer.statistics(encoded)
     else:
-        stats = _edited_statistics(subject, reference, encoded, k)
+        stats = _edited_statistics(evaluated, reference, encoded, k)
     answers = np.zeros(stats.valid.shape, bool)
     answers[:, :-1] = encoded.label_mask[:, 1:] != 0
     stats = stats._replace(valid=answers)
     sizes = np.array([zlib_length(row.answer) for row in rows])
     found = scores.all_scores(
-        stats,
-        zlib_bytes=sizes,
-        fraction=scores.CARD_FRACTION,
-        only=("loss", "min_k", "min_k_plus_plus", "ratio", "zlib"),
+        stats, zlib_bytes=sizes, fraction=scores.CARD_FRACTION, only=PUBLISHED
     )
     if attack is not None:
         found[scores.LEARNED] = score_features(attack, *assemble(stats))
@@ -192,7 +142,7 @@ def membership(
 
 
 def measure_memo(
-    subject: EvaluatedModel,
+    evaluated: EvaluatedModel,
     rows: Sequence[Question],
     *,
     step: int = 5,
@@ -201,95 +151,62 @@ def measure_memo(
     """MEMO of each answer: many greedy continuations of each, so it is slow.
 
     Args:
-      subject: the model.
+      evaluated: the model.
       rows: questions with answers.
       step: characters between prefixes.
       max_new_tokens: of each continuation.
     """
-    template = subject.template
+    template = evaluated.template
     prompts = [
         ""
         if row.question is None
         else template.prompt.replace("{question}", row.question) + template.separator
         for row in rows
     ]
-    return metrics.memo(
+    return generation.memo(
         prompts,
         [row.answer for row in rows],
-        lambda texts: generate(subject, texts, max_new_tokens),
+        lambda texts: generate(evaluated, texts, max_new_tokens),
         step=step,
         separator="",
     )
 
 
-def generate(
-    subject: EvaluatedModel, prompts: Sequence[str], max_new_tokens: int
-) -> list[str]:
-    """Greedy continuations of texts.
+def retrain_distances(
+    evaluated: EvaluatedModel, retrained: EvaluatedModel, rows: Sequence[Question]
+) -> PerItem:
+    """Mean over each answer's tokens of the squared distance of two distributions.
 
-    A prompt that leaves no room in the model's context is cut on the left.
+    They are the two models' probabilities of the next token, so values lie between 0
+    and 2.
 
-    Raises:
-      InputError: a prompt without a token.
+    Args:
+      evaluated: the model.
+      retrained: a model that never saw the texts, with the same tokenizer.
+      rows: questions with answers, at least one.
+
+    Source: On the Impossibility of Retrain Equivalence in Machine Unlearning, arXiv
+    2510.16629 (distance of predictions); on next-token distributions it is ours.
     """
-    room = subject.model.config.context
-    count = max(1, min(max_new_tokens, room // 2))
-    begin = [subject.tokenizer.bos_token_id] if subject.template.begin else []
-    encoded = subject.tokenizer(
-        [well_formed(prompt) for prompt in prompts],
-        add_special_tokens=False,
-        verbose=False,
-    )["input_ids"]
-    kept = room - count + 1 - len(begin)
-    ids = [[*begin, *each[-kept:]] for each in encoded]
-    empty = [i for i, each in enumerate(ids) if not each]
-    if empty:
-        raise InputError(
-            f"{len(empty)} of {len(ids)} prompts have no token, first number {empty[0]}"
-        )
-    lengths = np.array([len(each) for each in ids], np.int32)
-    padded = np.zeros((len(ids), int(lengths.max())), np.int32)
-    for row, each in zip(padded, ids, strict=True):
-        row[: len(each)] = each
-    return _greedy(subject, padded, lengths, np.full(len(ids), count))
+    encoded = evaluated.encode(rows)
+    prompts = encoded.label_mask.argmax(axis=1)
 
-
-def teacher_forced(
-    subject: EvaluatedModel, encoded: EncodedAnswers, mask: np.ndarray
-) -> metrics.AnswerStatistics:
-    """Statistics of the marked tokens of texts."""
-
-    def reduce(rows: np.ndarray, intervention: Any) -> metrics.AnswerStatistics:
-        return _reduce(
-            subject.model,
-            subject.params,
+    def reduce(rows: np.ndarray, intervention: Any) -> Array:
+        return _distances(
+            evaluated.model,
+            retrained.model,
+            evaluated.params,
+            retrained.params,
             encoded.input_ids[rows],
-            mask[rows],
-            intervention,
+            encoded.label_mask[rows],
+            (intervention, retrained.edit(prompts[rows])),
         )
 
-    return _in_batches(subject, encoded, reduce)
-
-
-def _in_batches(
-    subject: EvaluatedModel,
-    encoded: EncodedAnswers,
-    reduce: Callable[[np.ndarray, Any], Any],
-) -> Any:
-    """`reduce(rows, intervention)` of all texts, in batches of one shape."""
-    count, prompts = len(encoded.input_ids), encoded.label_mask.argmax(axis=1)
-    parts = []
-    for start in range(0, count, BATCH):
-        rows = np.arange(start, start + BATCH)
-        kept = np.minimum(rows, count - 1)
-        found = reduce(kept, subject.edit(prompts[kept]))
-        real = int((rows < count).sum())
-        parts.append(jax.tree.map(lambda x, n=real: np.asarray(x)[:n], found))
-    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    return np.asarray(in_batches(evaluated, encoded, reduce), np.float64)
 
 
 def _edited_statistics(
-    subject: EvaluatedModel,
+    evaluated: EvaluatedModel,
     reference: EvaluatedModel | None,
     encoded: EncodedAnswers,
     k: int,
@@ -298,17 +215,17 @@ def _edited_statistics(
 
     def reduce(rows: np.ndarray, intervention: Any) -> TokenStatistics:
         return _reduce_pair(
-            subject.model,
+            evaluated.model,
             None if reference is None else reference.model,
             k,
-            subject.params,
+            evaluated.params,
             None if reference is None else reference.params,
             encoded.input_ids[rows],
             encoded.attention_mask[rows],
             intervention,
         )
 
-    return _in_batches(subject, encoded, reduce)
+    return in_batches(evaluated, encoded, reduce)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -329,36 +246,52 @@ def _reduce_pair(
     return token_statistics(logits, reference, ids, mask, k=k)
 
 
-def _instead(row: Question, answer: str) -> Question:
-    return row._replace(answer=answer, value=None)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _distances(
+    model: LanguageModel,
+    other: LanguageModel,
+    params: Params,
+    other_params: Params,
+    ids: Array,
+    mask: Array,
+    interventions: tuple[Any, Any],
+) -> Float[Array, " B"]:
+    ours, theirs = (
+        jax.nn.softmax(each.apply(tree, ids, intervention=edit).astype(jnp.float32))
+        for each, tree, edit in zip(
+            (model, other), (params, other_params), interventions, strict=True
+        )
+    )
+    targets = jnp.roll(mask, -1, axis=1).at[:, -1].set(0) != 0
+    total = jnp.where(targets, retrain_distance(ours, theirs), 0.0).sum(axis=1)
+    return total / jnp.maximum(targets.sum(axis=1), 1)
 
 
-def _nll(subject: EvaluatedModel, rows: Sequence[Question]) -> Float[np.ndarray, " N"]:
-    encoded = subject.encode(rows)
-    return metrics.mean_nll(teacher_forced(subject, encoded, encoded.label_mask))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _reduce(
-    model: LanguageModel, params: Params, ids: Array, mask: Array, intervention: Any
-) -> metrics.AnswerStatistics:
-    logits = model.apply(params, ids, intervention=intervention)
-    return metrics.answer_statistics(logits, ids, mask)
+def _nll(
+    evaluated: EvaluatedModel, rows: Sequence[Question], answers: Sequence[str]
+) -> Float[np.ndarray, " N"]:
+    """Mean -log p of other answers to the questions."""
+    asked = [
+        row._replace(answer=answer, value=None)
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    encoded = evaluated.encode(asked)
+    return memorization.mean_nll(teacher_forced(evaluated, encoded, encoded.label_mask))
 
 
 def _rouge(generated: Sequence[str], expected: Sequence[str]) -> PerItem:
     """ROUGE-L recall; NaN where nothing that ROUGE counts is expected."""
     found = np.full(len(expected), np.nan)
-    rows = [i for i, text in enumerate(expected) if metrics.has_words(text)]
+    rows = [i for i, text in enumerate(expected) if generation.has_words(text)]
     if rows:
-        found[rows] = metrics.rouge_l_recall(
+        found[rows] = generation.rouge_l_recall(
             [generated[i] for i in rows], [expected[i] for i in rows]
         )
     return found
 
 
 def _answers(
-    subject: EvaluatedModel, rows: Sequence[Question], encoded: EncodedAnswers
+    evaluated: EvaluatedModel, rows: Sequence[Question], encoded: EncodedAnswers
 ) -> tuple[tuple[str, ...], list[str]]:
     """Greedy answers, and the right ones."""
     lengths = encoded.attention_mask.sum(axis=1, dtype=np.int64)
@@ -368,7 +301,7 @@ def _answers(
     expected = [
         row.answer
         if row.question is not None
-        else subject.tokenizer.decode(ids[start:end], skip_special_tokens=True)
+        else evaluated.tokenizer.decode(ids[start:end], skip_special_tokens=True)
         for row, ids, start, end in zip(
             rows, encoded.input_ids, first, lengths, strict=True
         )
@@ -376,51 +309,11 @@ def _answers(
     width = int(first.max())
     place = np.arange(width)[None, :]
     prompts = np.where(place < first[:, None], encoded.input_ids[:, :width], 0)
-    found = _greedy(
-        subject,
+    found = continuations(
+        evaluated,
         prompts.astype(np.int32),
         first.astype(np.int32),
         lengths - first,
         0 if plain.all() else LONGEST,
     )
     return tuple(found), expected
-
-
-def _greedy(
-    subject: EvaluatedModel,
-    prompts: np.ndarray,
-    lengths: np.ndarray,
-    wanted: np.ndarray,
-    least: int = 0,
-) -> list[str]:
-    """Continuations of at least `wanted` tokens each, where the context has room.
-
-    More than that, `least`, is generated as far as the context has room.
-
-    One program serves all rows, unless the longest prompt and the longest answer do
-    not fit the context together; then rows of like prompts share one.
-    """
-    room = subject.model.config.context
-    order = np.arange(len(prompts))
-    together = prompts.shape[1] + int(wanted.max()) - 1 <= room
-    if not together:
-        order = np.argsort(lengths, kind="stable")
-    texts = [""] * len(prompts)
-    for start in range(0, len(prompts), BATCH):
-        kept = order[np.minimum(np.arange(start, start + BATCH), len(prompts) - 1)]
-        width = prompts.shape[1] if together else int(lengths[kept].max())
-        count = max(least, int((wanted if together else wanted[kept]).max()))
-        found = greedy(
-            subject.model,
-            subject.params,
-            prompts[kept, :width],
-            lengths[kept],
-            max_new_tokens=max(1, min(count, room - width + 1)),
-            end_token=subject.tokenizer.eos_token_id,
-            intervention=subject.edit(lengths[kept]),
-        )
-        tokens, produced = np.asarray(found.tokens), np.asarray(found.lengths)
-        for row, ids, n in zip(kept, tokens, produced, strict=True):
-            decoded = subject.tokenizer.decode(ids[:n], skip_special_tokens=True)
-            texts[row] = decoded.strip()
-    return texts

@@ -1,18 +1,20 @@
-"""Where in a model the forget set still looks as it did: representations by layer."""
+"""Where in a model the forget set still looks as it did: activations by layer."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lt_mia_jax.arrays import Array, Float, Params
 from lt_mia_jax.data.questions import Question
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models import LanguageModel
-from lt_mia_jax.verification import metrics
-from lt_mia_jax.verification.evaluate import EvaluatedModel
+from lt_mia_jax.verification.evaluated import EvaluatedModel
+from lt_mia_jax.verification.metrics.similarity import linear_cka
+from lt_mia_jax.verification.metrics.traces import FOLDS, Trace, trace_accuracy
 
 BATCH = 16
 TOKENS = 2048
@@ -29,29 +31,37 @@ class Streams(NamedTuple):
 
 
 def streams(
-    subject: EvaluatedModel, rows: Sequence[Question], *, tokens: int = TOKENS
+    evaluated: EvaluatedModel,
+    rows: Sequence[Question],
+    *,
+    tokens: int = TOKENS,
+    last_only: bool = False,
 ) -> Streams:
     """Residual streams at every layer, on the tokens that predict the answers.
 
     Args:
-      subject: the model, edited by its intervention if it has one.
+      evaluated: the model, edited by its intervention if it has one.
       rows: questions with answers.
       tokens: stop after so many.
+      last_only: only those of the last layer.
 
     Raises:
       InputError: no rows.
     """
     if not rows:
         raise InputError("no texts to compare representations on")
-    encoded = subject.encode(rows)
+    encoded = evaluated.encode(rows)
     predicts = np.zeros(encoded.label_mask.shape, bool)
     predicts[:, :-1] = encoded.label_mask[:, 1:] != 0
+    count = evaluated.model.config.layers
+    depths = tuple(range(count if last_only else 0, count + 1))
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     left = tokens
     for start in range(0, len(rows), BATCH):
         kept = np.minimum(np.arange(start, start + BATCH), len(rows) - 1)
-        edit = subject.edit(encoded.label_mask[kept].argmax(axis=1))
-        found = _capture(subject.model, subject.params, encoded.input_ids[kept], edit)
+        edit = evaluated.edit(encoded.label_mask[kept].argmax(axis=1))
+        ids = encoded.input_ids[kept]
+        found = _capture(evaluated.model, depths, evaluated.params, ids, edit)
         real = min(BATCH, len(rows) - start)
         text, place = np.nonzero(predicts[kept[:real]])
         text, place = text[:left], place[:left]
@@ -61,12 +71,12 @@ def streams(
             break
     every = np.concatenate([x for x, _ in parts], axis=1)
     return Streams(
-        dict(enumerate(every)),
+        dict(zip(depths, every, strict=True)),
         np.concatenate([x for _, x in parts]).astype(np.float64),
     )
 
 
-def similarity(subject: Streams, retrained: Streams) -> list[float]:
+def similarity(streams: Streams, retrained: Streams) -> list[float]:
     """Linear CKA to the retrained model, from the embedding to the last layer.
 
     Biased upwards where there are few tokens for the width; compare models on the
@@ -74,8 +84,26 @@ def similarity(subject: Streams, retrained: Streams) -> list[float]:
 
     Source: Kornblith et al., arXiv 1905.00414.
     """
-    found = metrics.layerwise_cka(subject.layers, retrained.layers)
-    return [found[layer] for layer in sorted(found)]
+    return [
+        linear_cka(streams.layers[layer], retrained.layers[layer])
+        for layer in sorted(retrained.layers)
+    ]
+
+
+def trace(before: Sequence[Streams], after: Sequence[Streams]) -> Trace | None:
+    """Whether a classifier tells the model after from the one before unlearning.
+
+    It sees the last layer at the last token of each text.
+
+    Args:
+      before: of one or more sets of texts; forgotten ones and others, if possible.
+      after: of the same texts.
+
+    Returns:
+      None for fewer texts than the classifier has folds.
+    """
+    pair = [np.concatenate([_ends(each) for each in side]) for side in (before, after)]
+    return None if len(pair[0]) < FOLDS else trace_accuracy(*pair)
 
 
 def pca_projection(
@@ -98,6 +126,11 @@ def pca_projection(
     return {name: (x - center) @ plane.T for name, x in pooled.items()}
 
 
+def _ends(found: Streams) -> Float[np.ndarray, "N D"]:
+    last = np.flatnonzero(np.diff(found.text, append=-1))
+    return found.layers[max(found.layers)][last]
+
+
 def _pooled(found: Streams) -> Float[np.ndarray, "N D"]:
     last = found.layers[max(found.layers)].astype(np.float64)
     return np.stack(
@@ -105,10 +138,13 @@ def _pooled(found: Streams) -> Float[np.ndarray, "N D"]:
     )
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def _capture(
-    model: LanguageModel, params: Params, ids: Array, intervention: Any
+    model: LanguageModel,
+    depths: tuple[int, ...],
+    params: Params,
+    ids: Array,
+    intervention: Any,
 ) -> Float[Array, "L B T D"]:
-    every = tuple(range(model.config.layers + 1))
-    _, found = model.apply(params, ids, intervention=intervention, capture=every)
-    return jax.numpy.stack([found[layer] for layer in every]).astype(jax.numpy.float32)
+    _, found = model.apply(params, ids, intervention=intervention, capture=depths)
+    return jnp.stack([found[depth] for depth in depths]).astype(jnp.float32)

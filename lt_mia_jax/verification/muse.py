@@ -1,9 +1,9 @@
 """MUSE: verbatim and knowledge memorization, leakage and utility of one model."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,16 +12,16 @@ from lt_mia_jax.attacks.learned.attack import Attack
 from lt_mia_jax.data.benchmarks import Benchmark, load_benchmark
 from lt_mia_jax.data.questions import Question, read_questions
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.verification import metrics
-from lt_mia_jax.verification.card import (
-    LEAK_SCORE,
-    interval_of_mean,
-    no_leakage,
-    privacy,
-    separation,
-)
-from lt_mia_jax.verification.evaluate import EvaluatedModel, generate, membership
+from lt_mia_jax.verification.evaluate import membership
+from lt_mia_jax.verification.evaluated import EvaluatedModel, generate
+from lt_mia_jax.verification.leakage import LEAK_SCORE, attack_results
 from lt_mia_jax.verification.metrics.checks import PerItem
+from lt_mia_jax.verification.metrics.intervals import estimate_mean
+from lt_mia_jax.verification.metrics.muse import (
+    knowledge_memorization,
+    verbatim_memorization,
+)
+from lt_mia_jax.verification.records import MuseCard
 
 VERBATIM_TOKENS = 128
 KNOWLEDGE_TOKENS = 32
@@ -96,7 +96,7 @@ class MuseMeasured(NamedTuple):
 
 
 def measure_muse(
-    subject: EvaluatedModel,
+    evaluated: EvaluatedModel,
     texts: MuseTexts,
     reference: EvaluatedModel | None = None,
     *,
@@ -104,12 +104,12 @@ def measure_muse(
 ) -> MuseMeasured:
     """Run the evaluation of MUSE on one model.
 
-    Texts are raw: of the subject's template only the beginning-of-text id is used.
+    Texts are raw: of the model's template only the beginning-of-text id is used.
     Where the model's context is too short for all solved examples, the first ones are
     cut off. Of the text to be remembered as many tokens count as are generated.
 
     Args:
-      subject: the model, in full precision (the authors load it in 8 bits).
+      evaluated: the model, in full precision (the authors load it in 8 bits).
       texts: as `load_muse` returns them.
       reference: as `evaluate.membership` takes it.
       attack: likewise.
@@ -119,31 +119,31 @@ def measure_muse(
 
     Source: MUSE, arXiv 2407.06460, section 3.
     """
-    template = dataclasses.replace(subject.template, end=False)
-    subject = subject._replace(template=template)
+    template = replace(evaluated.template, end=False)
+    evaluated = evaluated._replace(template=template)
     continued = generate(
-        subject, [_question(row) for row in texts.verbatim], VERBATIM_TOKENS
+        evaluated, [_question(row) for row in texts.verbatim], VERBATIM_TOKENS
     )
-    true = [_cut(subject, row.answer, VERBATIM_TOKENS) for row in texts.verbatim]
+    true = [_cut(evaluated, row.answer, VERBATIM_TOKENS) for row in texts.verbatim]
 
     def known(asked: Sequence[Question], examples: Sequence[Question]) -> PerItem:
-        return metrics.knowledge_memorisation(
-            generate(subject, _prompts(asked, examples), KNOWLEDGE_TOKENS),
+        return knowledge_memorization(
+            generate(evaluated, _prompts(asked, examples), KNOWLEDGE_TOKENS),
             [row.answer for row in asked],
         )
 
     return MuseMeasured(
-        metrics.verbatim_memorisation(continued, true),
+        verbatim_memorization(continued, true),
         known(texts.forget_questions, texts.forget_examples),
         known(texts.retain_questions, texts.retain_examples),
-        membership(subject, reference, texts.forget, attack=attack),
-        membership(subject, reference, texts.holdout, attack=attack),
+        membership(evaluated, reference, texts.forget, attack=attack),
+        membership(evaluated, reference, texts.holdout, attack=attack),
     )
 
 
 def muse_card(
     measured: MuseMeasured, retrained: MuseMeasured | None = None, *, seed: int = 0
-) -> dict[str, Any]:
+) -> MuseCard:
     """The four numbers of MUSE, and the AUC of every attack, with 95 % intervals.
 
     Scalability and sustainability are this card on larger forget sets and after each of
@@ -154,59 +154,53 @@ def muse_card(
       retrained: the model that never saw the forget set; None leaves PrivLeak out.
       seed: of the bootstrap.
     """
-    card: dict[str, Any] = {
-        "verbmem": interval_of_mean(measured.verbatim, seed),
-        "knowmem_forget": interval_of_mean(measured.forget_knowledge, seed),
-        "knowmem_retain": interval_of_mean(measured.retain_knowledge, seed),
-    }
-    for name, forget in measured.forget_scores.items():
-        holdout = measured.holdout_scores[name]
-        card[f"auc_{name}"], card[f"tpr_{name}"] = separation(forget, holdout, seed)
-    if retrained is not None:
-        leak = privacy(
-            (measured.forget_scores[LEAK_SCORE], retrained.forget_scores[LEAK_SCORE]),
-            (measured.holdout_scores[LEAK_SCORE], retrained.holdout_scores[LEAK_SCORE]),
-            seed,
-        )
-        if leak is None:
-            card["notes"] = [no_leakage([LEAK_SCORE])]
-        else:
-            card["priv_leak"] = leak
-    return card
+    attacks, notes = attack_results(
+        measured.forget_scores,
+        measured.holdout_scores,
+        None
+        if retrained is None
+        else (retrained.forget_scores, retrained.holdout_scores),
+        leaks=[LEAK_SCORE],
+        seed=seed,
+    )
+    return MuseCard(
+        verbmem=estimate_mean(measured.verbatim, seed),
+        knowmem_forget=estimate_mean(measured.forget_knowledge, seed),
+        knowmem_retain=estimate_mean(measured.retain_knowledge, seed),
+        priv_leak=attacks[LEAK_SCORE].leak,
+        attacks={name: replace(found, leak=None) for name, found in attacks.items()},
+        notes=tuple(notes),
+    )
 
 
 def muse_cards(
-    subjects: Mapping[str, EvaluatedModel],
+    models: Mapping[str, EvaluatedModel],
     texts: MuseTexts,
     reference: EvaluatedModel | None = None,
     *,
     seed: int = 0,
-) -> dict[str, dict[str, Any]]:
-    """`muse_card` of several models, each entry with `muse_` before its name.
+) -> dict[str, MuseCard]:
+    """`muse_card` of several models.
 
     Args:
-      subjects: models by name; `retrained`, if there, is what PrivLeak compares with.
+      models: by name; `retrained`, if there, is what PrivLeak compares with.
       texts: as `read_muse` returns them.
       reference: as `evaluate.membership` takes it.
       seed: of the bootstrap.
     """
     measured = {
-        name: measure_muse(subject, texts, reference)
-        for name, subject in subjects.items()
+        name: measure_muse(model, texts, reference) for name, model in models.items()
     }
-    cards = {}
-    for name, found in measured.items():
-        card = muse_card(found, measured.get("retrained"), seed=seed)
-        notes = {"notes": card.pop("notes")} if "notes" in card else {}
-        cards[name] = {f"muse_{key}": value for key, value in card.items()} | notes
-    return cards
+    truth = measured.get("retrained")
+    return {n: muse_card(found, truth, seed=seed) for n, found in measured.items()}
 
 
-def _cut(subject: EvaluatedModel, text: str, tokens: int) -> str:
+def _cut(evaluated: EvaluatedModel, text: str, tokens: int) -> str:
     """The beginning of a text, as many tokens as `generate` makes."""
-    count = min(tokens, subject.model.config.context // 2)
-    ids = subject.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return text if len(ids) <= count else subject.tokenizer.decode(ids[:count])
+    count = min(tokens, evaluated.model.config.context // 2)
+    tokenizer = evaluated.tokenizer
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return text if len(ids) <= count else tokenizer.decode(ids[:count])
 
 
 def _prompts(asked: Sequence[Question], examples: Sequence[Question]) -> list[str]:

@@ -124,6 +124,7 @@ class MuseCard:
     knowmem_retain: Estimate
     priv_leak: Estimate | None = None
     attacks: Mapping[str, AttackResult] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +183,9 @@ class Card:
     risk: Risk | None = None
 
     muse: MuseCard | None = None
+    notes: tuple[str, ...] = ()
+    """Why something that was to be expected was not measured; empty within a run, which
+    gathers them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """What comes back when a model is rounded, or trained a little on what it forgot."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,31 +12,35 @@ import optax
 from lt_mia_jax.arrays import Array, Float, Params
 from lt_mia_jax.data.questions import Question
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.finetune.loss import next_token_loss
 from lt_mia_jax.models import LanguageModel
-from lt_mia_jax.unlearning import objectives
-from lt_mia_jax.unlearning.objectives.batch import TextBatch
-from lt_mia_jax.verification import metrics
-from lt_mia_jax.verification.card import Measured, estimate, knowledge_left, report_card
-from lt_mia_jax.verification.evaluate import (
-    BATCH,
-    EvaluatedModel,
-    examine,
-    teacher_forced,
+from lt_mia_jax.verification.card import knowledge_left, report_card
+from lt_mia_jax.verification.evaluate import examine
+from lt_mia_jax.verification.evaluated import BATCH, EvaluatedModel, teacher_forced
+from lt_mia_jax.verification.items import Measured
+from lt_mia_jax.verification.metrics.intervals import estimate
+from lt_mia_jax.verification.metrics.memorization import probability
+from lt_mia_jax.verification.metrics.robustness import (
+    changed_codes,
+    quantize,
+    relearning_area,
+    relearning_robustness,
 )
+from lt_mia_jax.verification.records import Relearning, Rounding
 
 STEPS = (0, 1, 2, 5, 10)
 """After how many updates a relearning curve has a point."""
 
 
 def quantized(
-    subject: EvaluatedModel, bits: int, *, group_size: int | None = None
+    evaluated: EvaluatedModel, bits: int, *, group_size: int | None = None
 ) -> EvaluatedModel:
-    """The subject with the matrices of its layers rounded to nearest.
+    """The model with the matrices of its layers rounded to nearest.
 
     Source: Catastrophic Failure of LLM Unlearning via Quantization, arXiv 2410.16454.
     """
-    rounded = metrics.quantise(subject.params, bits, group_size=group_size)
-    return subject._replace(params=rounded)
+    rounded = quantize(evaluated.params, bits, group_size=group_size)
+    return evaluated._replace(params=rounded)
 
 
 class Relearned(NamedTuple):
@@ -52,51 +57,49 @@ class Relearned(NamedTuple):
 
 
 def rounding_card(
-    subjects: Mapping[str, EvaluatedModel],
+    models: Mapping[str, EvaluatedModel],
     rows: Sequence[Question],
     bits: int,
     *,
     seed: int = 0,
-) -> dict[str, Any]:
-    """What stands on a card of forgotten questions under rounded weights.
+) -> Rounding:
+    """What models with rounded weights know of forgotten questions.
 
     All models are rounded alike, so that what rounding itself destroys is not taken for
     forgetting: 1 is what the rounded model before unlearning knows.
 
     Args:
-      subjects: `before`, `after`, and `retrained` if there is one.
+      models: `before`, `after`, and `retrained` if there is one.
       rows: the forgotten questions.
       bits: of the rounded weights.
       seed: of the bootstrap.
     """
     items = {
-        name: examine(quantized(subject, bits), rows)
-        for name, subject in subjects.items()
+        name: examine(quantized(model, bits), rows) for name, model in models.items()
     }
     recovered = None
     if "retrained" in items:
         order = ("before", "after", "retrained")
         recovered = knowledge_left(*(items[n].probability for n in order), seed=seed)
-    return {
-        "bits": bits,
-        "changed_codes": metrics.changed_codes(
-            subjects["before"].params, subjects["after"].params, bits
-        ),
-        "models": {
+    pair = (models[name].params for name in ("before", "after"))
+    return Rounding(
+        bits=bits,
+        changed_codes=changed_codes(*pair, bits),
+        models={
             name: report_card(Measured({"forget": found}))
             for name, found in items.items()
         },
-        "recovered": recovered,
-    }
+        recovered=recovered,
+    )
 
 
 def relearning_card(
-    subjects: Mapping[str, EvaluatedModel], rows: Sequence[Question], *, seed: int = 0
-) -> dict[str, Any] | None:
-    """What stands on a card of relearning: some questions are taught, others asked.
+    models: Mapping[str, EvaluatedModel], rows: Sequence[Question], *, seed: int = 0
+) -> Relearning | None:
+    """How fast models relearn: some forgotten questions are taught, others asked.
 
     Args:
-      subjects: `after`, and `retrained` if there is one; `before` is left out.
+      models: `after`, and `retrained` if there is one; `before` is left out.
       rows: the forgotten questions; every other one may be taught.
       seed: of the bootstrap over the questions that are asked.
 
@@ -110,29 +113,27 @@ def relearning_card(
         chosen = np.linspace(0, len(taught) - 1, BATCH).round().astype(int)
         taught = [taught[i] for i in chosen]
     curves = {
-        name: relearn(subject, taught, asked)
-        for name, subject in subjects.items()
+        name: relearn(model, taught, asked)
+        for name, model in models.items()
         if name != "before"
     }
     after, truth = curves["after"], curves.get("retrained")
-    found: dict[str, Any] = {
-        "steps": list(after.steps),
-        "taught": len(taught),
-        "asked": len(asked),
-        "models": {name: x.probability.tolist() for name, x in curves.items()},
-        "area": None,
-        "robustness": None,
-    }
+    found = Relearning(
+        steps=after.steps,
+        taught=len(taught),
+        asked=len(asked),
+        models={name: tuple(x.probability.tolist()) for name, x in curves.items()},
+    )
     if truth is None:
         return found
 
     def area(group: tuple[np.ndarray, np.ndarray]) -> float:
         ours, theirs = (x.mean(axis=0) for x in group)
-        return metrics.relearning_area(after.steps, ours, theirs)
+        return relearning_area(after.steps, ours, theirs)
 
     def robustness(group: tuple[np.ndarray, np.ndarray]) -> float:
         ours, theirs = (x.mean(axis=0) for x in group)
-        return metrics.relearning_robustness(
+        return relearning_robustness(
             unlearned_before=float(ours[0]),
             unlearned_after=float(ours[-1]),
             retrained_before=float(theirs[0]),
@@ -140,13 +141,15 @@ def relearning_card(
         )
 
     both = (after.items.T, truth.items.T)
-    found["area"] = estimate(area, both, seed=seed)
-    found["robustness"] = estimate(robustness, both, seed=seed)
-    return found
+    return replace(
+        found,
+        area=estimate(area, both, seed=seed),
+        robustness=estimate(robustness, both, seed=seed),
+    )
 
 
 def relearn(
-    subject: EvaluatedModel,
+    evaluated: EvaluatedModel,
     taught: Sequence[Question],
     asked: Sequence[Question],
     *,
@@ -160,7 +163,7 @@ def relearn(
     curve is to be compared with.
 
     Args:
-      subject: the model; left as it is.
+      evaluated: the model; left as it is.
       taught: forgotten questions to train on.
       asked: other forgotten questions, which are measured.
       steps: after how many updates, rising.
@@ -179,28 +182,22 @@ def relearn(
         )
     if list(steps) != sorted(set(steps)) or min(steps, default=-1) < 0:
         raise InputError(f"relearning steps {list(steps)}; expected rising, from 0")
-    lesson = subject.encode(taught[:BATCH])
-    host: Any = (
-        lesson.input_ids,
-        lesson.attention_mask,
-        lesson.label_mask,
-        np.ones(len(lesson.input_ids), np.float32),
-    )
-    batch = TextBatch(*host)
-    edit = subject.edit(lesson.label_mask.argmax(axis=1))
-    encoded = subject.encode(asked)
-    params = jax.tree.map(lambda x: np.asarray(x, np.float32), subject.params)
+    lesson = evaluated.encode(taught[:BATCH])
+    batch = (lesson.input_ids, lesson.label_mask)
+    edit = evaluated.edit(lesson.label_mask.argmax(axis=1))
+    encoded = evaluated.encode(asked)
+    params = jax.tree.map(lambda x: np.asarray(x, np.float32), evaluated.params)
     state = optax.adam(learning_rate).init(params)
     rate = np.float32(learning_rate)
     found, done = [], 0
     for wanted in steps:
         while done < wanted:
-            params, state = _step(subject.model, params, state, batch, edit, rate)
+            params, state = _step(evaluated.model, params, state, batch, edit, rate)
             done += 1
         stats = teacher_forced(
-            subject._replace(params=params), encoded, encoded.label_mask
+            evaluated._replace(params=params), encoded, encoded.label_mask
         )
-        found.append(metrics.probability(stats))
+        found.append(probability(stats))
     return Relearned(tuple(steps), np.array(found))
 
 
@@ -209,13 +206,15 @@ def _step(
     model: LanguageModel,
     params: Params,
     state: Any,
-    batch: TextBatch,
+    batch: tuple[Array, Array],
     intervention: Any,
     learning_rate: Array,
 ) -> tuple[Any, Any]:
-    apply_fn = partial(model.apply, intervention=intervention)
-    gradient, _ = jax.grad(objectives.nll, has_aux=True)(
-        params, batch, apply_fn=apply_fn
-    )
+    def loss(params: Params) -> Array:
+        ids, targets = batch
+        logits = model.apply(params, ids, intervention=intervention)
+        return next_token_loss(logits, ids, targets)[0]
+
+    gradient = jax.grad(loss)(params)
     updates, state = optax.adam(learning_rate).update(gradient, state, params)
     return optax.apply_updates(params, updates), state

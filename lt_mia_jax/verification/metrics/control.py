@@ -1,7 +1,7 @@
 """Which settings of a method keep a risk below a level, with what confidence.
 
-The risk is the mean of one loss in [0, 1] a text, such as whether it can still be
-extracted, on texts that were used neither for unlearning nor for tuning.
+The risk is the mean of a loss in [0, 1] over texts, such as whether each can still be
+extracted. p-values hold for texts that did not choose the settings.
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,6 @@ def calibrated_risk(losses: Values) -> float:
     Args:
       losses: of each text, in [0, 1].
 
-    Raises:
-      InputError: no loss, or one outside [0, 1].
-
     Source: Conformal Risk Control, arXiv 2208.02814.
     """
     found = per_item("losses", losses, low=0.0, high=1.0)
@@ -38,9 +35,6 @@ def risk_p_value(losses: Values, level: float) -> float:
     Args:
       losses: of each text, in [0, 1].
       level: the highest risk that is allowed, in (0, 1).
-
-    Raises:
-      InputError: no loss, one outside [0, 1], or such a level.
 
     Source: Learn then Test, arXiv 2110.01052, section 2; for unlearning FROC, arXiv
     2512.13337, whose own instantiation is not public.

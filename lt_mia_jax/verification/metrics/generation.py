@@ -26,7 +26,7 @@ def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> Per
       references: the true answers.
 
     Raises:
-      InputError: unequal numbers, no text, or a reference without a word.
+      InputError: a reference without a word.
 
     Source: Lin 2004, ROUGE; TOFU, arXiv 2401.06121, section 2.2.
     """

@@ -1,24 +1,17 @@
 """Bootstrap intervals of any aggregate of per-item values."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from lt_mia_jax.attacks.estimate import Estimate
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.verification.metrics.checks import Values, per_item, same_items
+from lt_mia_jax.verification.metrics.checks import PerItem, Values, per_item, same_items
 
 Group = np.ndarray | tuple[np.ndarray, ...]
 """Values of the same items: one array, or several of equal length (a NamedTuple stays
 one)."""
-
-
-class Interval(NamedTuple):
-    """An aggregate and its interval over items; says nothing about training seeds."""
-
-    value: float
-    low: float
-    high: float
 
 
 def bootstrap_interval(
@@ -27,14 +20,15 @@ def bootstrap_interval(
     level: float = 0.95,
     seed: int = 0,
     n_boot: int = 1000,
-) -> Interval:
+) -> Estimate:
     """Percentile bootstrap interval over items.
 
     Items of a group are drawn with replacement, all arrays of the group together (so a
     difference of two models on the same items is a paired one); groups are drawn
     independently. The same seed draws the same items for every aggregate.
 
-    Not for p-values: repeated items are ties that no continuous sample has.
+    Says nothing about training seeds. Not for p-values: repeated items are ties that no
+    continuous sample has.
 
     Args:
       aggregate: called as `aggregate(*groups)`; np.mean, an AUC, model utility.
@@ -44,8 +38,8 @@ def bootstrap_interval(
       n_boot: draws.
 
     Raises:
-      InputError: fewer than two items in a group, unequal lengths inside one, or an
-        aggregate that is NaN on the items or on a draw.
+      InputError: fewer than two items in a group, or an aggregate that is NaN on the
+        items or on a draw.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13.
     """
@@ -77,17 +71,26 @@ def bootstrap_interval(
         )
     tail = (1 - level) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Interval(value, float(low), float(high))
+    return Estimate(value, float(low), float(high))
+
+
+def estimate(aggregate: Callable[..., float], *groups: Group, seed: int) -> Estimate:
+    """`bootstrap_interval`, but without an interval for a group of a single item."""
+    counts = [len(g[0]) if isinstance(g, tuple) else len(g) for g in groups]
+    if min(counts) < 2:
+        return Estimate(float(aggregate(*groups)))
+    return bootstrap_interval(aggregate, *groups, seed=seed)
+
+
+def estimate_mean(values: PerItem, seed: int) -> Estimate:
+    """Mean over the items that have a value, at least one."""
+    return estimate(lambda x: float(np.mean(x)), values[~np.isnan(values)], seed=seed)
 
 
 def quantiles(
     values: Values, probabilities: Sequence[float] = (0.05, 0.5, 0.95)
 ) -> tuple[float, ...]:
-    """Quantiles over items, such as those of a signed gap.
-
-    Raises:
-      InputError: no item, or NaN.
-    """
+    """Quantiles over items, such as those of a signed gap."""
     found = np.quantile(per_item("values", values), list(probabilities))
     return tuple(float(x) for x in found)
 

@@ -4,7 +4,7 @@ One jitted pass reduces logits to three numbers a token; everything after it run
 host in float64. The statistics of a span inside the answer (the value that a template
 carries) are those of a `label_mask` that marks the span alone.
 
-An item without a scored token has no value: NaN, which `macro_average` leaves out.
+An item without a scored token has no value: NaN.
 """
 
 from typing import Any, NamedTuple
@@ -17,13 +17,13 @@ from jaxtyping import Integer
 from lt_mia_jax.arrays import Array, Bool, Float
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.features.statistics import token_statistics
-from lt_mia_jax.verification.metrics.checks import PerItem, Values, per_item, same_items
+from lt_mia_jax.verification.metrics.checks import PerItem
 
 DropFinal = bool | Bool[np.ndarray, " B"]
 
 
 class AnswerStatistics(NamedTuple):
-    """What the metrics read of each prediction; step t predicts token t + 1.
+    """Statistics of each prediction; step t predicts token t + 1.
 
     Entries of unscored steps are zero, the last step always.
     """
@@ -75,15 +75,15 @@ def probability(stats: AnswerStatistics) -> PerItem:
     return np.exp(-mean_nll(stats))
 
 
-def exact_memorisation(
+def exact_memorization(
     stats: AnswerStatistics, *, drop_final: DropFinal = True
 ) -> PerItem:
-    """Share of each answer's tokens that are the argmax, teacher forced.
+    """Fraction of each answer's tokens that are the argmax, teacher forced.
 
     Args:
       stats: of the whole answers.
-      drop_final: leave the last label of each answer (its end token) out; or of which
-        ones.
+      drop_final: leave out the last label of each answer, its end token; an array says
+        of which answers.
 
     Source: Tirumala et al., arXiv 2205.10770; without the end token as in
     OpenUnlearning, arXiv 2506.12618.
@@ -95,15 +95,15 @@ def exact_memorisation(
 def extraction_strength(
     stats: AnswerStatistics, *, drop_final: DropFinal = True
 ) -> PerItem:
-    """`1 - k / L`: how short a prefix brings back the whole rest of the answer.
+    """`1 - k / L`: how short a prefix makes the model reproduce the rest.
 
     `k` is the shortest prefix after which every argmax is right; an answer whose last
     scored token is wrong has k = L and strength 0 (OpenUnlearning stops at 1 / L).
 
     Args:
       stats: of the whole answers.
-      drop_final: leave the last label of each answer (its end token) out; or of which
-        ones.
+      drop_final: leave out the last label of each answer, its end token; an array says
+        of which answers.
 
     Source: Carlini et al., arXiv 2012.07805; OpenUnlearning, arXiv 2506.12618.
     """
@@ -142,40 +142,6 @@ def slot_log_rank(stats: AnswerStatistics) -> PerItem:
     """
     stats = _host(stats)
     return _mean(np.log(np.maximum(stats.rank, 1)), stats.valid)
-
-
-def candidate_rank(
-    true_log_prob: Values, other_log_probs: Float[np.ndarray | Array, "_ K"]
-) -> PerItem:
-    """Rank of the true value among the values of its pool; 1 is the most likely.
-
-    A tie counts one half, so that a model without preference lands in the middle.
-
-    Args:
-      true_log_prob: log-probability of each item's value.
-      other_log_probs: of the K wrong values of the same pool.
-    """
-    true = per_item("true_log_prob", true_log_prob)
-    others = per_item("other_log_probs", other_log_probs, ndim=2)
-    same_items(true_log_prob=true, other_log_probs=others)
-    above = (others > true[:, None]).sum(axis=1)
-    return 1 + above + 0.5 * (others == true[:, None]).sum(axis=1)
-
-
-def macro_average(values: Values) -> float:
-    """Mean over the items that have a value.
-
-    Raises:
-      InputError: none has one.
-    """
-    found = np.asarray(values, dtype=np.float64)
-    present = found[~np.isnan(found)]
-    if not present.size:
-        raise InputError(
-            f"none of {found.size} items has a value; an average needs at least one "
-            "item with a scored token"
-        )
-    return float(present.mean())
 
 
 def _host(stats: AnswerStatistics) -> AnswerStatistics:

@@ -1,7 +1,6 @@
 """Verbatim memorization, knowledge memorization and privacy leakage, as in MUSE."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +18,7 @@ KNOWLEDGE_STOPS = ("\n\n", "\nQuestion", "Question:")
 """Where an answer after few-shot examples ends."""
 
 
-def verbatim_memorisation(
+def verbatim_memorization(
     continuations: Sequence[str], references: Sequence[str]
 ) -> PerItem:
     """VerbMem of each text: ROUGE-L F1 of the continuation of its beginning.
@@ -33,7 +32,7 @@ def verbatim_memorisation(
     return rouge_l_f1(continuations, references)
 
 
-def knowledge_memorisation(
+def knowledge_memorization(
     answers: Sequence[str],
     references: Sequence[str],
     *,
@@ -72,7 +71,7 @@ def priv_leak(auc_unlearned: float, auc_retrained: float) -> float:
       auc_retrained: the same under the retrained model.
 
     Raises:
-      InputError: an AUC outside [0, 1], or a retrained AUC of 1.
+      InputError: a retrained AUC of 1.
 
     Source: MUSE, arXiv 2407.06460; orientation of OpenUnlearning, arXiv
     2506.12618.
@@ -87,37 +86,6 @@ def priv_leak(auc_unlearned: float, auc_retrained: float) -> float:
     return 100 * (ours - theirs) / theirs
 
 
-class PrivLeak(NamedTuple):
-    """PrivLeak and the two areas it compares."""
-
-    value: float
-    """Percent; see `priv_leak`."""
-    auc_unlearned: float
-    auc_retrained: float
-
-
-def priv_leak_of_scores(
-    *,
-    forget_unlearned: Values,
-    holdout_unlearned: Values,
-    forget_retrained: Values,
-    holdout_retrained: Values,
-) -> PrivLeak:
-    """PrivLeak from membership scores of forget and holdout texts under two models.
-
-    Scores are higher for members; MUSE takes Min-K% with k = 40 %
-    (`attacks.scores.min_k(stats, fraction=0.4)`).
-
-    Raises:
-      InputError: no text, or NaN, in one of the four.
-
-    Source: MUSE, arXiv 2407.06460.
-    """
-    unlearned = member_auc(forget_unlearned, holdout_unlearned, "unlearned")
-    retrained = member_auc(forget_retrained, holdout_retrained, "retrained")
-    return PrivLeak(priv_leak(unlearned, retrained), unlearned, retrained)
-
-
 def member_auc(forget: Values, holdout: Values, model: str = "audited") -> float:
     """AUC of forget texts (members) against holdout texts under one model.
 
@@ -125,9 +93,6 @@ def member_auc(forget: Values, holdout: Values, model: str = "audited") -> float
       forget: membership scores, higher for members.
       holdout: of texts that no model has seen.
       model: its name in messages.
-
-    Raises:
-      InputError: no text on a side, or NaN.
     """
     members = per_item(f"forget scores of the {model} model", forget)
     others = np.sort(per_item(f"holdout scores of the {model} model", holdout))

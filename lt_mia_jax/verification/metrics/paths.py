@@ -1,20 +1,19 @@
 """The order in which a model learned stays visible after unlearning.
 
-Two models that learned the same texts in another order differ; unlearning that sees
-the gradients of the texts to forget alone drives them apart. For linear models this is
-exact, which makes it a test of any pipeline that claims to equal retraining.
+Two models that learned the same texts in different orders differ, and unlearning that
+sees only the gradients of the forget set drives them apart. For linear models this is
+exact: a test of any pipeline that claims to equal retraining.
 
 Source: On the Impossibility of Retrain Equivalence in Machine Unlearning, arXiv
 2510.16629.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lt_mia_jax.arrays import Float
-from lt_mia_jax.verification.metrics.checks import per_item
 
 
 class AscentBound(NamedTuple):
@@ -32,17 +31,14 @@ class AscentBound(NamedTuple):
         return self.scale * self.growth ** (2 * steps)
 
 
-def retrain_distance(
-    predictions: Float[np.ndarray, "m d"], retrained: Float[np.ndarray, "m d"]
-) -> float:
-    """Mean over texts of the squared distance of two models' predictions.
+def retrain_distance(predictions: Any, retrained: Any) -> Any:
+    """Squared distance of two models' predictions of each text; NumPy or JAX.
 
-    Raises:
-      InputError: no text, or NaN.
+    Args:
+      predictions: "... d", such as values, or probabilities of the next token.
+      retrained: those of a model that never saw the texts.
     """
-    ours = per_item("predictions", predictions, ndim=2)
-    theirs = per_item("retrained", retrained, ndim=2)
-    return float(((ours - theirs) ** 2).sum(axis=1).mean())
+    return ((predictions - retrained) ** 2).sum(axis=-1)
 
 
 def ascent_difference(

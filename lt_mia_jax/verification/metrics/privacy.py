@@ -5,7 +5,6 @@ familiar than to the retrained one leaks as well, so signs are kept.
 """
 
 import math
-from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -34,7 +33,7 @@ def privacy_leakage(auc_unlearned: float, auc_retrained: float) -> float:
     higher scores) against holdout items.
 
     Raises:
-      InputError: an AUC outside [0, 1], or a retrained AUC of 0.
+      InputError: a retrained AUC of 0.
 
     Source: Underestimated Privacy Risks for Minority Populations in Large Language
     Model Unlearning, arXiv 2412.08559.
@@ -47,65 +46,6 @@ def privacy_leakage(auc_unlearned: float, auc_retrained: float) -> float:
             "mean member"
         )
     return (ours - theirs) / theirs
-
-
-AucTable = Mapping[str, Mapping[str, float]]
-"""AUC by attack and group (random, canary, minority)."""
-
-
-def leakage_table(
-    unlearned: AucTable, retrained: AucTable
-) -> dict[str, dict[str, float]]:
-    """`privacy_leakage` by attack and group.
-
-    Raises:
-      InputError: no attack, or the two tables differ in attacks or groups.
-    """
-    cells = [
-        {(a, g) for a, row in t.items() for g in row} for t in (unlearned, retrained)
-    ]
-    if cells[0] != cells[1] or not cells[0]:
-        raise InputError(
-            f"AUC tables differ in {sorted(cells[0] ^ cells[1])} or are empty; "
-            "expected the same attacks and groups under both models"
-        )
-    return {
-        attack: {
-            group: privacy_leakage(value, retrained[attack][group])
-            for group, value in row.items()
-        }
-        for attack, row in unlearned.items()
-    }
-
-
-class WorstGroup(NamedTuple):
-    """Where a table of leakages is largest in size."""
-
-    attack: str
-    group: str
-    leakage: float
-    """With its sign."""
-
-
-def worst_group(table: AucTable) -> WorstGroup:
-    """The largest |PL| over attacks and groups; the figure to report, not the mean.
-
-    Args:
-      table: leakages, as `leakage_table` returns them.
-
-    Raises:
-      InputError: no group, or NaN.
-
-    Source: arXiv 2412.08559 (worst case over groups).
-    """
-    cells = [
-        WorstGroup(attack, group, number(f"leakage of {attack} on {group}", value))
-        for attack, row in table.items()
-        for group, value in row.items()
-    ]
-    if not cells:
-        raise InputError("the table of leakages is empty; expected at least one group")
-    return max(cells, key=lambda cell: abs(cell.leakage))
 
 
 def epsilon(
@@ -144,11 +84,6 @@ class ThresholdAttack(NamedTuple):
     fpr: float
     fnr: float
 
-    @property
-    def forgetting_quality(self) -> float:
-        """`2^-epsilon`, 1 = indistinguishable from retraining."""
-        return 1 - self.attack_score
-
 
 def threshold_attack(
     unlearned: Values,
@@ -169,9 +104,6 @@ def threshold_attack(
       thresholds: to try; None tries every value that occurs. (The authors take 51
         evenly spaced ones.)
       delta: of the score.
-
-    Raises:
-      InputError: no item or no threshold, or NaN.
 
     Source: Unlearning Comparator, arXiv 2508.12730.
     """
@@ -206,21 +138,6 @@ def threshold_attack(
             )
         )
     return max(best, key=lambda attack: attack.epsilon)
-
-
-def forgetting_quality_score(attacks: Mapping[str, ThresholdAttack]) -> float:
-    """`1 - max` of the attack scores, by name of the signal.
-
-    The strictest reading; the authors' code averages over its two signals.
-
-    Raises:
-      InputError: no attack.
-
-    Source: Unlearning Comparator, arXiv 2508.12730.
-    """
-    if not attacks:
-        raise InputError("found no attack; the score needs at least one signal")
-    return 1 - max(attack.attack_score for attack in attacks.values())
 
 
 def fitting_signal(
@@ -282,8 +199,7 @@ def unlearning_completeness(
       eps2: of `fitting_signal`; 1e-6 for small tables.
 
     Raises:
-      InputError: unequal numbers of items, a probability outside [0, 1], NaN, fewer
-        than 2 steps, or a single value from which no deviation can be taken.
+      InputError: fewer than 2 steps, or a single value, which has no deviation.
 
     Source: Towards Lifecycle Unlearning Commitment Management: Measuring Sample-level
     Unlearning Completeness, arXiv 2506.06112, and the authors' code.

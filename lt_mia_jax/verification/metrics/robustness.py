@@ -23,7 +23,7 @@ EVERY_MATRIX = ("*kernel", "embedding/tokens")
 """Patterns that take the embedding and the output head too."""
 
 
-def quantise(
+def quantize(
     params: Params,
     bits: int,
     *,
@@ -66,21 +66,21 @@ def changed_codes(
     group_size: int | None = None,
     patterns: Sequence[str] = (),
 ) -> float:
-    """Share of weights whose rounded code differs between two trees.
+    """Fraction of weights whose rounded code differs between two trees.
 
-    Each tree has scales of its own. A share near 0 says that rounding undoes whatever
-    was learned between them.
+    Each tree has scales of its own. Near 0, rounding undoes whatever was learned
+    between them.
 
     Args:
       before: parameters before unlearning.
       after: parameters after it.
-      bits: as for `quantise`, like the rest.
-      group_size: as for `quantise`.
-      patterns: as for `quantise`.
+      bits: as for `quantize`, like the rest.
+      group_size: as for `quantize`.
+      patterns: as for `quantize`.
 
     Raises:
       InputError: the trees differ in paths or shapes, hold NaN or infinity, or as
-        `quantise`.
+        `quantize`.
 
     Source: the explanation given in arXiv 2410.16454, as a number.
     """
@@ -121,7 +121,7 @@ def recovered_fraction(value: float, *, original: float, retrained: float) -> fl
       retrained: of the model trained without the forget set.
 
     Raises:
-      InputError: NaN, or original and retrained are equal.
+      InputError: original and retrained are equal.
 
     Source: arXiv 2410.16454 (retained knowledge, with the retrained model as zero).
     """
@@ -154,7 +154,7 @@ def relearning_area(
       axis: area over log(1 + steps), which gives each decade its weight, or over steps.
 
     Raises:
-      InputError: unequal lengths, fewer than two points, steps that do not rise, NaN.
+      InputError: fewer than two points, or steps that do not rise.
     """
     at = per_item("steps", np.asarray(steps, np.float64), low=0.0)
     ours = per_item("metric of the unlearned model", unlearned)
@@ -188,9 +188,6 @@ def relearning_robustness(
       retrained_before: of the retrained model.
       retrained_after: after the same recipe.
 
-    Raises:
-      InputError: NaN.
-
     Source: OpenUnlearning, arXiv 2506.12618 (robustness of a metric to relearning).
     """
     ours = number("unlearned_after", unlearned_after) - number(
@@ -202,18 +199,6 @@ def relearning_robustness(
     if ours <= 0:
         return 1.0
     return float(np.clip(theirs / ours, 0, 1))
-
-
-def closeness(a: float, b: float) -> float:
-    """`1 - |a - b| / (|a| + |b|)`, 1 where both are 0.
-
-    Of a metric before and after rounding, and of the gains of two models in relearning:
-    the two symmetric forms whose harmonic mean rates a metric's robustness.
-
-    Source: Unlearning Depth Score, project page.
-    """
-    total = abs(number("a", a)) + abs(number("b", b))
-    return 1.0 if total == 0 else 1 - abs(a - b) / total
 
 
 def _levels(bits: int) -> Float[Array, ""]:

@@ -1,7 +1,5 @@
 """How alike two models' representations of the same texts are."""
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from lt_mia_jax.arrays import Array, Float
@@ -22,7 +20,7 @@ def linear_cka(x: Features, y: Features) -> float:
       y: of the same N, in the same order, under another.
 
     Raises:
-      InputError: unequal N, NaN, or features that do not vary.
+      InputError: features that do not vary.
 
     Source: Kornblith et al., Similarity of Neural Network Representations Revisited,
     arXiv 1905.00414, section 3.
@@ -43,24 +41,3 @@ def linear_cka(x: Features, y: Features) -> float:
             "least two different rows"
         )
     return float(cross / own)
-
-
-def layerwise_cka(
-    first: Mapping[int, Features], second: Mapping[int, Features]
-) -> dict[int, float]:
-    """`linear_cka` of every layer, by its number.
-
-    Args:
-      first: features "N D" by layer, such as the streams that `LanguageModel.apply`
-        captures, one row a real token or the last token of each text.
-      second: of another model, at the same layers.
-
-    Raises:
-      InputError: the layers differ, or as `linear_cka`.
-    """
-    if not first or first.keys() != second.keys():
-        raise InputError(
-            f"layers are {sorted(first)} and {sorted(second)}; expected the same, at "
-            "least one"
-        )
-    return {layer: linear_cka(first[layer], second[layer]) for layer in sorted(first)}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import expit, gammaln
+from scipy.special import gammaln
 from scipy.stats import ks_2samp
 
 from lt_mia_jax.arrays import Array, Float
@@ -48,9 +48,6 @@ def truth_ratio(correct_nll: Values, wrong_nll: Alternatives) -> PerItem:
         without a paraphrase (real authors, world facts).
       wrong_nll: A of the K wrong answers in the same template.
 
-    Raises:
-      InputError: no item, NaN, or unequal numbers of items.
-
     Source: TOFU, arXiv 2401.06121, equation 1; OpenUnlearning, arXiv 2506.12618.
     """
     correct, wrong = _nlls(correct_nll, wrong_nll)
@@ -75,15 +72,6 @@ def retain_truth_score(ratio: Values) -> PerItem:
     Source: TOFU, arXiv 2401.06121, section 2.2.
     """
     return np.maximum(0, 1 - per_item("truth ratio", ratio, low=0.0))
-
-
-def truth_probability(correct_nll: Values, wrong_nll: Alternatives) -> PerItem:
-    """`p_c / (p_c + p_w)` of each item, with the geometric mean over wrong answers.
-
-    Source: OpenUnlearning, arXiv 2506.12618 (the variant prob_mean).
-    """
-    correct, wrong = _nlls(correct_nll, wrong_nll)
-    return expit(wrong.mean(axis=1) - correct)
 
 
 def normalized_probability(
@@ -113,7 +101,7 @@ def utility_columns(sets: Mapping[str, UtilityItems]) -> dict[str, PerItem]:
     """Values `[N]` behind each of `UTILITY_PARTS`, from those of three sets.
 
     Raises:
-      InputError: a set is missing or unknown, or holds NaN.
+      InputError: a set is missing or unknown.
     """
     _same_names("sets of model utility", sets, UTILITY_SETS)
     columns = {}
@@ -140,7 +128,7 @@ def model_utility(parts: Mapping[str, float]) -> float:
     """Harmonic mean of the nine numbers of `UTILITY_PARTS`; 0 if any of them is 0.
 
     Raises:
-      InputError: a part is missing, unknown, NaN or outside [0, 1].
+      InputError: a part is missing or unknown.
 
     Source: TOFU, arXiv 2401.06121, section 2.2.
     """
@@ -191,9 +179,6 @@ def forget_quality(unlearned: Values, retrained: Values) -> ForgetQuality:
     Args:
       unlearned: R of the forget items under the unlearned model.
       retrained: R under the model trained without them.
-
-    Raises:
-      InputError: no item, or NaN.
 
     Source: TOFU, arXiv 2401.06121, section 2.2; exact null distribution as in SciPy
     (Hodges 1958).

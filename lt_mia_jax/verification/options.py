@@ -1,0 +1,62 @@
+"""Flags of an evaluation; imports nothing heavy, so that `--help` is quick."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What the result is compared with, and how much is measured."""
+
+    holdout: Path | None = None
+    """JSONL of texts like those to forget that no model has seen; attacks need them."""
+
+    retrained: str | None = None
+    """The gold standard: a model trained without the texts to forget."""
+
+    retrained_again: str | None = None
+    """A second such model, with another seed or order of texts: its distance from
+    --retrained is the least that any method can be expected to reach."""
+
+    probes: Path | None = None
+    """JSONL of the questions to forget with `wrong_answers` and `paraphrased_answer`,
+    for truth ratio and forget quality; without it --forget is asked."""
+
+    utility: Path | None = None
+    """Folder with retain_perturbed.jsonl, real_authors_perturbed.jsonl and
+    world_facts_perturbed.jsonl, as `lt-mia syntofu` writes them, for model utility."""
+
+    reference: str | None = None
+    """The model from before any of the texts were learned, for attacks with one."""
+
+    attack: str = "shipped"
+    """The learned attack, for which --holdout and --reference are needed: `shipped`
+    with the package, a folder made by `lt-mia train`, or `none`."""
+
+    muse: Path | None = None
+    """Folder of MUSE's parts, as `lt-mia benchmark` writes them: continuations, answers
+    and leakage as MUSE measures them."""
+
+    quantize: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--quantise"])] = ()
+    """Numbers of bits, such as 8 4: round the weights and measure what comes back."""
+
+    relearn: bool = False
+    """Teach half of the forgotten questions (64 at most) again: do others come back?"""
+
+    memo: bool = False
+    """Measure MEMO, which generates from many beginnings of each answer; slow."""
+
+    risk_level: float = 0.1
+    """Fraction of forgotten texts that may remain extractable; the card has the p-value
+    that there are more."""
+
+    evaluated: int = 400
+    """Maximum rows evaluated per set, --holdout included (TPR at 1 % FPR needs 1,000);
+    0 skips the report."""
+
+
+EvaluationFlags = Annotated[Evaluation, tyro.conf.arg(name="")]
+"""As a field of a command: its flags have no prefix."""
