@@ -21,7 +21,8 @@ from experiments.unlearning.setup import (
 from lt_mia_jax.errors import Diverged
 from lt_mia_jax.files import read_json, write_json
 from lt_mia_jax.study.syntofu import train_model, write_data
-from lt_mia_jax.verification.evaluate import report_card
+from lt_mia_jax.verification.card import report_card
+from lt_mia_jax.verification.storage import card_to_json
 
 log = logging.getLogger("lt_mia_jax.unlearning_table")
 
@@ -61,7 +62,7 @@ def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def compare(world: World, name: str, config: Settings) -> None:
     """Choose the setting of one method, and run it on every seed."""
-    retrained = report_card(world.truth[True], world.truth[True])
+    retrained = card_to_json(report_card(world.truth[True], world.truth[True]))
     folder, preferred = world.results / name, {}
     for trial in trials_of(config, name):
         setting = (name, trial, config.seeds[0])

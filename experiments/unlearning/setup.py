@@ -21,14 +21,12 @@ from lt_mia_jax.unlearning.methods import METHODS, Method
 from lt_mia_jax.unlearning.recipe import UnlearnConfig
 from lt_mia_jax.unlearning.run import forget_texts
 from lt_mia_jax.unlearning.train import unlearn
-from lt_mia_jax.verification.evaluate import (
-    UTILITY,
-    EvaluatedModel,
-    Measured,
-    examine,
-    membership,
-    report_card,
-)
+from lt_mia_jax.verification.card import report_card
+from lt_mia_jax.verification.evaluate import examine, membership, retrain_distances
+from lt_mia_jax.verification.evaluated import EvaluatedModel
+from lt_mia_jax.verification.items import Measured
+from lt_mia_jax.verification.metrics.tofu import UTILITY_SETS
+from lt_mia_jax.verification.storage import card_to_json
 
 VALIDATION = 0.3
 """Share of the forget questions that choose the setting, and are not reported on."""
@@ -244,7 +242,7 @@ class World:
         self.forget = made.split(forget)
         self.perturbed = made.split(f"{forget}_perturbed")
         self.holdout = made.split(f"holdout{percent:02d}")
-        self.utility = {name: made.split(f"{name}_perturbed") for name in UTILITY}
+        self.utility = {name: made.split(f"{name}_perturbed") for name in UTILITY_SETS}
         self.results = results_of(config, percent)
         self.base, self.full = self.load(made.base), self.load(made.full)
         self.retrained = {
@@ -278,16 +276,21 @@ class World:
             ]
 
         sets = {"forget": part(self.perturbed), **self.utility}
+        first, texts = next(iter(self.retrained.values())), part(self.forget)
         return Measured(
             {name: examine(subject, rows) for name, rows in sets.items()},
-            membership(subject, self.base, part(self.forget)),
+            membership(subject, self.base, texts),
             membership(subject, self.base, self.holdout),
+            topics=tuple(row.topic for row in texts),
+            distance=None
+            if subject is first
+            else retrain_distances(subject, first, sets["forget"]),
         )
 
     def card(self, subject: EvaluatedModel, validation: bool) -> dict[str, Any]:
         """The report card of one model."""
         measured = self.measure(subject, validation)
-        return report_card(measured, self.truth[validation])
+        return card_to_json(report_card(measured, self.truth[validation]))
 
     def attempt(self, name: str, trial: Trial, seed: int) -> EvaluatedModel:
         """`full` after unlearning."""

@@ -81,10 +81,11 @@ def rounding_card(
     if "retrained" in items:
         order = ("before", "after", "retrained")
         recovered = knowledge_left(*(items[n].probability for n in order), seed=seed)
-    pair = (models[name].params for name in ("before", "after"))
     return Rounding(
         bits=bits,
-        changed_codes=changed_codes(*pair, bits),
+        changed_codes=changed_codes(
+            models["before"].params, models["after"].params, bits
+        ),
         models={
             name: report_card(Measured({"forget": found}))
             for name, found in items.items()

@@ -21,7 +21,7 @@ from lt_mia_jax.trees import flatten
 from lt_mia_jax.unlearning.batches import UnlearningBatches
 from lt_mia_jax.unlearning.interventions.storage import load_intervention
 from lt_mia_jax.unlearning.methods import METHODS, Npo, SimNpo, name_of
-from lt_mia_jax.verification.evaluate import EvaluatedModel
+from lt_mia_jax.verification.evaluated import EvaluatedModel
 from lt_mia_jax.verification.muse import measure_muse, muse_card, read_muse
 
 SMALL = (
@@ -233,7 +233,7 @@ def test_muse_from_a_copy_of_it_to_the_page(world, tmp_path, capsys):
     alone = muse_card(measure_muse(subject, texts))
     for name in ("verbmem", "knowmem_forget", "knowmem_retain"):
         own = cards["before"][f"muse_{name}"]
-        assert own["value"] == pytest.approx(alone[name]["value"])
+        assert own["value"] == pytest.approx(getattr(alone, name).value)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "VerbMem" in page
     assert "KnowMem, kept" in page

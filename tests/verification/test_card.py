@@ -3,15 +3,19 @@
 import numpy as np
 import pytest
 
-from lt_mia_jax.verification.card import (
-    Items,
-    Measured,
-    knowledge_left,
-    privacy,
-    report_card,
-)
+from lt_mia_jax.attacks.estimate import Estimate
+from lt_mia_jax.verification import card as cards
+from lt_mia_jax.verification.card import knowledge_left
+from lt_mia_jax.verification.items import Items, Measured
+from lt_mia_jax.verification.leakage import privacy
+from lt_mia_jax.verification.storage import card_to_json
 
 RNG = np.random.default_rng(0)
+
+
+def report_card(*measured, **settings):
+    """The card as it stands in files."""
+    return card_to_json(cards.report_card(*measured, **settings))
 
 
 def items(count, *, ratio=None, probability=None):
@@ -19,13 +23,13 @@ def items(count, *, ratio=None, probability=None):
     return Items(
         probability=RNG.random(count) if probability is None else probability,
         rouge=RNG.random(count),
-        exact_memorisation=RNG.random(count),
+        exact_memorization=RNG.random(count),
         extraction_strength=RNG.random(count),
         slot_accuracy=nothing,
         slot_log_rank=nothing,
         truth_ratio=nothing if ratio is None else ratio,
         normalized_probability=nothing,
-        generated=("",) * count,
+        generated=tuple(f"{i:07b}".replace("", " ") for i in range(count)),
     )
 
 
@@ -134,11 +138,12 @@ def test_what_was_not_measured_is_left_out():
     card = report_card(bare)
     assert set(card) == {
         "n_forget",
+        "risk",
         *(
             f"forget_{name}"
             for name in (
                 *("probability", "rouge", "exact_memorisation"),
-                *("extraction_strength", "memo"),
+                *("extraction_strength", "memo", "fluency"),
             )
         ),
     }
@@ -165,4 +170,5 @@ def test_a_zero_that_some_draws_lose_has_no_interval():
     found = privacy((mine[0], truth[0]), (mine[1], truth[1]), seed=0)
     areas = [(f[:, None] > h[None]).mean() for f, h in (mine, truth)]
     leak = 100 * ((1 - areas[0]) - (1 - areas[1])) / (1 - areas[1])
-    assert found == {"value": pytest.approx(leak), "low": None, "high": None}
+    assert found == Estimate(found.value)
+    assert found.value == pytest.approx(leak)

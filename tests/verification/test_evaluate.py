@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from quick_compile import jit
 
+from lt_mia_jax.attacks.estimate import Estimate
 from lt_mia_jax.attacks.learned.attack import Attack
 from lt_mia_jax.attacks.learned.classifier import init
 from lt_mia_jax.attacks.learned.classifier_config import ClassifierConfig
@@ -23,15 +24,15 @@ from lt_mia_jax.models.placement import at_layers, compose
 from lt_mia_jax.unlearning.interventions.edits import Rotation, Steering
 from lt_mia_jax.unlearning.interventions.gated import GatedRotation
 from lt_mia_jax.verification import layers, stress
+from lt_mia_jax.verification.card import report_card as make_card
 from lt_mia_jax.verification.evaluate import (
-    EvaluatedModel,
-    Measured,
     examine,
-    generate,
     measure_memo,
     membership,
-    report_card,
 )
+from lt_mia_jax.verification.evaluated import EvaluatedModel, generate
+from lt_mia_jax.verification.items import Measured
+from lt_mia_jax.verification.storage import card_to_json
 
 DATA = SynTofuConfig(
     background=2, fictitious=4, forget_percent=(25,), retain_evaluated=2
@@ -186,12 +187,12 @@ def test_rounding_and_relearning(subjects, splits):
     one, other = subjects
     three = {"before": one, "after": other, "retrained": other}
     entry = stress.rounding_card(three, rows, 16)
-    assert entry["recovered"] is None  # neither model knows anything
-    assert set(entry["models"]) == set(three)
+    assert entry.recovered is None  # neither model knows anything
+    assert set(entry.models) == set(three)
     entry = stress.relearning_card(three, rows)
-    assert (entry["taught"], entry["asked"]) == (-(-len(rows) // 2), len(rows) // 2)
-    assert entry["area"] == {"value": 0, "low": 0, "high": 0}
-    assert entry["robustness"]["value"] == 1
+    assert (entry.taught, entry.asked) == (-(-len(rows) // 2), len(rows) // 2)
+    assert entry.area == Estimate(0.0, 0.0, 0.0)
+    assert entry.robustness.value == 1
     assert stress.relearning_card(three, rows[:1]) is None
     with pytest.raises(InputError, match="at least one each"):
         stress.relearn(subjects[0], rows, [])
@@ -227,6 +228,11 @@ def test_streams_by_layer(subjects, splits):
     ).astype(np.float64)
     largest = np.sort(np.linalg.eigvalsh(np.cov(pooled.T)))[::-1][:2]
     np.testing.assert_allclose(np.cov(both.T), np.diag(largest), atol=1e-9)
+
+
+def report_card(*measured):
+    """The card as it stands in files."""
+    return card_to_json(make_card(*measured))
 
 
 def measured(subject, reference, splits):

@@ -13,9 +13,10 @@ from lt_mia_jax.data.questions import AnswerTemplate
 from lt_mia_jax.data.tokenize import train_bpe
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models import LanguageModel, gpt2_like
-from lt_mia_jax.verification.evaluate import EvaluatedModel
-from lt_mia_jax.verification.metrics import rouge_l_f1
+from lt_mia_jax.verification.evaluated import EvaluatedModel
+from lt_mia_jax.verification.metrics.generation import rouge_l_f1
 from lt_mia_jax.verification.muse import load_muse, measure_muse, muse_card
+from lt_mia_jax.verification.storage import card_to_json
 
 CONTEXT = 48
 COUNT = CONTEXT // 2
@@ -94,12 +95,12 @@ def test_the_whole_evaluation(files, subjects):
     assert found[0].retain_knowledge[4] == pytest.approx(
         rouge_l_f1([said], [asked.answer])[0]
     )
-    card = muse_card(found[0], found[1])
+    card = card_to_json(muse_card(found[0], found[1]))
     assert card["verbmem"]["value"] == pytest.approx(found[0].verbatim.mean())
     assert card["knowmem_retain"]["low"] <= card["knowmem_retain"]["value"]
     assert set(card["priv_leak"]) == {"value", "low", "high"}
-    assert muse_card(found[1], found[1])["priv_leak"]["value"] == 0
-    assert "priv_leak" not in muse_card(found[0])
+    assert muse_card(found[1], found[1]).priv_leak.value == 0
+    assert muse_card(found[0]).priv_leak is None
     assert card["tpr_min_k"]["refused"]
     plain = texts._replace(verbatim=texts.forget)
     with pytest.raises(InputError, match="plain text"):

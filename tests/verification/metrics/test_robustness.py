@@ -7,7 +7,7 @@ from oracle_unlearning_metrics import quantize_oracle
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models import LanguageModel, gpt2_like, mamba_like, rwkv_like
 from lt_mia_jax.trees import flatten, unflatten
-from lt_mia_jax.verification import metrics
+from lt_mia_jax.verification.metrics import memorization, robustness
 
 KERNEL = "periods/slot_0/feed_forward/up/kernel"
 
@@ -29,7 +29,7 @@ def tree(seed=0, layers=2, inputs=10, outputs=6):
 def test_rounding_equals_its_definition_bit_for_bit(bits, group):
     params = tree()
     expected, _ = quantize_oracle(np.asarray(flatten(params)[KERNEL]), bits, group)
-    found = flatten(metrics.quantise(params, bits, group_size=group))
+    found = flatten(robustness.quantize(params, bits, group_size=group))
     np.testing.assert_array_equal(found[KERNEL], expected)
     levels = 2 ** (bits - 1) - 1
     if group is None:
@@ -44,10 +44,10 @@ def test_rounding_equals_its_definition_bit_for_bit(bits, group):
 @pytest.mark.parametrize("group", [None, 7])
 def test_rounding_twice_is_rounding_once(bits, group):
     params = tree(seed=bits, inputs=64, outputs=64)
-    once = metrics.quantise(params, bits, group_size=group)
-    twice = metrics.quantise(once, bits, group_size=group)
+    once = robustness.quantize(params, bits, group_size=group)
+    twice = robustness.quantize(once, bits, group_size=group)
     jax.tree.map(np.testing.assert_array_equal, twice, once)
-    share = metrics.changed_codes(params, once, bits, group_size=group)
+    share = robustness.changed_codes(params, once, bits, group_size=group)
     assert share == 0
 
 
@@ -75,11 +75,11 @@ def test_small_changes_vanish_in_rounding(bits, group):
     moved = unflatten(flatten(params) | {KERNEL: jnp.asarray(after)})
     assert np.mean(moves) > 0.2  # of a rounding step
     found = [
-        flatten(metrics.quantise(p, bits, group_size=group)) for p in (params, moved)
+        flatten(robustness.quantize(p, bits, group_size=group)) for p in (params, moved)
     ]
     np.testing.assert_array_equal(found[0][KERNEL], found[1][KERNEL])
     np.testing.assert_array_equal(found[0][KERNEL], rounded)
-    assert metrics.changed_codes(params, moved, bits, group_size=group) == 0
+    assert robustness.changed_codes(params, moved, bits, group_size=group) == 0
 
 
 def test_share_of_changed_codes_counts_weights():
@@ -89,16 +89,16 @@ def test_share_of_changed_codes_counts_weights():
     after = after.astype(np.float32)
     changed = unflatten(flatten(params) | {KERNEL: jnp.asarray(after)})
     a, b = (quantize_oracle(w, 4, None)[1] for w in (before, after))
-    share = metrics.changed_codes(params, changed, 4)
+    share = robustness.changed_codes(params, changed, 4)
     assert share == (a != b).mean()
     assert 0.1 < share < 0.9
-    coarse, fine = (metrics.changed_codes(params, changed, b) for b in (2, 8))
+    coarse, fine = (robustness.changed_codes(params, changed, b) for b in (2, 8))
     assert coarse < share < fine
 
 
 def test_embedding_and_head_on_request():
     params = tree()
-    found = flatten(metrics.quantise(params, 4, patterns=metrics.EVERY_MATRIX))
+    found = flatten(robustness.quantize(params, 4, patterns=robustness.EVERY_MATRIX))
     table = np.asarray(flatten(params)["embedding/tokens"])
     # Its rows are the channels, as if it were the head's kernel on its side.
     expected, _ = quantize_oracle(table.T[None], 4, None)
@@ -111,7 +111,7 @@ def test_dtype_is_kept_and_zero_groups_stay_zero():
     params = tree()
     kernel = flatten(params)[KERNEL].at[0, :, 2].set(0).astype(jnp.bfloat16)
     half = unflatten(flatten(params) | {KERNEL: kernel})
-    found = flatten(metrics.quantise(half, 8))[KERNEL]
+    found = flatten(robustness.quantize(half, 8))[KERNEL]
     assert found.dtype == jnp.bfloat16
     assert not np.asarray(found[0, :, 2], np.float32).any()
     np.testing.assert_allclose(
@@ -127,9 +127,9 @@ def test_sixteen_bits_change_no_metric(key):
     mask = jnp.ones_like(ids)
     values = []
     for bits in (None, 16, 2):
-        tree = params if bits is None else metrics.quantise(params, bits)
-        stats = metrics.answer_statistics(apply(tree, ids), ids, mask)
-        values.append(metrics.mean_nll(stats))
+        tree = params if bits is None else robustness.quantize(params, bits)
+        stats = memorization.answer_statistics(apply(tree, ids), ids, mask)
+        values.append(memorization.mean_nll(stats))
     assert np.abs(values[1] - values[0]).max() < 1e-3
     assert np.abs(values[2] - values[0]).max() > 0.1
 
@@ -140,7 +140,7 @@ def test_defaults_take_layer_kernels_of_every_family(preset):
     shapes = LanguageModel(preset(40, width=16, layers=2, **heads)).shapes()
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f4"), shapes)
-    found, flat = flatten(metrics.quantise(params, 3)), flatten(params)
+    found, flat = flatten(robustness.quantize(params, 3)), flatten(params)
     changed = {name for name in flat if (found[name] != flat[name]).any()}
     kernels = {n for n in flat if n.startswith("periods/") and n.endswith("/kernel")}
     # A matrix of one input holds nothing but its maxima, which move by a last bit.
@@ -149,71 +149,71 @@ def test_defaults_take_layer_kernels_of_every_family(preset):
 
 def test_recovered_fraction():
     for value, expected in ((0.2, 0), (0.8, 1), (0.35, 0.25), (0.05, -0.25)):
-        found = metrics.recovered_fraction(value, original=0.8, retrained=0.2)
+        found = robustness.recovered_fraction(value, original=0.8, retrained=0.2)
         assert found == pytest.approx(expected)
 
 
 def test_relearning_area_by_hand():
     steps = [0, 1, 3]
     unlearned, retrained = np.array([0.2, 0.6, 0.6]), np.array([0.2, 0.2, 0.4])
-    area = metrics.relearning_area(steps, unlearned, retrained, axis="linear")
+    area = robustness.relearning_area(steps, unlearned, retrained, axis="linear")
     # Gaps 0, .4, .2 over intervals of 1 and 2.
     assert area == pytest.approx((0.2 * 1 + 0.3 * 2) / 3)
     # log(1 + steps) is 0, 1, 2 in units of log 2.
-    area = metrics.relearning_area(steps, unlearned, retrained)
+    area = robustness.relearning_area(steps, unlearned, retrained)
     assert area == pytest.approx((0.2 + 0.3) / 2)
-    assert metrics.relearning_area(steps, retrained, unlearned) == pytest.approx(-area)
-    assert metrics.relearning_area(steps, unlearned, unlearned) == 0
+    assert robustness.relearning_area(steps, retrained, unlearned) == pytest.approx(
+        -area
+    )
+    assert robustness.relearning_area(steps, unlearned, unlearned) == 0
 
 
 def test_relearning_robustness():
-    def robustness(unlearned_after, retrained_after):
-        return metrics.relearning_robustness(
+    def gain(unlearned_after, retrained_after):
+        return robustness.relearning_robustness(
             unlearned_before=0.1,
             unlearned_after=unlearned_after,
             retrained_before=0.1,
             retrained_after=retrained_after,
         )
 
-    assert robustness(0.9, 0.3) == pytest.approx(0.25)
-    assert robustness(0.2, 0.3) == 1  # slower than the retrained model
-    assert robustness(0.1, 0.1) == 1  # nothing is relearned
-    assert robustness(0.9, 0.0) == 0
-    assert metrics.closeness(0.2, 0.6) == pytest.approx(0.5)
-    assert metrics.closeness(0.0, 0.0) == 1
+    assert gain(0.9, 0.3) == pytest.approx(0.25)
+    assert gain(0.2, 0.3) == 1  # slower than the retrained model
+    assert gain(0.1, 0.1) == 1  # nothing is relearned
+    assert gain(0.9, 0.0) == 0
 
 
 def test_bad_input_is_told():
     params = tree()
     with pytest.raises(InputError, match="bits is 1"):
-        metrics.quantise(params, 1)
+        robustness.quantize(params, 1)
     with pytest.raises(InputError, match="group_size is 0"):
-        metrics.quantise(params, 4, group_size=0)
+        robustness.quantize(params, 4, group_size=0)
     with pytest.raises(InputError, match="match no parameter"):
-        metrics.quantise(params, 4, patterns=("*/experts/*",))
+        robustness.quantize(params, 4, patterns=("*/experts/*",))
     with pytest.raises(InputError, match="embedding/tokens"):
-        metrics.quantise({"embedding": params["embedding"]}, 4)
+        robustness.quantize({"embedding": params["embedding"]}, 4)
     vector = {"head": {"kernel": jnp.ones(3)}}
     with pytest.raises(InputError, match="no matrices"):
-        metrics.quantise(vector, 4, patterns=("head/kernel",))
+        robustness.quantize(vector, 4, patterns=("head/kernel",))
     smaller = tree(outputs=5)
     with pytest.raises(InputError, match="differ in presence or shape"):
-        metrics.changed_codes(params, smaller, 4)
+        robustness.changed_codes(params, smaller, 4)
     broken = unflatten(
         flatten(params) | {KERNEL: flatten(params)[KERNEL].at[0].set(jnp.nan)}
     )
     with pytest.raises(InputError, match="diverged"):
-        metrics.changed_codes(params, broken, 4)
+        robustness.changed_codes(params, broken, 4)
     with pytest.raises(InputError, match="both have"):
-        metrics.recovered_fraction(0.3, original=0.5, retrained=0.5)
+        robustness.recovered_fraction(0.3, original=0.5, retrained=0.5)
     with pytest.raises(InputError, match="steps 3, unlearned 2, retrained 3"):
-        metrics.relearning_area([0, 1, 2], np.ones(2), np.ones(3))
+        robustness.relearning_area([0, 1, 2], np.ones(2), np.ones(3))
     with pytest.raises(InputError, match="each larger than the last"):
-        metrics.relearning_area([0, 2, 2], np.ones(3), np.ones(3))
+        robustness.relearning_area([0, 2, 2], np.ones(3), np.ones(3))
     with pytest.raises(InputError, match="is NaN"):
-        metrics.relearning_area([0, 1], np.array([0, np.nan]), np.ones(2))
+        robustness.relearning_area([0, 1], np.array([0, np.nan]), np.ones(2))
     with pytest.raises(InputError, match="unlearned_after is nan"):
-        metrics.relearning_robustness(
+        robustness.relearning_robustness(
             unlearned_before=0.0,
             unlearned_after=float("nan"),
             retrained_before=0.0,
