@@ -39,7 +39,7 @@ from lt_mia_jax.verification.metrics.checks import PerItem
 from lt_mia_jax.verification.metrics.paths import retrain_distance
 
 PUBLISHED = ("loss", "zlib", "min_k", "min_k_plus_plus", "ratio")
-"""Published scores on a card; the others say much the same, and each is bootstrapped."""
+"""Published scores on a card, each of which is bootstrapped."""
 LONGEST = 200
 """Least room for a generated answer, in tokens, as in TOFU."""
 

@@ -11,11 +11,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "unlearning.md"
 
 def test_example_forgets_and_keeps():
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     space = {}
     exec(blocks[0], space)
     before = space["params"]
     exec(blocks[1], space)
+    exec(blocks[2], {})
 
     def loss(params, batch):
         from lt_mia_jax.unlearning.objectives.likelihood import nll

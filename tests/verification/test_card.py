@@ -1,13 +1,17 @@
 """The report card from stored values: against counting, and at its corners."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from lt_mia_jax.attacks.estimate import Estimate
 from lt_mia_jax.verification import card as cards
-from lt_mia_jax.verification.card import knowledge_left
+from lt_mia_jax.verification.card import accepted_runs, knowledge_left
 from lt_mia_jax.verification.items import Items, Measured
-from lt_mia_jax.verification.leakage import privacy
+from lt_mia_jax.verification.metrics.traces import Trace
+from lt_mia_jax.verification.records import Card, Risk
 from lt_mia_jax.verification.storage import card_to_json
 
 RNG = np.random.default_rng(0)
@@ -163,12 +167,38 @@ def test_sets_that_differ_by_more_than_training():
     assert "draw them from one source" in card["notes"][0]
 
 
-def test_a_zero_that_some_draws_lose_has_no_interval():
-    """The retrained model errs on one pair of texts, which half of the draws miss."""
-    truth = np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.0, 0.5, 1.5, -1.0])
-    mine = np.array([0.0, 2.0, 3.0, 4.0]), np.array([0.1, 0.5, 1.5, -1.0])
-    found = privacy((mine[0], truth[0]), (mine[1], truth[1]), seed=0)
-    areas = [(f[:, None] > h[None]).mean() for f, h in (mine, truth)]
-    leak = 100 * ((1 - areas[0]) - (1 - areas[1])) / (1 - areas[1])
-    assert found == Estimate(found.value)
-    assert found.value == pytest.approx(leak)
+def test_risk_counts_texts_that_can_be_extracted():
+    strength = np.array([0.2, 0.5, 0.9, np.nan, 0.0, 0.49, 1.0, 0.1])
+    forget = items(8)._replace(extraction_strength=strength)
+    found = cards.report_card(Measured({"forget": forget}), risk_level=0.7).risk
+    assert (found.n, found.level) == (7, 0.7)
+    assert found.value == pytest.approx((3 + 1) / (7 + 1))
+    assert found.low < found.value < found.high
+    tail = binom.cdf(3, 7, 0.7)
+    r = 3 / 7
+    h = r * np.log(r / 0.7) + (1 - r) * np.log((1 - r) / 0.3)
+    assert found.p_value == pytest.approx(min(np.exp(-7 * h), np.e * tail))
+
+
+def test_accepted_runs_share_the_error():
+    def judged(p):
+        base = Card(n_forget=1, forget_probability=Estimate(0.5))
+        risk = None if p is None else Risk(value=0.1, level=0.1, p_value=p, n=9)
+        return replace(base, risk=risk)
+
+    # 0.05 among three; a card without a risk does not count.
+    found = accepted_runs([judged(p) for p in (0.001, None, 0.02, 0.016)])
+    assert found == [True, False, False, True]
+    assert accepted_runs([judged(None)]) == [False]
+
+
+def test_traces_and_distances_stand_on_the_card():
+    right, distance = np.array([0.0, 0.5, 1.0, 1.0, 1.0]), np.linspace(0, 0.4, 40)
+    one = measured()._replace(trace=Trace(right, 0.02), distance=distance)
+    found = cards.report_card(one, measured())
+    assert found.trace_accuracy.value == 0.7
+    assert found.trace_accuracy.low < 0.7 < found.trace_accuracy.high
+    assert (found.trace_accuracy.p_value, found.trace_accuracy.n) == (0.02, 5)
+    assert found.retrain_distance.value == pytest.approx(0.2)
+    # Without a retrained model there is no distance to it.
+    assert cards.report_card(one).retrain_distance is None

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from quick_compile import jit
+from scipy.special import softmax
 
-from lt_mia_jax.attacks.estimate import Estimate
 from lt_mia_jax.attacks.learned.attack import Attack
 from lt_mia_jax.attacks.learned.classifier import init
 from lt_mia_jax.attacks.learned.classifier_config import ClassifierConfig
@@ -14,47 +14,20 @@ from lt_mia_jax.data.answers import encode_answers
 from lt_mia_jax.data.syntofu import (
     MAX_LENGTH,
     TEMPLATE,
-    SynTofuConfig,
-    build,
-    make_tokenizer,
 )
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.models import LanguageModel, gpt2_like
 from lt_mia_jax.models.placement import at_layers, compose
 from lt_mia_jax.unlearning.interventions.edits import Rotation, Steering
 from lt_mia_jax.unlearning.interventions.gated import GatedRotation
-from lt_mia_jax.verification import layers, stress
 from lt_mia_jax.verification.card import report_card as make_card
 from lt_mia_jax.verification.evaluate import (
     examine,
     measure_memo,
     membership,
+    retrain_distances,
 )
-from lt_mia_jax.verification.evaluated import EvaluatedModel, generate
 from lt_mia_jax.verification.items import Measured
 from lt_mia_jax.verification.storage import card_to_json
-
-DATA = SynTofuConfig(
-    background=2, fictitious=4, forget_percent=(25,), retain_evaluated=2
-)
-
-
-@pytest.fixture(scope="module")
-def splits():
-    return build(DATA)
-
-
-@pytest.fixture(scope="module")
-def subjects():
-    tokenizer = make_tokenizer()
-    model = LanguageModel(gpt2_like(len(tokenizer), 16, 1, 2, 32))
-    return [
-        EvaluatedModel(
-            model, model.init(jax.random.key(i)), tokenizer, TEMPLATE, MAX_LENGTH
-        )
-        for i in range(2)
-    ]
-
 
 apply = jit(lambda model, params, ids: model.apply(params, ids), static_argnums=0)
 
@@ -72,20 +45,6 @@ def answer_loss(subject, rows):
         places = np.flatnonzero(labels)
         found.append(-log_p[places - 1, ids[places]].mean())
     return np.array(found)
-
-
-def test_width_is_that_of_the_texts(subjects, splits):
-    """Texts that fit the model's positions do, whatever length was asked for."""
-    rows = splits["forget25_perturbed"]
-    for length in (64, 1000):
-        wide = subjects[0]._replace(length=length)
-        for got, expected in zip(
-            examine(wide, rows), examine(subjects[0], rows), strict=True
-        ):
-            np.testing.assert_array_equal(got, expected)
-    short = [row._replace(answer="a", value=None) for row in rows]
-    lengths = wide.encode(short).attention_mask.sum(axis=1)
-    assert wide.encode(short).input_ids.shape[1] - lengths.max() < 8
 
 
 def test_items_against_single_texts(subjects, splits):
@@ -144,22 +103,6 @@ def test_the_learned_attack_is_one_more_score(subjects, splits):
         membership(subjects[0], None, rows, attack=attack)
 
 
-def test_generation_from_text_is_that_from_tokens(subjects, splits):
-    rows = splits["forget25"][:5]
-    expected = examine(subjects[0], rows).generated
-    # The context leaves room for half of it; answers are cut at the shorter of both.
-    found = generate(subjects[0], [row.question for row in rows], 8)
-    for short, long in zip(found, expected, strict=True):
-        assert long.startswith(short) or short.startswith(long)
-    longer = [" ".join([row.question] * 9) for row in rows]
-    cut = generate(subjects[0], longer, 8)
-    words = [text.split() for text in longer]
-    kept = 32 - 8 + 1 - 1
-    assert cut == generate(subjects[0], [" ".join(w[-kept:]) for w in words], 8)
-    with pytest.raises(InputError, match="no token"):
-        generate(subjects[0]._replace(template=TEMPLATE.__class__()), [""], 4)
-
-
 def test_memo_and_plain_texts(subjects, splits):
     rows = splits["forget25"][:2]
     found = measure_memo(subjects[0], rows, step=20, max_new_tokens=4)
@@ -171,63 +114,6 @@ def test_memo_and_plain_texts(subjects, splits):
     assert not np.isnan(items.rouge).any()
     unread = [row._replace(answer="? !", value=None) for row in rows]
     assert np.isnan(examine(subjects[0], unread).rouge).all()
-
-
-def test_rounding_and_relearning(subjects, splits):
-    rows = splits["forget25"]
-    fine = examine(stress.quantized(subjects[0], 16), rows)
-    plain = examine(subjects[0], rows)
-    np.testing.assert_allclose(fine.probability, plain.probability, rtol=1e-3)
-    curve = stress.relearn(
-        subjects[0], rows[::2], rows[::2], steps=(0, 3), learning_rate=1e-2
-    )
-    start = plain.probability[::2].mean()
-    assert curve.probability[0] == pytest.approx(start, rel=1e-4)
-    assert curve.probability[1] > 1.5 * start
-    one, other = subjects
-    three = {"before": one, "after": other, "retrained": other}
-    entry = stress.rounding_card(three, rows, 16)
-    assert entry.recovered is None  # neither model knows anything
-    assert set(entry.models) == set(three)
-    entry = stress.relearning_card(three, rows)
-    assert (entry.taught, entry.asked) == (-(-len(rows) // 2), len(rows) // 2)
-    assert entry.area == Estimate(0.0, 0.0, 0.0)
-    assert entry.robustness.value == 1
-    assert stress.relearning_card(three, rows[:1]) is None
-    with pytest.raises(InputError, match="at least one each"):
-        stress.relearn(subjects[0], rows, [])
-    with pytest.raises(InputError, match="rising"):
-        stress.relearn(subjects[0], rows, rows, steps=(3, 0))
-
-
-def test_streams_by_layer(subjects, splits):
-    rows = splits["forget25"]
-    one, other = (layers.streams(subject, rows) for subject in subjects)
-    encoded = subjects[0].encode(rows)
-    assert len(one.text) == encoded.label_mask.sum()
-    # The embedding: token and position, of the token before each target.
-    text, place = np.nonzero(encoded.label_mask)
-    params = subjects[0].params["embedding"]
-    expected = (
-        np.asarray(params["tokens"])[encoded.input_ids[text, place - 1]]
-        + np.asarray(params["positions"])[place - 1]
-    )
-    np.testing.assert_allclose(one.layers[0], expected, rtol=1e-5)
-    assert layers.similarity(one, one) == pytest.approx([1.0, 1.0])
-    assert max(layers.similarity(one, other)) < 0.999
-    few = layers.streams(subjects[0], rows, tokens=7)
-    np.testing.assert_array_equal(few.layers[1], one.layers[1][:7])
-    plane = layers.pca_projection({"a": one, "b": other})
-    assert plane["a"].shape == (len(rows), 2)
-    both = np.concatenate(list(plane.values()))
-    pooled = np.concatenate(
-        [
-            [s.layers[1][s.text == i].mean(0) for i in range(len(rows))]
-            for s in (one, other)
-        ]
-    ).astype(np.float64)
-    largest = np.sort(np.linalg.eigvalsh(np.cov(pooled.T)))[::-1][:2]
-    np.testing.assert_allclose(np.cov(both.T), np.diag(largest), atol=1e-9)
 
 
 def report_card(*measured):
@@ -273,6 +159,34 @@ def test_known_texts_leak(subjects, splits):
         pytest.approx(-100)
     )
     assert report_card(one._replace(forget_scores=low), one)["priv_leak"]["value"] > 0
+
+
+def test_distances_to_the_retrained_model(subjects, splits):
+    """Each text alone, its distributions in float64."""
+    rows = splits["forget25"][:5]
+    one, other = subjects
+    found = retrain_distances(one, other, rows)
+    encoded = encode_answers(
+        rows, one.tokenizer, max_length=MAX_LENGTH, template=TEMPLATE
+    )
+    expected = []
+    for ids, labels in zip(encoded.input_ids, encoded.label_mask, strict=True):
+        p, q = (
+            softmax(
+                np.asarray(apply(m.model, m.params, ids[None]), np.float64)[0], axis=-1
+            )
+            for m in subjects
+        )
+        places = np.flatnonzero(labels) - 1
+        expected.append(((p - q)[places] ** 2).sum(axis=1).mean())
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert found.min() > 0
+    assert not retrain_distances(one, one, rows).any()
+    moved = one._replace(intervention=Steering(np.ones(16, np.float32), 3.0))
+    assert (retrain_distances(moved, one, rows) > 0).all()
+    np.testing.assert_allclose(
+        retrain_distances(moved, one, rows), retrain_distances(one, moved, rows)
+    )
 
 
 def test_no_questions(subjects):
