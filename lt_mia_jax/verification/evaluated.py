@@ -10,8 +10,8 @@ from jaxtyping import Integer
 
 from lt_mia_jax.arrays import Array, Params
 from lt_mia_jax.data.answers import AnswerTemplate, EncodedAnswers, encode_answers
-from lt_mia_jax.data.questions import Question
 from lt_mia_jax.data.jsonl import well_formed
+from lt_mia_jax.data.questions import Question
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.models.generation import greedy
