@@ -54,6 +54,8 @@ NOT_NEGATIVE = Range("0 or more", lambda x: 0 <= x < math.inf)
 AT_LEAST_1 = Range("at least 1", lambda x: 1 <= x < math.inf)
 AT_LEAST_2 = Range("at least 2", lambda x: 2 <= x < math.inf)
 FRACTION = Range("more than 0, at most 1", lambda x: 0 < x <= 1)
+BELOW_1 = Range("0 or more, below 1", lambda x: 0 <= x < 1)
+UNIT = Range("0 to 1", lambda x: 0 <= x <= 1)
 
 
 def check_ranges(where: str, **values: tuple[float | int | None, Range]) -> None:

@@ -29,8 +29,8 @@ from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor
 from lt_mia_jax.features.program import ExtractConfig, Extraction
 from lt_mia_jax.finetune import lora
+from lt_mia_jax.finetune.config import FinetuneConfig
 from lt_mia_jax.finetune.step import TokenBatch, TokenStep
-from lt_mia_jax.finetune.target import FinetuneConfig
 from lt_mia_jax.models import (
     ExecutionConfig,
     LanguageModel,

@@ -145,8 +145,9 @@ def our_passes(config: Speed) -> dict[str, Callable[[], Any]]:
     from lt_mia_jax.finetune.step import TokenBatch, TokenStep
     from lt_mia_jax.models import LanguageModel
     from lt_mia_jax.process import use_machine
+    from lt_mia_jax.training.config import OptimizerConfig
     from lt_mia_jax.training.loop import step_program
-    from lt_mia_jax.training.optimizer import OptimizerConfig, make_optimizer
+    from lt_mia_jax.training.optimizer import make_optimizer
     from lt_mia_jax.training.state import init_state
 
     use_machine()

@@ -21,8 +21,9 @@ import tyro
 from lt_mia_jax.executor import make_executor
 from lt_mia_jax.models import LanguageModel, gpt2_like
 from lt_mia_jax.process import use_machine
+from lt_mia_jax.training.config import OptimizerConfig
 from lt_mia_jax.training.loop import step_program
-from lt_mia_jax.training.optimizer import OptimizerConfig, make_optimizer
+from lt_mia_jax.training.optimizer import make_optimizer
 from lt_mia_jax.training.state import TrainState, init_state
 from lt_mia_jax.unlearning import objectives
 from lt_mia_jax.unlearning.methods import METHODS

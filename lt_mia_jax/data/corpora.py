@@ -1,6 +1,5 @@
 """Any corpus by name or file: distinct documents with ids that outlive versions."""
 
-import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from importlib import metadata
@@ -8,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from lt_mia_jax import files
 from lt_mia_jax.data.domains import DOMAINS
 from lt_mia_jax.data.duplicates import NearDuplicates
 from lt_mia_jax.data.hub import HUB_DATASETS, normalized
@@ -21,7 +21,6 @@ from lt_mia_jax.data.texts import (
     write_texts,
 )
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.files import sha256_file
 
 log = logging.getLogger(__name__)
 
@@ -148,8 +147,8 @@ def _offline(name: str, cache: Path | None) -> Corpus:
     if cache is None:
         texts = domain.documents()
     else:
-        key = repr((_CACHE_FORMAT, name, sorted(versions.items()))).encode()
-        path = cache / f"{name}-{hashlib.sha256(key).hexdigest()[:16]}.jsonl"
+        key = files.fingerprint(repr((_CACHE_FORMAT, name, sorted(versions.items()))))
+        path = cache / f"{name}-{key[:16]}.jsonl"
         if path.exists():
             texts = [row.text for row in read_texts(path)]
         else:
@@ -172,7 +171,7 @@ def _from_hub(name: str, local: Path | None) -> Corpus:
 
 def _from_file(path: Path) -> Corpus:
     rows = [row for row in read_texts(path) if row.text.strip()]
-    versions = {path.name: f"sha256:{sha256_file(path)}"}
+    versions = {path.name: f"sha256:{files.sha256_file(path)}"}
     return _without_copies(path.stem, rows, code=False, versions=versions)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lt_mia_jax import files
 from lt_mia_jax.data.jsonl import Row, read_jsonl, short, well_formed, write_jsonl
 from lt_mia_jax.errors import InputError
 
@@ -30,7 +31,7 @@ def text_id(text: str) -> str:
     of SHA-256 over the words joined by single spaces.
     """
     words = " ".join(text.split())
-    return hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return files.fingerprint(words)[:16]
 
 
 def hash_unit(*parts: object) -> float:
@@ -49,7 +50,7 @@ def fingerprint(ids: Iterable[str]) -> str:
 
     Numbers measured on texts are comparable only at equal fingerprint.
     """
-    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+    return files.fingerprint("\n".join(sorted(ids)))
 
 
 def zlib_length(text: str) -> int:

@@ -6,7 +6,6 @@ over all devices. The store does not depend on how many processes made it.
 """
 
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from lt_mia_jax.features.scorer import (
 )
 from lt_mia_jax.features.statistics import TokenStatistics
 from lt_mia_jax.features.store import FeatureStore, StoreWriter, TextTable
+from lt_mia_jax.files import fingerprint
 from lt_mia_jax.training.preemption import StopRequest
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def extract(
         {
             **(meta or {}),
             "settings": settings,
-            "inputs": _digest([encoded, *([lower] if lower is not None else [])]),
+            "inputs": fingerprint(*_arrays(encoded), *_arrays(lower))[:16],
             "models": {
                 "target": digest(target_params)[:16],
                 "reference": digest(reference_params)[:16],
@@ -182,6 +182,13 @@ def _write_blocks(
         writer.append_block(blocks[jax.process_index()], found, lower_loss)
 
 
+def _arrays(encoded: Encoded | None) -> list[np.ndarray]:
+    if encoded is None:
+        return []
+    ids, mask = encoded.input_ids, encoded.attention_mask
+    return [np.asarray(ids, np.int32), np.asarray(mask, np.uint8)]
+
+
 class _Rows(NamedTuple):
     input_ids: np.ndarray
     attention_mask: np.ndarray
@@ -199,14 +206,6 @@ def _mean_loss(stats: TokenStatistics) -> Float[np.ndarray, " B"]:
     )
     count = stats.valid.sum(axis=1)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def _digest(inputs: Sequence[Encoded]) -> str:
-    found = hashlib.sha256()
-    for encoded in inputs:
-        found.update(np.ascontiguousarray(encoded.input_ids, np.int32).tobytes())
-        found.update(np.ascontiguousarray(encoded.attention_mask, np.uint8).tobytes())
-    return found.hexdigest()[:16]
 
 
 __all__ = ["ExtractConfig", "StatisticsExtractor", "TextStatistics", "extract"]

@@ -4,7 +4,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lt_mia_jax.finetune.lora import LoraConfig
+    from lt_mia_jax.finetune.config import LoraConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class LowRank:
     @property
     def config(self) -> "LoraConfig | None":
         """The adapters, or None for rank 0."""
-        from lt_mia_jax.finetune.lora import LoraConfig
+        from lt_mia_jax.finetune.config import LoraConfig
 
         if not self.rank:
             return None

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from lt_mia_jax.arrays import Array, Int, Key, Params
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.finetune.config import LoraConfig
 from lt_mia_jax.trees import flatten, select, unflatten
 
 Adapters = dict[str, tuple[Array, Array]]
@@ -25,35 +26,6 @@ Adapters = dict[str, tuple[Array, Array]]
 
 LAYER_KERNELS = ("periods/*kernel", "tail_*kernel")
 """Every matrix of every layer, whatever its mixer; a model may lack one of the two."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraConfig:
-    """Which kernels get adapters, and of what size. Everything else is frozen."""
-
-    rank: int = 16
-    """Inner size of the adapters."""
-    alpha: float = 32.0
-    """Adapters are scaled by alpha / rank."""
-    dropout: float = 0.05
-    """Rate at which each token's inputs of an adapter are dropped in training."""
-    targets: tuple[str, ...] = ()
-    """Globs over parameter paths, such as "*/mixer/query/kernel"; each must match.
-    Empty takes every kernel of every layer, in all families."""
-
-    def __post_init__(self):
-        wrong = []
-        if self.rank < 1:
-            wrong.append(f"rank = {self.rank} (expected at least 1)")
-        if not 0 <= self.dropout < 1:
-            wrong.append(f"dropout = {self.dropout} (expected in [0, 1))")
-        if wrong:
-            raise InputError(f"lora: {'; '.join(wrong)}")
-
-    @property
-    def scale(self) -> float:
-        """Factor on the product of the adapters."""
-        return self.alpha / self.rank
 
 
 def init(key: Key[Array, ""], params: Params, config: LoraConfig) -> Adapters:

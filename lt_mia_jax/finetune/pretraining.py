@@ -1,7 +1,5 @@
 """Training tiny bases from scratch, with the loop of the fine-tuning."""
 
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,53 +8,9 @@ import numpy as np
 
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.data.tokenize import Encoded
-from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor, make_executor
-from lt_mia_jax.finetune.step import (
-    TokenStep,
-    batches,
-    check_targets,
-    float32,
-    signature,
-    validation_loss,
-)
-from lt_mia_jax.training.checkpoint import Checkpointer
-from lt_mia_jax.training.loop import fit
-from lt_mia_jax.training.metrics import MetricsWriter
-from lt_mia_jax.training.optimizer import Cosine, OptimizerConfig, make_optimizer
-from lt_mia_jax.training.state import init_state
-
-ADAMW = OptimizerConfig(
-    learning_rate=1e-3,
-    b2=0.95,
-    weight_decay=0.1,
-    clip_norm=1.0,
-    schedule=Cosine(floor=0.1),
-    warmup_fraction=0.05,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """How to train a small model from random parameters."""
-
-    steps: int = 1000
-    """Updates; the data are repeated as often as needed."""
-    batch_size: int = 32
-    """Rows in one step, over all devices."""
-    optimizer: OptimizerConfig = ADAMW
-    """AdamW with a cosine schedule and clipping."""
-    seed: int = 0
-    """Seed of the order of rows, of dropout and of parameters made here."""
-
-    def __post_init__(self):
-        wrong = [
-            f"{name} = {getattr(self, name)}"
-            for name in ("steps", "batch_size")
-            if getattr(self, name) < 1
-        ]
-        if wrong:
-            raise InputError(f"pretrain: {', '.join(wrong)}, expected at least 1")
+from lt_mia_jax.finetune.config import PretrainConfig
+from lt_mia_jax.finetune.step import check_targets, fit_texts, float32, signature
 
 
 class PretrainResult(NamedTuple):
@@ -101,50 +55,24 @@ def pretrain(
     if validation is not None:
         check_targets(validation, "validation texts")
     executor = make_executor() if executor is None else executor
-    directory = Path(directory)
-    key = jax.random.key(config.seed)
-    if params is None:
-        start = executor.init_sharded(model.init, jax.random.fold_in(key, 1))
-    else:
-        start = params
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    start = executor.init_sharded(model.init, key) if params is None else params
     start = float32(start)
-    name = signature(config, model, start, train=train, validation=validation)
-    order, batch_at = batches(
+    result = fit_texts(
+        model,
+        start,
         train,
-        config.batch_size,
-        seed=config.seed,
-        epochs=-(-config.steps // -(-len(train.input_ids) // config.batch_size)),
-        executor=executor,
-    )
-    assert len(order) >= config.steps
-    length = config.steps if config.optimizer.needs_total_steps else 0
-    evaluate = None
-    if validation is not None:
-        evaluate = validation_loss(
-            model, None, validation, batch_size=config.batch_size, executor=executor
-        )
-    step = TokenStep(model, config.optimizer, length, axis=executor.axis)
-    optimizer = make_optimizer(config.optimizer, length)
-    result = fit(
-        jax.tree_util.Partial(step, None),
-        executor.init_sharded(partial(init_state, optimizer=optimizer), start),
-        total_steps=config.steps,
-        batch_at=batch_at,
-        key=jax.random.fold_in(key, 0),
+        validation,
+        config,
+        steps=config.steps,
+        directory=Path(directory),
         executor=executor,
         label="pretraining",
-        evaluate=evaluate,
-        checkpointer=Checkpointer(directory / "state", signature=name),
         save_every_seconds=save_every_seconds,
-        metrics=MetricsWriter(directory / "history.jsonl"),
+        signature=signature(config, model, start, train=train, validation=validation),
     )
-    return PretrainResult(
-        params=result.state.params,
-        validation_loss=result.history[-1]["validation_loss"]
-        if result.history
-        else None,
-        resumed_from=result.resumed_from,
-    )
+    loss = result.history[-1]["validation_loss"] if result.history else None
+    return PretrainResult(result.state.params, loss, result.resumed_from)
 
 
 def pack(encoded: Encoded) -> Encoded:

@@ -1,10 +1,9 @@
-"""The training step and the validation loss that both kinds of run share."""
+"""Step, validation loss and loop that pretraining and fine-tuning share."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -23,11 +22,16 @@ from lt_mia_jax.data.batches import (
 from lt_mia_jax.data.tokenize import Encoded
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor, digest, per_device_key, psum
+from lt_mia_jax.files import fingerprint
 from lt_mia_jax.finetune import lora
-from lt_mia_jax.finetune.lora import LoraConfig
+from lt_mia_jax.finetune.config import FinetuneConfig, LoraConfig, PretrainConfig
 from lt_mia_jax.finetune.loss import next_token_loss
-from lt_mia_jax.training.optimizer import OptimizerConfig, make_optimizer
-from lt_mia_jax.training.state import TrainState
+from lt_mia_jax.training.checkpoint import Checkpointer
+from lt_mia_jax.training.config import OptimizerConfig
+from lt_mia_jax.training.loop import FitResult, fit
+from lt_mia_jax.training.metrics import MetricsWriter
+from lt_mia_jax.training.optimizer import make_optimizer
+from lt_mia_jax.training.state import TrainState, init_state
 
 
 class TokenBatch(NamedTuple):
@@ -141,6 +145,79 @@ def validation_loss(
     return evaluate
 
 
+def fit_texts(
+    model: Any,
+    trained: Any,
+    train: Encoded,
+    validation: Encoded | None,
+    config: FinetuneConfig | PretrainConfig,
+    *,
+    steps: int,
+    directory: Path,
+    executor: Executor,
+    label: str,
+    save_every_seconds: float,
+    signature: str,
+    frozen: Params | None = None,
+    lora: LoraConfig | None = None,
+    evaluate_every: int | None = None,
+) -> FitResult:
+    """Run a recipe with checkpoints in `state/` and numbers in `history.jsonl`.
+
+    Args:
+      model: a `LanguageModel`.
+      trained: start of what is trained: parameters, or adapters.
+      train: texts to learn from, passed over as often as `steps` needs.
+      validation: texts of the validation loss; None leaves it out.
+      config: batch size, optimizer and seed.
+      steps: updates in all.
+      directory: folder of the run.
+      executor: the devices.
+      label: shown beside the progress bar.
+      save_every_seconds: least time between checkpoints.
+      signature: what the run computes, see `signature`.
+      frozen: parameters under the adapters.
+      lora: how the adapters act.
+      evaluate_every: updates between validation losses; None: at the end only.
+    """
+    size, optimizer = config.batch_size, config.optimizer
+    order, batch_at = batches(
+        train,
+        size,
+        seed=config.seed,
+        epochs=-(-steps // -(-len(train.input_ids) // size)),
+        executor=executor,
+    )
+    assert len(order) >= steps
+    evaluate = None
+    if validation is not None:
+        evaluate = validation_loss(
+            model,
+            frozen,
+            validation,
+            batch_size=size,
+            executor=executor,
+            scale=0.0 if lora is None else lora.scale,
+        )
+    length = steps if optimizer.needs_total_steps else 0
+    step = TokenStep(model, optimizer, length, lora, executor.axis)
+    start = partial(init_state, optimizer=make_optimizer(optimizer, length))
+    return fit(
+        jax.tree_util.Partial(step, frozen),
+        executor.init_sharded(start, trained),
+        total_steps=steps,
+        batch_at=batch_at,
+        key=jax.random.fold_in(jax.random.key(config.seed), 0),
+        executor=executor,
+        label=label,
+        evaluate=evaluate,
+        evaluate_every=evaluate_every,
+        checkpointer=Checkpointer(directory / "state", signature=signature),
+        save_every_seconds=save_every_seconds,
+        metrics=MetricsWriter(directory / "history.jsonl"),
+    )
+
+
 def batches(
     encoded: Encoded,
     batch_size: int,
@@ -204,13 +281,10 @@ def signature(config: Any, model: Any, params: Any, **data: Encoded | None) -> s
     Of the starting parameters it holds a sample. Devices and executor are left out: a
     run may go on with others.
     """
-    found = hashlib.sha256()
     described = {"config": to_dict(config), "model": to_dict(model)}
-    found.update(json.dumps(described, sort_keys=True).encode())
-    found.update(digest(params).encode())
+    parts: list[Any] = [described, digest(params)]
     for name, encoded in data.items():
-        found.update(name.encode())
+        parts.append(name)
         if encoded is not None:
-            found.update(np.ascontiguousarray(encoded.input_ids).tobytes())
-            found.update(np.ascontiguousarray(encoded.attention_mask).tobytes())
-    return found.hexdigest()
+            parts += [encoded.input_ids, encoded.attention_mask]
+    return fingerprint(*parts)

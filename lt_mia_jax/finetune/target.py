@@ -1,8 +1,6 @@
 """Fine-tuning the target: the run whose data the attacks try to recognize."""
 
 import logging
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,64 +8,13 @@ import jax
 
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.data.tokenize import Encoded
-from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor, make_executor
 from lt_mia_jax.finetune import lora
-from lt_mia_jax.finetune.lora import Adapters, LoraConfig
-from lt_mia_jax.finetune.step import (
-    TokenStep,
-    batches,
-    check_targets,
-    float32,
-    signature,
-    validation_loss,
-)
-from lt_mia_jax.training.checkpoint import Checkpointer
-from lt_mia_jax.training.loop import fit
-from lt_mia_jax.training.metrics import MetricsWriter
-from lt_mia_jax.training.optimizer import OptimizerConfig, make_optimizer
-from lt_mia_jax.training.state import init_state
+from lt_mia_jax.finetune.config import FinetuneConfig
+from lt_mia_jax.finetune.lora import Adapters
+from lt_mia_jax.finetune.step import check_targets, fit_texts, float32, signature
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """The recipe of the paper: AdamW at a constant rate, no warm-up, no clipping.
-
-    Source: Learning the Signature of Memorization in Autoregressive Language Models,
-    arXiv 2604.03199 (settings of the reference implementation).
-    """
-
-    learning_rate: float = 5e-5
-    """Constant rate."""
-    epochs: int = 3
-    """Passes over the texts; the one with the lowest validation loss is kept."""
-    batch_size: int = 16
-    """Texts in one step, over all devices."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay, on all parameters."""
-    lora: LoraConfig | None = None
-    """Train adapters instead of all parameters."""
-    seed: int = 0
-    """Seed of the order of texts, of dropout and of the adapters."""
-
-    def __post_init__(self):
-        wrong = [
-            f"{name} = {getattr(self, name)}"
-            for name in ("epochs", "batch_size")
-            if getattr(self, name) < 1
-        ]
-        if wrong:
-            raise InputError(f"finetune: {', '.join(wrong)}, expected at least 1")
-        self.optimizer  # noqa: B018  checks the rates
-
-    @property
-    def optimizer(self) -> OptimizerConfig:
-        """The optimizer that this recipe means."""
-        return OptimizerConfig(
-            learning_rate=self.learning_rate, weight_decay=self.weight_decay
-        )
 
 
 class FinetuneResult(NamedTuple):
@@ -120,62 +67,38 @@ def finetune(
     check_targets(train, "training texts")
     check_targets(validation, "validation texts")
     executor = make_executor() if executor is None else executor
-    directory = Path(directory)
     params = float32(params)
-    name = signature(config, model, params, train=train, validation=validation)
-    key = jax.random.key(config.seed)
-
-    frozen, trained, scale = None, params, 0.0
+    trained, frozen = params, None
     if config.lora is not None:
-        trained = lora.init(jax.random.fold_in(key, 1), params, config.lora)
-        frozen, scale = executor.place(params), config.lora.scale
-    order, batch_at = batches(
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        trained, frozen = lora.init(key, params, config.lora), executor.place(params)
+    epoch = -(-len(train.input_ids) // config.batch_size)
+    result = fit_texts(
+        model,
+        trained,
         train,
-        config.batch_size,
-        seed=config.seed,
-        epochs=config.epochs,
-        executor=executor,
-    )
-    step = TokenStep(model, config.optimizer, 0, config.lora, executor.axis)
-    start = partial(init_state, optimizer=make_optimizer(config.optimizer, 0))
-    result = fit(
-        jax.tree_util.Partial(step, frozen),
-        executor.init_sharded(start, trained),
-        total_steps=len(order),
-        batch_at=batch_at,
-        key=jax.random.fold_in(key, 0),
+        validation,
+        config,
+        frozen=frozen,
+        lora=config.lora,
+        steps=epoch * config.epochs,
+        evaluate_every=epoch,
+        directory=Path(directory),
         executor=executor,
         label="fine-tuning",
-        evaluate=validation_loss(
-            model,
-            frozen,
-            validation,
-            batch_size=config.batch_size,
-            executor=executor,
-            scale=scale,
-        ),
-        evaluate_every=order.steps_per_epoch,
-        checkpointer=Checkpointer(directory / "state", signature=name),
         save_every_seconds=save_every_seconds,
-        metrics=MetricsWriter(directory / "history.jsonl"),
+        signature=signature(config, model, params, train=train, validation=validation),
     )
-    history = tuple(
-        {"epoch": row["step"] // order.steps_per_epoch, **row} for row in result.history
-    )
-    best_epoch = result.best_step // order.steps_per_epoch
+    history = tuple({"epoch": row["step"] // epoch, **row} for row in result.history)
+    best = result.best_step // epoch
     logger.info(
         "fine-tuning: best of %d epochs is %d, validation loss %.4f nats a token",
         config.epochs,
-        best_epoch,
-        history[best_epoch - 1]["validation_loss"],
+        best,
+        history[best - 1]["validation_loss"],
     )
-    adapters = result.best if config.lora is not None else None
-    return FinetuneResult(
-        params=result.best
-        if config.lora is None
-        else lora.merge(params, result.best, scale),
-        best_epoch=best_epoch,
-        history=history,
-        adapters=adapters,
-        resumed_from=result.resumed_from,
-    )
+    adapters, merged = None, result.best
+    if config.lora is not None:
+        adapters = result.best
+        merged = lora.merge(params, adapters, config.lora.scale)
+    return FinetuneResult(merged, best, history, adapters, result.resumed_from)

@@ -20,7 +20,7 @@ from lt_mia_jax.data.corpora import Corpus, deduplicate, load_corpus
 from lt_mia_jax.data.texts import write_texts
 from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.finetune import PretrainConfig
-from lt_mia_jax.finetune.pretraining import ADAMW
+from lt_mia_jax.finetune.config import ADAMW
 from lt_mia_jax.models import ModelConfig, gpt2_like, mamba_like
 from lt_mia_jax.study import stages as study
 from lt_mia_jax.study.stages import Combination

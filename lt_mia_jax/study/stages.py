@@ -6,7 +6,6 @@ own checkpoints, and refuses a folder that other settings made.
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lt_mia_jax import files
 from lt_mia_jax.checkpoints import Pretrained, load_pretrained, save_pretrained
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.data.corpora import Corpus
@@ -26,7 +26,6 @@ from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor
 from lt_mia_jax.features.extract import ExtractConfig, extract
 from lt_mia_jax.features.store import FeatureStore
-from lt_mia_jax.files import MANIFEST, read_json, write_manifest
 from lt_mia_jax.finetune import (
     FinetuneConfig,
     LoraConfig,
@@ -92,9 +91,11 @@ def is_finished(directory: Path, settings: Mapping[str, Any]) -> bool:
     Raises:
       InputError: it was made with other settings.
     """
-    if not (directory / MANIFEST).exists():
+    if not (directory / files.MANIFEST).exists():
         return False
-    if read_json(directory / MANIFEST).get("settings") != _digest_of(settings):
+    if files.read_json(directory / files.MANIFEST).get("settings") != _digest_of(
+        settings
+    ):
         raise InputError(
             f"{directory} was made with other settings or texts; choose another "
             "--out, or delete that folder to make it again"
@@ -114,12 +115,11 @@ def stage(
         log.info("  %s is finished, using it", directory.name)
         return
     names = make()
-    write_manifest(directory, names, settings=_digest_of(settings))
+    files.write_manifest(directory, names, settings=_digest_of(settings))
 
 
 def _digest_of(settings: Mapping[str, Any]) -> str:
-    described = json.dumps(settings, sort_keys=True, default=str)
-    return hashlib.sha256(described.encode()).hexdigest()
+    return files.fingerprint(json.dumps(settings, sort_keys=True, default=str))
 
 
 def make_tokenizer(directory: Path, texts: Sequence[str], *, vocab_size: int) -> Any:
@@ -254,7 +254,7 @@ def make_store(
     Without `lowercase` one of the published scores, and a third forward pass, is left
     out: an attack does not learn from it.
     """
-    if (directory / MANIFEST).exists():
+    if (directory / files.MANIFEST).exists():
         log.info("  %s is finished, using it", directory.name)
         return FeatureStore.open(directory)
     both = np.concatenate([rows.members, rows.nonmembers])
@@ -305,4 +305,4 @@ def pretraining_texts(corpora: Sequence[Corpus], *, seed: int, most: int) -> lis
 
 
 def _digest(texts: Sequence[str]) -> str:
-    return hashlib.sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()
+    return files.fingerprint("\0".join(texts))

@@ -104,7 +104,7 @@ def train_model(config: SynTofu, name: str, executor: "Executor") -> None:
     from lt_mia_jax.data.answers import encode_answers
     from lt_mia_jax.executor import fetch, is_primary, wait_for_all
     from lt_mia_jax.models import LanguageModel
-    from lt_mia_jax.training.optimizer import Cosine
+    from lt_mia_jax.training.config import Cosine
     from lt_mia_jax.unlearning.methods import Retrain
     from lt_mia_jax.unlearning.recipe import ForgetTexts, UnlearnConfig
     from lt_mia_jax.unlearning.train import unlearn

@@ -36,7 +36,8 @@ from lt_mia_jax.files import (
     write_json,
     write_manifest,
 )
-from lt_mia_jax.training.leaves import abstract, by_name, check_leaves, own, shapes
+from lt_mia_jax.training.leaves import abstract, check_leaves, own, shapes
+from lt_mia_jax.trees import named_leaves
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +177,7 @@ class Checkpointer:
                 "first, choose another --out, or delete that folder by hand"
             )
         self._inspected = True
-        leaves = by_name(tree)
+        leaves = named_leaves(tree, ".")
         record = {"signature": self.signature, "leaves": shapes(leaves), "meta": meta}
         # Fails before anything is written, and is a copy: the caller may go on
         # changing `meta`.
@@ -328,7 +329,7 @@ class Checkpointer:
                 f"{self.directory} holds checkpoints of another configuration or of "
                 "other data; choose another --out, or delete that folder by hand"
             )
-        expected = by_name(template)
+        expected = named_leaves(template, ".")
         check_leaves(self._folder(step), record["leaves"], shapes(expected))
         state = manager.restore(
             step,

@@ -9,15 +9,6 @@ import numpy as np
 from lt_mia_jax.errors import InputError
 
 
-def by_name(tree: Any) -> dict[str, Any]:
-    """Leaves by path, in the order of `jax.tree.leaves`."""
-    pairs = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
-        for path, leaf in pairs
-    }
-
-
 def shapes(leaves: dict[str, Any]) -> dict[str, Any]:
     """Shape and dtype of each leaf, as JSON values."""
     return {

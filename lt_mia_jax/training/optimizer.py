@@ -1,92 +1,13 @@
 """AdamW and plain gradient descent with a schedule, from a config."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import assert_never
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lt_mia_jax.errors import InputError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Constant:
-    """The same rate at every step after the warm-up."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Linear:
-    """A straight line from 1 after the warm-up to 0 at the end."""
-
-    floor: float = 0.0
-    """The factor never falls below this."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cosine:
-    """Half a cosine from 1 after the warm-up to 0 at the end."""
-
-    floor: float = 0.0
-    """The factor never falls below this."""
-
-
-Schedule = Constant | Linear | Cosine
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW; weight decay is decoupled and applies to every parameter."""
-
-    learning_rate: float = 5e-5
-    """Highest rate."""
-    b1: float = 0.9
-    """Decay of the mean of gradients."""
-    b2: float = 0.999
-    """Decay of the mean of squared gradients."""
-    eps: float = 1e-8
-    """Added to the root of the second moment."""
-    weight_decay: float = 0.01
-    """Each step shrinks the parameters by this times the current rate."""
-    clip_norm: float | None = None
-    """Global norm to which gradients are clipped before the step; None leaves them."""
-    schedule: Schedule = Constant()
-    """Rate after the warm-up, as a factor of `learning_rate`."""
-    warmup_fraction: float = 0.0
-    """Share of all steps over which the rate rises linearly; the first is not 0."""
-
-    def __post_init__(self):
-        wrong = [
-            f"{name} = {value} (expected {expected})"
-            for name, value, expected, good in (
-                ("learning_rate", self.learning_rate, "> 0", self.learning_rate > 0),
-                ("b1", self.b1, "in [0, 1)", 0 <= self.b1 < 1),
-                ("b2", self.b2, "in [0, 1)", 0 <= self.b2 < 1),
-                ("eps", self.eps, ">= 0", self.eps >= 0),
-                ("weight_decay", self.weight_decay, ">= 0", self.weight_decay >= 0),
-                (
-                    "clip_norm",
-                    self.clip_norm,
-                    "> 0 or none",
-                    self.clip_norm is None or self.clip_norm > 0,
-                ),
-                (
-                    "warmup_fraction",
-                    self.warmup_fraction,
-                    "in [0, 1]",
-                    0 <= self.warmup_fraction <= 1,
-                ),
-            )
-            if not good
-        ]
-        if wrong:
-            raise InputError(f"optimizer: {'; '.join(wrong)}")
-
-    @property
-    def needs_total_steps(self) -> bool:
-        """Whether the rate depends on the length of the run."""
-        return self.warmup_fraction > 0 or not isinstance(self.schedule, Constant)
+from lt_mia_jax.training.config import Constant, Cosine, Linear, OptimizerConfig
 
 
 def learning_rate(

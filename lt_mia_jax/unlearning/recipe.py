@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from lt_mia_jax.data.answers import EncodedAnswers
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.finetune.lora import LoraConfig
-from lt_mia_jax.training.optimizer import Linear, OptimizerConfig
-from lt_mia_jax.training.optimizer import Schedule as Rate
+from lt_mia_jax.finetune.config import LoraConfig
+from lt_mia_jax.training.config import Linear, OptimizerConfig
+from lt_mia_jax.training.config import Schedule as Rate
 
 _LINEAR = Linear()
 

@@ -13,9 +13,9 @@ import optax
 from lt_mia_jax.arrays import Array, Key, Params
 from lt_mia_jax.executor import per_device_key, psum
 from lt_mia_jax.finetune import lora
-from lt_mia_jax.finetune.lora import LoraConfig
+from lt_mia_jax.finetune.config import LoraConfig
 from lt_mia_jax.models.language_model import Intervention
-from lt_mia_jax.training.optimizer import OptimizerConfig
+from lt_mia_jax.training.config import OptimizerConfig
 from lt_mia_jax.training.state import TrainState
 from lt_mia_jax.unlearning.methods.method import LossTerm, Method, Schedule
 from lt_mia_jax.unlearning.objectives.batch import ApplyFn, TextBatch

@@ -1,167 +1,23 @@
 import importlib.util
-import json
 import sys
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gguf_files import LLAMAS, gguf, hugging_face, refused, same_bits
 from model_zoo import configs, forward, random_ids, random_params
-from safetensors.numpy import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from lt_mia_jax.checkpoints import load_model, save_pretrained
+from lt_mia_jax.checkpoints import load_model
 from lt_mia_jax.checkpoints.gguf import (
     GgufReader,
     is_gguf,
-    load_gguf_tokenizer,
-    read_gguf_config,
 )
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models import LanguageModel, llama_like
-from lt_mia_jax.trees import flatten
 
-gguf = pytest.importorskip("gguf", reason="needs the extra 'gguf'")
-
-LLAMAS = [
-    name for name in configs() if name.startswith("llama") and name != "llama-llama3"
-]
 WIDE = llama_like(23, 32, 2, 4, 12, kv_heads=2, feed_forward=64)
 """Rows of whole blocks of 32, as the quantized types need."""
-
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    **{
-        f"model.layers.{i}.{theirs}": f"blk.{i}.{ours}"
-        for i in range(2)
-        for theirs, ours in {
-            "input_layernorm": "attn_norm",
-            "self_attn.q_proj": "attn_q",
-            "self_attn.k_proj": "attn_k",
-            "self_attn.v_proj": "attn_v",
-            "self_attn.o_proj": "attn_output",
-            "post_attention_layernorm": "ffn_norm",
-            "mlp.gate_proj": "ffn_gate",
-            "mlp.up_proj": "ffn_up",
-            "mlp.down_proj": "ffn_down",
-        }.items()
-    },
-}
-
-
-def interleave(rows, heads):
-    """Rows as converters store them: the two halves of each head alternate."""
-    size = len(rows) // heads
-    mixed = np.zeros_like(rows)
-    for head in range(heads):
-        for pair in range(size // 2):
-            mixed[head * size + 2 * pair] = rows[head * size + pair]
-            mixed[head * size + 2 * pair + 1] = rows[head * size + size // 2 + pair]
-    return mixed
-
-
-def hugging_face(config, directory):
-    """The config.json and the tensors of a random model of this config."""
-    save_pretrained(directory, config, random_params(config))
-    fields = json.loads((directory / "config.json").read_text())
-    assert fields["model_type"] == "llama"
-    return fields, load_file(directory / "model.safetensors")
-
-
-def metadata_of(fields):
-    rope, scaling = fields["rope_parameters"], {}
-    if rope["rope_type"] == "linear":
-        scaling = {
-            "llama.rope.scaling.type": "linear",
-            "llama.rope.scaling.factor": rope["factor"],
-        }
-    return {
-        "llama.block_count": fields["num_hidden_layers"],
-        "llama.context_length": fields["max_position_embeddings"],
-        "llama.embedding_length": fields["hidden_size"],
-        "llama.feed_forward_length": fields["intermediate_size"],
-        "llama.attention.head_count": fields["num_attention_heads"],
-        "llama.attention.head_count_kv": fields["num_key_value_heads"],
-        "llama.attention.key_length": fields["head_dim"],
-        "llama.attention.value_length": fields["head_dim"],
-        "llama.attention.layer_norm_rms_epsilon": fields["rms_norm_eps"],
-        "llama.rope.dimension_count": fields["head_dim"],
-        "llama.rope.freq_base": rope["rope_theta"],
-        "llama.vocab_size": fields["vocab_size"],
-        **scaling,
-    }
-
-
-def tensors_of(fields, weights):
-    heads = {
-        "q_proj": fields["num_attention_heads"],
-        "k_proj": fields["num_key_value_heads"],
-    }
-    tensors = {}
-    for name, array in weights.items():
-        stem, kind = name.rsplit(".", 1)
-        part = stem.rsplit(".", 1)[-1]
-        array = interleave(array, heads[part]) if part in heads else array
-        tensors[f"{NAMES[stem]}.{kind}"] = array
-    return tensors
-
-
-def write_file(path, metadata, tensors, *, kind="F32", arch="llama", **settings):
-    """Matrices are stored as `kind`, vectors in float32, raw bytes as they are."""
-    writer = gguf.GGUFWriter(path, arch, **settings)
-    for key, value in metadata.items():
-        match value:
-            case bool():
-                writer.add_bool(key, value)
-            case int():
-                writer.add_uint32(key, value)
-            case float():
-                writer.add_float32(key, value)
-            case str():
-                writer.add_string(key, value)
-            case list():
-                writer.add_array(key, value)
-    for name, array in tensors.items():
-        if isinstance(array, tuple):
-            writer.add_tensor(name, array[0], raw_dtype=array[1])
-            continue
-        dtype = gguf.GGMLQuantizationType[kind if array.ndim == 2 else "F32"]
-        writer.add_tensor(name, gguf.quants.quantize(array, dtype), raw_dtype=dtype)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-@pytest.fixture
-def write(tmp_path):
-    """Writes a random model; `change` edits its metadata and tensors first."""
-
-    def write(config, *, change=lambda metadata, tensors: None, **settings):
-        fields, weights = hugging_face(config, tmp_path / "hf")
-        metadata, tensors = metadata_of(fields), tensors_of(fields, weights)
-        change(metadata, tensors)
-        return write_file(tmp_path / "model.gguf", metadata, tensors, **settings)
-
-    return write
-
-
-def same_bits(one, other):
-    one, other = flatten(one), flatten(other)
-    assert one.keys() == other.keys()
-    for name, leaf in one.items():
-        assert other[name].dtype == np.float32
-        assert other[name].tobytes() == np.asarray(leaf).tobytes(), name
-
-
-def refused(path, match):
-    with pytest.raises(InputError, match=match) as caught:
-        load_model(path)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("name", LLAMAS)
@@ -216,53 +72,6 @@ def test_transformers_reads_the_same_function(tied, write):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_absent_metadata_have_the_defaults_of_the_format(write):
-    optional = (
-        "attention.head_count_kv",
-        "attention.key_length",
-        "attention.value_length",
-        "rope.dimension_count",
-        "rope.freq_base",
-        "vocab_size",
-    )
-
-    def change(metadata, tensors):
-        for key in optional:
-            del metadata[f"llama.{key}"]
-
-    config = configs()["llama"]
-    found, loaded = load_model(write(config, change=change))
-    assert found == config
-    same_bits(random_params(config), loaded)
-
-
-@pytest.mark.parametrize(
-    "extra",
-    [
-        {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0},
-        {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 1.0},
-        {"llama.rope.scaling.finetuned": True, "llama.tensor_data_layout": "Meta"},
-        {"general.name": "a name", "split.count": 1, "tokenizer.ggml.model": "gpt2"},
-    ],
-)
-def test_metadata_without_effect(extra, write):
-    path = write(configs()["llama"], change=lambda meta, _: meta.update(extra))
-    assert load_model(path)[0] == configs()["llama"]
-
-
-def test_numbers_are_the_decimals_that_were_rounded(write):
-    def change(metadata, tensors):
-        metadata["llama.attention.layer_norm_rms_epsilon"] = 1e-5
-        metadata["llama.rope.freq_base"] = 12345.67
-        metadata["llama.rope.scale_linear"] = 2.1
-
-    with GgufReader(write(configs()["llama"], change=change)) as reader:
-        data = read_gguf_config(reader)
-    assert data["rms_norm_eps"] == 1e-5
-    assert data["rope_theta"] == 12345.67
-    assert data["rope_scaling"] == {"rope_type": "linear", "factor": 2.1}
-
-
 def test_missing_unexpected_and_misshaped_in_one_line(write):
     def change(metadata, tensors):
         del tensors["blk.1.attn_k.weight"]
@@ -315,65 +124,6 @@ def test_types_that_cannot_be_dequantized_are_listed(kind, write):
     assert f"layers.1.mlp.up_proj.weight ({kind})" in text
 
 
-def test_rope_factors_only_when_they_are_one(write):
-    config = configs()["llama"]
-    ones = {"rope_freqs.weight": np.ones(2, np.float32)}
-    found, loaded = load_model(write(config, change=lambda _, t: t.update(ones)))
-    assert found == config
-    same_bits(random_params(config), loaded)
-    ones["rope_freqs.weight"][1] = 8
-    path = write(config, change=lambda _, t: t.update(ones))
-    refused(path, r"rope_freqs\.weight rescales.*safetensors")
-
-
-def test_unimplemented_metadata_are_listed(write):
-    extra = {
-        "llama.expert_count": 8,
-        "llama.attention.sliding_window": 4096,
-        "llama.rope.scaling.attn_factor": 1.5,
-        "llama.rope.dimension_count": 2,
-    }
-    path = write(configs()["llama"], change=lambda meta, _: meta.update(extra))
-    text = refused(path, "not implemented")
-    assert all(f"{key} = {value}" in text for key, value in extra.items())
-
-
-def test_other_rope_scaling(write):
-    extra = {
-        "llama.rope.scaling.type": "yarn",
-        "llama.rope.scaling.factor": 4.0,
-        "llama.rope.scaling.original_context_length": 4,
-    }
-    path = write(configs()["llama"], change=lambda meta, _: meta.update(extra))
-    refused(path, "rope_type = 'yarn'")
-
-
-def test_missing_metadata_are_listed(write):
-    gone = ("llama.block_count", "llama.attention.layer_norm_rms_epsilon")
-
-    def change(metadata, tensors):
-        for key in gone:
-            del metadata[key]
-
-    text = refused(write(configs()["llama"], change=change), "missing metadata")
-    assert all(f"'{key}'" in text for key in gone)
-
-
-@pytest.mark.parametrize("value", [[4, 2], 0, "four", 4.0])
-def test_head_count_must_be_one_positive_integer(value, write):
-    extra = {"llama.attention.head_count": value}
-    path = write(configs()["llama"], change=lambda meta, _: meta.update(extra))
-    text = refused(path, "not a positive integer")
-    assert f"llama.attention.head_count = {value!r}" in text
-
-
-def test_another_architecture_or_a_part(write):
-    config = configs()["llama"]
-    refused(write(config, arch="gpt2"), "architecture 'gpt2'.*supported is 'llama'")
-    path = write(config, change=lambda meta, _: meta.update({"split.count": 3}))
-    refused(path, "in 3 file.*llama-gguf-split --merge")
-
-
 def test_truncated_anywhere(write):
     path = write(configs()["llama"])
     whole = path.read_bytes()
@@ -409,93 +159,6 @@ def test_is_gguf(tmp_path):
     assert not any(
         is_gguf(tmp_path / name) for name in ("c.bin", "folder.gguf", "none.gguf")
     )
-
-
-TEXT = ["the cat  saw 12 cats,  34 of them", "x =   56", "it's 1  2   3"] * 3
-SPLITS = {
-    "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
-    "smollm": pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    ),
-}
-
-
-def trained(rule):
-    """A byte-level tokenizer that splits by the rule."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = SPLITS.get(rule, SPLITS["gpt-2"])
-    trainer = trainers.BpeTrainer(
-        vocab_size=290,
-        special_tokens=["<eos>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    core.train_from_iterator(TEXT, trainer)
-    return core
-
-
-def vocabulary(rule):
-    """The metadata that hold the trained tokenizer."""
-    model = json.loads(trained(rule).to_str())["model"]
-    tokens = sorted(model["vocab"], key=model["vocab"].get)
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": rule,
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [3] + [1] * (len(tokens) - 1),
-        "tokenizer.ggml.merges": [" ".join(pair) for pair in model["merges"]],
-        "tokenizer.ggml.eos_token_id": 0,
-    }
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("rule", ["gpt-2", "smollm", "novel"])
-def test_tokenizer_inside(rule, write, caplog):
-    pytest.importorskip("torch", reason="transformers needs it for this")
-    path = write(configs()["llama"], change=lambda m, _: m.update(vocabulary(rule)))
-    tokenizer = load_gguf_tokenizer(path)
-    assert tokenizer.eos_token_id == 0
-    assert ("split rule 'novel'" in caplog.text) == (rule == "novel")
-    core = trained(rule)
-    for text in [*TEXT, "a    9\n\n  87", "é", "<eos>"]:
-        ids = tokenizer.encode(text)
-        assert ids == core.encode(text).ids
-        assert tokenizer.decode(ids) == text
-
-
-def test_tokenizer_beside_the_file_is_preferred(write, monkeypatch):
-    path = write(configs()["llama"])
-    # The metadata, which transformers reads with torch only, are left alone then.
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    core = trained("smollm")
-    core.save(str(path.parent / "tokenizer.json"))
-    tokenizer = load_gguf_tokenizer(path)
-    assert tokenizer("a  12")["input_ids"] == core.encode("a  12").ids
-
-
-def test_tokenizer_that_cannot_be_built(write, monkeypatch):
-    from transformers import AutoTokenizer
-
-    path = write(configs()["llama"])
-
-    def fail(*args, **kwargs):
-        raise ModuleNotFoundError("No module named 'torch'")
-
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", fail)
-    with pytest.raises(InputError, match=r"'torch'\).*needs torch.*tokenizer\.json"):
-        load_gguf_tokenizer(path)
-
-
-@pytest.mark.parity
-def test_file_without_a_tokenizer(write):
-    pytest.importorskip("torch", reason="transformers needs it for this")
-    path = write(configs()["llama"])
-    with pytest.raises(InputError, match="tokenizer inside cannot be built") as caught:
-        load_gguf_tokenizer(path)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow

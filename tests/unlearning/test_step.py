@@ -12,7 +12,8 @@ from unlearning_world import answer_loss, start
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import make_executor
 from lt_mia_jax.finetune import LoraConfig
-from lt_mia_jax.training.optimizer import Constant, make_sgd
+from lt_mia_jax.training.config import Constant
+from lt_mia_jax.training.optimizer import make_sgd
 from lt_mia_jax.training.state import init_state
 from lt_mia_jax.unlearning import objectives
 from lt_mia_jax.unlearning.methods import METHODS, GradAscent

@@ -19,7 +19,8 @@ from lt_mia_jax.arrays import Array, Float, Key
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.models.language_model import Intervention
-from lt_mia_jax.training.optimizer import OptimizerConfig, make_optimizer
+from lt_mia_jax.training.config import OptimizerConfig
+from lt_mia_jax.training.optimizer import make_optimizer
 from lt_mia_jax.unlearning import objectives, transforms
 from lt_mia_jax.unlearning.methods.limits import NOT_NEGATIVE, Limit, check_limits
 from lt_mia_jax.unlearning.methods.setting import Prepared, Setting

@@ -17,7 +17,8 @@ from lt_mia_jax.executor import fetch
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.models.language_model import Intervention
 from lt_mia_jax.models.placement import ByLayer, by_layer
-from lt_mia_jax.training.optimizer import OptimizerConfig, make_sgd
+from lt_mia_jax.training.config import OptimizerConfig
+from lt_mia_jax.training.optimizer import make_sgd
 from lt_mia_jax.unlearning.interventions import directions
 from lt_mia_jax.unlearning.interventions.edits import Projection, orthonormal_rows
 from lt_mia_jax.unlearning.methods.method import Method, Recipe

@@ -10,8 +10,9 @@ from lt_mia_jax.features.program import ExtractConfig, Extraction
 from lt_mia_jax.finetune.step import TokenBatch, TokenStep
 from lt_mia_jax.models import LanguageModel, gpt2_like
 from lt_mia_jax.sharding import batch_sharding, make_mesh, parameter_shardings
+from lt_mia_jax.training.config import OptimizerConfig
 from lt_mia_jax.training.loop import _advance
-from lt_mia_jax.training.optimizer import OptimizerConfig, make_optimizer
+from lt_mia_jax.training.optimizer import make_optimizer
 from lt_mia_jax.training.state import init_state
 
 DEPTHS = (2, 6)
