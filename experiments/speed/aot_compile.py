@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from experiments.speed.compiled import Figures, describe
 from lt_mia_jax.attacks.learned import classifier
+from lt_mia_jax.attacks.learned import optimizer as attack_optimizer
 from lt_mia_jax.attacks.learned import recipe as attack_recipe
 from lt_mia_jax.attacks.learned.classifier_config import ClassifierConfig
 from lt_mia_jax.attacks.learned.packing import StepBatch
@@ -194,7 +195,7 @@ def _attack(config: Compile, mesh: Mesh) -> Call:
     params, constants = classifier.split_constants(
         jax.eval_shape(lambda key: classifier.init(shape, key), jax.random.key(0))
     )
-    optimizer = attack_recipe.make_optimizer(recipe, 1)
+    optimizer = attack_optimizer.make_optimizer(recipe, 1)
     state = jax.eval_shape(lambda shapes: init_state(shapes, optimizer), params)
     batch = StepBatch(
         _rows(config, mesh, (config.length, shape.inputs), jnp.float32),
