@@ -9,7 +9,7 @@ from typing import Any, Literal
 from lt_mia_jax.attacks import ClassifierConfig, TrainConfig
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.finetune import LoraConfig, PretrainConfig
-from lt_mia_jax.finetune.pretraining import ADAMW
+from lt_mia_jax.finetune.config import ADAMW
 from lt_mia_jax.models import ModelConfig, assembly, presets
 from lt_mia_jax.models.config import Alibi, Rotary
 from lt_mia_jax.study.stages import Combination
