@@ -5,6 +5,8 @@ import re
 import shlex
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 import tiny_world
 
@@ -13,6 +15,7 @@ from lt_mia_jax.data.texts import write_texts
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+UNLEARNING = ROOT / "docs" / "unlearning.md"
 METHOD = ROOT / "docs" / "howto" / "add_a_method.md"
 
 
@@ -83,6 +86,26 @@ def test_every_module_and_file_of_the_pages_exists():
     }
     assert len(files) > 10
     assert {each for each in files if not (ROOT / each[1]).exists()} == set()
+
+
+def test_the_loop_of_the_unlearning_page_forgets_and_keeps():
+    found = blocks(UNLEARNING, "python")
+    assert len(found) == 3
+    space = {}
+    exec(found[0], space)
+    before = space["params"]
+    exec(found[1], space)
+
+    def loss(params, batch):
+        from lt_mia_jax.unlearning.objectives.likelihood import nll
+
+        return float(nll(params, batch, apply_fn=space["model"].apply)[0])
+
+    forget, retain = space["forget"], space["retain"]
+    assert loss(space["params"], forget) > loss(before, forget) + 0.01
+    assert loss(space["params"], retain) < loss(before, retain) + 0.001
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(space["params"]))
+    exec(found[2], {})
 
 
 def test_the_method_of_the_page_runs_on_the_command_line(method_file, tmp_path):
