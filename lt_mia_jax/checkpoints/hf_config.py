@@ -1,13 +1,13 @@
 """config.json of Hugging Face to `ModelConfig` and back.
 
-What a `model_type` means stands in `hf_families.py`; the raw file is read, because
-field names change between versions of transformers.
+`families` says what each `model_type` means. The raw file is read, because field names
+change between versions of transformers.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from lt_mia_jax.checkpoints.hf_families import FAMILIES
+from lt_mia_jax.checkpoints.families import FAMILIES
 from lt_mia_jax.checkpoints.hf_fields import Fields
 from lt_mia_jax.checkpoints.hf_rows import read_rows, write_rows
 from lt_mia_jax.errors import InputError

@@ -37,84 +37,39 @@ ACTIVATION_NAMES: dict[Activation, str] = {
 """The name that we write for each activation."""
 
 NEUTRAL = frozenset(
-    {
-        # bookkeeping
-        "_attn_implementation_autoset",
-        "_commit_hash",
-        "_name_or_path",
-        "architectures",
-        "dtype",
-        "initializer_range",
-        "model_type",
-        "name_or_path",
-        "torch_dtype",
-        "transformers_version",
-        # generation and tokens
-        "bos_token_id",
-        "eos_token_id",
-        "max_length",
-        "pad_token_id",
-        "prefix",
-        "task_specific_params",
-        "tokenizer_class",
-        "unk_token_id",
-        "use_cache",
-        # initial values, and how a kernel is chosen or its numbers are kept in range
-        "embedding_fraction",
-        "final_w_init_variance_scale",
-        "init_device",
-        "init_std",
-        "learned_pos_emb",
-        "norm_type",
-        "rescale_every",
-        "rescale_prenorm_residual",
-        "residual_in_fp32",
-        "slow_but_exact",
-        "time_step_floor",
-        "time_step_init_scheme",
-        "time_step_max",
-        "time_step_min",
-        "time_step_scale",
-        "use_associative_scan",
-        "use_mambapy",
-        "w_init_variance_scale",
-        # other heads and outputs
-        "chunk_size_feed_forward",
-        "classifier_dropout",
-        "gradient_checkpointing",
-        "id2label",
-        "is_decoder",
-        "is_encoder_decoder",
-        "keys_to_ignore_at_inference",
-        "label2id",
-        "n_ctx",
-        "num_labels",
-        "output_attentions",
-        "output_hidden_states",
-        "output_past",
-        "pretraining_tp",
-        "problem_type",
-        "return_dict",
-        "summary_activation",
-        "summary_first_dropout",
-        "summary_proj_to_labels",
-        "summary_type",
-        "summary_use_proj",
-    }
+    """
+    _attn_implementation_autoset _commit_hash _name_or_path architectures dtype
+    initializer_range model_type name_or_path torch_dtype transformers_version
+    bos_token_id eos_token_id max_length pad_token_id prefix task_specific_params
+    tokenizer_class unk_token_id use_cache
+    embedding_fraction final_w_init_variance_scale init_device init_std
+    learned_pos_emb norm_type rescale_every rescale_prenorm_residual
+    residual_in_fp32 slow_but_exact time_step_floor time_step_init_scheme
+    time_step_max time_step_min time_step_scale use_associative_scan use_mambapy
+    w_init_variance_scale
+    chunk_size_feed_forward classifier_dropout gradient_checkpointing id2label
+    is_decoder is_encoder_decoder keys_to_ignore_at_inference label2id n_ctx
+    num_labels output_attentions output_hidden_states output_past pretraining_tp
+    problem_type return_dict summary_activation summary_first_dropout
+    summary_proj_to_labels summary_type summary_use_proj
+    """.split()
 )
-"""Fields that do not change the logits of a causal language model."""
+"""Fields that do not change the logits of a causal language model: bookkeeping; tokens
+and generation; initial values and choices of kernels; other heads and outputs."""
 
-ROPE_FIELDS = {
-    "default": (),
-    "linear": ("factor",),
+ROPE_SCALINGS = {
+    "linear": (LinearScaling, {"factor": "factor"}),
     "llama3": (
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_max_position_embeddings",
+        Llama3Scaling,
+        {
+            "factor": "factor",
+            "low_freq_factor": "low_freq_factor",
+            "high_freq_factor": "high_freq_factor",
+            "original_max_position_embeddings": "original_context",
+        },
     ),
 }
-"""Scaling types that we implement, and what each needs."""
+"""Implemented values of `rope_type` but "default": class, and their names and ours."""
 
 ROPE_COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
@@ -201,10 +156,8 @@ class Fields:
             return ACTIVATIONS[default]
         return ACTIVATIONS[value]
 
-    def head_dim(self, width: int, heads: int, name: str | None = None) -> int:
-        """The field `name` if it is given, else width / heads."""
-        if name is not None and self.raw(name) is not None:
-            return self.size(name, 1)
+    def head_dim(self, width: int, heads: int) -> int:
+        """The size of a head when no field gives it: width / heads."""
         if width % heads:
             self.problems.append(
                 f"hidden size {width} is not divisible by {heads} heads"
@@ -252,12 +205,13 @@ class Fields:
 
     def _scaling(self, rope: Mapping[str, Any]) -> LinearScaling | Llama3Scaling | None:
         kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind not in ROPE_FIELDS:
+        if kind != "default" and kind not in ROPE_SCALINGS:
             self.problems.append(
-                f"rope_type = {kind!r}, implemented are {sorted(ROPE_FIELDS)}"
+                f"rope_type = {kind!r}, implemented are "
+                f"{sorted(['default', *ROPE_SCALINGS])}"
             )
             return None
-        names = ROPE_FIELDS[kind]
+        made, names = ROPE_SCALINGS.get(kind, (None, {}))
         unknown = sorted(set(rope) - ROPE_COMMON - set(names))
         missing = [name for name in names if rope.get(name) is None]
         if unknown or missing:
@@ -266,19 +220,12 @@ class Fields:
                 f"not understood {unknown}"
             )
             return None
-        values = [self._number(name, rope[name], 1.0) for name in names]
-        match kind:
-            case "linear":
-                return LinearScaling(factor=values[0])
-            case "llama3":
-                return Llama3Scaling(
-                    factor=values[0],
-                    low_freq_factor=values[1],
-                    high_freq_factor=values[2],
-                    original_context=int(values[3]),
-                )
-            case _:
-                return None
+        values = {
+            our: self._number(name, rope[name], 1.0) for name, our in names.items()
+        }
+        if "original_context" in values:
+            values["original_context"] = int(values["original_context"])
+        return made and made(**values)
 
     def _number(self, name: str, value: Any, default: float) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -310,21 +257,11 @@ class Fields:
 
 def rope_fields(rotary: Rotary) -> dict[str, Any]:
     """The value of `rope_parameters` for a rotary position."""
-    fields: dict[str, Any] = {"rope_theta": rotary.theta}
-    match rotary.scaling:
-        case None:
-            return {"rope_type": "default", **fields}
-        case LinearScaling(factor=factor):
-            return {"rope_type": "linear", "factor": factor, **fields}
-        case Llama3Scaling() as scaling:
-            return {
-                "rope_type": "llama3",
-                "factor": scaling.factor,
-                "low_freq_factor": scaling.low_freq_factor,
-                "high_freq_factor": scaling.high_freq_factor,
-                "original_max_position_embeddings": scaling.original_context,
-                **fields,
-            }
+    for kind, (made, names) in ROPE_SCALINGS.items():
+        if isinstance(rotary.scaling, made):
+            values = {name: getattr(rotary.scaling, our) for name, our in names.items()}
+            return {"rope_type": kind, **values, "rope_theta": rotary.theta}
+    return {"rope_type": "default", "rope_theta": rotary.theta}
 
 
 assert set(ACTIVATION_NAMES) == set(get_args(Activation))

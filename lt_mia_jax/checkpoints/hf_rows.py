@@ -23,11 +23,11 @@ Default = Any | Callable[[Settings], Any]
 class Row(Protocol):
     """One correspondence."""
 
-    def read(self, fields: Fields, settings: Settings) -> None:
+    def read(self, fields: Fields, settings: Settings, /) -> None:
         """Add settings; problems are collected in `fields`."""
         ...
 
-    def write(self, settings: Settings) -> dict[str, Any]:
+    def write(self, settings: Settings, /) -> dict[str, Any]:
         """The fields that stand for these settings."""
         ...
 
@@ -50,19 +50,9 @@ class Field:
         if callable(default):
             default = default(settings)
         name = fields.first(self.name, *self.aliases)
-        match self.kind:
-            case "size":
-                value = fields.size(name, default)
-            case "number":
-                value = fields.number(name, default)
-            case "flag":
-                value = fields.flag(name, default)
-            case "activation":
-                value = fields.activation(name, default)
-            case "optional":
-                value = fields.optional(name, default)
-        for setting in self._settings():
-            settings[setting] = value
+        # Each kind is a method of `Fields`.
+        value = getattr(fields, self.kind)(name, default)
+        settings.update(dict.fromkeys(self._settings(), value))
 
     def write(self, settings: Settings) -> dict[str, Any]:
         """The field under its first name."""
@@ -71,6 +61,36 @@ class Field:
 
     def _settings(self) -> tuple[str, ...]:
         return (self.setting,) if isinstance(self.setting, str) else self.setting
+
+
+def size(name: str, setting: str, default: Default, *aliases: str) -> Field:
+    """A positive integer."""
+    return Field(name, setting, "size", default, aliases)
+
+
+def number(name: str, setting: str | tuple[str, ...], default: float) -> Field:
+    """A finite number."""
+    return Field(name, setting, "number", default)
+
+
+def flag(name: str, setting: str | tuple[str, ...], default: bool) -> Field:
+    """True or false."""
+    return Field(name, setting, "flag", default)
+
+
+def activation(name: str, default: str) -> Field:
+    """The activation, by its name in transformers."""
+    return Field(name, "activation", "activation", default)
+
+
+@dataclass(frozen=True)
+class Custom:
+    """Fields that say several things at once, read and written by functions."""
+
+    read: Callable[[Fields, Settings], None]
+    """Adds settings; problems are collected in the fields."""
+    write: Callable[[Settings], dict[str, Any]]
+    """The fields that stand for these settings."""
 
 
 @dataclass(frozen=True)
@@ -211,3 +231,11 @@ def write_rows(rows: Sequence[Row], settings: Settings) -> dict[str, Any]:
     for row in rows:
         data.update(row.write(settings))
     return data
+
+
+def shortest_period(values: Sequence[Any]) -> tuple[Any, ...]:
+    """The shortest tuple whose repetition begins with `values`."""
+    for length in range(1, len(values) + 1):
+        if all(v == values[i % length] for i, v in enumerate(values)):
+            return tuple(values[:length])
+    return tuple(values)

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.checkpoints import rules
+from lt_mia_jax.checkpoints.families import FAMILIES
 from lt_mia_jax.checkpoints.gguf import (
     GgufReader,
     is_gguf,
@@ -24,7 +25,6 @@ from lt_mia_jax.checkpoints.safetensors import (
     check_dtype,
     write_tensors,
 )
-from lt_mia_jax.checkpoints.tables import TABLES
 from lt_mia_jax.checkpoints.tokenizer import load_tokenizer
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import read_json, write_json
@@ -82,7 +82,7 @@ def load_model(
         with GgufReader(Path(path_or_id)) as reader:
             data = read_gguf_config(reader)
             config = read_config(data, str(path_or_id))
-            table = TABLES[data["model_type"]](config)
+            table = FAMILIES[data["model_type"]].table(config)
             return config, _load(reader, table, config, execution, mesh)
     directory = resolve(path_or_id)
     path = directory / CONFIG
@@ -93,7 +93,7 @@ def load_model(
         )
     data = read_json(path)
     config = read_config(data, str(path))
-    table = TABLES[data["model_type"]](config)
+    table = FAMILIES[data["model_type"]].table(config)
     with TensorReader(directory) as reader:
         return config, _load(reader, table, config, execution, mesh)
 
@@ -154,7 +154,7 @@ def save_pretrained(
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make {directory}: {error.strerror}") from error
-    tensors = list(rules.export(TABLES[kind](config), config, flat))
+    tensors = list(rules.export(FAMILIES[kind].table(config), config, flat))
     write_tensors(directory, tensors)
     if tokenizer is not None:
         tokenizer.save_pretrained(str(directory))

@@ -66,34 +66,12 @@ class SplitChunks:
 
 
 @dataclass(frozen=True)
-class SplitRows:
-    """Stored (out, in) as blocks of `sizes` rows; kept as one (in, out) kernel a block.
-
-    A bias is the same without `in`.
-    """
-
-    sizes: tuple[int, ...]
-
-    def forward(self, stored: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The transposed blocks."""
-        cuts = np.cumsum(self.sizes)[:-1]
-        return tuple(block.T for block in np.split(stored, cuts, axis=0))
-
-    def inverse(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
-        """The blocks on top of one another."""
-        return np.concatenate([leaf.T for leaf in leaves], axis=0)
-
-    def stored_shape(self, leaves: Sequence[Shape]) -> Shape:
-        """Shape of the stored tensor for leaves of these shapes."""
-        return (sum(leaf[-1] for leaf in leaves), *leaves[0][:-1])
-
-
-@dataclass(frozen=True)
 class SplitGrouped:
     """Query, key and value rows, group by group: `share` queries, a key, a value.
 
     Stored (groups x (share + 2) x size, in), kept as three kernels (in, heads x size);
-    a bias is the same without `in`. One query a group is the layout of GPT-NeoX.
+    a bias is the same without `in`. One query a group is the layout of GPT-NeoX; one
+    group of all heads is [queries | keys | values].
     """
 
     groups: int
@@ -154,4 +132,4 @@ class Flat:
         return (*(1,) * self.ones, *leaves[0])
 
 
-Operation = Copy | Linear | SplitChunks | SplitRows | SplitGrouped | Depthwise | Flat
+Operation = Copy | Linear | SplitChunks | SplitGrouped | Depthwise | Flat

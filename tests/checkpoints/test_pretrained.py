@@ -20,8 +20,8 @@ from lt_mia_jax.checkpoints import (
     rules,
     save_pretrained,
 )
+from lt_mia_jax.checkpoints.families import FAMILIES
 from lt_mia_jax.checkpoints.safetensors import TensorReader
-from lt_mia_jax.checkpoints.tables import TABLES
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models import ExecutionConfig, LanguageModel, gpt2_like
 from lt_mia_jax.sharding import make_mesh
@@ -41,7 +41,8 @@ KINDS = {
 """Families whose files are broken below, and their model_type."""
 
 EMBEDDING = {
-    name: TABLES[kind](configs()[name]).token_embedding for name, kind in KINDS.items()
+    name: FAMILIES[kind].table(configs()[name]).token_embedding
+    for name, kind in KINDS.items()
 }
 
 
@@ -248,7 +249,7 @@ def test_the_config_of_another_family_fits_nothing(saved, family):
     (saved / "config.json").write_text(json.dumps(config_json(other)))
     with pytest.raises(InputError, match=r"missing \[.*unexpected \[") as caught:
         load_model(saved)
-    expected = TABLES[other](configs()[other]).token_embedding
+    expected = FAMILIES[other].table(configs()[other]).token_embedding
     assert expected in str(caught.value)
     assert EMBEDDING[family] in str(caught.value) or EMBEDDING[family] == expected
 
@@ -273,7 +274,7 @@ def test_host_memory_holds_the_leaves_of_one_rule(tmp_path):
     params = random_params(config)
     save_pretrained(tmp_path, config, params)
     shapes = flatten(LanguageModel(config).shapes())
-    table = TABLES["gpt2"](config)
+    table = FAMILIES["gpt2"].table(config)
     largest = max(
         sum(4 * math.prod(shapes[path].shape) for path in {p.path for p in places})
         for places in (

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from model_zoo import configs
 
+from lt_mia_jax.checkpoints.families import FAMILIES
 from lt_mia_jax.checkpoints.hf_config import write_config
 from lt_mia_jax.checkpoints.rules import expand, locate
-from lt_mia_jax.checkpoints.tables import TABLES
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.trees import flatten
 
@@ -16,7 +16,7 @@ def test_every_leaf_row_is_filled_exactly_once(name):
     config = configs()[name]
     kind, _ = write_config(config)
     shapes = flatten(LanguageModel(config).shapes())
-    groups = expand(TABLES[kind](config), config, shapes)
+    groups = expand(FAMILIES[kind].table(config), config, shapes)
     filled = [p for group in groups for a in group for p in a.places]
     # Counted in elements: some parts are a layer's, some a head's.
     count = dict.fromkeys(shapes, 0)
@@ -29,7 +29,7 @@ def test_every_leaf_row_is_filled_exactly_once(name):
 def test_stored_names_are_unique():
     config = configs()["llama-biases"]
     leaves = flatten(LanguageModel(config).shapes())
-    groups = expand(TABLES["llama"](config), config, leaves)
+    groups = expand(FAMILIES["llama"].table(config), config, leaves)
     names = [a.name for group in groups for a in group]
     assert len(names) == len(set(names))
     assert "model.layers.1.self_attn.q_proj.bias" in names
@@ -38,7 +38,7 @@ def test_stored_names_are_unique():
 def test_a_leaf_without_a_rule_is_a_defect():
     config = configs()["gpt2"]
     with pytest.raises(AssertionError, match="no rule for"):
-        expand(TABLES["gpt2"](config), config, {"novel/kernel": np.zeros(3)})
+        expand(FAMILIES["gpt2"].table(config), config, {"novel/kernel": np.zeros(3)})
 
 
 def test_layers_land_in_period_slot_or_tail():

@@ -8,7 +8,6 @@ from lt_mia_jax.checkpoints.transforms import (
     Linear,
     SplitChunks,
     SplitGrouped,
-    SplitRows,
 )
 
 
@@ -20,8 +19,8 @@ from lt_mia_jax.checkpoints.transforms import (
         (Linear(), (5, 6)),
         (SplitChunks(3), (5, 12)),
         (SplitChunks(3), (12,)),
-        (SplitRows((4, 2, 6)), (12, 5)),
-        (SplitRows((4, 2, 6)), (12,)),
+        (SplitGrouped(groups=1), (12, 5)),
+        (SplitGrouped(groups=1), (12,)),
         (SplitGrouped(groups=2), (18, 5)),
         (SplitGrouped(groups=2), (18,)),
         (SplitGrouped(groups=1, share=4), (12, 5)),
@@ -52,9 +51,9 @@ def test_chunks_are_consecutive():
 
 def test_rows_are_consecutive():
     stored = np.arange(12).reshape(6, 2)
-    first, second = SplitRows((2, 4)).forward(stored)
-    np.testing.assert_array_equal(first, stored[:2].T)
-    np.testing.assert_array_equal(second, stored[2:].T)
+    parts = SplitGrouped(1).forward(stored)
+    for number, part in enumerate(parts):
+        np.testing.assert_array_equal(part, stored[2 * number : 2 * number + 2].T)
 
 
 @pytest.mark.parametrize(("groups", "share"), [(2, 1), (3, 2), (1, 4)])

@@ -1,0 +1,190 @@
+"""GPT-2 and those that kept its layer norms and biases: GPT-J, GPT-NeoX, OPT."""
+
+from typing import Any
+
+from lt_mia_jax.checkpoints import hf_rows as row
+from lt_mia_jax.checkpoints.families import family, tensors
+from lt_mia_jax.checkpoints.families.family import Family
+from lt_mia_jax.checkpoints.hf_fields import Fields
+from lt_mia_jax.checkpoints.rules import Table
+from lt_mia_jax.checkpoints.transforms import Copy, SplitChunks, SplitGrouped
+from lt_mia_jax.models.config import ModelConfig, Rotary
+
+
+def _openai(vocab: int, width: int, layers: int, heads: int) -> tuple[row.Row, ...]:
+    """Fields that GPT-2 and GPT-J share."""
+    return (
+        row.size("vocab_size", "vocab_size", vocab),
+        row.size("n_embd", "width", width, "hidden_size"),
+        row.size("n_layer", "layers", layers, "num_hidden_layers"),
+        row.size("n_head", "heads", heads, "num_attention_heads"),
+        row.HeadDim(),
+        row.size("n_inner", "feed_forward", family.four_widths),
+        row.activation("activation_function", "gelu_new"),
+        family.layer_eps("layer_norm_epsilon"),
+    )
+
+
+def _dropouts(default: float) -> tuple[row.Field, ...]:
+    return (
+        row.number("embd_pdrop", "dropout_embedding", default),
+        row.number("attn_pdrop", "dropout_attention", default),
+        row.number("resid_pdrop", "dropout_residual", default),
+    )
+
+
+GPT2 = Family(
+    "GPT2LMHeadModel",
+    (
+        *_openai(50257, 768, 12, 12),
+        row.size("n_positions", "context", 1024, "max_position_embeddings"),
+        *_dropouts(0.1),
+        row.Only("scale_attn_weights", True),
+        row.Only("scale_attn_by_inverse_layer_idx", False),
+        row.Only("add_cross_attention", False),
+        # Only the order of scaling and the precision of the scores.
+        row.Only("reorder_and_upcast_attn", False, also=(True,)),
+        family.TIED,
+    ),
+    tensors.table(
+        ("transformer.", "wte", "ln_f", "h.{i}."),
+        # Every matrix is stored (in, out).
+        {
+            "mixer_norm": "ln_1",
+            "mixer/qkv": "attn.c_attn",
+            "mixer/output": "attn.c_proj",
+            "feed_forward_norm": "ln_2",
+            "feed_forward/up": "mlp.c_fc",
+            "feed_forward/down": "mlp.c_proj",
+        },
+        fused=SplitChunks(3),
+        kernel=Copy(),
+        ignored=("*.attn.bias", "*.attn.masked_bias"),
+        extra=tensors.copied({"embedding/positions": "wpe.weight"}),
+    ),
+    {**family.LAYER_BIASES, "learned_positions": True},
+)
+
+
+def _read_rotary_dim(fields: Fields, settings: row.Settings) -> None:
+    share = fields.size("rotary_dim", 64) / settings["head_dim"]
+    settings["position"] = Rotary(fraction=share, interleaved=True)
+
+
+def _write_rotary_dim(settings: row.Settings) -> dict[str, Any]:
+    rotary = settings["position"]
+    if not isinstance(rotary, Rotary):
+        return {}
+    return {"rotary_dim": round(rotary.fraction * settings["head_dim"])}
+
+
+GPTJ = Family(
+    "GPTJForCausalLM",
+    (
+        *_openai(50400, 4096, 28, 16),
+        row.size("n_positions", "context", 2048, "max_position_embeddings"),
+        *_dropouts(0.0),
+        row.Custom(_read_rotary_dim, _write_rotary_dim),
+        row.Only("tie_word_embeddings", False),
+    ),
+    tensors.table(
+        ("transformer.", "wte", "ln_f", "h.{i}."),
+        {
+            "mixer_norm": "ln_1",
+            **tensors.attention("attn.{}_proj", "attn.out_proj"),
+            "feed_forward/up": "mlp.fc_in",
+            "feed_forward/down": "mlp.fc_out",
+        },
+        ignored=("*.attn.bias", "*.attn.masked_bias", "*.attn.embed_positions"),
+    ),
+    {
+        "norm": "layer",
+        "feed_forward_bias": True,
+        "head_bias": True,
+        "residual": "parallel_shared_norm",
+    },
+)
+
+
+def _neox_tensors(config: ModelConfig) -> Table:
+    """Queries, keys and values are fused head by head."""
+    return tensors.table(
+        ("gpt_neox.", "embed_in", "final_layer_norm", "layers.{i}."),
+        {
+            "mixer_norm": "input_layernorm",
+            "mixer/qkv": "attention.query_key_value",
+            "mixer/output": "attention.dense",
+            "feed_forward_norm": "post_attention_layernorm",
+            "feed_forward/up": "mlp.dense_h_to_4h",
+            "feed_forward/down": "mlp.dense_4h_to_h",
+        },
+        fused=SplitGrouped(tensors.attention_of(config).heads),
+        heads=("embed_out.weight", "lm_head.weight"),
+        ignored=(
+            "*.attention.bias",
+            "*.attention.masked_bias",
+            "*.rotary_emb.inv_freq",
+        ),
+    )
+
+
+GPT_NEOX = Family(
+    "GPTNeoXForCausalLM",
+    (
+        *family.sizes(50432, 6144, 44, 64),
+        row.HeadDim(),
+        row.size("max_position_embeddings", "context", 2048),
+        row.size("intermediate_size", "feed_forward", 24576),
+        row.activation("hidden_act", "gelu"),
+        family.layer_eps(),
+        row.flag("attention_bias", family.BIASES, True),
+        row.Choice(
+            "use_parallel_residual",
+            "residual",
+            ((True, "parallel"), (False, "sequential")),
+        ),
+        family.ATTENTION_DROPOUT,
+        row.number("hidden_dropout", ("dropout_residual", "dropout_embedding"), 0.0),
+        row.Rope("rotary_emb_base", "rotary_pct", 0.25),
+        family.UNTIED,
+    ),
+    _neox_tensors,
+    {"norm": "layer", "feed_forward_bias": True},
+)
+
+OPT = Family(
+    "OPTForCausalLM",
+    (
+        *family.sizes(50272, 768, 12, 12),
+        row.HeadDim(),
+        row.size("max_position_embeddings", "context", 2048),
+        row.size("ffn_dim", "feed_forward", 3072),
+        row.Same("word_embed_proj_dim", "width"),
+        row.activation("activation_function", "relu"),
+        row.flag("enable_bias", family.ALL_BIASES, True),
+        row.flag("layer_norm_elementwise_affine", ("norm_scale", "norm_bias"), True),
+        family.ATTENTION_DROPOUT,
+        row.number("dropout", "dropout_residual", 0.1),
+        row.Only("do_layer_norm_before", True),
+        row.Only("_remove_final_layer_norm", False),
+        row.Only("layerdrop", 0.0),
+        family.TIED,
+    ),
+    tensors.table(
+        (
+            "model.",
+            "decoder.embed_tokens",
+            "decoder.final_layer_norm",
+            "decoder.layers.{i}.",
+        ),
+        {
+            "mixer_norm": "self_attn_layer_norm",
+            **tensors.attention("self_attn.{}_proj", "self_attn.out_proj"),
+            "feed_forward_norm": "final_layer_norm",
+            "feed_forward/up": "fc1",
+            "feed_forward/down": "fc2",
+        },
+        extra=tensors.copied({"embedding/positions": "decoder.embed_positions.weight"}),
+    ),
+    {"norm": "layer", "eps": 1e-5, "learned_positions": True, "position_offset": 2},
+)

@@ -1,0 +1,261 @@
+"""Llama and its descendants."""
+
+import math
+from typing import Any
+
+from lt_mia_jax.checkpoints import hf_rows as row
+from lt_mia_jax.checkpoints.families import family, tensors
+from lt_mia_jax.checkpoints.families.family import Family
+from lt_mia_jax.checkpoints.hf_fields import Fields
+
+PROJECTIONS = {
+    "mixer_norm": "input_layernorm",
+    **tensors.attention("self_attn.{}_proj", "self_attn.o_proj"),
+}
+HEAD_NORMS = {
+    "mixer/query_norm": "self_attn.q_norm",
+    "mixer/key_norm": "self_attn.k_norm",
+}
+GATED_MLP = {
+    "feed_forward_norm": "post_attention_layernorm",
+    "feed_forward/gate": "mlp.gate_proj",
+    "feed_forward/up": "mlp.up_proj",
+    "feed_forward/down": "mlp.down_proj",
+}
+NAMES = ("model.", "embed_tokens", "norm", "layers.{i}.")
+IGNORED = ("*.rotary_emb.inv_freq",)
+TENSORS = tensors.table(
+    NAMES, {**PROJECTIONS, **HEAD_NORMS, **GATED_MLP}, ignored=IGNORED
+)
+
+LLAMA = Family(
+    "LlamaForCausalLM",
+    (
+        *family.sizes(32000, 4096, 32, 32),
+        *family.modern(2048, 11008, "silu"),
+        row.HeadDim("head_dim"),
+        family.RMS_EPS,
+        family.ATTENTION_BIAS,
+        row.flag("mlp_bias", "feed_forward_bias", False),
+        row.Rope(),
+        family.UNTIED,
+    ),
+    TENSORS,
+    family.RMS_GATED,
+)
+
+
+def _read_window(fields: Fields, settings: row.Settings) -> None:
+    settings["windows"] = (fields.optional_size("sliding_window", 4096),)
+
+
+def _write_window(settings: row.Settings) -> dict[str, Any]:
+    return {"sliding_window": settings["windows"][0]}
+
+
+MISTRAL = Family(
+    "MistralForCausalLM",
+    (
+        *family.sizes(32000, 4096, 32, 32),
+        *family.modern(4096 * 32, 14336, "silu", 8),
+        row.HeadDim("head_dim"),
+        family.RMS_EPS,
+        row.Custom(_read_window, _write_window),
+        row.Rope(),
+        family.UNTIED,
+    ),
+    TENSORS,
+    family.RMS_GATED,
+)
+
+
+def _read_layer_windows(fields: Fields, settings: row.Settings) -> None:
+    """Read `layer_types`, or else `max_window_layers`."""
+    window = fields.optional_size("sliding_window", 4096)
+    used = fields.flag("use_sliding_window", False)
+    first = fields.number("max_window_layers", 28.0)
+    layers = settings["layers"]
+    names = fields.raw("layer_types", None)
+    if names is None:
+        sliding = [used and i >= first for i in range(layers)]
+    else:
+        known = {"full_attention": False, "sliding_attention": True}
+        if len(names) != layers or not set(names) <= set(known):
+            fields.problems.append(
+                f"layer_types = {names!r}, expected {layers} of {sorted(known)}"
+            )
+            names = ["full_attention"] * layers
+        sliding = [known[name] and used for name in names]
+    settings["windows"] = row.shortest_period([window if s else None for s in sliding])
+
+
+def _write_layer_windows(settings: row.Settings) -> dict[str, Any]:
+    """All four fields, so that every version of transformers understands."""
+    windows, layers = settings["windows"], settings["layers"]
+    every = [windows[i % len(windows)] for i in range(layers)]
+    widths = sorted({w for w in every if w is not None})
+    names = ["full_attention" if w is None else "sliding_attention" for w in every]
+    first = next((i for i, w in enumerate(every) if w is not None), layers)
+    return {
+        "use_sliding_window": bool(widths),
+        "sliding_window": widths[0] if widths else None,
+        "max_window_layers": first,
+        "layer_types": names,
+    }
+
+
+LAYER_WINDOWS = row.Custom(_read_layer_windows, _write_layer_windows)
+
+QWEN2 = Family(
+    "Qwen2ForCausalLM",
+    (
+        *family.sizes(151936, 4096, 32, 32),
+        *family.modern(32768, 22016, "silu", 32),
+        row.HeadDim("head_dim"),
+        family.RMS_EPS,
+        LAYER_WINDOWS,
+        row.Rope(),
+        family.UNTIED,
+    ),
+    TENSORS,
+    {**family.RMS_GATED, "qkv_bias": True},
+)
+
+QWEN3 = Family(
+    "Qwen3ForCausalLM",
+    (
+        *family.sizes(151936, 4096, 32, 32),
+        *family.modern(32768, 22016, "silu", 32),
+        row.HeadDim("head_dim", 128),
+        family.RMS_EPS,
+        family.ATTENTION_BIAS,
+        LAYER_WINDOWS,
+        row.Rope(),
+        family.UNTIED,
+    ),
+    TENSORS,
+    {**family.RMS_GATED, "qk_norm": "rms"},
+)
+
+GEMMA = Family(
+    "GemmaForCausalLM",
+    (
+        *family.sizes(256000, 3072, 28, 16),
+        row.size("max_position_embeddings", "context", 8192),
+        row.size("intermediate_size", "feed_forward", 24576),
+        row.size("num_key_value_heads", "kv_heads", 16),
+        family.ATTENTION_DROPOUT,
+        row.HeadDim("head_dim", 256),
+        family.RMS_EPS,
+        # Releases say "gelu" and mean the tanh form.
+        row.Choice(
+            "hidden_act",
+            "activation",
+            (
+                ("gelu_pytorch_tanh", "gelu_tanh"),
+                ("gelu", "gelu_tanh"),
+                ("gelu_new", "gelu_tanh"),
+                ("relu", "relu"),
+                ("silu", "silu"),
+            ),
+        ),
+        row.Only("hidden_activation", None, also=("gelu_pytorch_tanh", None)),
+        row.Only("use_bidirectional_attention", None, also=(False,)),
+        family.ATTENTION_BIAS,
+        row.Rope(),
+        family.TIED,
+    ),
+    TENSORS,
+    {
+        "norm": "rms_offset",
+        "gated": True,
+        "embedding_scale": lambda settings: math.sqrt(settings["width"]),
+    },
+)
+
+PHI = Family(
+    "PhiForCausalLM",
+    (
+        *family.sizes(51200, 2048, 24, 32),
+        *family.modern(2048, 8192, "gelu_new"),
+        row.HeadDim("head_dim"),
+        family.layer_eps(),
+        row.number("embd_pdrop", "dropout_embedding", 0.0),
+        row.number("resid_pdrop", "dropout_residual", 0.0),
+        row.Choice("qk_layernorm", "qk_norm", ((False, None), (True, "layer"))),
+        row.Rope("rope_theta", "partial_rotary_factor", 0.5),
+        row.Only("tie_word_embeddings", False),
+    ),
+    tensors.table(
+        ("model.", "embed_tokens", "final_layernorm", "layers.{i}."),
+        {
+            "mixer_norm": "input_layernorm",
+            **tensors.attention("self_attn.{}_proj", "self_attn.dense"),
+            "mixer/query_norm": "self_attn.q_layernorm",
+            "mixer/key_norm": "self_attn.k_layernorm",
+            "feed_forward/up": "mlp.fc1",
+            "feed_forward/down": "mlp.fc2",
+        },
+        ignored=IGNORED,
+    ),
+    {**family.LAYER_BIASES, "head_bias": True, "residual": "parallel_shared_norm"},
+)
+
+OLMO = Family(
+    "OlmoForCausalLM",
+    (
+        *family.sizes(50304, 4096, 32, 32),
+        *family.modern(2048, 11008, "silu"),
+        row.HeadDim("head_dim"),
+        family.ATTENTION_BIAS,
+        row.Field("clip_qkv", "clip_qkv", "optional", None),
+        row.Rope(),
+        family.UNTIED,
+    ),
+    TENSORS,
+    {
+        "norm": "layer",
+        "eps": 1e-5,
+        "norm_scale": False,
+        "norm_bias": False,
+        "gated": True,
+    },
+)
+
+STABLELM = Family(
+    "StableLmForCausalLM",
+    (
+        *family.sizes(50304, 2560, 32, 32),
+        *family.modern(4096, 6912, "silu", 32),
+        row.HeadDim(),
+        family.layer_eps(),
+        row.flag("use_qkv_bias", "qkv_bias", False),
+        row.Choice(
+            "qk_layernorm", "qk_norm", ((False, None), (True, "layer_per_head"))
+        ),
+        row.Choice(
+            "use_parallel_residual",
+            "residual",
+            ((False, "sequential"), (True, "parallel_shared_norm")),
+        ),
+        # Applied after the feed-forward alone; no released model uses it.
+        row.Only("hidden_dropout", 0.0),
+        row.Rope("rope_theta", "partial_rotary_factor", 0.25),
+        family.UNTIED,
+    ),
+    tensors.table(
+        NAMES,
+        (
+            *tensors.modules({**PROJECTIONS, **GATED_MLP}),
+            # One norm for every head.
+            *tensors.copied(
+                {
+                    "mixer/query_norm/scale": "self_attn.q_layernorm.norms.{h}.weight",
+                    "mixer/key_norm/scale": "self_attn.k_layernorm.norms.{h}.weight",
+                }
+            ),
+        ),
+        ignored=IGNORED,
+    ),
+    {"norm": "layer", "gated": True},
+)
