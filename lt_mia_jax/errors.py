@@ -10,6 +10,14 @@ class InputError(ValueError):
 
     The message names what was found, what was expected and how to mend it. The
     command line prints it to stderr and exits with code 2, without a traceback.
+
+    Example:
+      >>> from lt_mia_jax import FeatureLayout, InputError
+      >>> try:
+      ...     FeatureLayout(k=0)
+      ... except InputError as error:
+      ...     print(error)
+      k is 0; the feature layout needs k >= 1
     """
 
     def __init__(self, message: str):

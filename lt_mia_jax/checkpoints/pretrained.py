@@ -59,6 +59,19 @@ def load_pretrained(
 
     Raises:
       InputError: anything missing, broken, contradictory or not supported.
+
+    Example:
+      >>> import jax
+      >>> from lt_mia_jax import LanguageModel, load_pretrained, save_pretrained
+      >>> from lt_mia_jax.data import train_bpe
+      >>> from lt_mia_jax.models import gpt2_like
+      >>> tokenizer = train_bpe(["to be or not to be"], vocab_size=257)
+      >>> config = gpt2_like(257, width=16, layers=1, heads=2, context=8)
+      >>> params = LanguageModel(config).init(jax.random.key(0))
+      >>> save_pretrained("tiny", config, params, tokenizer)
+      >>> loaded = load_pretrained("tiny")
+      >>> loaded.config == config, loaded.tokenizer("be").input_ids
+      (True, [66, 69])
     """
     # First, because it is quick: a missing tokenizer should not cost a long load.
     tokenizer = tokenizer_of(path_or_id)
@@ -142,6 +155,19 @@ def save_pretrained(
     Raises:
       InputError: no family can express the model, the parameters do not fit it or
         have mixed dtypes, or the files cannot be written.
+
+    Example:
+      >>> import jax
+      >>> from lt_mia_jax import LanguageModel, load_pretrained, save_pretrained
+      >>> from lt_mia_jax.data import train_bpe
+      >>> from lt_mia_jax.models import gpt2_like
+      >>> tokenizer = train_bpe(["to be or not to be"], vocab_size=257)
+      >>> config = gpt2_like(257, width=16, layers=1, heads=2, context=8)
+      >>> params = LanguageModel(config).init(jax.random.key(0))
+      >>> save_pretrained("tiny", config, params, tokenizer)
+      >>> import json, pathlib
+      >>> json.loads(pathlib.Path("tiny/config.json").read_text())["model_type"]
+      'gpt2'
     """
     directory = Path(directory)
     like = None if like is None else resolve(like)

@@ -78,6 +78,12 @@ def load_corpus(
 
     Raises:
       InputError: an unknown name, a missing package or file, no documents.
+
+    Example:
+      >>> from lt_mia_jax import load_corpus
+      >>> corpus = load_corpus("ucd_table", limit=2)
+      >>> len(corpus.texts), corpus.code
+      (2, False)
     """
     if local is not None and normalized(name) not in HUB_DATASETS:
         raise InputError(

@@ -70,6 +70,13 @@ def read_texts(path: Path | str, *, require_label: bool = False) -> list[Text]:
 
     Raises:
       InputError: as `read_jsonl`, or `text` missing or no string, or a bad label.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from lt_mia_jax import read_texts
+      >>> _ = Path("texts.jsonl").write_text('{"text": "To be or not", "label": 1}')
+      >>> [(row.text, row.label) for row in read_texts("texts.jsonl")]
+      [('To be or not', 1)]
     """
 
     def parse(row: Row) -> Text:

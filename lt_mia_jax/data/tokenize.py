@@ -63,6 +63,14 @@ def encode(
     Raises:
       InputError: `length` below 1.
 
+    Example:
+      >>> from lt_mia_jax import encode
+      >>> from lt_mia_jax.data import train_bpe
+      >>> tokenizer = train_bpe(["to be or not to be"], vocab_size=257)
+      >>> encoded = encode(["be", "to be"], tokenizer, length=4)
+      >>> encoded.attention_mask.tolist(), encoded.truncated.tolist()
+      ([[1, 1, 1, 0], [1, 1, 1, 1]], [False, True])
+
     Source: Learning the Signature of Memorization in Autoregressive Language Models,
     arXiv 2604.03199 (tokenization of the reference implementation); an empty row is
     kept here and dropped there.

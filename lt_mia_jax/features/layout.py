@@ -39,6 +39,14 @@ class FeatureLayout:
     target of the *reference's* j-th token. Tail slots hold the target's smallest
     logits, smallest first. Ranks are `log1p(rank) / log(V + 1)`.
 
+    Example:
+      >>> from lt_mia_jax import FeatureLayout
+      >>> layout = FeatureLayout(k=20)
+      >>> layout.width, layout.packed_width
+      (154, 103)
+      >>> layout.names[layout.loss][0]
+      'loss.target_loss'
+
     Source: per-token features of "Learning the Signature of Memorization in
     Autoregressive Language Models", arXiv 2604.03199, in the order of its authors'
     implementation.

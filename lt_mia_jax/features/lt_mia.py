@@ -49,6 +49,16 @@ def lt_mia_features(
     Raises:
       InputError: the vocabularies differ or k does not fit (at trace time).
 
+    Example:
+      >>> import jax
+      >>> from lt_mia_jax import lt_mia_features
+      >>> target, reference = jax.random.normal(jax.random.key(0), (2, 1, 4, 50))
+      >>> ids = jax.numpy.array([[3, 1, 4, 0]])
+      >>> mask = jax.numpy.array([[1, 1, 1, 0]])
+      >>> features, valid = lt_mia_features(target, reference, ids, mask, k=5)
+      >>> features.shape, valid.tolist()
+      ((1, 4, 49), [[True, True, False, False]])
+
     Source: per-token features of "Learning the Signature of Memorization in
     Autoregressive Language Models", arXiv 2604.03199. Ties: lowest index first.
     """

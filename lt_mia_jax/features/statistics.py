@@ -27,6 +27,18 @@ class TokenStatistics(NamedTuple):
     reference are None when only one model was given. NumPy and JAX arrays both occur:
     what `token_statistics` returns lives on the device, what the store or a
     `StatisticsExtractor` returns on the host.
+
+    Example:
+      >>> import jax
+      >>> from lt_mia_jax import scores, token_statistics
+      >>> target, reference = jax.random.normal(jax.random.key(0), (2, 1, 4, 50))
+      >>> ids = jax.numpy.array([[3, 1, 4, 0]])
+      >>> mask = jax.numpy.array([[1, 1, 1, 0]])
+      >>> stats = token_statistics(target, reference, ids, mask, k=5)
+      >>> stats.valid.tolist()
+      [[True, True, False, False]]
+      >>> bool((stats.target_log_prob[stats.valid] < 0).all())
+      True
     """
 
     input_ids: Any
@@ -103,6 +115,16 @@ def token_statistics(
 
     Raises:
       InputError: the vocabularies differ, or k does not fit (at trace time).
+
+    Example:
+      >>> import jax
+      >>> from lt_mia_jax import scores, token_statistics
+      >>> target, reference = jax.random.normal(jax.random.key(0), (2, 1, 4, 50))
+      >>> ids = jax.numpy.array([[3, 1, 4, 0]])
+      >>> mask = jax.numpy.array([[1, 1, 1, 0]])
+      >>> stats = token_statistics(target, reference, ids, mask, k=5)
+      >>> stats.columns.shape, scores.loss(stats).shape
+      ((1, 4, 28), (1,))
 
     Source: the statistics of "Learning the Signature of Memorization in Autoregressive
     Language Models", arXiv 2604.03199; moments of "Min-K%++", arXiv 2404.02936;

@@ -37,7 +37,33 @@ from lt_mia_jax.files import MANIFEST, read_json, verify_manifest
 
 
 class FeatureStore:
-    """A finished store, read by row through a memory map."""
+    """A finished store, read by row through a memory map.
+
+    Example:
+      >>> import jax, numpy
+      >>> from lt_mia_jax import FeatureStore, token_statistics
+      >>> from lt_mia_jax.features import StoreWriter, TextTable
+      >>> logits = jax.random.normal(jax.random.key(0), (2, 1, 4, 50))
+      >>> ids = numpy.array([[3, 1, 4, 0]])
+      >>> stats = token_statistics(*logits, ids, numpy.array([[1, 1, 1, 0]]), k=5)
+      >>> texts = TextTable(
+      ...     ids=["a"],
+      ...     labels=[1],
+      ...     split=["test"],
+      ...     n_bytes=[9],
+      ...     zlib_bytes=[17],
+      ...     flags=[[]],
+      ... )
+      >>> writer = StoreWriter(
+      ...     "store", {"name": "tiny"}, texts, k=5, length=4, block_texts=8
+      ... )
+      >>> writer.append_block(0, jax.tree.map(numpy.asarray, stats))
+      >>> writer.finish()
+      >>> store = FeatureStore.open("store")
+      >>> features, mask = store.features(numpy.array([0]))
+      >>> store.name, features.shape, int(mask.sum())
+      ('tiny', (1, 4, 49), 2)
+    """
 
     def __init__(self, path: Path, head: dict[str, Any], texts: TextTable) -> None:
         """Use `FeatureStore.open`."""

@@ -69,7 +69,7 @@ class Llama3Scaling:
     high_freq_factor: float
     """Wavelengths below `original_context / high_freq_factor` are fast."""
     original_context: int
-    """CallConfig, in tokens, before the extension."""
+    """Context length in tokens before the extension."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,7 +313,14 @@ class Dropout:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A causal language model."""
+    """A causal language model.
+
+    Example:
+      >>> from lt_mia_jax.models import llama_like
+      >>> config = llama_like(64, width=32, layers=3, heads=4, context=16, kv_heads=2)
+      >>> config.layers, config.pattern[0].mixer.kv_heads
+      (3, 2)
+    """
 
     vocab_size: int
     """Rows of the embedding and columns of the logits."""

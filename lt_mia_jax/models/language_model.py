@@ -32,6 +32,15 @@ class LanguageModel:
 
     Frozen and hashable, so it may be closed over or passed as a static argument to
     `jax.jit`; equal models share one compiled program.
+
+    Example:
+      >>> import jax
+      >>> from lt_mia_jax import LanguageModel
+      >>> from lt_mia_jax.models import gpt2_like
+      >>> model = LanguageModel(gpt2_like(64, width=16, layers=1, heads=2, context=8))
+      >>> params = model.init(jax.random.key(0))
+      >>> model.apply(params, jax.numpy.array([[3, 1, 4]])).shape
+      (1, 3, 64)
     """
 
     config: ModelConfig

@@ -66,6 +66,13 @@ def load_attack(path: Path | str) -> Attack:
     Raises:
       InputError: missing, truncated or changed files, weights that do not fit the
         configuration, or not-finite weights.
+
+    Example:
+      >>> from lt_mia_jax import load_attack
+      >>> from lt_mia_jax.attacks import save_attack, shipped_attack
+      >>> save_attack("attack", *shipped_attack())
+      >>> load_attack("attack").k
+      20
     """
     path = Path(path)
     if path.is_file():
