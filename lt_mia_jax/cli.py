@@ -65,8 +65,7 @@ COMMANDS = {
     ),
     "benchmark": Command(
         "Benchmark",
-        "Write the parts of TOFU, MUSE, WMDP or RWKU as JSONL files for `lt-mia "
-        "unlearn`.",
+        "Write the parts of a published benchmark as JSONL files for `lt-mia unlearn`.",
     ),
     "report": Command(
         "Report", "Make one self-contained HTML page from the folders of finished runs."

@@ -74,6 +74,23 @@ def audit(
     Raises:
       InputError: no text, some but not all labeled, fewer than 20 usable non-members,
         or an attack that cannot be loaded.
+
+    Example:
+      >>> import jax
+      >>> from lt_mia_jax import LanguageModel, audit, load_pair, save_pretrained
+      >>> from lt_mia_jax.data import train_bpe
+      >>> from lt_mia_jax.executor import make_executor
+      >>> from lt_mia_jax.models import gpt2_like
+      >>> tokenizer = train_bpe(["to be or not to be"], vocab_size=257)
+      >>> config = gpt2_like(257, width=16, layers=1, heads=2, context=32)
+      >>> for seed, name in enumerate(["before", "after"]):
+      ...     params = LanguageModel(config).init(jax.random.key(seed))
+      ...     save_pretrained(name, config, params, tokenizer)
+      >>> pair = load_pair("before", "after", make_executor())
+      >>> texts = ["To be, or not to be", "that is the question"]
+      >>> result = audit(pair, texts, attack=None, length=32)
+      >>> result.primary, len(result.ids), result.p_values
+      ('ez', 2, None)
     """
     if not isinstance(attack, Attack):
         attack = None if attack is None else choose_attack(attack)

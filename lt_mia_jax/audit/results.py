@@ -46,6 +46,23 @@ class AuditResult:
 
     An evaluation of several feature stores is one result: its texts stand one
     combination after the other.
+
+    Example:
+      >>> import jax
+      >>> from lt_mia_jax import LanguageModel, audit, load_pair, save_pretrained
+      >>> from lt_mia_jax.data import train_bpe
+      >>> from lt_mia_jax.executor import make_executor
+      >>> from lt_mia_jax.models import gpt2_like
+      >>> tokenizer = train_bpe(["to be or not to be"], vocab_size=257)
+      >>> config = gpt2_like(257, width=16, layers=1, heads=2, context=32)
+      >>> for seed, name in enumerate(["before", "after"]):
+      ...     params = LanguageModel(config).init(jax.random.key(seed))
+      ...     save_pretrained(name, config, params, tokenizer)
+      >>> pair = load_pair("before", "after", make_executor())
+      >>> others = [f"line {number}" for number in range(30)]
+      >>> result = audit(pair, ["To be"], others, attack=None, length=32, bootstraps=20)
+      >>> result.p_values.shape, bool(0 < result.p_values[0] <= 1)
+      ((1,), True)
     """
 
     primary: str

@@ -34,7 +34,13 @@ BLOCK = 512
 
 
 class ModelPair(NamedTuple):
-    """Reference and target, loaded and found to fit each other."""
+    """Reference and target, loaded and found to fit each other.
+
+    Example:
+      >>> from lt_mia_jax import ModelPair
+      >>> ModelPair._fields[:3]
+      ('reference', 'target', 'executor')
+    """
 
     reference: Pretrained
     target: Pretrained
@@ -57,6 +63,21 @@ def load_pair(
 
     Raises:
       InputError: a model cannot be loaded, or vocabularies differ.
+
+    Example:
+      >>> import jax
+      >>> from lt_mia_jax import LanguageModel, load_pair, save_pretrained
+      >>> from lt_mia_jax.data import train_bpe
+      >>> from lt_mia_jax.executor import make_executor
+      >>> from lt_mia_jax.models import gpt2_like
+      >>> tokenizer = train_bpe(["to be or not to be"], vocab_size=257)
+      >>> config = gpt2_like(257, width=16, layers=1, heads=2, context=32)
+      >>> for seed, name in enumerate(["before", "after"]):
+      ...     params = LanguageModel(config).init(jax.random.key(seed))
+      ...     save_pretrained(name, config, params, tokenizer)
+      >>> pair = load_pair("before", "after", make_executor())
+      >>> pair.reference.config == pair.target.config
+      True
     """
     executor = make_executor() if executor is None else executor
     log.info("loading the reference %s", reference)
