@@ -1,13 +1,22 @@
-"""Griffe extension: shapes of jaxtyping stay strings, `Float[Array, "B"]`.
+"""Griffe extension: shapes stay strings, and `Example:` is code.
 
-Griffe reads a string in an annotation as code, so a shape of one word would become a
-name, and a link to whatever has that name.
+Griffe reads a string in an annotation as code, so a shape of one word, as in
+`Float[Array, "B"]`, would become a name, and a link to whatever has that name. It knows
+`Examples:` as a section of doctests; `Example:` would be read as Markdown.
 """
 
 from dataclasses import fields
 from typing import Any
 
-from griffe import Attribute, Expr, ExprSubscript, ExprTuple, Extension, Function
+from griffe import (
+    Attribute,
+    Expr,
+    ExprSubscript,
+    ExprTuple,
+    Extension,
+    Function,
+    Object,
+)
 
 ARRAYS = {"Bool", "Complex", "Float", "Inexact", "Int", "Integer", "Key", "Num"}
 ARRAYS |= {"PRNGKeyArray", "Real", "Shaped", "UInt", "UInt8", "UInt16", "UInt32"}
@@ -26,8 +35,14 @@ def quote_shapes(value: Any) -> None:
                 quote_shapes(item)
 
 
-class ShapeStrings(Extension):
+class Docstrings(Extension):
     """Applies `quote_shapes` to parameters, results and attributes."""
+
+    def on_object(self, *, obj: Object, **kwargs: Any) -> None:
+        """Make doctests a section that is shown as code."""
+        if obj.docstring:
+            text = obj.docstring.value
+            obj.docstring.value = text.replace("\nExample:\n", "\nExamples:\n")
 
     def on_function_instance(self, *, func: Function, **kwargs: Any) -> None:
         """Quote the shapes of parameters and of what is returned."""
