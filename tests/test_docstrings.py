@@ -1,23 +1,29 @@
-"""Examples in docstrings: every name of the package's root has one that runs."""
+"""Examples in docstrings: every public name of the research API has one that runs."""
 
 import doctest
 import inspect
+import sys
 
 import pytest
 
 import lt_mia_jax
+from lt_mia_jax.unlearning.objectives import OBJECTIVES
+from lt_mia_jax.unlearning.transforms import TRANSFORMS
 
 ROOT = {name: getattr(lt_mia_jax, name) for name in lt_mia_jax.__all__}
 PUBLIC = {
     **{name: value for name, value in ROOT.items() if callable(value)},
     "audit": lt_mia_jax.audit.audit,  # the root's is a package that can be called
+    **{f"objectives.{name}": value for name, value in OBJECTIVES.items()},
+    **{f"transforms.{name}": row.make for name, row in TRANSFORMS.items()},
 }
 
 
 def examples(name: str) -> doctest.DocTest:
-    """The examples of one docstring; they share nothing with other docstrings."""
+    """The examples of one docstring, which see the names of their module."""
     text = inspect.getdoc(PUBLIC[name]) or ""
-    return doctest.DocTestParser().get_doctest(text, {}, name, None, 0)
+    known = dict(vars(sys.modules[PUBLIC[name].__module__]))
+    return doctest.DocTestParser().get_doctest(text, known, name, None, 0)
 
 
 def failures(test: doctest.DocTest) -> list[str]:

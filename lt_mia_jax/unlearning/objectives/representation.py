@@ -117,10 +117,10 @@ def rmu_retain(
       >>> ids = jnp.array([[0, 1, 2]])
       >>> batch = TextBatch(ids, ids >= 0, ids >= 0, jnp.ones(1))
       >>> model = lambda params, ids, capture: (None, {capture[0]: params})
-      >>> stream, unit = jnp.zeros((1, 3, 2)), jnp.array([1.0, 0.0])
-      >>> value, aux = rmu_retain(stream, batch, apply_fn=model, reference_params=unit)
+      >>> stream, base = jnp.zeros((1, 3, 2)), jnp.full((1, 3, 2), 2.0)
+      >>> value, aux = rmu_retain(stream, batch, apply_fn=model, reference_params=base)
       >>> float(value)
-      0.5
+      4.0
 
     Source: The WMDP Benchmark (RMU), arXiv 2403.03218, over target tokens.
     """
