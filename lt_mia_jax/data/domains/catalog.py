@@ -20,8 +20,8 @@ from lt_mia_jax.data.domains.text_files import (
     speeches,
 )
 from lt_mia_jax.data.domains.unicode_table import character_tables
+from lt_mia_jax.data.domains.windows import head, windows
 from lt_mia_jax.data.duplicates import distinct
-from lt_mia_jax.data.windows import head, windows
 
 DomainRole = Literal["train", "held-out", "tables"]
 

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from lt_mia_jax.data.domains import DOMAINS, Domain
-from lt_mia_jax.data.windows import FEWEST_WORDS
+from lt_mia_jax.data.domains.windows import FEWEST_WORDS
 
 
 def made_domain(units, cut):

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from lt_mia_jax.data.windows import FEWEST_WORDS, head, windows
+from lt_mia_jax.data.domains.windows import FEWEST_WORDS, head, windows
 
 TOKEN = re.compile(r"\w{1,16}|[^\w\s]")
 
