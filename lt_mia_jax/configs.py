@@ -8,12 +8,14 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import NOT_NEGATIVE, InputError, Range
 from lt_mia_jax.files import read_json, write_json
 
 ConfigT = TypeVar("ConfigT")
+Count = Annotated[int, NOT_NEGATIVE]
+"""A field that is refused below 0 when it is read; any `Range` may stand there."""
 
 
 def to_dict(config: Any, *, tagged: bool = True) -> dict[str, Any]:
@@ -105,7 +107,7 @@ _EXPECTED = {
     float: "a finite number (float)",
     bool: "true or false",
 }
-_hints = functools.cache(typing.get_type_hints)
+_hints = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
 
 
 class _Decoder:
@@ -119,6 +121,8 @@ class _Decoder:
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
         if hint is Any:
             return value
+        if origin is Annotated:
+            return self._annotated(arguments, value, where)
         if origin in (typing.Union, types.UnionType):
             return self._union(arguments, value, where)
         if origin is typing.Literal:
@@ -153,6 +157,15 @@ class _Decoder:
         found = found if len(found) <= 40 else found[:37] + "..."
         place = where or "the top level"
         self.problems.append(f"{place} is {found} instead of {expected}")
+
+    def _annotated(self, arguments: tuple[Any, ...], value: Any, where: str) -> Any:
+        hint, *extras = arguments
+        found = self.decode(hint, value, where)
+        for each in extras:
+            if isinstance(each, Range) and found is not None and not each.holds(found):
+                expected = f"{_EXPECTED.get(hint, hint.__name__)}, {each.expected}"
+                return self._wrong(value, where, expected)
+        return found
 
     def _choice(self, options: tuple[Any, ...], value: Any, where: str) -> Any:
         is_bool = isinstance(value, bool)  # True == 1

@@ -6,7 +6,14 @@ from typing import Literal
 
 import pytest
 
-from lt_mia_jax.configs import from_dict, load_json, read_record, save_json, to_dict
+from lt_mia_jax.configs import (
+    Count,
+    from_dict,
+    load_json,
+    read_record,
+    save_json,
+    to_dict,
+)
 from lt_mia_jax.errors import InputError
 
 
@@ -103,4 +110,21 @@ def test_records_of_other_versions():
         "a.b.ends is missing",
         "a.b.by_name.a.low is nan instead of a finite number (float)",
         "a.b.label is True instead of one of 0, 1",
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Counted:
+    texts: Count
+    flagged: Count | None = None
+
+
+def test_counts_are_not_negative():
+    assert from_dict(Counted, {"texts": 0, "flagged": None}) == Counted(0)
+    with pytest.raises(InputError, match=r"Counted\.texts is -3 instead of an integer"):
+        from_dict(Counted, {"texts": -3})
+    _, problems = read_record(Counted, {"texts": 1.5, "flagged": -1})
+    assert problems == [
+        "texts is 1.5 instead of an integer",
+        "flagged is -1 instead of an integer, 0 or more",
     ]

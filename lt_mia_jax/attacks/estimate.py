@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+from lt_mia_jax.configs import Count
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -36,10 +38,10 @@ class AttackSummary:
     auc: Estimate
     tpr: Mapping[str, TprEstimate]
     """By false-positive rate, as `0.05`."""
-    n_members: int
+    n_members: Count
     """Members with a score."""
-    n_nonmembers: int
-    n_missing: int
+    n_nonmembers: Count
+    n_missing: Count
     """Texts without a score."""
 
 
@@ -51,9 +53,9 @@ class DatasetVerdict:
     """For "suspects do not score higher than non-members", all seeds combined."""
     decision: Literal["member", "no evidence"]
     alpha: float
-    n_suspect: int
+    n_suspect: Count
     """Suspects with a value in every score used."""
-    n_nonmembers: int
+    n_nonmembers: Count
     method: str
     effect: Estimate
     """Cohen's d of held-out suspects against held-out non-members along the fitted

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lt_mia_jax.attacks.estimate import AttackSummary, DatasetVerdict, Estimate
+from lt_mia_jax.configs import Count
 
 TEXT_ONLY, PERMUTATION = "blind", "permutation"
 """Keys of the controls in files: text-only baseline and permuted labels."""
@@ -18,11 +19,11 @@ TEXT_ONLY, PERMUTATION = "blind", "permutation"
 class Counts:
     """Texts of a combination."""
 
-    texts: int
-    members: int | None = None
+    texts: Count
+    members: Count | None = None
     """None when labels are unknown."""
-    nonmembers: int | None = None
-    flagged: int = 0
+    nonmembers: Count | None = None
+    flagged: Count = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class Calibration:
     """Conformal p-values, and a check on half of the non-members."""
 
     primary: str
-    n_calibration: int
+    n_calibration: Count
     p_values: tuple[float, ...]
     """Of the texts that have a score."""
     nonmember_p_values: tuple[float, ...]

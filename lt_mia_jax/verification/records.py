@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lt_mia_jax.attacks.estimate import Estimate
+from lt_mia_jax.configs import Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +18,7 @@ class TprAtRate:
     rate: float
     refused: bool
     """Too few unseen texts for the rate: no value."""
-    n_holdout: int = 0
+    n_holdout: Count = 0
     value: float | None = None
     low: float | None = None
     high: float | None = None
@@ -74,7 +75,7 @@ class TraceAccuracy:
     high: float | None = None
     p_value: float
     """By exchanging the two models on texts."""
-    n: int
+    n: Count
     """Texts."""
 
 
@@ -88,7 +89,7 @@ class GroupLeakage:
     attack: str
     group: str
     """Topic of the questions."""
-    n: int
+    n: Count
     """Texts of the group."""
     value: float
     low: float | None = None
@@ -111,7 +112,7 @@ class Risk:
     """Highest risk that is accepted."""
     p_value: float
     """Of the hypothesis that the risk is above `level`."""
-    n: int
+    n: Count
     """Texts."""
 
 
@@ -131,10 +132,10 @@ class MuseCard:
 class Card:
     """What was measured of one model; None where it was not."""
 
-    n_forget: int
+    n_forget: Count
     """Questions to forget."""
-    n_retain: int | None = None
-    n_holdout: int | None = None
+    n_retain: Count | None = None
+    n_holdout: Count | None = None
     """Texts that no model has seen."""
 
     forget_probability: Estimate
@@ -216,7 +217,7 @@ class Example:
 class LayerSimilarity:
     """Linear CKA to the retrained model, one number a layer, by name of the model."""
 
-    tokens: int
+    tokens: Count
     models: Mapping[str, tuple[float, ...]]
 
 
@@ -224,7 +225,7 @@ class LayerSimilarity:
 class Rounding:
     """Models with their weights rounded alike."""
 
-    bits: int
+    bits: Count
     changed_codes: float
     """Fraction of the rounded weights that unlearning changed."""
     models: Mapping[str, Card]
@@ -237,9 +238,9 @@ class Relearning:
     """Probability of forgotten answers while others are taught."""
 
     steps: tuple[int, ...]
-    taught: int
+    taught: Count
     """Questions that are taught."""
-    asked: int
+    asked: Count
     """Other questions, whose answers are measured."""
     models: Mapping[str, tuple[float, ...]]
     area: Estimate | None = None
@@ -276,7 +277,7 @@ class Source:
     """A file of texts."""
 
     file: str
-    rows: int | None = None
+    rows: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,7 +289,7 @@ class About:
     model: str | None = None
     forget: Source | None = None
     retain: Source | None = None
-    steps: int | None = None
+    steps: Count | None = None
     intervention: str | None = None
 
 
