@@ -59,8 +59,8 @@ def text_only_baseline(
     # A float is a share of the texts; scikit-learn's stub knows counts only.
     share: Any = FREQUENCY
     for train, test in folds.split(truth, truth):
-        known = [texts[i] for i in train.tolist()]
-        held = [texts[i] for i in test.tolist()]
+        known = [texts[int(i)] for i in train]
+        held = [texts[int(i)] for i in test]
         vectorizer = CountVectorizer(min_df=share)
         if not _has_words(known, vectorizer):
             log.warning("no word occurs in 5 %% of the texts; the baseline says 0.5")
