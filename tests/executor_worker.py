@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from oracle_finetune import random_texts
 
 from lt_mia_jax.attacks.learned import classifier
-from lt_mia_jax.attacks.learned import recipe as attack_recipe
+from lt_mia_jax.attacks.learned import optimizer as attack_optimizer
 from lt_mia_jax.attacks.learned.packing import read_batch
 from lt_mia_jax.attacks.learned.rows import Rows
 from lt_mia_jax.attacks.learned.train import TrainStep, _batches
@@ -128,7 +128,7 @@ def attack(executor, directory):
     batches_ = _batches(rows, 36, settings)  # eight devices fill them up
     step = TrainStep.of(ATTACK, settings, 4, executor.axis)
     start = functools.partial(
-        init_state, optimizer=attack_recipe.make_optimizer(settings, 4)
+        init_state, optimizer=attack_optimizer.make_optimizer(settings, 4)
     )
     params = jax.tree.map(np.asarray, classifier.init(ATTACK, jax.random.key(2)))
     params, constants = classifier.split_constants(params)

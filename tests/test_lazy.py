@@ -1,8 +1,13 @@
 import importlib
+import importlib.util
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
+
+import lt_mia_jax
+from lt_mia_jax.lazy import exported_names
 
 FILES = {
     "__init__.py": """
@@ -62,3 +67,15 @@ def test_the_names_are_those_of_the_source(shelf):
     assert set(package.__all__) <= set(everything)
     with pytest.raises(AttributeError, match="'shelf' has no attribute 'cut'"):
         _ = package.cut
+
+
+def test_no_exported_name_hides_behind_a_submodule():
+    root = Path(lt_mia_jax.__file__).parent
+    hidden = []
+    for init in root.rglob("__init__.py"):
+        package = ".".join(init.parent.relative_to(root.parent).parts)
+        for name, source in exported_names(init.read_text()).items():
+            module = importlib.util.find_spec(f"{package}.{name}")
+            if module is not None and module.name != ".".join(source):
+                hidden.append(f"{package}.{name}")
+    assert not hidden

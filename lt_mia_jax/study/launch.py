@@ -91,10 +91,10 @@ class Ray:
     address: str | None = None
     """A running cluster, such as auto; empty starts one on this machine."""
 
-    cpus: float = 1
+    cpus: float = 1.0
     """Cores of one job."""
 
-    gpus: float = 0
+    gpus: float = 0.0
     """GPUs of one job."""
 
     retries: int = 0

@@ -151,7 +151,8 @@ def test_a_job_whose_node_is_taken_queues_again(tmp_path):
 SCRIPT = """
 if __name__ == "__main__":
     from pathlib import Path
-    import launch, launch_jobs
+    import launch_jobs
+    from lt_mia_jax.study import launch
 
     first, done = Path("first"), Path("done")
     job = launch.Job(
@@ -243,4 +244,4 @@ def test_flags_of_a_script_have_no_prefix():
     assert parse("--launcher slurm --slurm.partition gpu --slurm.gpus-per-node 1") == (
         Slurm(partition="gpu", gpus_per_node=1)
     )
-    assert parse("--launcher ray --ray.cpus 2") == Ray(cpus=2)
+    assert parse("--launcher ray --ray.cpus 2") == Ray(cpus=2.0)
