@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from lt_mia_jax.arrays import Array, Float
+from lt_mia_jax.arrays import Array, Bool, Float
 from lt_mia_jax.unlearning.transforms.contract import Tree
 
 _EXACT = jax.lax.Precision.HIGHEST
+_ROUNDING = 1e-6
 
 
 def dot(a: Tree, b: Tree, *, partition_specs: Tree | None = None) -> Float[Array, ""]:
@@ -42,6 +43,21 @@ def dot(a: Tree, b: Tree, *, partition_specs: Tree | None = None) -> Float[Array
         by_axes[axes] = by_axes.get(axes, 0.0) + part
     total = sum(jax.lax.psum(x, axes) if axes else x for axes, x in by_axes.items())
     return jnp.asarray(total, jnp.float32)
+
+
+def above_rounding(
+    retain: Float[Array, "*k"], forget: Float[Array, ""]
+) -> Bool[Array, "*k"]:
+    """Whether retain gradients are more than float32 rounding beside the forget one.
+
+    At the reference model the gradient of a KL to it is zero but for rounding, which
+    differs between devices: its direction constrains nothing.
+
+    Args:
+      retain: squared norms of retain gradients.
+      forget: squared norm of the forget gradient.
+    """
+    return retain > _ROUNDING**2 * forget
 
 
 def norm(a: Tree) -> Float[Array, ""]:

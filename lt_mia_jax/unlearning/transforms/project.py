@@ -18,6 +18,7 @@ from lt_mia_jax.unlearning.transforms.contract import (
     zero_stack,
 )
 from lt_mia_jax.unlearning.transforms.products import (
+    above_rounding,
     add,
     combination,
     cosine,
@@ -96,22 +97,21 @@ def project_against(
         for index, (path, _) in enumerate(paths):
             parts.setdefault(part(path_of(path)), []).append(index)
         result = [leaf for _, leaf in paths]
-        total = {"gr": scalar(0.0), "rr": scalar(0.0), "removed": scalar(0.0)}
+        total = dict.fromkeys(("gg", "gr", "rr", "removed"), scalar(0.0))
         for indices in parts.values():
             g, r = [result[i] for i in indices], [retain[i] for i in indices]
-            gr, rr = dot(g, r), dot(r, r)
-            c = gr / (rr + eps)
+            gg, gr, rr = dot(g, g), dot(g, r), dot(r, r)
+            c = jnp.where(above_rounding(rr, gg), gr / (rr + eps), 0.0)
             if when == "conflict":
                 c = jnp.where(gr < 0, c, 0.0)
             for i, leaf in zip(indices, add(g, -c, r), strict=True):
                 result[i] = leaf
+            total["gg"] += gg
             total["gr"] += gr
             total["rr"] += rr
             total["removed"] += c * rr
         numbers = {
-            "project_against_cosine": cosine(
-                total["gr"], dot(updates, updates), total["rr"]
-            ),
+            "project_against_cosine": cosine(total["gr"], total["gg"], total["rr"]),
             "project_against_coefficient": total["removed"] / (total["rr"] + eps),
         }
         return jax.tree.unflatten(structure, result), ProjectState(numbers)
@@ -204,10 +204,13 @@ def retain_subspace_projection(
         added = state.steps // refresh
         slot, write = added % size, state.steps % refresh == 0
 
+        length = dot(retain_grads, retain_grads)
+        factor = above_rounding(length, dot(updates, updates)).astype(jnp.float32)
+
         def store(kept: Array, new: Array) -> Array:
             # Chosen within the slot: a choice between whole buffers would copy them.
             old = jax.lax.dynamic_index_in_dim(kept, slot, keepdims=False)
-            row = jnp.where(write, new.astype(jnp.float32), old)
+            row = jnp.where(write, factor * new.astype(jnp.float32), old)
             return jax.lax.dynamic_update_index_in_dim(kept, row, slot, axis=0)
 
         buffer = jax.tree.map(store, state.buffer, retain_grads)

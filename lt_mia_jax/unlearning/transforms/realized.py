@@ -23,6 +23,7 @@ from lt_mia_jax.unlearning.transforms.contract import (
 )
 from lt_mia_jax.unlearning.transforms.mask import MaskState
 from lt_mia_jax.unlearning.transforms.products import (
+    above_rounding,
     add,
     combination,
     cosine,
@@ -65,7 +66,8 @@ def project_realized_update(
     with `<r_i, D> <= 0` for each retain gradient (or `= 0`). `M = sqrt(v) + eps` with
     Adam's bias-corrected second moment `v` when `inner` has one, else 1. Hence
     `D = D0 - M^-1 sum_i l_i r_i` with multipliers `l >= 0`. A `D0` that satisfies the
-    inequalities is returned bit for bit.
+    inequalities is returned bit for bit. A retain gradient below a millionth of the
+    forget gradient's length is rounding, and constrains nothing.
 
     Wrap the whole optimizer, and put `freeze` and `saliency_masked` around this, not
     inside: they mask the retain gradients too, so that the guarantee holds for the
@@ -134,7 +136,11 @@ def project_realized_update(
         if moment is not None:
             require_same_tree("project_realized_update", "nu", moment, updates)
             inverse = jax.tree.map(lambda v: 1.0 / (jnp.sqrt(v) + eps), moment)
-        k, b = gram(stack, inverse), products(stack, step)
+        # Without products the multipliers of rounding are 0, and it drops out.
+        lengths = squared_norms(stack)
+        kept = above_rounding(lengths, dot(updates, updates)).astype(jnp.float32)
+        b = products(stack, step)
+        k = gram(stack, inverse) * kept[:, None] * kept[None]
         if size == 1:
             positive = k[0] > 0
             multipliers = jnp.where(positive, b / jnp.where(positive, k[0], 1.0), 0.0)
@@ -149,7 +155,7 @@ def project_realized_update(
             correction = jax.tree.map(jnp.multiply, correction, inverse)
         result = add(step, -1.0, correction)
         length = dot(step, step)
-        worst = jnp.max(cosine(b, squared_norms(stack), length))
+        worst = jnp.max(kept * cosine(b, lengths, length))
         return result, RealizedState(inner_state, numbers(worst, multipliers.max()))
 
     return optax.GradientTransformationExtraArgs(init, update)
