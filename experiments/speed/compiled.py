@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from experiments.speed.hlo import COLLECTIVES, Program
+from experiments.speed.hlo import Program
+from experiments.speed.hlo_text import COLLECTIVES
 
 
 @dataclasses.dataclass(frozen=True)

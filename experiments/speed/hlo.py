@@ -11,119 +11,32 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
 
-import numpy as np
-
-COLLECTIVES = (
-    "all-gather",
-    "all-reduce",
-    "reduce-scatter",
-    "all-to-all",
-    "collective-permute",
+from experiments.speed.hlo_text import (
+    COLLECTIVES,
+    FREE,
+    REFERENCE,
+    Computation,
+    Instruction,
+    constant_of,
+    main_memory_bytes,
+    other_operations,
+    parse_arrays,
+    product_operations,
+    root_of,
 )
 
 _HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
 _LINE = re.compile(
     r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*?)\)(?:, (.*))?$"
 )
-_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
-_REFERENCE = re.compile(r"%([\w.\-]+)")
 _CALLED = r"\b(?:calls|to_apply|called_computations)=\{?%([\w.\-]+)"
 _BODY, _CONDITION = r"\bbody=%([\w.\-]+)", r"\bcondition=%([\w.\-]+)"
 _BRANCHES = r"\b(?:branch|true|false)_computations?=(\{[^}]*\}|%[\w.\-]+)"
 _TRIPS = r'"known_trip_count":\{"n":"(\d+)"\}'
-_CONTRACTED = r'lhs_contracting_dim(?:ension)?s"?[=:][{\[]([^}\]]*)'
 _BUFFER = r'custom_call_target="(AllocateBuffer|ConcatBitcast)"'
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}")
-
-_FREE = frozenset(
-    "parameter constant tuple get-tuple-element bitcast iota after-all opt-barrier "
-    "partition-id replica-id domain fusion call async-start".split()
-)
-"""Instructions that move nothing, or whose computation is counted in their place."""
-
-_MOVES = frozenset(
-    "broadcast copy reshape transpose slice dynamic-slice dynamic-update-slice "
-    "concatenate pad reverse gather scatter custom-call rng-bit-generator "
-    "bitcast-convert infeed outfeed send recv".split()
-)
-"""Instructions that move values and compute none."""
-
 _SLICES = ("slice", "dynamic-slice", "gather")
-
-
-class Array(NamedTuple):
-    """The type of an array."""
-
-    kind: str
-    dims: tuple[int, ...]
-    on_chip: bool
-    """Kept outside main memory."""
-
-    @property
-    def elements(self) -> int:
-        """Their number."""
-        return math.prod(self.dims)
-
-    @property
-    def bytes(self) -> int:
-        """Of all elements."""
-        bits = re.search(r"\d+", self.kind)  # bf16, s32, f8e4m3fn, c64
-        width = int(bits[0]) if bits else 8 * (self.kind == "pred")
-        return self.elements * width // 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    """One line of a computation."""
-
-    name: str
-    arrays: list[Array]
-    """The result, or the parts of a tuple."""
-    opcode: str
-    given: str
-    """What stands in the parentheses."""
-    attributes: str
-    root: bool
-
-    @functools.cached_property
-    def operands(self) -> list[str]:
-        """Names of instructions."""
-        return _REFERENCE.findall(self.given)
-
-    @property
-    def bytes(self) -> int:
-        """Of the result."""
-        return sum(array.bytes for array in self.arrays)
-
-    @property
-    def main_memory(self) -> int:
-        """Bytes of the result in main memory."""
-        return _main_memory(self.arrays)
-
-    @property
-    def passes(self) -> bool:
-        """Whether a fusion only hands it on: what collectives move is theirs."""
-        started = "AsyncCollective" in self.attributes
-        return self.opcode in (*COLLECTIVES, "tuple") or started
-
-    @property
-    def channel(self) -> str:
-        """What the steps of one collective have in common."""
-        return self.attribute(r"channel_id=(\d+)")
-
-    def attribute(self, pattern: str) -> str:
-        """The first group of `pattern` in the attributes, empty if it is not there."""
-        found = re.search(pattern, self.attributes)
-        return found[1] if found else ""
-
-    def numbers(self, pattern: str) -> list[int]:
-        """The numbers in it."""
-        return [int(n) for n in re.findall(r"\d+", self.attribute(pattern))]
-
-
-Computation = dict[str, Instruction]
 
 
 class Program:
@@ -140,7 +53,7 @@ class Program:
             if found := _LINE.match(line):
                 root, name, shape, opcode, given, attributes = found.groups("")
                 inside[name] = Instruction(
-                    name, _arrays(shape), opcode, given, attributes, bool(root)
+                    name, parse_arrays(shape), opcode, given, attributes, bool(root)
                 )
             elif found := _HEAD.match(line):
                 inside = self.computations[found[2]] = {}
@@ -196,13 +109,13 @@ class Program:
                         total[key] += n * (1 if trips is None else trips)
             elif x.opcode == "conditional":  # one branch is taken: the dearest counts
                 listed = " ".join(re.findall(_BRANCHES, x.attributes))
-                branches = map(self._cost, _REFERENCE.findall(listed))
+                branches = map(self._cost, REFERENCE.findall(listed))
                 total.update(functools.reduce(operator.or_, branches))
             elif kind := self._collective(x):
                 total.update(self._messages(x, kind, scope))
             else:
-                product = _product(x, scope)
-                flops = product or _arithmetic(x, scope)
+                product = product_operations(x, scope)
+                flops = product or other_operations(x, scope)
                 moved = 0 if fused else self._bytes(x, scope)
                 total.update(flops=flops, products=product, bytes=moved)
         return total
@@ -224,7 +137,7 @@ class Program:
             return int(stated)
         condition = self.computations[loop.attribute(_CONDITION)]
         body = self.computations[loop.attribute(_BODY)]
-        test = _root(condition)
+        test = root_of(condition)
         if "direction=LT" not in test.attributes:
             return None
         counter, bound = test.operands
@@ -233,11 +146,11 @@ class Program:
             return None
         first, turn = (
             inside[x.operands[int(place)]]
-            for x, inside in ((scope[loop.operands[0]], scope), (_root(body), body))
+            for x, inside in ((scope[loop.operands[0]], scope), (root_of(body), body))
         )
-        start, end = _constant(first, scope), _constant(condition[bound], condition)
+        start, end = constant_of(first, scope), constant_of(condition[bound], condition)
         added = turn.operands if turn.opcode == "add" else []
-        step = next(filter(None, (_constant(body[x], body) for x in added)), None)
+        step = next(filter(None, (constant_of(body[x], body) for x in added)), None)
         if start is None or end is None or step is None:
             return None
         return max(0, -((start - end) // step))
@@ -265,7 +178,7 @@ class Program:
         return {
             kind: 1,
             "sent " + kind: sent.get(kind, share),
-            "bytes": read + _main_memory(results),
+            "bytes": read + main_memory_bytes(results),
         }
 
     def _members(self, x: Instruction) -> int:
@@ -284,8 +197,8 @@ class Program:
             inner = self.computations[x.attribute(_CALLED)]
             given = (i for i in inner.values() if i.opcode == "parameter")
             read = sum(self._read(i.name, inner, i.main_memory) for i in given)
-            return read + _written(_root(inner), inner)
-        if x.opcode in _FREE or x.opcode.endswith("-done") or x.attribute(_BUFFER):
+            return read + _written(root_of(inner), inner)
+        if x.opcode in FREE or x.opcode.endswith("-done") or x.attribute(_BUFFER):
             return 0
         if x.opcode in (*_SLICES, "copy-start", "slice-start"):
             target = x.arrays[x.opcode == "slice-start"]
@@ -317,31 +230,9 @@ class Program:
         return min(total, whole)
 
 
-def _arrays(shape: str) -> list[Array]:
-    return [
-        Array(kind, tuple(int(n) for n in dims.split(",") if n), "S(" in layout)
-        for kind, dims, layout in _ARRAY.findall(shape)
-    ]
-
-
-def _main_memory(arrays: list[Array]) -> int:
-    return sum(array.bytes for array in arrays if not array.on_chip)
-
-
-def _root(scope: Computation) -> Instruction:
-    return next(x for x in scope.values() if x.root)
-
-
-def _constant(x: Instruction, scope: Computation) -> int | None:
-    while x.opcode == "copy":
-        x = scope[x.operands[0]]
-    found = x.opcode == "constant" and re.fullmatch(r"-?\d+", x.given)
-    return int(x.given) if found else None
-
-
 def _join_reduce_scatter(fusion: Computation) -> None:
     """TPUs write it as an all-reduce of which each device keeps a slice."""
-    root = _root(fusion)
+    root = root_of(fusion)
     if root.opcode == "dynamic-slice":
         whole = fusion[root.operands[0]]
         if whole.opcode == "all-reduce":
@@ -349,59 +240,6 @@ def _join_reduce_scatter(fusion: Computation) -> None:
                 whole, opcode="reduce-scatter", arrays=root.arrays, root=True
             )
             del fusion[whole.name]
-
-
-def _product(x: Instruction, scope: Computation) -> int:
-    """Operations of a product, by whatever name; 0 of anything else."""
-    if x.opcode == "convolution":
-        return _convolution(x, *(scope[name].arrays[0] for name in x.operands))
-    if x.opcode != "dot" and "__cublas$" not in x.attributes:
-        return 0
-    left = scope[x.operands[0]].arrays[0].dims
-    contracted = math.prod(left[axis] for axis in x.numbers(_CONTRACTED))
-    return 2 * x.arrays[0].elements * contracted
-
-
-def _convolution(x: Instruction, left: Array, right: Array) -> int:
-    """Without padding and holes, by which TPU programs write batched products."""
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", x.attributes)
-    assert labels is not None
-    given, kernel, result = (
-        dict(zip(axes, array.dims, strict=True))
-        for axes, array in zip(labels.groups(), (left, right, x.arrays[0]), strict=True)
-    )
-    window = dict(re.findall(r"(\w+)=([\dx_-]+)", x.attribute(r"window=\{([^}]*)\}")))
-
-    def option(name: str, axis: str, default: int) -> int:
-        listed = window.get(name)
-        return int(listed.split("x")[int(axis)].split("_")[0]) if listed else default
-
-    count = 2 * result["b"] * result["f"] * kernel["i"]
-    for axis in filter(str.isdigit, kernel):
-        corner = option("stride", axis, 1) * np.arange(result[axis])[:, None]
-        place = corner + option("rhs_dilate", axis, 1) * np.arange(kernel[axis])
-        place = place - option("pad", axis, 0)
-        gap = option("lhs_dilate", axis, 1)
-        inside = (place >= 0) & (place <= gap * (given[axis] - 1)) & (place % gap == 0)
-        count *= int(inside.sum())
-    return count
-
-
-def _arithmetic(x: Instruction, scope: Computation) -> int:
-    """Operations of anything but a product."""
-    if x.opcode in _FREE | _MOVES or x.opcode.endswith(("-start", "-done")):
-        return 0
-    result = x.arrays[0].elements
-    given = scope[x.operands[0]].arrays[0] if x.operands else x.arrays[0]
-    match x.opcode:
-        case "reduce":
-            return max(given.elements - result, 0)
-        case "reduce-window":
-            return result * (math.prod(x.numbers(r"size=([\dx]+)")) - 1)
-        case "sort":
-            length = given.dims[x.numbers(r"dimensions=\{(\d+)")[0]]
-            return given.elements * math.ceil(math.log2(max(length, 1)))
-    return result
 
 
 def _written(result: Instruction, inner: Computation) -> int:

@@ -23,7 +23,7 @@ import tyro
 from experiments.transfer import jobs as transfer_jobs
 from experiments.transfer import report as transfer_report
 from experiments.transfer.attacks import attacks
-from experiments.transfer.jobs import Study
+from experiments.transfer.config import Study
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.study.launch import Job, LauncherFlags, command, run_jobs
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.transfer.plan import FAMILY_NAMES, Family
+from experiments.transfer.architectures import FAMILY_NAMES, Family
 from experiments.transfer.tables import FIRST, LEARNED, score_name
 from lt_mia_jax.attacks.metrics import roc
 

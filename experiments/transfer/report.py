@@ -15,17 +15,18 @@ from experiments.transfer import attacks as transfer_attacks
 from experiments.transfer import controls as transfer_controls
 from experiments.transfer import figures as transfer_figures
 from experiments.transfer import tables as transfer_tables
+from experiments.transfer.architectures import FAMILY_NAMES, Family
 from experiments.transfer.attacks import AttackSpec, is_first
+from experiments.transfer.config import Study
 from experiments.transfer.jobs import (
     ATTACK,
     CONTROL,
     CORPORA,
     LOGITS,
     SCORES,
-    Study,
     attack_settings,
 )
-from experiments.transfer.plan import CODE, FAMILY_NAMES, Family, Plan
+from experiments.transfer.plan import CODE, Plan
 from experiments.transfer.statistics import Judged, Resamples, group, loss_gap
 from experiments.transfer.tables import FIRST, LEARNED, RATE, TEXT_ONLY, Found, point
 from lt_mia_jax.attacks import load_attack

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from experiments.transfer.architectures import FAMILY_NAMES, Family
 from experiments.transfer.attacks import MAIN, AttackSpec, yardstick
-from experiments.transfer.plan import FAMILY_NAMES, Family, Learner, Plan
+from experiments.transfer.plan import Learner, Plan
 from experiments.transfer.statistics import (
     Curve,
     Judged,
