@@ -8,8 +8,10 @@ import jax
 import pytest
 import tiny_world
 
+from lt_mia_jax.checkpoints.families import FAMILIES
 from lt_mia_jax.cli import main, parse
 from lt_mia_jax.data.texts import write_texts
+from lt_mia_jax.unlearning.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -28,6 +30,14 @@ def commands(verb: str) -> list[list[str]]:
             if words[:2] == ["lt-mia", verb]:
                 found.append(words[1:])
     return found
+
+
+@pytest.mark.parametrize(
+    ("pattern", "table"),
+    [(r"takes any of (\d+)", METHODS), (r"\[(\d+) `model_type`s\]", FAMILIES)],
+)
+def test_counts_are_those_of_the_tables(pattern, table):
+    assert re.findall(pattern, README) == [str(len(table))]
 
 
 @pytest.fixture(scope="module")
