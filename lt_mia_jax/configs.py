@@ -70,8 +70,8 @@ def read_record(
 ) -> tuple[ConfigT, list[str]]:
     """`from_dict` for records that other versions wrote, and everything that is wrong.
 
-    Unknown keys are left out, null is a record whose fields all have defaults, and
-    numbers must be finite.
+    Unknown keys are left out, null is a record whose fields may all be null or absent,
+    and numbers must be finite.
 
     Args:
       cls: a dataclass.
@@ -206,8 +206,10 @@ class _Decoder:
     def _dataclass(self, cls: Any, value: Any, where: str) -> Any:
         fields = {each.name: each for each in dataclasses.fields(cls) if each.init}
         needed = {name for name, each in fields.items() if _is_required(each)}
-        if value is None and self.lenient and not needed:
-            return cls()
+        hints = _hints(cls)
+        nullable = all(type(None) in typing.get_args(hints[name]) for name in needed)
+        if value is None and self.lenient and nullable:
+            return cls(**dict.fromkeys(needed))
         if not isinstance(value, Mapping):
             return self._wrong(value, where, "an object")
         count = len(self.problems)
@@ -227,7 +229,6 @@ class _Decoder:
                 f"{_at(where, k)} is unknown; known are {known}"
                 for k in sorted(unknown)
             ]
-        hints = _hints(cls)
         found = {
             name: self.decode(hints[name], item, _at(where, name))
             for name, item in given.items()

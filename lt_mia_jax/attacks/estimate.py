@@ -14,7 +14,7 @@ from lt_mia_jax.configs import Count
 class Estimate:
     """A number with its 95 % interval; None where there is none."""
 
-    value: float | None = None
+    value: float | None
     low: float | None = None
     high: float | None = None
 
@@ -23,9 +23,9 @@ class Estimate:
 class TprEstimate:
     """True-positive rate at one false-positive rate, read in two ways."""
 
-    conservative: Estimate = Estimate()
+    conservative: Estimate
     """The largest TPR among thresholds whose FPR does not exceed the rate."""
-    interpolated: Estimate = Estimate()
+    interpolated: Estimate
     """Linear between the neighboring points of the ROC curve."""
     refused: bool
     """Fewer than 10 false positives are expected, so that no value is given."""

@@ -118,7 +118,11 @@ def summarize(
     truth, values = _usable(labels, scores)
     members, nonmembers = int(truth.sum()), int(truth.size - truth.sum())
     rates = [f for f in RATES if not refuses(f, nonmembers)]
-    area, table = Estimate(), {f: TprEstimate(refused=f not in rates) for f in RATES}
+    area = none = Estimate(None)
+    table = {
+        f: TprEstimate(conservative=none, interpolated=none, refused=f not in rates)
+        for f in RATES
+    }
     if members and nonmembers:
         boot = _Resampled(truth, values, rates, seed=seed, n_boot=n_boot)
         area = _estimate(auc(truth, values), boot.auc)
@@ -171,7 +175,7 @@ def loss_gap(
 
 def _estimate(value: float, resampled: Float[np.ndarray, " R"]) -> Estimate:
     if not math.isfinite(value):
-        return Estimate()
+        return Estimate(None)
     if len(resampled) == 0:
         return Estimate(value)
     low, high = np.quantile(resampled, [0.025, 0.975])

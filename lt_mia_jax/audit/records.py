@@ -20,10 +20,10 @@ class Counts:
     """Texts of a combination."""
 
     texts: Count
-    members: Count | None = None
+    members: Count | None
     """None when labels are unknown."""
-    nonmembers: Count | None = None
-    flagged: Count = 0
+    nonmembers: Count | None
+    flagged: Count
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,14 +34,14 @@ class CombinationSummary:
     target: str
     reference: str
     corpus: str
-    unseen: bool | None = None
+    unseen: bool | None
     """Whether the learned attack saw neither this model variant nor this corpus."""
     counts: Counts
-    loss_gap_nats: Estimate | None = None
+    loss_gap_nats: Estimate | None
     """Mean loss of non-members minus that of members, a token."""
-    attacks: Mapping[str, AttackSummary] = dataclasses.field(default_factory=dict)
+    attacks: Mapping[str, AttackSummary]
     """By score; empty without labels, or with fewer than 2 texts of a class."""
-    controls: Mapping[str, AttackSummary] = dataclasses.field(default_factory=dict)
+    controls: Mapping[str, AttackSummary]
     """`blind` is the text-only baseline, `permutation` the primary score against
     permuted labels."""
 
@@ -71,10 +71,10 @@ class RunSummary:
     primary: str
     """The score on which the verdict rests."""
     combinations: tuple[CombinationSummary, ...]
-    dataset: DatasetVerdict | None = None
-    calibration: Calibration | None = None
+    dataset: DatasetVerdict | None
+    calibration: Calibration | None
     fingerprints: Mapping[str, str]
     versions: Mapping[str, str]
     config: Mapping[str, Any]
     command: str
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]

@@ -154,6 +154,9 @@ def summarize_combination(
             nonmembers=nonmembers,
             flagged=sum(bool(flags) for flags in scored.flags),
         ),
+        loss_gap_nats=None,
+        attacks={},
+        controls={},
     )
     if labels is None or members is None or nonmembers is None:
         return summary

@@ -45,7 +45,7 @@ class ForgetQuality:
     n: tuple[int, int]
     """Questions under the model and under the retrained one."""
     log10_floor: float | None = None
-    note: str = ""
+    note: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +196,8 @@ class Said:
     answer: str
     probability: float
     """Of the true answer."""
-    rouge: float | None = None
-    extraction: float | None = None
+    rouge: float | None
+    extraction: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +229,7 @@ class Rounding:
     changed_codes: float
     """Fraction of the rounded weights that unlearning changed."""
     models: Mapping[str, Card]
-    recovered: Estimate | None = None
+    recovered: Estimate | None
     """Knowledge left under rounding: 1 as before unlearning, 0 as retrained."""
 
 
@@ -243,8 +243,8 @@ class Relearning:
     asked: Count
     """Other questions, whose answers are measured."""
     models: Mapping[str, tuple[float, ...]]
-    area: Estimate | None = None
-    robustness: Estimate | None = None
+    area: Estimate | None
+    robustness: Estimate | None
 
 
 Scores = Mapping[str, tuple[float, ...]]
@@ -259,16 +259,16 @@ class Verification:
     """Fingerprint of the questions; runs with the same one are compared."""
     models: Mapping[str, Card]
     """`before`, `after`, and `retrained` if there is one."""
-    examples: tuple[Example, ...] = ()
-    scores: Mapping[str, Mapping[str, Scores]] = field(default_factory=dict)
+    examples: tuple[Example, ...]
+    scores: Mapping[str, Mapping[str, Scores]]
     """By model and side (`forget`, `holdout`), for curves and histograms."""
-    layers: Mapping[str, LayerSimilarity] | None = None
+    layers: Mapping[str, LayerSimilarity] | None
     """By set: `forget`, `retain`."""
-    map: Mapping[str, Mapping[str, tuple[tuple[float, float], ...]]] | None = None
+    map: Mapping[str, Mapping[str, tuple[tuple[float, float], ...]]] | None
     """Texts in the plane, by set and model."""
-    rounded: tuple[Rounding, ...] = ()
-    relearning: Relearning | None = None
-    notes: tuple[str, ...] = ()
+    rounded: tuple[Rounding, ...]
+    relearning: Relearning | None
+    notes: tuple[str, ...]
     """Why something that was to be expected was not measured."""
 
 

@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from lt_mia_jax.attacks.estimate import Estimate
 from lt_mia_jax.configs import read_record, refuse, to_dict
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import read_json, write_json
@@ -23,10 +24,7 @@ from lt_mia_jax.verification.records import (
 
 CARD = "card.json"
 KIND = "unlearning"
-MODELS = ("before", "after")
-"""What every run has measured."""
 
-_VERIFICATION = tuple(each.name for each in fields(Verification))
 _PER_ATTACK = tuple(each.name for each in fields(AttackResult))
 _IN_FILE = {"forget_exact_memorization": "forget_exact_memorisation"}
 _MUSE = "muse_"
@@ -61,7 +59,7 @@ def card_from_json(content: Any, where: str = "card") -> Card:
       InputError: an entry is missing or of the wrong type; the message has its path.
     """
     card, problems = read_record(Card, _grouped(content))
-    refuse(where, problems)
+    refuse(where, problems or _empty(card))
     return card
 
 
@@ -86,10 +84,21 @@ def _grouped(content: Any, cls: type[Card | MuseCard] = Card) -> Any:
     return found
 
 
-def _grouped_all(models: Any) -> Any:
+def _empty(card: Card) -> list[str]:
+    """Estimates that were written down without a number."""
+    return [
+        f"{name}.value is null instead of a number"
+        for name, found in vars(card).items()
+        if isinstance(found, Estimate) and found.value is None
+    ]
+
+
+def _with_records(entry: Any) -> Any:
+    """An entry with `models` of a file, whose cards get the shape of the record."""
+    models = entry.get("models") if isinstance(entry, Mapping) else None
     if not isinstance(models, Mapping):
-        return models
-    return {name: _grouped(card) for name, card in models.items()}
+        return entry
+    return {**entry, "models": {name: _grouped(card) for name, card in models.items()}}
 
 
 def run_to_json(run: UnlearningRun) -> dict[str, Any]:
@@ -113,23 +122,25 @@ def run_from_json(content: Any, where: str = CARD) -> UnlearningRun:
     if not isinstance(content, Mapping) or content.get("kind") != KIND:
         raise InputError(f"{where}: expected the card of an unlearning run")
     flat = {name: value for name, value in content.items() if name != "kind"}
-    inner = {name: flat.pop(name) for name in _VERIFICATION if name in flat}
-    inner["models"] = _grouped_all(inner.get("models"))
-    inner["rounded"] = [
-        {**entry, "models": _grouped_all(entry.get("models"))}
-        for entry in inner.get("rounded", ())
-    ]
+    names = [each.name for each in fields(Verification) if each.name in flat]
+    inner = _with_records({name: flat.pop(name) for name in names})
+    if isinstance(inner.get("rounded"), list):
+        inner["rounded"] = [_with_records(entry) for entry in inner["rounded"]]
     run, problems = read_record(UnlearningRun, flat | {"verification": inner})
     problems = [problem.removeprefix("verification.") for problem in problems]
-    names = inner["models"]
-    if isinstance(names, Mapping):
-        problems += [f"models.{n} is missing" for n in MODELS if n not in names]
+    models = inner.get("models")
+    if isinstance(models, Mapping):
+        missing = [name for name in ("before", "after") if name not in models]
+        problems += [f"models.{name} is missing" for name in missing]
+    problems.sort(key=lambda problem: not problem.endswith(" is missing"))
     if not problems:
         problems = [
             f"examples[{i}].said has {sorted(each.said)} instead of the models"
             for i, each in enumerate(run.verification.examples)
-            if each.said.keys() != names.keys()
+            if each.said.keys() != run.verification.models.keys()
         ]
+        for name, card in run.verification.models.items():
+            problems += [f"models.{name}.{problem}" for problem in _empty(card)]
     refuse(where, problems, "Run `lt-mia unlearn` again, which writes it")
     return run
 

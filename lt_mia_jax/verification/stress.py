@@ -124,6 +124,8 @@ def relearning_card(
         taught=len(taught),
         asked=len(asked),
         models={name: tuple(x.probability.tolist()) for name, x in curves.items()},
+        area=None,
+        robustness=None,
     )
     if truth is None:
         return found

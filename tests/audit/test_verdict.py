@@ -22,7 +22,7 @@ LABELED = CombinationSummary(
     reference="r",
     corpus="c",
     unseen=True,
-    counts=Counts(texts=100, members=50, nonmembers=50),
+    counts=Counts(texts=100, members=50, nonmembers=50, flagged=0),
     loss_gap_nats=Estimate(0.25, 0.2, 0.3),
     attacks={"lt_mia": summary(0.9), "ez": summary(0.8), "loss": summary(0.6)},
     controls={"permutation": summary(0.51, 0.4, 0.6), "blind": summary(0.5, 0.4, 0.6)},
@@ -86,6 +86,7 @@ def test_several_combinations_open_with_their_range():
 
 
 def test_without_labels_or_nonmembers_nobody_is_accused():
-    bare = dataclasses.replace(LABELED, counts=Counts(texts=7), attacks={}, controls={})
+    counts = Counts(texts=7, members=None, nonmembers=None, flagged=0)
+    bare = dataclasses.replace(LABELED, counts=counts, attacks={}, controls={})
     [found] = verdict([bare], "lt_mia")
     assert found.startswith("7 texts were scored and ranked")

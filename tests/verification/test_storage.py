@@ -107,6 +107,42 @@ def test_entries_that_no_card_has_are_left_out():
             lambda d: d["models"]["after"]["forget_quality"].pop("distance"),
             r"models\.after\.forget_quality\.distance is missing",
         ),
+        *(
+            (lambda d, key=key: d.pop(key), f"{key} is missing")
+            for key in (
+                *("title", "settings", "forget", "models", "examples", "scores"),
+                *("layers", "map", "rounded", "relearning", "notes", "about"),
+                *("config", "versions", "command"),
+            )
+        ),
+        *(
+            (lambda d, key=key: d["examples"][1].pop(key), rf"\[1\]\.{key} is missing")
+            for key in ("id", "topic", "question", "answer", "said")
+        ),
+        *(
+            (
+                lambda d, key=key: d["examples"][0]["said"]["before"].pop(key),
+                rf"examples\[0\]\.said\.before\.{key} is missing",
+            )
+            for key in ("answer", "probability", "rouge", "extraction")
+        ),
+        (
+            lambda d: d["rounded"][0].pop("recovered"),
+            r"rounded\[0\]\.recovered is missing",
+        ),
+        (lambda d: d["relearning"].pop("area"), r"relearning\.area is missing"),
+        (
+            lambda d: d["models"]["after"]["forget_quality"].pop("note"),
+            r"models\.after\.forget_quality\.note is missing",
+        ),
+        (
+            lambda d: d["models"]["after"]["forget_probability"].pop("value"),
+            r"models\.after\.forget_probability\.value is missing",
+        ),
+        (
+            lambda d: d["models"]["after"]["priv_leak"].update(value=None),
+            r"models\.after\.priv_leak\.value is null instead of a number",
+        ),
         (
             lambda d: d["examples"][1]["said"]["after"].update(probability="high"),
             r"examples\[1\]\.said\.after\.probability is 'high'",

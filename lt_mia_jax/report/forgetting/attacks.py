@@ -1,4 +1,4 @@
-"""Attacks on forgotten texts, as figures: ROC curves and losses."""
+"""Attacks on forgotten texts: ROC curves, losses, and leakage by topic."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -8,6 +8,9 @@ from lt_mia_jax.attacks.scores.table import CARD_FRACTION, LEARNED, describe
 from lt_mia_jax.report.drawing.histograms import Group, histogram_figure
 from lt_mia_jax.report.drawing.roc import CURVES, roc_band, roc_figure
 from lt_mia_jax.report.drawing.svg import Figure
+from lt_mia_jax.report.panels import Place
+from lt_mia_jax.report.tables import Cell, Column, Row, Table
+from lt_mia_jax.report.wording import bounds, unit
 from lt_mia_jax.verification.records import UnlearningRun
 
 MODELS = {"before": "second", "after": "lead", "retrained": "third"}
@@ -53,6 +56,43 @@ def _losses(name: str, scores: Mapping[str, Mapping[str, Sequence[float]]]) -> F
         [("outline member", "forgotten"), ("outline nonmember", "unseen")],
         f"Losses, {name}.",
         "Vertical lines are means." + more,
+    )
+
+
+def leakage_table(run: UnlearningRun, place: Place) -> Table:
+    """Leakage of every attack on every topic; the largest has its interval."""
+    after = run.verification.models["after"]
+    found = {(each.group, each.attack): each for each in after.group_leakage}
+    sizes = {each.group: each.n for each in after.group_leakage}
+    attacks = list(dict.fromkeys(each.attack for each in after.group_leakage))
+    names = {attack: describe(attack, CARD_FRACTION).label for attack in attacks}
+    worst = after.worst_group
+    largest = max(abs(each.value) for each in after.group_leakage) or 1.0
+
+    def cell(group: str, attack: str) -> Cell:
+        each = found.get((group, attack))
+        if each is None:
+            return Cell()
+        known = worst and (worst.group, worst.attack) == (group, attack)
+        shown, heat = unit(each.value), abs(each.value) / largest
+        return Cell(each.value, shown, bounds(worst if known else None), heat=heat)
+
+    return Table(
+        place.id("leakage"),
+        "AUC beyond the retrained model's, as a fraction of the latter: positive where "
+        "the topic is still recognized, negative where it is over-forgotten. "
+        + (
+            f"The largest is that of {names[worst.attack]} on {worst.group}, with its "
+            "interval; being chosen as the largest lifts it."
+            if worst
+            else ""
+        ),
+        [Column("Topic", kind="text"), *(Column(names[each]) for each in attacks)],
+        [
+            Row(group, [cell(group, each) for each in attacks], f"{n:,} texts")
+            for group, n in sizes.items()
+        ],
+        css="heat",
     )
 
 

@@ -20,11 +20,12 @@ from lt_mia_jax.report.forgetting.metrics import (
     metric_of,
     over_seeds,
 )
-from lt_mia_jax.report.forgetting.runs import Group
+from lt_mia_jax.report.forgetting.runs import Entry, Group
 from lt_mia_jax.report.fragments import asset, show
 from lt_mia_jax.report.panels import Page, Panel, Place, article
-from lt_mia_jax.report.tables import Column, Row, Table
-from lt_mia_jax.report.wording import MINUS, NBSP, plural
+from lt_mia_jax.report.tables import Cell, Column, Row, Table
+from lt_mia_jax.report.wording import MINUS, NBSP, percent, plural
+from lt_mia_jax.verification.card import accepted_runs
 from lt_mia_jax.verification.records import Card
 
 _KEY = [
@@ -99,17 +100,34 @@ def _first(group: Group) -> list[Metric]:
         "priv_leak",
         "forget_probability",
         "forget_slot_accuracy",
+        "risk",
     )
     return [_utility(group), *map(metric_of, names)]
+
+
+def _controlled(group: Group) -> set[str]:
+    """Methods whose extraction risk is below its level in every seed."""
+    methods = [entry for entry in group.entries if not entry.control]
+    passed = iter(accepted_runs([card for entry in methods for card in entry.cards]))
+    return {e.name for e in methods if all([next(passed) for _ in e.cards])}
+
+
+def _cell(metric: Metric, entry: Entry, controlled: set[str]) -> Cell:
+    found = card_cell(metric, entry.cards)
+    if metric.name != "risk" or entry.name not in controlled:
+        return found
+    level = max(card.risk.level for card in entry.cards if card.risk)
+    return found._replace(tag=f"below {percent(level)}", tag_css="even")
 
 
 def _table(group: Group, anchor: str, caption: str, wanted: Sequence[Metric]) -> Markup:
     """A row a method, a column a measure that any card has."""
     metrics = [m for m in wanted if any(m.measured(card) for card in group.cards)]
+    controlled = _controlled(group)
     rows = [
         Row(
             entry.name,
-            [card_cell(metric, entry.cards) for metric in metrics if entry.cards],
+            [_cell(metric, entry, controlled) for metric in metrics if entry.cards],
             f"{len(entry.cards)} seeds" if len(entry.cards) > 1 else "",
             control=entry.control,
             failed=entry.failed,
@@ -133,6 +151,11 @@ def _methods(group: Group, place: Place) -> Markup:
             else ", not over seeds of training."
         )
     )
+    if any(card.risk for card in group.cards):
+        caption += (
+            " Extraction risks marked as below a level are so for all marked methods "
+            f"together with 95{NBSP}% confidence (Bonferroni over methods and seeds)."
+        )
     return _table(group, place.id("methods"), caption, _first(group))
 
 

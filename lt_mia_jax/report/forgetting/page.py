@@ -11,7 +11,7 @@ from markupsafe import Markup
 from lt_mia_jax.attacks.scores.table import LEARNED
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.report.drawing.svg import Figure
-from lt_mia_jax.report.forgetting.attacks import attack_figures
+from lt_mia_jax.report.forgetting.attacks import attack_figures, leakage_table
 from lt_mia_jax.report.forgetting.examples import (
     examples,
     models_of,
@@ -155,6 +155,11 @@ PANELS: tuple[Panel[UnlearningRun], ...] = (
         lambda run, place: show.folded("By topic", show.table(topic_table(run, place))),
         lambda run: bool(topics(run)),
         headed=False,
+    ),
+    Panel(
+        "Leakage by topic",
+        lambda run, place: show.table(leakage_table(run, place)),
+        lambda run: bool(run.verification.models["after"].group_leakage),
     ),
     Panel(
         "Figures",

@@ -294,13 +294,11 @@ def test_kinds_do_not_mix(runs, tmp_path, capsys):
     broken = document()
     del broken["models"]["after"], broken["method"]
     broken["examples"][0]["said"]["after"]["probability"] = "high"
-    with pytest.raises(InputError, match=r"card\.json: method is missing") as caught:
+    words = r"card\.json: method is missing; models\.after is missing"
+    with pytest.raises(InputError, match=words) as caught:
         render([write(tmp_path / "broken", broken)])
-    for problem in (
-        "models.after is missing",
-        "examples[0].said.after.probability is 'high' instead of a finite number",
-    ):
-        assert problem in str(caught.value)
+    problem = "examples[0].said.after.probability is 'high' instead of a finite number"
+    assert problem in str(caught.value)
 
 
 def test_answers_of_other_models_are_refused(tmp_path):
@@ -336,6 +334,48 @@ def test_pages_are_safe_and_refer_to_nothing(runs, tmp_path):
         for figure in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
             assert not re.search(r' (fill|stroke)="|nan', figure)
             assert 'role="img" aria-label="' in figure or "aria-hidden" in figure
+
+
+def test_leakage_of_every_topic_is_shown(tmp_path):
+    content = document()
+    assert "Leakage by topic" not in render([write(tmp_path / "without", content)])
+    cells = [
+        {"attack": attack, "group": group, "n": n, "value": value}
+        for attack, group, n, value in (
+            ("loss", "city", 9, 0.25),
+            ("min_k", "city", 9, -0.5),
+            ("loss", "<pet>", 12, 0.0),
+        )
+    ]
+    worst = cells[1] | {"low": -0.75, "high": -0.125}
+    content["models"]["after"] |= {"group_leakage": cells, "worst_group": worst}
+    page = render([write(tmp_path / "run", content)])
+    [table] = Tables(page).tables["AUC"]
+    assert [[cell[0] for cell in row] for row in table] == [
+        ["Topic", "Loss", "Min-K 40 %".replace(" %", "\xa0%")],
+        ["city9 texts", "0.250", "−0.500 [−0.750,\xa0−0.125]"],
+        ["<pet>12 texts", "0.000", "—"],
+    ]
+    assert "The largest is that of Min-K 40 % on city" in text_of(page)
+
+
+def test_risks_are_accepted_together():
+    def judged(p, value=0.02):
+        risk = {"value": value, "level": 0.1, "p_value": p, "n": 40}
+        return card() | {"risk": risk}
+
+    cards = {
+        "retrained": [judged(1e-9)],  # no method: is not judged and does not count
+        "npo": [judged(0.001), judged(0.012)],
+        "rmu": [judged(0.001), judged(0.02)],  # above 0.05 / 4
+    }
+    page = render_comparison({"a": cards})
+    header, *rows = Tables(page).tables["Each"][0]
+    assert header[-1][0] == "Extraction risk"
+    marked = {row[0][0]: "below 10\xa0%" in row[-1][0] for row in rows}
+    assert marked == {"npo2 seeds": True, "rmu2 seeds": False, "retrained": False}
+    assert "Bonferroni" in page
+    assert "Bonferroni" not in render_comparison({"a": {"npo": [card()] * 2}})
 
 
 def test_front_is_what_nothing_beats():

@@ -67,6 +67,32 @@ def test_null_and_absent_values(run):
             lambda s: s["combinations"][0]["counts"].update(texts="many"),
             "counts.texts is 'many' instead of an integer",
         ),
+        (lambda s: s.pop("dataset"), "dataset is missing"),
+        (lambda s: s.pop("calibration"), "calibration is missing"),
+        *(
+            (
+                lambda s, key=key: s["combinations"][0].pop(key),
+                rf"combinations\[0\].{key} is missing",
+            )
+            for key in ("unseen", "loss_gap_nats", "attacks", "controls")
+        ),
+        *(
+            (
+                lambda s, key=key: s["combinations"][0]["counts"].pop(key),
+                rf"combinations\[0\].counts.{key} is missing",
+            )
+            for key in ("members", "nonmembers", "flagged")
+        ),
+        (
+            lambda s: s["combinations"][0]["attacks"]["loss"]["tpr"]["0.05"].pop(
+                "conservative"
+            ),
+            r"attacks.loss.tpr.0.05.conservative is missing",
+        ),
+        (
+            lambda s: s["combinations"][0]["loss_gap_nats"].pop("value"),
+            r"loss_gap_nats.value is missing",
+        ),
         (lambda s: s.update(calibration={}), "calibration.primary is missing"),
         (lambda s: s.update(primary="unheard_of"), "no row has the score 'unheard_of'"),
     ],
@@ -110,7 +136,7 @@ def test_missing_files(run, tmp_path):
 
 
 def test_all_problems_are_listed_at_once(run):
-    keys = ("title", "verdict", "command")
+    keys = ("title", "notes", "command")
     change_summary(run, lambda s: [s.pop(key) for key in keys])
     with pytest.raises(InputError, match="title") as caught:
         read_run(run)
