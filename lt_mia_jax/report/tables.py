@@ -5,8 +5,9 @@ from typing import Literal, NamedTuple
 
 from markupsafe import Markup
 
+from lt_mia_jax.attacks.estimate import Estimate
 from lt_mia_jax.report.drawing.intervals import interval_figure
-from lt_mia_jax.report.wording import NONE, Interval, Number, bounds, percentage, unit
+from lt_mia_jax.report.wording import NONE, Number, bounds, percentage, unit
 
 
 class Column(NamedTuple):
@@ -77,7 +78,7 @@ def words(text: str, css: str = "") -> Cell:
     return Cell(text=text, css=f"words {css}".rstrip())
 
 
-def rate_cell(found: Interval | None) -> Cell:
+def rate_cell(found: Estimate | None) -> Cell:
     """A rate in per cent with its interval."""
     if found is None or found.value is None:
         return Cell()
@@ -85,22 +86,14 @@ def rate_cell(found: Interval | None) -> Cell:
 
 
 def estimate_cell(
-    found: Interval | None,
+    found: Estimate | None,
     *,
     digits: int = 3,
     span: Span | None = None,
     origin: Number = 0.0,
     strong: bool = True,
 ) -> Cell:
-    """A number with its interval, drawn where there is a scale.
-
-    Args:
-      found: the estimate.
-      digits: decimals.
-      span: ends of the scale.
-      origin: what the scale marks.
-      strong: whether the number is bold.
-    """
+    """A number with its interval, drawn on the scale `span`, which marks `origin`."""
     if found is None or found.value is None:
         return Cell(strong=strong)
     ends = (found.value, found.low, found.high)
@@ -109,7 +102,7 @@ def estimate_cell(
     return Cell(found.value, text, bounds(found, digits), glyph, strong)
 
 
-def common_span(found: Iterable[Interval | None], *least: Number) -> Span:
+def common_span(found: Iterable[Estimate | None], *least: Number) -> Span:
     """A scale on which all intervals of a column can be drawn, and `least`."""
     seen = [end for each in found if each for end in (each.value, each.low, each.high)]
     seen = [*least, *(end for end in seen if end is not None)]

@@ -2,34 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 from markupsafe import Markup
 
+from lt_mia_jax.attacks.estimate import Estimate
 from lt_mia_jax.attacks.scores.table import Description, describe
 from lt_mia_jax.audit.records import PERMUTATION, TEXT_ONLY
 
 Number = float | int
 """A number as JSON gives it."""
-
-
-@runtime_checkable
-class Interval(Protocol):
-    """A number with its interval, as `attacks.estimate.Estimate`."""
-
-    @property
-    def value(self) -> float | None:
-        """The number."""
-
-    @property
-    def low(self) -> float | None:
-        """Lower end of the interval."""
-
-    @property
-    def high(self) -> float | None:
-        """Upper end."""
-
-
 NBSP = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EM DASH}"
@@ -75,7 +56,7 @@ def percentage(value: Number | None) -> str:
     return NONE if value is None else signed(f"{100 * value:.1f}") + f"{NBSP}%"
 
 
-def bounds(found: Interval | None, digits: int = 3, *, rate: bool = False) -> str:
+def bounds(found: Estimate | None, digits: int = 3, *, rate: bool = False) -> str:
     """An interval such as [0.91, 0.95], or [12.1, 15.0] in per cent; may be empty."""
     if found is None or found.low is None or found.high is None:
         return ""
@@ -97,10 +78,7 @@ def percent(rate: Number) -> str:
 def general(value: Number | None, digits: int = 4, *, zeros: bool = False) -> str:
     """A number with so many significant digits, in scientific form when extreme.
 
-    Args:
-      value: None and NaN become a dash.
-      digits: how many are significant.
-      zeros: keep trailing zeros, so that a column lines up.
+    None and NaN become a dash; `zeros` keeps trailing zeros, so that a column lines up.
     """
     if value is None or math.isnan(value):
         return NONE

@@ -4,6 +4,7 @@ Nothing here runs a model: `evaluate` measures, this aggregates, so that a card 
 made again, or compared, from what was stored.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,13 +12,7 @@ import numpy as np
 
 from lt_mia_jax.attacks.estimate import Estimate
 from lt_mia_jax.verification.items import Items, Measured
-from lt_mia_jax.verification.leakage import (
-    LEAK_SCORE,
-    attack_results,
-    finite,
-    group_leakage,
-    loss_gap,
-)
+from lt_mia_jax.verification.leakage import LEAK_SCORE, attack_results, group_leakage
 from lt_mia_jax.verification.metrics.checks import PerItem
 from lt_mia_jax.verification.metrics.control import (
     accepted,
@@ -45,7 +40,6 @@ from lt_mia_jax.verification.metrics.tofu import (
     utility_columns,
     utility_parts,
 )
-from lt_mia_jax.verification.metrics.traces import Trace
 from lt_mia_jax.verification.records import (
     Card,
     ForgetQuality,
@@ -55,7 +49,6 @@ from lt_mia_jax.verification.records import (
 )
 
 _LEAST_SPAN, _NO_SPAN = 0.02, 1e-9
-_EXTRACTED = 0.5
 _FORGET = (
     "probability",
     "rouge",
@@ -79,8 +72,8 @@ def report_card(
     """Numbers of a model beside the retrained one, each with a 95 % interval.
 
     Intervals are over items; they say nothing about seeds of training. Forget quality
-    and its distance come from the exact two-sample test and have none. What was not
-    measured is left out; `notes` says why when it was to be expected.
+    comes from an exact test and has none. What was not measured is left out; `notes`
+    says why when it was to be expected.
 
     Args:
       measured: the model.
@@ -93,23 +86,24 @@ def report_card(
     """
     notes: list[str] = []
     found = _known(measured, risk_level, seed) | _kept(measured, seed, notes)
-    attacks, perfect = attack_results(
-        measured.forget_scores,
-        measured.holdout_scores,
-        None
-        if retrained is None
-        else (retrained.forget_scores, retrained.holdout_scores),
-        seed=seed,
-    )
-    found["attacks"] = attacks
-    if "loss" in attacks:
+    found["attacks"], perfect = attack_results(measured, retrained, seed=seed)
+    if "loss" in found["attacks"]:
+        # The score is the mean log-probability: minus the loss.
         sides = measured.forget_scores["loss"], measured.holdout_scores["loss"]
-        found["loss_gap_nats"] = loss_gap(*sides, seed)
+        found["loss_gap_nats"] = estimate(
+            lambda forget, holdout: float(forget.mean() - holdout.mean()),
+            *sides,
+            seed=seed,
+        )
         found["n_holdout"] = len(sides[1])
-    if LEAK_SCORE in attacks:
-        found["priv_leak"] = attacks[LEAK_SCORE].leak
-    if measured.trace is not None:
-        found["trace_accuracy"] = _trace(measured.trace, seed)
+    if LEAK_SCORE in found["attacks"]:
+        found["priv_leak"] = found["attacks"][LEAK_SCORE].leak
+    if (trace := measured.trace) is not None:
+        found["trace_accuracy"] = TraceAccuracy(
+            **vars(estimate_mean(trace.right, seed)),
+            p_value=trace.p_value,
+            n=len(trace.right),
+        )
     if retrained is not None:
         found |= _against(measured, retrained, original, seed, notes)
     return Card(**found, notes=tuple(notes + perfect))
@@ -136,17 +130,9 @@ def knowledge_left(
 ) -> Estimate | None:
     """Knowledge beyond the retrained model's: 1 as before unlearning, 0 as retrained.
 
-    The ratio of differences of mean probabilities, not clipped; questions are drawn
-    alike for the three models.
-
-    Args:
-      original: probability of each true answer before unlearning.
-      unlearned: after it.
-      retrained: of the model that never saw the questions.
-      seed: of the bootstrap.
-
-    Returns:
-      None where original and retrained model hardly differ, so that there is no scale.
+    The ratio of differences of the mean probabilities of true answers under three
+    models, not clipped; questions are drawn alike for all of them. None where original
+    and retrained model hardly differ, so that there is no scale.
 
     Source: Catastrophic Failure of LLM Unlearning via Quantization, arXiv 2410.16454
     (retained knowledge), with the retrained model as zero.
@@ -175,7 +161,13 @@ def _known(measured: Measured, risk_level: float, seed: int) -> dict[str, Any]:
     found: dict[str, Any] = _means("forget", values, seed)
     strength = forget.extraction_strength[~np.isnan(forget.extraction_strength)]
     if strength.size:
-        found["risk"] = _risk((strength >= _EXTRACTED).astype(float), risk_level, seed)
+        extracted = (strength >= 0.5).astype(float)
+        found["risk"] = Risk(
+            **vars(estimate(calibrated_risk, extracted, seed=seed)),
+            level=risk_level,
+            p_value=risk_p_value(extracted, risk_level),
+            n=len(extracted),
+        )
     return found | {"n_forget": len(forget.probability)}
 
 
@@ -187,8 +179,8 @@ def _kept(measured: Measured, seed: int, notes: list[str]) -> dict[str, Any]:
         found["n_retain"] = len(retain.probability)
         values = {name: getattr(retain, name) for name in _RETAIN}
         found |= _means("retain", values, seed)
-    if set(UTILITY_SETS) <= set(measured.sets):
-        sets = _utility(measured.sets)
+    if measured.sets.keys() >= set(UTILITY_SETS):
+        sets = {name: _utility(name, measured.sets[name]) for name in UTILITY_SETS}
         if not any(np.isnan(x).any() for items in sets.values() for x in items):
             found["utility_parts"] = {
                 name: estimate_mean(column, seed)
@@ -282,48 +274,18 @@ def _told(forget: PerItem, truth: PerItem, seed: int) -> ToldFromRetrained:
 
     found = estimate(score, (forget, truth), seed=seed)
     return ToldFromRetrained(
-        value=attack.attack_score,
-        low=found.low,
-        high=found.high,
-        epsilon=finite(attack.epsilon),
+        **vars(found),
+        epsilon=attack.epsilon if math.isfinite(attack.epsilon) else None,
         threshold=attack.threshold,
         fpr=attack.fpr,
         fnr=attack.fnr,
     )
 
 
-def _trace(trace: Trace, seed: int) -> TraceAccuracy:
-    found = estimate_mean(trace.right, seed)
-    return TraceAccuracy(
-        value=float(trace.right.mean()),
-        low=found.low,
-        high=found.high,
-        p_value=trace.p_value,
-        n=len(trace.right),
-    )
-
-
-def _risk(losses: PerItem, level: float, seed: int) -> Risk:
-    found = estimate(calibrated_risk, losses, seed=seed)
-    return Risk(
-        value=calibrated_risk(losses),
-        low=found.low,
-        high=found.high,
-        level=level,
-        p_value=risk_p_value(losses, level),
-        n=len(losses),
-    )
-
-
-def _utility(sets: Mapping[str, Items]) -> dict[str, UtilityItems]:
-    return {
-        name: UtilityItems(
-            items.probability if name == "retain" else items.normalized_probability,
-            items.rouge,
-            items.truth_ratio,
-        )
-        for name, items in ((name, sets[name]) for name in UTILITY_SETS)
-    }
+def _utility(name: str, items: Items) -> UtilityItems:
+    plain = name == "retain"
+    probability = items.probability if plain else items.normalized_probability
+    return UtilityItems(probability, items.rouge, items.truth_ratio)
 
 
 def _model_utility(*groups: tuple[np.ndarray, ...]) -> float:

@@ -67,13 +67,8 @@ def examine(evaluated: EvaluatedModel, rows: Sequence[Question]) -> Items:
     count = min(len(row.wrong_answers) for row in rows)
     if count:
         right = _nll(evaluated, rows, [r.paraphrased_answer or r.answer for r in rows])
-        wrong = np.stack(
-            [
-                _nll(evaluated, rows, [row.wrong_answers[k] for row in rows])
-                for k in range(count)
-            ],
-            axis=1,
-        )
+        each = zip(*(row.wrong_answers[:count] for row in rows), strict=True)
+        wrong = np.stack([_nll(evaluated, rows, told) for told in each], axis=1)
         ratio = tofu.truth_ratio(right, wrong)
         normalized = tofu.normalized_probability(probability, np.exp(-wrong))
     return Items(
@@ -104,7 +99,7 @@ def membership(
 
     Args:
       evaluated: the model under audit, edited by its intervention if it has one.
-      reference: the model that neither side was trained into; None leaves `ratio` out.
+      reference: the model from before the texts were learned; None leaves `ratio` out.
       rows: questions with answers, or plain texts.
       attack: a learned attack, `lt_mia`; needs a reference.
 
@@ -150,11 +145,7 @@ def measure_memo(
 ) -> PerItem:
     """MEMO of each answer: many greedy continuations of each, so it is slow.
 
-    Args:
-      evaluated: the model.
-      rows: questions with answers.
-      step: characters between prefixes.
-      max_new_tokens: of each continuation.
+    Prefixes are `step` characters apart.
     """
     template = evaluated.template
     prompts = [
@@ -178,12 +169,7 @@ def retrain_distances(
     """Mean over each answer's tokens of the squared distance of two distributions.
 
     They are the two models' probabilities of the next token, so values lie between 0
-    and 2.
-
-    Args:
-      evaluated: the model.
-      retrained: a model that never saw the texts, with the same tokenizer.
-      rows: questions with answers, at least one.
+    and 2. Both models have the same tokenizer; at least one row is needed.
 
     Source: On the Impossibility of Retrain Equivalence in Machine Unlearning, arXiv
     2510.16629 (distance of predictions); on next-token distributions it is ours.
@@ -193,10 +179,8 @@ def retrain_distances(
 
     def reduce(rows: np.ndarray, intervention: Any) -> Array:
         return _distances(
-            evaluated.model,
-            retrained.model,
-            evaluated.params,
-            retrained.params,
+            (evaluated.model, retrained.model),
+            (evaluated.params, retrained.params),
             encoded.input_ids[rows],
             encoded.label_mask[rows],
             (intervention, retrained.edit(prompts[rows])),
@@ -212,59 +196,58 @@ def _edited_statistics(
     k: int,
 ) -> TokenStatistics:
     """As `StatisticsExtractor`, which knows neither interventions nor prompts."""
+    pair = [evaluated] if reference is None else [evaluated, reference]
+    models = tuple(each.model for each in pair)
+    params = tuple(each.params for each in pair)
 
     def reduce(rows: np.ndarray, intervention: Any) -> TokenStatistics:
-        return _reduce_pair(
-            evaluated.model,
-            None if reference is None else reference.model,
-            k,
-            evaluated.params,
-            None if reference is None else reference.params,
-            encoded.input_ids[rows],
-            encoded.attention_mask[rows],
-            intervention,
-        )
+        ids, mask = encoded.input_ids[rows], encoded.attention_mask[rows]
+        edits = (intervention, None)[: len(pair)]
+        return _statistics(models, k, params, ids, mask, edits)
 
     return in_batches(evaluated, encoded, reduce)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _reduce_pair(
-    model: LanguageModel,
-    other: LanguageModel | None,
-    k: int,
-    params: Params,
-    other_params: Params | None,
-    ids: Array,
-    mask: Array,
-    intervention: Any,
-) -> TokenStatistics:
-    logits = model.apply(params, ids, intervention=intervention)
-    reference = None
-    if other is not None and other_params is not None:
-        reference = other.apply(other_params, ids)
-    return token_statistics(logits, reference, ids, mask, k=k)
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _distances(
-    model: LanguageModel,
-    other: LanguageModel,
-    params: Params,
-    other_params: Params,
+def _statistics(
+    models: tuple[LanguageModel, ...],
+    k: int,
+    params: tuple[Params, ...],
     ids: Array,
     mask: Array,
-    interventions: tuple[Any, Any],
+    interventions: tuple[Any, ...],
+) -> TokenStatistics:
+    target, *reference = _logits(models, params, ids, interventions)
+    return token_statistics(target, *(reference or [None]), ids, mask, k=k)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _distances(
+    models: tuple[LanguageModel, ...],
+    params: tuple[Params, ...],
+    ids: Array,
+    mask: Array,
+    interventions: tuple[Any, ...],
 ) -> Float[Array, " B"]:
     ours, theirs = (
-        jax.nn.softmax(each.apply(tree, ids, intervention=edit).astype(jnp.float32))
-        for each, tree, edit in zip(
-            (model, other), (params, other_params), interventions, strict=True
-        )
+        jax.nn.softmax(logits.astype(jnp.float32))
+        for logits in _logits(models, params, ids, interventions)
     )
     targets = jnp.roll(mask, -1, axis=1).at[:, -1].set(0) != 0
     total = jnp.where(targets, retrain_distance(ours, theirs), 0.0).sum(axis=1)
     return total / jnp.maximum(targets.sum(axis=1), 1)
+
+
+def _logits(
+    models: tuple[LanguageModel, ...],
+    params: tuple[Params, ...],
+    ids: Array,
+    interventions: tuple[Any, ...],
+) -> list[Array]:
+    return [
+        model.apply(tree, ids, intervention=edit)
+        for model, tree, edit in zip(models, params, interventions, strict=True)
+    ]
 
 
 def _nll(

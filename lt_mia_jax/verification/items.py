@@ -47,3 +47,16 @@ class Measured(NamedTuple):
     """Told from the model before unlearning."""
     distance: PerItem | None = None
     """Squared distance of next-token distributions to the retrained model."""
+
+
+class MuseMeasured(NamedTuple):
+    """Values of one model on the texts of MUSE."""
+
+    verbatim: PerItem
+    """VerbMem: ROUGE-L F1 of the continuation."""
+    forget_knowledge: PerItem
+    """KnowMem on the forget set: ROUGE-L F1 of the answer."""
+    retain_knowledge: PerItem
+    """The same on the retain set: utility."""
+    forget_scores: Mapping[str, PerItem]
+    holdout_scores: Mapping[str, PerItem]

@@ -1,14 +1,13 @@
 """What attacks still see: their strength, leakage beside retraining, and by group."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from lt_mia_jax.attacks.estimate import Estimate
 from lt_mia_jax.attacks.metrics import refuses, summarize
-from lt_mia_jax.verification.items import Measured
+from lt_mia_jax.verification.items import Measured, MuseMeasured
 from lt_mia_jax.verification.metrics.checks import PerItem
 from lt_mia_jax.verification.metrics.intervals import estimate
 from lt_mia_jax.verification.metrics.muse import member_auc, priv_leak
@@ -24,13 +23,12 @@ FEWEST = 8
 _NO_ZERO = 1e9  # a leakage beyond it has no retrained model to compare with
 
 Pair = tuple[PerItem, PerItem]
-Scores = Mapping[str, PerItem]
+"""The same score under a model and under the retrained one."""
 
 
 def attack_results(
-    forget: Scores,
-    holdout: Scores,
-    retrained: tuple[Scores, Scores] | None,
+    measured: Measured | MuseMeasured,
+    retrained: Measured | MuseMeasured | None,
     *,
     leaks: Sequence[str] | None = None,
     seed: int = 0,
@@ -38,9 +36,8 @@ def attack_results(
     """Every attack on forgotten against unseen texts.
 
     Args:
-      forget: membership scores of forgotten texts, by attack.
-      holdout: the same of texts that no model has seen.
-      retrained: both of the retrained model, for PrivLeak.
+      measured: the model.
+      retrained: the retrained model, for PrivLeak.
       leaks: attacks with a PrivLeak; None takes all.
       seed: of the bootstrap.
 
@@ -48,16 +45,15 @@ def attack_results(
       Results by attack, and why some have no PrivLeak.
     """
     found, perfect = {}, []
-    for name, values in forget.items():
-        auc, tpr = separation(values, holdout[name], seed)
-        found[name] = AttackResult(auc=auc, tpr=tpr)
+    for name, forget in measured.forget_scores.items():
+        holdout = measured.holdout_scores[name]
+        found[name] = _separation(forget, holdout, seed)
         if retrained is None or (leaks is not None and name not in leaks):
             continue
-        sides = (values, retrained[0][name]), (holdout[name], retrained[1][name])
-        if (leak := privacy(*sides, seed)) is None:
-            perfect.append(name)
-        else:
-            found[name] = replace(found[name], leak=leak)
+        theirs = retrained.forget_scores[name], retrained.holdout_scores[name]
+        leak = privacy((forget, theirs[0]), (holdout, theirs[1]), seed)
+        found[name] = replace(found[name], leak=leak)
+        perfect += [name] if leak is None else []
     if not perfect:
         return found, []
     return found, [
@@ -67,21 +63,17 @@ def attack_results(
     ]
 
 
-def separation(
-    forget: PerItem, holdout: PerItem, seed: int
-) -> tuple[Estimate, TprAtRate]:
+def _separation(forget: PerItem, holdout: PerItem, seed: int) -> AttackResult:
     """AUC of forgotten against unseen texts, and TPR at 1 % where counts allow it."""
     labels = np.repeat([1, 0], [len(forget), len(holdout)])
     found = summarize(labels, np.concatenate([forget, holdout]), seed=seed)
-    rate = found.tpr[f"{RATE:g}"].conservative
-    return found.auc, TprAtRate(
+    tpr = TprAtRate(
+        **vars(found.tpr[f"{RATE:g}"].conservative),
         rate=RATE,
         refused=refuses(RATE, len(holdout)),
         n_holdout=len(holdout),
-        value=rate.value,
-        low=rate.low,
-        high=rate.high,
     )
+    return AttackResult(auc=found.auc, tpr=tpr)
 
 
 def privacy(forget: Pair, holdout: Pair, seed: int) -> Estimate | None:
@@ -89,11 +81,6 @@ def privacy(forget: Pair, holdout: Pair, seed: int) -> Estimate | None:
 
     None where the retrained model tells the sides apart perfectly; no interval where it
     does so in some of the draws.
-
-    Args:
-      forget: a membership score of forgotten texts, of the model and the retrained one.
-      holdout: the same of texts that no model has seen.
-      seed: of the bootstrap.
     """
     if member_auc(forget[1], holdout[1]) == 1:
         return None
@@ -121,8 +108,10 @@ def group_leakage(
             forget = values[inside], retrained.forget_scores[name][inside]
             holdout = measured.holdout_scores[name], retrained.holdout_scores[name]
             if (value := _group_leak(forget, holdout)) < _NO_ZERO:
-                entry = {"attack": name, "group": topic, "n": len(inside)}
-                cells.append((GroupLeakage(**entry, value=value), forget, holdout))
+                cell = GroupLeakage(
+                    value=value, attack=name, group=topic, n=len(inside)
+                )
+                cells.append((cell, forget, holdout))
     if not cells:
         return (), None
     worst, forget, holdout = max(cells, key=lambda cell: abs(cell[0].value))
@@ -156,20 +145,3 @@ def _group_leak(forget: Pair, holdout: Pair) -> float:
     if theirs == 0:
         return 0.0 if mine == 0 else 2 * _NO_ZERO
     return privacy_leakage(mine, theirs)
-
-
-def loss_gap(forget: PerItem, holdout: PerItem, seed: int) -> Estimate:
-    """Mean loss of unseen minus forgotten texts, in nats a token, from `loss` scores.
-
-    The score is the mean log-probability: minus the loss.
-    """
-
-    def gap(forgotten: np.ndarray, unseen: np.ndarray) -> float:
-        return float(np.mean(forgotten) - np.mean(unseen))
-
-    return estimate(gap, forget, holdout, seed=seed)
-
-
-def finite(value: float) -> float | None:
-    """None where it is infinite."""
-    return value if math.isfinite(value) else None

@@ -2,18 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from lt_mia_jax.arrays import Float
 from lt_mia_jax.attacks.learned.attack import Attack
-from lt_mia_jax.data.benchmarks import Benchmark, load_benchmark
-from lt_mia_jax.data.questions import Question, read_questions
+from lt_mia_jax.data.questions import Question
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.verification.evaluate import membership
 from lt_mia_jax.verification.evaluated import EvaluatedModel, generate
+from lt_mia_jax.verification.items import MuseMeasured
 from lt_mia_jax.verification.leakage import LEAK_SCORE, attack_results
 from lt_mia_jax.verification.metrics.checks import PerItem
 from lt_mia_jax.verification.metrics.intervals import estimate_mean
@@ -43,34 +39,12 @@ class MuseTexts(NamedTuple):
     """Texts that no model has seen."""
 
 
-def load_muse(
-    benchmark: Benchmark, *, local: Path | str | None = None, limit: int | None = None
-) -> MuseTexts:
-    """Read the parts of a MUSE benchmark that `measure_muse` needs.
+def read_muse(read: Callable[[str], list[Question]]) -> MuseTexts:
+    """The parts of a MUSE benchmark that `measure_muse` needs.
 
     Args:
-      benchmark: `BENCHMARKS["muse_news"]` or `["muse_books"]`.
-      local: a copy of the repository; None asks the hub.
-      limit: rows of each part at most.
-
-    Raises:
-      InputError: as `load_benchmark`.
+      read: name of a part of `data.benchmarks` in, its rows out.
     """
-    return _texts(
-        lambda part: load_benchmark(benchmark, part, local=local, limit=limit)
-    )
-
-
-def read_muse(folder: Path) -> MuseTexts:
-    """Read the same parts from the files that `lt-mia benchmark` writes.
-
-    Raises:
-      InputError: a file is missing or cannot be used.
-    """
-    return _texts(lambda part: read_questions(folder / f"{part}.jsonl"))
-
-
-def _texts(read: Callable[[str], list[Question]]) -> MuseTexts:
     return MuseTexts(
         verbatim=read("verbmem_forget"),
         forget_questions=read("knowmem_forget_qa"),
@@ -80,19 +54,6 @@ def _texts(read: Callable[[str], list[Question]]) -> MuseTexts:
         forget=read("privleak_forget"),
         holdout=read("privleak_holdout"),
     )
-
-
-class MuseMeasured(NamedTuple):
-    """Values of one model, one an item."""
-
-    verbatim: PerItem
-    """VerbMem: ROUGE-L F1 of the continuation."""
-    forget_knowledge: PerItem
-    """KnowMem on the forget set: ROUGE-L F1 of the answer."""
-    retain_knowledge: PerItem
-    """The same on the retain set: utility."""
-    forget_scores: Mapping[str, Float[np.ndarray, " N"]]
-    holdout_scores: Mapping[str, Float[np.ndarray, " M"]]
 
 
 def measure_muse(
@@ -106,13 +67,8 @@ def measure_muse(
 
     Texts are raw: of the model's template only the beginning-of-text id is used.
     Where the model's context is too short for all solved examples, the first ones are
-    cut off. Of the text to be remembered as many tokens count as are generated.
-
-    Args:
-      evaluated: the model, in full precision (the authors load it in 8 bits).
-      texts: as `load_muse` returns them.
-      reference: as `evaluate.membership` takes it.
-      attack: likewise.
+    cut off. Of the text to be remembered as many tokens count as are generated. The
+    model runs in full precision; the authors load it in 8 bits.
 
     Raises:
       InputError: a part is empty, or has plain text where questions belong.
@@ -146,23 +102,10 @@ def muse_card(
 ) -> MuseCard:
     """The four numbers of MUSE, and the AUC of every attack, with 95 % intervals.
 
-    Scalability and sustainability are this card on larger forget sets and after each of
-    several requests.
-
-    Args:
-      measured: the model.
-      retrained: the model that never saw the forget set; None leaves PrivLeak out.
-      seed: of the bootstrap.
+    Without the retrained model there is no PrivLeak. Scalability and sustainability are
+    this card on larger forget sets and after each of several requests.
     """
-    attacks, notes = attack_results(
-        measured.forget_scores,
-        measured.holdout_scores,
-        None
-        if retrained is None
-        else (retrained.forget_scores, retrained.holdout_scores),
-        leaks=[LEAK_SCORE],
-        seed=seed,
-    )
+    attacks, notes = attack_results(measured, retrained, leaks=[LEAK_SCORE], seed=seed)
     return MuseCard(
         verbmem=estimate_mean(measured.verbatim, seed),
         knowmem_forget=estimate_mean(measured.forget_knowledge, seed),
@@ -180,14 +123,7 @@ def muse_cards(
     *,
     seed: int = 0,
 ) -> dict[str, MuseCard]:
-    """`muse_card` of several models.
-
-    Args:
-      models: by name; `retrained`, if there, is what PrivLeak compares with.
-      texts: as `read_muse` returns them.
-      reference: as `evaluate.membership` takes it.
-      seed: of the bootstrap.
-    """
+    """`muse_card` of several models, compared with `retrained` if it is among them."""
     measured = {
         name: measure_muse(model, texts, reference) for name, model in models.items()
     }

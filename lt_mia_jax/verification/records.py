@@ -12,16 +12,14 @@ from lt_mia_jax.configs import Count
 
 
 @dataclass(frozen=True, kw_only=True)
-class TprAtRate:
+class TprAtRate(Estimate):
     """True-positive rate of an attack at one false-positive rate."""
 
+    value: float | None = None
     rate: float
     refused: bool
     """Too few unseen texts for the rate: no value."""
     n_holdout: Count = 0
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +47,9 @@ class ForgetQuality:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToldFromRetrained:
+class ToldFromRetrained(Estimate):
     """Score of the best threshold on the answers' probability, 0 = no attack works."""
 
-    value: float
-    low: float | None = None
-    high: float | None = None
     epsilon: float | None = None
     """None where it is infinite."""
     threshold: float
@@ -63,16 +58,12 @@ class ToldFromRetrained:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TraceAccuracy:
+class TraceAccuracy(Estimate):
     """Accuracy of a linear classifier at telling a model from that before unlearning.
 
-    It sees the last layer's activation at the end of each text. 0.5 is chance. Label:
-    "Trace accuracy"; good: as the retrained model, which differs from the original too.
+    It sees the last layer's activation at the end of each text. 0.5 is chance.
     """
 
-    value: float
-    low: float | None = None
-    high: float | None = None
     p_value: float
     """By exchanging the two models on texts."""
     n: Count
@@ -80,34 +71,28 @@ class TraceAccuracy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupLeakage:
-    """`(AUC - AUC of the retrained model) / AUC of the retrained model` on one group.
+class GroupLeakage(Estimate):
+    """`(AUC - AUC of the retrained model) / AUC of the retrained model` on one topic.
 
     0 as after retraining, positive still recognized, negative over-forgotten.
     """
 
+    value: float
     attack: str
     group: str
-    """Topic of the questions."""
+    """The topic."""
     n: Count
-    """Texts of the group."""
-    value: float
-    low: float | None = None
-    high: float | None = None
+    """Texts on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Risk:
-    """Whether the share of forgotten texts that can still be extracted is controlled.
+class Risk(Estimate):
+    """Fraction of forgotten texts that can be extracted, by conformal risk control.
 
-    Label: "Extraction risk"; good: low, with `p_value` below 0.05 the risk is below
-    `level`. A text counts when half of its answer or more follows from the rest.
+    A text counts when at least half of its answer follows from the rest; one more text
+    is added that counts fully.
     """
 
-    value: float
-    """Share of texts, with one more that counts fully (conformal risk control)."""
-    low: float | None = None
-    high: float | None = None
     level: float
     """Highest risk that is accepted."""
     p_value: float
@@ -147,9 +132,7 @@ class Card:
     forget_slot_log_rank: Estimate | None = None
     forget_memo: Estimate | None = None
     forget_fluency: Estimate | None = None
-    """Label: "Fluency"; weighted entropy, in bits, of the word pairs and triples of the
-    answers to forgotten questions; a model that repeats itself has little. Good: as the
-    retrained model."""
+    """Weighted entropy of word pairs and triples in the answers, in bits."""
     forget_truth_ratio: Estimate | None = None
 
     retain_probability: Estimate | None = None
@@ -173,12 +156,10 @@ class Card:
 
     trace_accuracy: TraceAccuracy | None = None
     retrain_distance: Estimate | None = None
-    """Label: "Distance to retrained"; mean squared distance of the next-token
-    distributions on forgotten answers, 0 to 2. Good: low, as low as the retrained
-    model's own, which is its distance to one that learned in another order."""
+    """Of the next-token distributions on forgotten answers; the retrained model has its
+    distance to one that learned in another order."""
     worst_group: GroupLeakage | None = None
-    """Label: "Worst-group leakage"; the largest in size over attacks and topics. Good:
-    as the retrained model, 0."""
+    """The largest in size over attacks and topics."""
     group_leakage: tuple[GroupLeakage, ...] = ()
     """Every attack on every topic with enough texts."""
     risk: Risk | None = None

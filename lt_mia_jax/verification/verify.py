@@ -69,8 +69,8 @@ def read_material(
 
     Args:
       options: what to measure.
-      forget: what is to be forgotten.
-      retain: what is to be kept.
+      forget: the texts to forget.
+      retain: the texts to keep.
       choose_attack: the learned attack that a value of `--attack` names.
 
     Raises:
@@ -116,7 +116,8 @@ def read_material(
             )
     muse = None
     if options.muse is not None:
-        muse = MuseTexts(*map(some, read_muse(options.muse)))
+        folder = options.muse
+        muse = read_muse(lambda part: some(read_questions(folder / f"{part}.jsonl")))
     attack = _attack(options, [*forget, *holdout], choose_attack)
     return Material(sets, some(forget), some(holdout) if holdout else [], muse, attack)
 
@@ -124,9 +125,7 @@ def read_material(
 def check_models(options: Evaluation, tokenizer: Any) -> None:
     """Look for the models of an evaluation, without reading their weights.
 
-    Args:
-      options: what to measure.
-      tokenizer: that of the model to unlearn.
+    Their tokenizers must be that of the model to unlearn.
 
     Raises:
       InputError: a model is not there, or has other tokens.
@@ -151,12 +150,7 @@ def verify(
 ) -> Verification:
     """Measure a model before and after unlearning, and what it is compared with.
 
-    Args:
-      options: what to measure.
-      material: as `read_material` returns it.
-      before: the model before.
-      after: the model after, with its intervention if it has one.
-      load_intervention: reads what the retrained and the reference model come with.
+    `load_intervention` reads what the retrained and the reference model come with.
 
     Raises:
       InputError: a model cannot be used.
@@ -179,7 +173,8 @@ def verify(
         models["retrained"] = retrained
     measured: dict[str, Measured] = {}
     for name, model in models.items():
-        log.info("measuring the model %s", _SAID.get(name, name))
+        after_what = "" if name == "retrained" else " unlearning"
+        log.info("measuring the model %s%s", name, after_what)
         measured[name] = _measure(model, reference, material, options.memo)
     streams = _streams(models, material)
     for name in models.keys() - {"before"}:
@@ -224,16 +219,21 @@ def verify(
             if found.forget_scores
         },
         layers=_similarity(streams) if similar else None,
-        map=_map(streams) if similar else None,
+        map={
+            part: {
+                name: tuple(map(tuple, np.round(points, 4).tolist()))
+                for name, points in layers.pca_projection(found).items()
+            }
+            for part, found in streams.items()
+        }
+        if similar
+        else None,
         rounded=tuple(
             stress.rounding_card(models, rows, bits) for bits in options.quantize
         ),
         relearning=stress.relearning_card(models, rows) if options.relearn else None,
         notes=tuple(dict.fromkeys(n for card in cards.values() for n in card.notes)),
     )
-
-
-_SAID = {"before": "before unlearning", "after": "after unlearning"}
 
 
 def _attack(
@@ -319,17 +319,6 @@ def _similarity(parts: Parts) -> dict[str, LayerSimilarity]:
                 if name != "retrained"
             },
         )
-        for part, streams in parts.items()
-    }
-
-
-def _map(parts: Parts) -> dict[str, Any]:
-    """Texts in the plane, by set and model."""
-    return {
-        part: {
-            name: tuple(map(tuple, np.round(x, 4).tolist()))
-            for name, x in layers.pca_projection(streams).items()
-        }
         for part, streams in parts.items()
     }
 

@@ -225,7 +225,7 @@ def test_muse_from_a_copy_of_it_to_the_page(world, tmp_path, capsys):
     assert unlearn(world, tmp_path / "out", *flags, report=True) == 0
     cards = json.loads((tmp_path / "out" / "card.json").read_text())["models"]
     assert cards["retrained"]["muse_priv_leak"]["value"] == 0
-    texts = read_muse(files)
+    texts = read_muse(lambda part: read_questions(files / f"{part}.jsonl"))
     before = load_pretrained(str(world / "models" / "full"))
     template = AnswerTemplate(prompt="{question}", begin=True)
     model = LanguageModel(before.config)

@@ -1,6 +1,7 @@
 """MUSE from files of its layout, against decoding one token at a time."""
 
 import json
+from functools import partial
 
 import jax
 import numpy as np
@@ -9,13 +10,14 @@ from quick_compile import jit
 from tiny_world import sentences
 
 from lt_mia_jax.data.benchmark_catalog import BENCHMARKS
+from lt_mia_jax.data.benchmarks import load_benchmark
 from lt_mia_jax.data.questions import AnswerTemplate
 from lt_mia_jax.data.tokenize import train_bpe
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models import LanguageModel, gpt2_like
 from lt_mia_jax.verification.evaluated import EvaluatedModel
 from lt_mia_jax.verification.metrics.generation import rouge_l_f1
-from lt_mia_jax.verification.muse import load_muse, measure_muse, muse_card
+from lt_mia_jax.verification.muse import measure_muse, muse_card, read_muse
 from lt_mia_jax.verification.storage import card_to_json
 
 CONTEXT = 48
@@ -78,7 +80,7 @@ def continued(subject, prompt, count):
 
 
 def test_the_whole_evaluation(files, subjects):
-    texts = load_muse(BENCHMARKS["muse_news"], local=files)
+    texts = read_muse(partial(load_benchmark, BENCHMARKS["muse_news"], local=files))
     assert [len(part) for part in texts] == [6, 6, 6, 1, 1, 6, 7]
     found = [measure_muse(subject, texts) for subject in subjects]
     subject = subjects[0]
@@ -110,4 +112,4 @@ def test_the_whole_evaluation(files, subjects):
 def test_parts_that_are_not_there(files):
     (files / "privleak" / "holdout.json").rename(files / "elsewhere.json")
     with pytest.raises(InputError, match="privleak_holdout"):
-        load_muse(BENCHMARKS["muse_books"], local=files)
+        read_muse(partial(load_benchmark, BENCHMARKS["muse_books"], local=files))

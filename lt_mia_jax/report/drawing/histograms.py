@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from markupsafe import Markup
 
 from lt_mia_jax.arrays import Float
 from lt_mia_jax.report.drawing import svg
-from lt_mia_jax.report.wording import percent
+from lt_mia_jax.report.wording import percent, plural
 
 
 class Group(NamedTuple):
@@ -48,17 +47,11 @@ def histogram(groups: tuple[Float[np.ndarray, " _"], ...], bins: int = 36) -> Hi
 
 
 def histogram_figure(
-    groups: Sequence[Group], axis: str, *, means: bool = False
-) -> tuple[Markup, int]:
-    """Histograms of one or two groups on common bins, as fractions of each group.
+    groups: Sequence[Group], axis: str, title: str, caption: str, *, means: bool = False
+) -> svg.Figure:
+    """Histograms of groups on common bins, as fractions of each group.
 
-    Args:
-      groups: without NaN, none empty.
-      axis: the title of the horizontal axis.
-      means: mark each group's mean.
-
-    Returns:
-      The figure and the number of values beyond its range (in the end bins).
+    The groups have no NaN and are not empty; `means` marks the mean of each.
     """
     width, height = 460, 205
     data = histogram(tuple(group.values for group in groups))
@@ -83,4 +76,10 @@ def histogram_figure(
         for group in groups
     )
     label = f"Histogram over {axis}: {spoken}."
-    return svg.figure(width, height, marks, label), data.beyond
+    key = [(f"outline {group.css}", group.name) for group in groups[::-1]]
+    if data.beyond:
+        caption += (
+            f" The end bins also hold {plural(data.beyond, 'more extreme text')}."
+        )
+    drawn = svg.figure(width, height, marks, label)
+    return svg.Figure(drawn, key if len(key) > 1 else [], title, caption)

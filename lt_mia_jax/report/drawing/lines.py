@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from markupsafe import Markup
 
 from lt_mia_jax.arrays import Float
 from lt_mia_jax.report.drawing import svg
@@ -22,18 +21,19 @@ class Line(NamedTuple):
 
 def line_figure(
     lines: Sequence[Line],
-    *,
-    x_label: str,
-    y_label: str,
+    titles: tuple[str, str],
     ticks: Mapping[Number, str],
-) -> Markup:
+    title: str,
+    caption: str,
+) -> svg.Figure:
     """Curves over layers or steps; every point is marked.
 
     Args:
       lines: the curves.
-      x_label: title of the horizontal axis.
-      y_label: title of the vertical axis.
+      titles: of the horizontal and the vertical axis.
       ticks: labels of the horizontal axis by value.
+      title: of the figure.
+      caption: of the figure.
     """
     width, height = 460, 300
     every = np.concatenate([line.y for line in lines])
@@ -41,7 +41,7 @@ def line_figure(
     low, high = svg.padded(float(every.min()), float(every.max()), 0.08)
     x = svg.Scale(float(columns.min()), max(float(columns.max()), 1.0), 56, width - 24)
     y = svg.Scale(low, high, height - 50, 12)
-    marks = svg.axes(x, y, height, x_label, y_label, x_ticks=ticks)
+    marks = svg.axes(x, y, height, *titles, x_ticks=ticks)
     for line in lines:
         a, b = x(line.x), y(line.y)
         marks.append(svg.mark(svg.line(a, b), f"curve {line.css}"))
@@ -50,17 +50,16 @@ def line_figure(
     spoken = ", ".join(
         f"{line.name} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in lines
     )
-    return svg.figure(width, height, marks, f"{y_label} over {x_label}: {spoken}.")
+    label = f"{titles[1]} over {titles[0]}: {spoken}."
+    drawn = svg.figure(width, height, marks, label)
+    key = [(f"curve {line.css}", line.name) for line in lines]
+    return svg.Figure(drawn, key, title, caption)
 
 
 def scatter_figure(
-    clouds: Mapping[str, tuple[str, Float[np.ndarray, "n 2"]]],
-) -> Markup:
-    """Texts of several models in one plane.
-
-    Args:
-      clouds: by name a CSS class and the points.
-    """
+    clouds: Mapping[str, tuple[str, Float[np.ndarray, "n 2"]]], title: str, caption: str
+) -> svg.Figure:
+    """Texts of several models in one plane, by name a CSS class and the points."""
     width, height = 460, 320
     every = np.concatenate([points for _, points in clouds.values()])
     low, high = every.min(axis=0).tolist(), every.max(axis=0).tolist()
@@ -75,4 +74,6 @@ def scatter_figure(
     spoken = " and ".join(
         f"{len(points)} texts under {name}" for name, (_, points) in clouds.items()
     )
-    return svg.figure(width, height, marks, f"Two principal components: {spoken}.")
+    drawn = svg.figure(width, height, marks, f"Two principal components: {spoken}.")
+    key = [(f"swatch {css}", name) for name, (css, _) in clouds.items()]
+    return svg.Figure(drawn, key, title, caption)

@@ -1,17 +1,22 @@
 """ROC curves on logarithmic axes with bootstrap bands."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from markupsafe import Markup
 
 from lt_mia_jax.arrays import Float, Int
 from lt_mia_jax.report.drawing import svg
 from lt_mia_jax.report.wording import percent
 
-CURVES = ("lead", "second", "third", "fourth")
-"""CSS classes of the curves of one figure, the learned attack first."""
+
+class Sides(NamedTuple):
+    """Finite scores of the two groups of texts behind one curve."""
+
+    name: str
+    css: str
+    members: Float[np.ndarray, " m"]
+    nonmembers: Float[np.ndarray, " n"]
 
 
 class RocBand(NamedTuple):
@@ -36,14 +41,7 @@ def roc_band(
     At the rate k/n the curve gives the largest true-positive rate of any threshold
     with at most k of n false positives, so ties count against the attack. The band
     is pointwise: members and non-members are resampled separately and the middle
-    95 % of the resampled curves is kept.
-
-    Args:
-      members: finite scores, higher = more likely a member.
-      nonmembers: likewise.
-      seed: of the resampling.
-      n_boot: number of resamples.
-      points: at most so many rates, besides 0.
+    95 % of the resampled curves is kept. There are at most `points` rates besides 0.
 
     Source: B. Efron, Bootstrap Methods (1979), percentile interval; conservative TPR
     as the largest tpr with fpr at most f.
@@ -86,13 +84,14 @@ def _tpr(
     return np.where(within, positives, caught[-1]) / caught[-1]
 
 
-def roc_figure(curves: Mapping[str, RocBand], n_nonmembers: int) -> Markup:
+def roc_figure(sides: Sequence[Sides], title: str, caption: str) -> svg.Figure:
     """ROC curves on log-log axes with bootstrap bands; the first curve leads.
 
     The shaded strip on the left is where fewer than ten false positives decide, so
     that a rate read off there is not quoted in the table.
     """
     width, height = 460, 430
+    n_nonmembers = max(len(each.nonmembers) for each in sides)
     # A little left of one false positive; zero of them is drawn at the edge.
     low = min(0.1, 0.6 / n_nonmembers)
     x = svg.Scale(low, 1, 62, width - 24, log=True)
@@ -110,18 +109,20 @@ def roc_figure(curves: Mapping[str, RocBand], n_nonmembers: int) -> Markup:
     titles = "false-positive rate", "true-positive rate"
     marks += svg.axes(x, y, height, *titles, x_ticks=ticks, y_ticks=ticks)
     marks.append(svg.rule(x.start, y.start, x.stop, y.stop, "chance"))
-    styled = list(zip(CURVES, curves.values(), strict=False))[::-1]
+    styled = [(e.css, roc_band(e.members, e.nonmembers)) for e in sides[::-1]]
     for css, curve in styled:
         area = svg.band(x(curve.fpr), y(curve.low), y(curve.high))
         marks.append(svg.mark(area, f"band {css}"))
     for css, curve in styled:
         steps = svg.staircase(x(curve.fpr), y(curve.tpr))
         marks.append(svg.mark(steps, f"curve {css}"))
-    return svg.figure(
+    drawn = svg.figure(
         width,
         height,
         marks,
         f"ROC curves on logarithmic axes with 95 % bootstrap bands: "
-        f"{', '.join(curves)}; the diagonal is chance. The attack table has the same "
-        "results as numbers.",
+        f"{', '.join(each.name for each in sides)}; the diagonal is chance. The attack "
+        "table has the same results as numbers.",
     )
+    key = [*((f"curve {each.css}", each.name) for each in sides), ("chance", "chance")]
+    return svg.Figure(drawn, key, title, caption, tall=True)

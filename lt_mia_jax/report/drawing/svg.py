@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from markupsafe import Markup, escape
 
-from lt_mia_jax.arrays import Bool, Float
+from lt_mia_jax.arrays import Float
 from lt_mia_jax.report.wording import Number, signed
 
 
@@ -81,17 +81,14 @@ def pixel(value: Number) -> str:
 
 
 def line(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> str:
-    """Path data of a polyline through pixel coordinates, simplified to .3 pixels."""
-    keep = _simplify(np.column_stack([x, y]), tolerance=0.3)
-    points = [f"{pixel(a)} {pixel(b)}" for a, b in zip(x[keep], y[keep], strict=True)]
+    """Path data of a polyline through pixel coordinates."""
+    points = [f"{pixel(a)} {pixel(b)}" for a, b in zip(x, y, strict=True)]
     return "M" + "L".join(points)
 
 
-def staircase(
-    x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], *, begin: str = "M"
-) -> str:
+def staircase(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> str:
     """Path data of right-continuous steps: across at the old height, then up."""
-    data = [f"{begin}{pixel(x[0])} {pixel(y[0])}"]
+    data = [f"M{pixel(x[0])} {pixel(y[0])}"]
     height, column = pixel(y[0]), pixel(x[0])
     for a, b in zip(x[1:], y[1:], strict=True):
         if pixel(b) != height:
@@ -168,9 +165,9 @@ def axes(
     """Grid lines with labels, and the titles of both axes.
 
     Args:
-      x: scale of the horizontal axis, whose title stands at the foot of the figure.
+      x: scale of the horizontal axis.
       y: scale of the vertical axis.
-      height: of the figure.
+      height: of the figure, at whose foot `x_label` stands.
       x_label: title of the horizontal axis.
       y_label: title of the vertical axis.
       x_ticks: labels by value; round numbers where None.
@@ -209,29 +206,3 @@ def figure(width: int, height: int, marks: Sequence[Markup], label: str) -> Mark
     return Markup(
         '<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'
     ).format(width, height, escape(label), Markup("").join(marks))
-
-
-def _simplify(
-    points: Float[np.ndarray, "n 2"], tolerance: float
-) -> Bool[np.ndarray, " n"]:
-    """Points that keep a polyline within `tolerance` (Ramer, Douglas, Peucker)."""
-    keep = np.zeros(len(points), bool)
-    keep[[0, -1]] = True
-    pending = [(0, len(points) - 1)]
-    while pending:
-        first, last = pending.pop()
-        if last - first < 2:
-            continue
-        chord = points[last] - points[first]
-        inner = points[first + 1 : last] - points[first]
-        length = math.hypot(*chord)
-        if length > 0:
-            away = np.abs(chord[0] * inner[:, 1] - chord[1] * inner[:, 0]) / length
-        else:
-            away = np.hypot(inner[:, 0], inner[:, 1])
-        farthest = int(away.argmax())
-        if away[farthest] > tolerance:
-            middle = first + 1 + farthest
-            keep[middle] = True
-            pending += [(first, middle), (middle, last)]
-    return keep

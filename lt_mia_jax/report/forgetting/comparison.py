@@ -8,12 +8,12 @@ from markupsafe import Markup
 from lt_mia_jax.report.drawing.pareto import DEEPEST, Spot, pareto_figure
 from lt_mia_jax.report.drawing.svg import Figure
 from lt_mia_jax.report.forgetting.examples import matrix
-from lt_mia_jax.report.forgetting.layers import layer_tables
+from lt_mia_jax.report.forgetting.figures import layer_tables
 from lt_mia_jax.report.forgetting.metrics import (
     PASSED,
     Metric,
+    attack_metric,
     attacks_of,
-    auc_metric,
     card_cell,
     every_metric,
     leak_of,
@@ -164,7 +164,7 @@ def _attacks(group: Group, place: Place) -> Markup:
         "AUC of each attack at telling forgotten from unseen texts. Good is what the "
         "retrained model has."
     )
-    metrics = [auc_metric(name) for name in attacks_of(group.cards)]
+    metrics = [attack_metric(name, "auc") for name in attacks_of(group.cards)]
     return _table(group, place.id("attacks"), caption, metrics)
 
 

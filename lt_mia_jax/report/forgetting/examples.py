@@ -1,17 +1,18 @@
-"""Forgotten questions one by one: what each model says to them."""
+"""Forgotten questions one by one and by topic: what is said, and what leaks."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from markupsafe import Markup
 
+from lt_mia_jax.attacks.scores.table import CARD_FRACTION, describe
 from lt_mia_jax.report.drawing.intervals import interval_figure
-from lt_mia_jax.report.forgetting.attacks import MODELS
+from lt_mia_jax.report.forgetting.figures import MODELS
 from lt_mia_jax.report.forgetting.runs import Group
 from lt_mia_jax.report.fragments import show
 from lt_mia_jax.report.panels import Place
 from lt_mia_jax.report.tables import Cell, Column, Row, Table, words
-from lt_mia_jax.report.wording import count, unit
+from lt_mia_jax.report.wording import bounds, count, unit
 from lt_mia_jax.verification.records import Example, Said, UnlearningRun
 
 SHOWN = 100
@@ -92,6 +93,43 @@ def topic_table(run: UnlearningRun, place: Place) -> Table:
         "Mean probability of the true answer by topic: forgetting is not even.",
         [Column("Topic", kind="text"), *map(Column, models_of(run))],
         rows,
+    )
+
+
+def leakage_table(run: UnlearningRun, place: Place) -> Table:
+    """Leakage of every attack on every topic; the largest has its interval."""
+    after = run.verification.models["after"]
+    found = {(each.group, each.attack): each for each in after.group_leakage}
+    sizes = {each.group: each.n for each in after.group_leakage}
+    attacks = list(dict.fromkeys(each.attack for each in after.group_leakage))
+    names = {attack: describe(attack, CARD_FRACTION).label for attack in attacks}
+    worst = after.worst_group
+    largest = max(abs(each.value) for each in after.group_leakage) or 1.0
+
+    def cell(group: str, attack: str) -> Cell:
+        each = found.get((group, attack))
+        if each is None:
+            return Cell()
+        known = worst and (worst.group, worst.attack) == (group, attack)
+        shown, heat = unit(each.value), abs(each.value) / largest
+        return Cell(each.value, shown, bounds(worst if known else None), heat=heat)
+
+    return Table(
+        place.id("leakage"),
+        "AUC beyond the retrained model's, as a fraction of the latter: positive where "
+        "the topic is still recognized, negative where it is over-forgotten. "
+        + (
+            f"The largest is that of {names[worst.attack]} on {worst.group}, with its "
+            "interval; being chosen as the largest lifts it."
+            if worst
+            else ""
+        ),
+        [Column("Topic", kind="text"), *(Column(names[each]) for each in attacks)],
+        [
+            Row(group, [cell(group, each) for each in attacks], f"{n:,} texts")
+            for group, n in sizes.items()
+        ],
+        css="heat",
     )
 
 

@@ -19,7 +19,7 @@ from lt_mia_jax.report.tables import (
     common_span,
     estimate_cell,
 )
-from lt_mia_jax.report.wording import NBSP, Interval, signed
+from lt_mia_jax.report.wording import NBSP, signed
 from lt_mia_jax.verification.records import Card, ForgetQuality
 
 FAR = 25.0
@@ -42,10 +42,10 @@ class Metric(NamedTuple):
     digits: int = 3
     origin: float = 0.0
     """What the drawn scale marks."""
-    read: Callable[[Card], Interval | None] | None = None
+    read: Callable[[Card], Estimate | None] | None = None
     """Where it stands on a card, if not in the field."""
 
-    def of(self, card: Card) -> Interval | ForgetQuality | None:
+    def of(self, card: Card) -> Estimate | ForgetQuality | None:
         """The measure on a card; None where it was not taken."""
         if self.read is not None:
             return self.read(card)
@@ -54,7 +54,7 @@ class Metric(NamedTuple):
             found = found and getattr(found, name)
         return found
 
-    def intervals(self, cards: Sequence[Card]) -> list[Interval]:
+    def intervals(self, cards: Sequence[Card]) -> list[Estimate]:
         """The measure on each card that has it."""
         found = [self.of(card) for card in cards]
         return [e for e in found if e and not isinstance(e, ForgetQuality)]
@@ -216,24 +216,15 @@ def attacks_of(cards: Sequence[Card]) -> list[str]:
     return sorted(found, key=order.index)
 
 
-def auc_metric(attack: str) -> Metric:
-    """How the AUC of an attack is shown."""
+def attack_metric(attack: str, part: Literal["auc", "tpr"]) -> Metric:
+    """How the AUC or the true-positive rate of an attack is shown."""
     label, meaning = describe(attack, CARD_FRACTION)
+    title, origin = {"auc": ("AUC", 0.5), "tpr": (f"TPR at 1{NBSP}%", 0.0)}[part]
 
-    def read(card: Card) -> Interval | None:
-        return card.attacks[attack].auc if attack in card.attacks else None
+    def read(card: Card) -> Estimate | None:
+        return getattr(card.attacks.get(attack), part, None)
 
-    return Metric("auc", f"AUC {label}", meaning, SAME, origin=0.5, read=read)
-
-
-def tpr_metric(attack: str) -> Metric:
-    """How the true-positive rate of an attack is shown."""
-    label, meaning = describe(attack, CARD_FRACTION)
-
-    def read(card: Card) -> Interval | None:
-        return card.attacks[attack].tpr if attack in card.attacks else None
-
-    return Metric("tpr", f"TPR at 1{NBSP}% {label}", meaning, SAME, read=read)
+    return Metric(part, f"{title} {label}", meaning, SAME, origin=origin, read=read)
 
 
 class Leak(NamedTuple):
@@ -259,14 +250,12 @@ def leak_of(card: Card) -> Leak:
         return Leak("still recognized", "leaks")
     if low >= -FAR and high <= FAR:
         return Leak("as retrained", "even")
-    if found.value > FAR:
-        return Leak("rather over-forgotten")
-    if found.value < -FAR:
-        return Leak("rather recognized")
-    return Leak("undecided")
+    if abs(found.value) <= FAR:
+        return Leak("undecided")
+    return Leak("rather over-forgotten" if found.value > 0 else "rather recognized")
 
 
-def ends(found: Interval) -> tuple[float, float]:
+def ends(found: Estimate) -> tuple[float, float]:
     """Ends of an interval; both are the value where there is none."""
     assert found.value is not None
     low, high = found.low, found.high
@@ -277,15 +266,10 @@ def over_seeds(metric: Metric, cards: Sequence[Card]) -> Estimate:
     """The mean over cards, and the outermost ends of the intervals."""
     found = metric.intervals(cards)
     values = [each.value for each in found if each.value is not None]
-    reach = [
-        (each.low, each.high)
-        for each in found
-        if each.low is not None and each.high is not None
-    ]
     return Estimate(
         float(np.mean(values)) if values else None,
-        min((low for low, _ in reach), default=None),
-        max((high for _, high in reach), default=None),
+        min((each.low for each in found if each.low is not None), default=None),
+        max((each.high for each in found if each.high is not None), default=None),
     )
 
 

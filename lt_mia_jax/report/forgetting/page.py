@@ -8,38 +8,31 @@ from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup
 
-from lt_mia_jax.attacks.scores.table import LEARNED
 from lt_mia_jax.configs import to_dict
-from lt_mia_jax.report.drawing.svg import Figure
-from lt_mia_jax.report.forgetting.attacks import attack_figures, leakage_table
 from lt_mia_jax.report.forgetting.examples import (
     examples,
+    leakage_table,
     models_of,
     topic_table,
     topics,
 )
+from lt_mia_jax.report.forgetting.figures import figures
 from lt_mia_jax.report.forgetting.findings import findings
-from lt_mia_jax.report.forgetting.layers import layer_figures
 from lt_mia_jax.report.forgetting.metrics import (
     METRICS,
     Metric,
+    attack_metric,
     attacks_of,
-    auc_metric,
     card_cell,
     metric_of,
     metric_rows,
-    tpr_metric,
 )
-from lt_mia_jax.report.forgetting.relearning import relearning_figures
 from lt_mia_jax.report.forgetting.verdict import verdict
 from lt_mia_jax.report.fragments import asset, show
 from lt_mia_jax.report.panels import Page, Panel, Place, Tile, article, contents
 from lt_mia_jax.report.tables import Column, Table
 from lt_mia_jax.report.wording import NBSP
 from lt_mia_jax.verification.records import Card, UnlearningRun
-
-FIGURES = (attack_figures, layer_figures, relearning_figures)
-"""Everything that draws something of a run."""
 
 
 def _tiles(run: UnlearningRun) -> Iterator[Tile]:
@@ -50,7 +43,7 @@ def _tiles(run: UnlearningRun) -> Iterator[Tile]:
     wanted = [metric_of(name) for name in names]
     attacks = attacks_of([after])
     if attacks:
-        wanted.append(auc_metric(LEARNED if LEARNED in attacks else attacks[0]))
+        wanted.append(attack_metric(attacks[0], "auc"))
     for metric in wanted:
         own = card_cell(metric, [after])
         if own.value is None:
@@ -69,11 +62,8 @@ def _numbers(run: UnlearningRun, place: Place) -> Markup:
     names = models_of(run)
     cards = [run.verification.models[name] for name in names]
     attacks = attacks_of(cards)
-    quoted = [
-        name
-        for name in attacks
-        if any(tpr_metric(name).measured(card) for card in cards)
-    ]
+    rates = [attack_metric(name, "tpr") for name in attacks]
+    rates = [each for each in rates if any(each.measured(card) for card in cards)]
     parts: list[tuple[str, str, Sequence[Metric]]] = [
         (
             "what-is-left",
@@ -90,7 +80,7 @@ def _numbers(run: UnlearningRun, place: Place) -> Markup:
             "what-leaks",
             "What an attacker still sees: forgotten texts against texts that no model "
             "has seen. An AUC far from the retrained model's, on either side, leaks.",
-            [*METRICS["leaks"], *map(auc_metric, attacks), *map(tpr_metric, quoted)],
+            [*METRICS["leaks"], *(attack_metric(n, "auc") for n in attacks), *rates],
         ),
         (
             "muse",
@@ -126,8 +116,9 @@ def _utility_parts(cards: Sequence[Card]) -> list[Metric]:
     ]
 
 
-def _figures(run: UnlearningRun) -> list[Figure]:
-    return [figure for draw in FIGURES for figure in draw(run)]
+def _drawable(run: UnlearningRun) -> bool:
+    found = run.verification
+    return any((found.scores, found.layers, found.map, found.relearning))
 
 
 def _record(run: UnlearningRun, place: Place) -> Markup:
@@ -163,8 +154,8 @@ PANELS: tuple[Panel[UnlearningRun], ...] = (
     ),
     Panel(
         "Figures",
-        lambda run, _: show.figures(_figures(run)),
-        lambda run: bool(_figures(run)),
+        lambda run, _: show.figures(figures(run)),
+        _drawable,
         "Figures",
     ),
     Panel("Example by example", examples, name="Examples"),

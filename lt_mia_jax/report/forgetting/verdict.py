@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from lt_mia_jax.report.forgetting.metrics import FAR, PASSED, leak_of, metric_of
-from lt_mia_jax.report.wording import NBSP, Interval, percentage, plural, signed, unit
+from lt_mia_jax.report.wording import NBSP, percentage, plural, signed, unit
 from lt_mia_jax.verification.records import Card, UnlearningRun
 
 
@@ -22,14 +22,9 @@ def verdict(run: UnlearningRun) -> list[str]:
 
 def both(name: str, before: Card, after: Card) -> tuple[float, float] | None:
     """A measure before and after; None where it was not taken of both."""
-    found = [metric_of(name).of(card) for card in (before, after)]
-    values = [each.value for each in found if each is not None]
-    if len(values) < 2 or None in values:
-        return None
-    old, new = values
-    assert old is not None
-    assert new is not None
-    return old, new
+    found = (metric_of(name).of(card) for card in (before, after))
+    old, new = (each and each.value for each in found)
+    return None if old is None or new is None else (old, new)
 
 
 def _did(before: Card, after: Card) -> str:
@@ -79,7 +74,7 @@ def _forgot(before: Card, after: Card, retrained: Card | None) -> Iterator[str]:
 
 
 def _leak(after: Card) -> Iterator[str]:
-    found: Interval | None = after.priv_leak
+    found = after.priv_leak
     if found is None:
         return
     shown = f"PrivLeak is {signed(f'{found.value:+.0f}')}{NBSP}%"

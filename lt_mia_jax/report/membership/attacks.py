@@ -1,18 +1,19 @@
-"""The attacks on one combination of model and corpus: tables and figures."""
+"""The attacks on each combination of model and corpus: tables and figures."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 from markupsafe import Markup
 
 from lt_mia_jax.attacks.estimate import AttackSummary
 from lt_mia_jax.attacks.scores.table import LEARNED
-from lt_mia_jax.audit.records import CombinationSummary
+from lt_mia_jax.audit.records import TEXT_ONLY, CombinationSummary
 from lt_mia_jax.report.drawing.histograms import Group, histogram_figure
-from lt_mia_jax.report.drawing.roc import CURVES, roc_band, roc_figure
+from lt_mia_jax.report.drawing.roc import Sides, roc_figure
 from lt_mia_jax.report.drawing.svg import Figure
 from lt_mia_jax.report.fragments import show
+from lt_mia_jax.report.membership.findings import auc_of, best_rival
 from lt_mia_jax.report.membership.run import UNKNOWN, Run
 from lt_mia_jax.report.panels import Place
 from lt_mia_jax.report.tables import (
@@ -25,6 +26,7 @@ from lt_mia_jax.report.tables import (
     common_span,
     estimate_cell,
     rate_cell,
+    words,
 )
 from lt_mia_jax.report.wording import (
     CONTROLS,
@@ -37,8 +39,8 @@ from lt_mia_jax.report.wording import (
     with_bounds,
 )
 
-BASELINES = 3
-"""Curves beside the learned attack in a ROC figure."""
+CURVES = ("lead", "second", "third", "fourth")
+"""CSS classes of the curves of a ROC figure, the learned attack first."""
 GROUPS = (
     ("non-members", "nonmember", 0),
     ("members", "member", 1),
@@ -150,30 +152,25 @@ def _roc(run: Run, found: CombinationSummary, inside: np.ndarray) -> Figure | No
     values = {name: each.auc.value for name, each in found.attacks.items()}
     known = {name: value for name, value in values.items() if value is not None}
     ranked = sorted(known, key=lambda name: (name != lead, -known[name]))
-    bands, key, most = {}, [], 0
-    for name in ranked[: 1 + BASELINES]:
+    curves = []
+    for name in ranked[: len(CURVES)]:
         if name not in run.texts.scores:
             continue
         members, others = (
             _finite(run.texts.scores[name][inside & (run.texts.labels == label)])
             for label in (1, 0)
         )
-        if not len(members) or not len(others):
-            continue
-        label = attack_name(name).label
-        key.append((f"curve {CURVES[len(key)]}", f"{label} {unit(known[name])}"))
-        bands[label] = roc_band(members, others)
-        most = max(most, len(others))
-    if not bands:
+        if len(members) and len(others):
+            shown = f"{attack_name(name).label} {unit(known[name])}"
+            curves.append(Sides(shown, CURVES[len(curves)], members, others))
+    if not curves:
         return None
-    return Figure(
-        roc_figure(bands, most),
-        [*key, ("chance", "chance")],
+    return roc_figure(
+        curves,
         "ROC on logarithmic axes.",
         "Both axes are logarithmic because an accusation needs few false positives: "
         f"what matters is the left. Bands are pointwise 95{NBSP}% bootstrap intervals; "
         "on the shaded strip fewer than ten false positives decide.",
-        tall=True,
     )
 
 
@@ -185,43 +182,93 @@ def _groups(run: Run, inside: np.ndarray, values: np.ndarray) -> list[Group]:
     ]
 
 
-def _beyond(number: int) -> str:
-    """What a caption says of values outside the range of a histogram."""
-    more = f" The end bins also hold {count(number)} more extreme texts."
-    return more if number else ""
-
-
-_KEY = [("outline member", "members"), ("outline nonmember", "non-members")]
-
-
 def _scores(run: Run, found: CombinationSummary, inside: np.ndarray) -> Figure | None:
     groups = _groups(run, inside, run.texts.scores[run.summary.primary])
     if not groups:
         return None
     label = attack_name(run.summary.primary).label
-    drawn, beyond = histogram_figure(groups, f"{label} score")
     caption = (
         "Fraction of each group per bin; the less they overlap, the more the model "
         "gives away."
         if found.attacks
         else "Fraction of texts per bin; higher means more likely a member."
     )
-    key = _KEY if found.attacks else []
-    return Figure(drawn, key, f"Scores of {label}.", caption + _beyond(beyond))
+    return histogram_figure(groups, f"{label} score", f"Scores of {label}.", caption)
 
 
 def _losses(run: Run, found: CombinationSummary, inside: np.ndarray) -> Figure | None:
-    scores: Mapping[str, np.ndarray] = run.texts.scores
+    scores = run.texts.scores
     groups = _groups(run, inside, -scores["loss"]) if "loss" in scores else []
     if not groups or not found.attacks:
         return None
-    drawn, beyond = histogram_figure(groups, "mean loss per token, nats", means=True)
     gap = found.loss_gap_nats
     title = "Loss of the target"
     if gap and gap.value is not None:
         title += f": a gap of {unit(gap.value)} nats {bounds(gap)}"
-    caption = (
+    return histogram_figure(
+        groups,
+        "mean loss per token, nats",
+        f"{title}.",
         "Vertical lines are means; the gap (non-members minus members) measures "
-        "overfitting, which most attacks live on."
+        "overfitting, which most attacks live on.",
+        means=True,
     )
-    return Figure(drawn, _KEY, f"{title}.", caption + _beyond(beyond))
+
+
+_COLUMNS = (
+    Column("Combination", kind="text"),
+    Column("AUC"),
+    Column("Best other"),
+    Column("Text-only"),
+    Column("Loss gap"),
+    Column("Texts"),
+    Column("Held out", kind="text"),
+)
+
+
+def combinations(run: Run, place: Place) -> Markup:
+    """A table of all of them, then each one by itself."""
+    parts = [show.table(_overview(run, place))]
+    for index, each in enumerate(run.summary.combinations):
+        own = _place(place, index)
+        opened = len(run.summary.combinations) <= 3 or index == 0
+        body = combination(run, index, own)
+        level = place.level + 1
+        parts.append(show.combination(each.name, level, own.anchor, opened, body))
+    return Markup("\n").join(parts)
+
+
+def _place(place: Place, index: int) -> Place:
+    return Place(place.id(str(index + 1)), place.level + 1)
+
+
+def _overview(run: Run, place: Place) -> Table:
+    primary = run.summary.primary
+    every = run.summary.combinations
+    own = [c.attacks[primary].auc if primary in c.attacks else None for c in every]
+    span = common_span(own, 0.45, 1.0)
+    gap_span = common_span((each.loss_gap_nats for each in every), 0.0, 0.05)
+    rows = []
+    for index, (each, auc) in enumerate(zip(every, own, strict=True)):
+        best = best_rival(each, primary, LEARNED)
+        baseline = auc_of(each.controls, TEXT_ONLY)
+        members, others = count(each.counts.members), count(each.counts.nonmembers)
+        cells = [
+            estimate_cell(auc, span=span, origin=0.5),
+            Cell(best[1], unit(best[1]), best[0]) if best else Cell(),
+            Cell(baseline, unit(baseline)),
+            estimate_cell(each.loss_gap_nats, span=gap_span, strong=False),
+            Cell(each.counts.texts, f"{members} + {others}"),
+            words({True: "yes", False: "no", None: "unknown"}[each.unseen]),
+        ]
+        rows.append(Row(each.name, cells, href=_place(place, index).anchor))
+    return Table(
+        place.id("overview"),
+        f"{attack_name(primary).label} in each combination, with the best other "
+        "attack, the text-only baseline, and how much lower the target's loss is on "
+        "members (non-members minus members, nats per token). Texts are members + "
+        f"non-members, brackets 95{NBSP}% intervals.",
+        _COLUMNS,
+        rows,
+        css="",
+    )

@@ -10,8 +10,7 @@ from markupsafe import Markup
 
 from lt_mia_jax.report.fragments import asset, show
 from lt_mia_jax.report.membership import dataset, texts
-from lt_mia_jax.report.membership.attacks import combination
-from lt_mia_jax.report.membership.combinations import combinations
+from lt_mia_jax.report.membership.attacks import combination, combinations
 from lt_mia_jax.report.membership.findings import findings
 from lt_mia_jax.report.membership.headline import headline
 from lt_mia_jax.report.membership.run import Run

@@ -19,11 +19,7 @@ def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> Per
     """ROUGE-L recall of each prediction, stemmed (TOFU, RWKU).
 
     The library keeps ASCII letters and digits only: texts in other scripts lose their
-    words.
-
-    Args:
-      predictions: greedy answers; TOFU generates up to 200 new tokens.
-      references: the true answers.
+    words. TOFU generates up to 200 new tokens.
 
     Raises:
       InputError: a reference without a word.
@@ -71,7 +67,7 @@ def memo(
     Args:
       questions: one an item.
       answers: one an item.
-      generate: all prompts of all items in one call; MEMO generates up to 200 tokens.
+      generate: gets all prompts in one call; MEMO generates up to 200 tokens.
       mode: what is cut.
       step: characters between prefixes.
       separator: between question and answer, as the model was trained.
@@ -86,13 +82,18 @@ def memo(
     same_items(questions=questions, answers=answers)
     if step < 1:
         raise InputError(f"step is {step}; expected at least 1 character")
+    if mode not in ("suffix", "prefix"):
+        raise InputError(f"mode is {mode!r}; expected 'suffix' or 'prefix'")
     items, prompts, expected = [], [], []
     for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-        for prompt, rest in _prefixes(question, answer, mode, step, separator):
-            if has_words(rest):
+        whole = f"{question}{separator}{answer}"
+        first = len(whole) - len(answer) if mode == "suffix" else 0
+        last = len(whole) if mode == "suffix" else len(question)
+        for cut in range(first + 1, last, step):
+            if has_words(whole[cut:]):
                 items.append(i)
-                prompts.append(prompt)
-                expected.append(rest)
+                prompts.append(whole[:cut])
+                expected.append(whole[cut:])
     if not prompts:
         raise InputError(
             f"no prefix of {len(answers)} answers leaves a word to be generated; "
@@ -124,26 +125,6 @@ def ngram_entropy(predictions: Sequence[str]) -> PerItem:
             for words in (text.split() for text in texts("predictions", predictions))
         ]
     )
-
-
-def _prefixes(
-    question: str,
-    answer: str,
-    mode: Literal["suffix", "prefix"],
-    step: int,
-    separator: str,
-) -> list[tuple[str, str]]:
-    if mode == "suffix":
-        return [
-            (f"{question}{separator}{answer[:k]}", answer[k:])
-            for k in range(1, len(answer), step)
-        ]
-    if mode == "prefix":
-        return [
-            (question[:k], f"{question[k:]}{separator}{answer}")
-            for k in range(1, len(question), step)
-        ]
-    raise InputError(f"mode is {mode!r}; expected 'suffix' or 'prefix'")
 
 
 def _rouge(

@@ -80,10 +80,8 @@ def exact_memorization(
 ) -> PerItem:
     """Fraction of each answer's tokens that are the argmax, teacher forced.
 
-    Args:
-      stats: of the whole answers.
-      drop_final: leave out the last label of each answer, its end token; an array says
-        of which answers.
+    `drop_final` leaves out the last label of each answer, its end token; an array says
+    of which answers.
 
     Source: Tirumala et al., arXiv 2205.10770; without the end token as in
     OpenUnlearning, arXiv 2506.12618.
@@ -100,10 +98,7 @@ def extraction_strength(
     `k` is the shortest prefix after which every argmax is right; an answer whose last
     scored token is wrong has k = L and strength 0 (OpenUnlearning stops at 1 / L).
 
-    Args:
-      stats: of the whole answers.
-      drop_final: leave out the last label of each answer, its end token; an array says
-        of which answers.
+    `drop_final` as in `exact_memorization`.
 
     Source: Carlini et al., arXiv 2012.07805; OpenUnlearning, arXiv 2506.12618.
     """
@@ -119,12 +114,8 @@ def extraction_strength(
 def slot_accuracy(stats: AnswerStatistics) -> PerItem:
     """1 where every token of the marked span is the argmax, else 0.
 
-    Template words are predicted by any model of the language and lift exact
-    memorization, extraction strength and ROUGE; the value alone tells whether the fact
-    is known.
-
-    Args:
-      stats: of a `label_mask` that marks the value alone.
+    The `label_mask` marks the value alone: template words are predicted by any model of
+    the language and lift exact memorization, extraction strength and ROUGE.
     """
     stats = _host(stats)
     right = (stats.match | ~stats.valid).all(axis=1).astype(np.float64)
@@ -136,9 +127,6 @@ def slot_log_rank(stats: AnswerStatistics) -> PerItem:
 
     0 where every token ranks first. Unlike accuracy it still moves when the value is
     no longer the argmax.
-
-    Args:
-      stats: of a `label_mask` that marks the value alone.
     """
     stats = _host(stats)
     return _mean(np.log(np.maximum(stats.rank, 1)), stats.valid)
@@ -164,7 +152,6 @@ def _host(stats: AnswerStatistics) -> AnswerStatistics:
 
 
 def _answer(stats: AnswerStatistics, drop_final: DropFinal) -> Bool[np.ndarray, "B T"]:
-    """The scored steps, without the last of each row if so asked."""
     dropped = np.broadcast_to(drop_final, len(stats.valid)).astype(int)
     position = stats.valid.cumsum(axis=1)
     return stats.valid & (position <= position[:, -1:] - dropped[:, None])

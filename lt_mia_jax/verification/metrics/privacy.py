@@ -21,7 +21,6 @@ from lt_mia_jax.verification.metrics.checks import (
 
 DELTA = 1e-5
 """Of the (epsilon, delta) score."""
-
 _LEAST_RATE = 1e-10  # an error rate of 0 counts as this, as in the reference
 _EULER = 0.5772  # the rounded constant of the reference
 
@@ -69,9 +68,6 @@ def epsilon(
     return np.where((fpr == 0) & (fnr == 0), np.inf, found)
 
 
-Side = Literal["unlearned", "retrained"]
-
-
 class ThresholdAttack(NamedTuple):
     """The best threshold at telling an unlearned model from a retrained one."""
 
@@ -79,7 +75,7 @@ class ThresholdAttack(NamedTuple):
     attack_score: float
     """`1 - 2^-epsilon`: 0 no attack works, 1 the models are told apart perfectly."""
     threshold: float
-    positive: Side
+    positive: Literal["unlearned", "retrained"]
     """Whose scores lie at or above the threshold."""
     fpr: float
     fnr: float
@@ -101,8 +97,8 @@ def threshold_attack(
       unlearned: a signal of the forget items under the unlearned model (confidence,
         entropy, or a membership score).
       retrained: the same signal under the retrained model.
-      thresholds: to try; None tries every value that occurs. (The authors take 51
-        evenly spaced ones.)
+      thresholds: None tries every value that occurs; the authors take 51 evenly spaced
+        ones.
       delta: of the score.
 
     Source: Unlearning Comparator, arXiv 2508.12730.
@@ -113,31 +109,25 @@ def threshold_attack(
         cuts = np.unique(np.concatenate([ours, theirs]))
     else:
         cuts = per_item("thresholds", thresholds)
-    above: dict[Side, np.ndarray] = {
-        "unlearned": _share_above(ours, cuts),
-        "retrained": _share_above(theirs, cuts),
-    }
-    best = []
-    directions: tuple[tuple[Side, Side], ...] = (
-        ("unlearned", "retrained"),
-        ("retrained", "unlearned"),
+    above, beyond = (
+        1 - np.searchsorted(side, cuts, side="left") / len(side)
+        for side in (ours, theirs)
     )
-    for positive, negative in directions:
-        fpr, fnr = above[negative], 1 - above[positive]
+
+    def best(
+        fpr: PerItem, fnr: PerItem, positive: Literal["unlearned", "retrained"]
+    ) -> ThresholdAttack:
         values = epsilon(fpr, fnr, delta)
         i = int(values.argmax())
-        score = 1 - 2.0 ** -float(values[i])
-        best.append(
-            ThresholdAttack(
-                epsilon=float(values[i]),
-                attack_score=score,
-                threshold=float(cuts[i]),
-                positive=positive,
-                fpr=float(fpr[i]),
-                fnr=float(fnr[i]),
-            )
-        )
-    return max(best, key=lambda attack: attack.epsilon)
+        found, cut = float(values[i]), float(cuts[i])
+        rates = float(fpr[i]), float(fnr[i])
+        return ThresholdAttack(found, 1 - 2.0**-found, cut, positive, *rates)
+
+    attacks = (
+        best(beyond, 1 - above, "unlearned"),
+        best(above, 1 - beyond, "retrained"),
+    )
+    return max(attacks, key=lambda attack: attack.epsilon)
 
 
 def fitting_signal(
@@ -145,10 +135,8 @@ def fitting_signal(
 ) -> PerItem:
     """`r(p) = -log(eps1 - log(eps2 + p))`, increasing in p.
 
-    Args:
-      probability: of the true answer, `memorization.probability`.
-      eps1: keeps the signal finite at p = 1; must exceed log(1 + eps2).
-      eps2: keeps it finite at p = 0.
+    `eps1`, which must exceed log(1 + eps2), keeps the signal finite at p = 1; `eps2`
+    keeps it finite at p = 0.
 
     Source: Towards Lifecycle Unlearning Commitment Management (IAM), arXiv 2506.06112.
     Its language model script passes 1 - p instead, which turns the signal round.
@@ -230,7 +218,3 @@ def unlearning_completeness(
     weight = a[1:, None]
     score = 1 - (weight * below).sum(axis=0) / weight.sum()
     return Completeness(score, ours - start.mean(axis=0))
-
-
-def _share_above(ordered: np.ndarray, cuts: np.ndarray) -> np.ndarray:
-    return 1 - np.searchsorted(ordered, cuts, side="left") / len(ordered)

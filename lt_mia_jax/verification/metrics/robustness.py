@@ -19,9 +19,6 @@ from lt_mia_jax.finetune.lora import LAYER_KERNELS
 from lt_mia_jax.trees import flatten, select, unflatten
 from lt_mia_jax.verification.metrics.checks import Values, number, per_item, same_items
 
-EVERY_MATRIX = ("*kernel", "embedding/tokens")
-"""Patterns that take the embedding and the output head too."""
-
 
 def quantize(
     params: Params,
@@ -38,7 +35,7 @@ def quantize(
     bit. Other leaves are the same arrays.
 
     Args:
-      params: nested dicts; kernels are (..., inputs, outputs). Merge adapters first.
+      params: kernels are (..., inputs, outputs). Merge adapters first.
       bits: 2 to 16.
       group_size: inputs that share a scale, such as 128; a last group may be shorter.
         None is the whole channel.
@@ -68,15 +65,8 @@ def changed_codes(
 ) -> float:
     """Fraction of weights whose rounded code differs between two trees.
 
-    Each tree has scales of its own. Near 0, rounding undoes whatever was learned
-    between them.
-
-    Args:
-      before: parameters before unlearning.
-      after: parameters after it.
-      bits: as for `quantize`, like the rest.
-      group_size: as for `quantize`.
-      patterns: as for `quantize`.
+    Each tree has scales of its own; the settings are those of `quantize`. Near 0,
+    rounding undoes whatever was learned between them.
 
     Raises:
       InputError: the trees differ in paths or shapes, hold NaN or infinity, or as
@@ -85,14 +75,8 @@ def changed_codes(
     Source: the explanation given in arXiv 2410.16454, as a number.
     """
     first, second = flatten(before), flatten(after)
-    wrong = [
-        name
-        for name in sorted(first.keys() | second.keys())
-        if name not in first
-        or name not in second
-        or first[name].shape != second[name].shape
-    ]
-    if wrong:
+    shapes = [{(name, x.shape) for name, x in tree.items()} for tree in (first, second)]
+    if wrong := sorted({name for name, _ in shapes[0] ^ shapes[1]}):
         raise InputError(
             f"the two trees differ in presence or shape of {wrong[:5]}; expected one "
             "architecture"
@@ -112,13 +96,9 @@ def changed_codes(
 def recovered_fraction(value: float, *, original: float, retrained: float) -> float:
     """`(M - M_retrained) / (M_original - M_retrained)`: what is left of the knowledge.
 
-    0 as after retraining, 1 as before unlearning; not clipped. Compare the value after
-    rounding with the one in full precision, and round the retrained model as well.
-
-    Args:
-      value: the metric of the unlearned (and rounded) model.
-      original: of the model before unlearning.
-      retrained: of the model trained without the forget set.
+    0 as after retraining, 1 as before unlearning; not clipped. M is a metric of the
+    unlearned, original and retrained model; round all of them, and compare the value
+    with the one in full precision.
 
     Raises:
       InputError: original and retrained are equal.
@@ -151,7 +131,7 @@ def relearning_area(
       steps: training steps after which the metric was taken, rising, from 0.
       unlearned: the metric after each, on forget items not trained on.
       retrained: of the retrained model under the same recipe.
-      axis: area over log(1 + steps), which gives each decade its weight, or over steps.
+      axis: log(1 + steps), which gives each decade its weight, or steps.
 
     Raises:
       InputError: fewer than two points, or steps that do not rise.
@@ -179,14 +159,9 @@ def relearning_robustness(
 ) -> float:
     """Gain of the retrained model over that of the unlearned one, clipped to [0, 1].
 
-    1 where the unlearned model relearns no faster than one that never knew, and where
-    it gains nothing at all.
-
-    Args:
-      unlearned_before: a metric that rises with knowledge of the forget set.
-      unlearned_after: after relearning.
-      retrained_before: of the retrained model.
-      retrained_after: after the same recipe.
+    The metric rises with knowledge of the forget set and is taken before and after the
+    same relearning of both. 1 where the unlearned model relearns no faster than one
+    that never knew, and where it gains nothing at all.
 
     Source: OpenUnlearning, arXiv 2506.12618 (robustness of a metric to relearning).
     """

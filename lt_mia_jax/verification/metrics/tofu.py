@@ -43,14 +43,14 @@ def truth_ratio(correct_nll: Values, wrong_nll: Alternatives) -> PerItem:
     Below 1 where the model prefers the truth. The mean over wrong answers is geometric,
     as in most places of the authors' code (one of them takes the arithmetic mean).
 
-    Args:
-      correct_nll: A of the paraphrased true answer; of the original one for sets
-        without a paraphrase (real authors, world facts).
-      wrong_nll: A of the K wrong answers in the same template.
+    `correct_nll` is A of the paraphrased true answer (of the original one in sets that
+    have no paraphrase: real authors, world facts), `wrong_nll` of the K wrong answers.
 
     Source: TOFU, arXiv 2401.06121, equation 1; OpenUnlearning, arXiv 2506.12618.
     """
-    correct, wrong = _nlls(correct_nll, wrong_nll)
+    correct = per_item("correct_nll", correct_nll, low=_LEAST_NLL)
+    wrong = per_item("wrong_nll", wrong_nll, low=_LEAST_NLL, ndim=2)
+    same_items(correct_nll=correct, wrong_nll=wrong)
     return np.exp(-wrong.mean(axis=1)) / (np.exp(-correct) + _TINY)
 
 
@@ -104,18 +104,15 @@ def utility_columns(sets: Mapping[str, UtilityItems]) -> dict[str, PerItem]:
       InputError: a set is missing or unknown.
     """
     _same_names("sets of model utility", sets, UTILITY_SETS)
-    columns = {}
+    columns = []
     for name in UTILITY_SETS:
         items = sets[name]
-        own = (
+        columns += [
             per_item(f"{name} probability", items.probability),
             per_item(f"{name} rouge_recall", items.rouge_recall),
             retain_truth_score(items.truth_ratio),
-        )
-        columns |= dict(
-            zip((p for p in UTILITY_PARTS if p.startswith(name)), own, strict=True)
-        )
-    return columns
+        ]
+    return dict(zip(UTILITY_PARTS, columns, strict=True))
 
 
 def utility_parts(sets: Mapping[str, UtilityItems]) -> dict[str, float]:
@@ -154,31 +151,23 @@ class ForgetQuality(NamedTuple):
     """The smallest value that p can take at these sizes."""
 
     @property
-    def disjoint(self) -> bool:
-        """The samples do not overlap: p stands at its floor and measures nothing."""
-        return self.distance == 1
-
-    @property
     def note(self) -> str:
-        """A caution for tables, or an empty text."""
-        if self.disjoint:
-            return (
-                f"disjoint samples: log10 p = {self.log10_p:.1f} is the floor for "
-                f"n = {self.n_unlearned} and {self.n_retrained}, not a degree"
-            )
-        return ""
+        """A caution where the samples do not overlap, so that p measures nothing."""
+        if self.distance < 1:
+            return ""
+        return (
+            f"disjoint samples: log10 p = {self.log10_p:.1f} is the floor for "
+            f"n = {self.n_unlearned} and {self.n_retrained}, not a degree"
+        )
 
 
 def forget_quality(unlearned: Values, retrained: Values) -> ForgetQuality:
     """Whether truth ratios on the forget set could be those of a retrained model.
 
-    The test reads ranks only: R and 1 / R give the same result. With ties the exact p
-    is conservative. Power grows with the number of items; use at least 80, and never
-    read it alone: an over-unlearned model can pass on few items.
-
-    Args:
-      unlearned: R of the forget items under the unlearned model.
-      retrained: R under the model trained without them.
+    Compares R of the forget items under the unlearned model and under the one trained
+    without them. The test reads ranks only: R and 1 / R give the same result. With ties
+    the exact p is conservative. Power grows with the number of items; use at least 80,
+    and never read it alone: an over-unlearned model can pass on few items.
 
     Source: TOFU, arXiv 2401.06121, section 2.2; exact null distribution as in SciPy
     (Hodges 1958).
@@ -199,13 +188,6 @@ def forget_quality(unlearned: Values, retrained: Values) -> ForgetQuality:
         n_retrained=len(b),
         log10_floor=floor / math.log(10),
     )
-
-
-def _nlls(correct_nll: Values, wrong_nll: Alternatives) -> tuple[PerItem, np.ndarray]:
-    correct = per_item("correct_nll", correct_nll, low=_LEAST_NLL)
-    wrong = per_item("wrong_nll", wrong_nll, low=_LEAST_NLL, ndim=2)
-    same_items(correct_nll=correct, wrong_nll=wrong)
-    return correct, wrong
 
 
 def _same_names(

@@ -40,14 +40,6 @@ def test_nice_ticks_are_inside_and_few(low, high):
     assert (ticks <= high * (1 + 1e-12)).all()
 
 
-def test_line_stays_close_and_short():
-    x = np.linspace(0, 400, 2000)
-    y = 100 + 80 * np.sin(x / 60)
-    kept = vertices(svg.line(x, y))
-    assert len(kept) < 100
-    assert np.abs(np.interp(x, kept[:, 0], kept[:, 1]) - y).max() < 0.5
-
-
 def test_staircase_keeps_every_step():
     x, y = np.array([0.0, 10, 20, 30, 40]), np.array([5.0, 5, 3, 3, 1])
     corners = vertices(svg.staircase(x, y))

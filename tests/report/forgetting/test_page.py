@@ -352,11 +352,11 @@ def test_leakage_of_every_topic_is_shown(tmp_path):
     page = render([write(tmp_path / "run", content)])
     [table] = Tables(page).tables["AUC"]
     assert [[cell[0] for cell in row] for row in table] == [
-        ["Topic", "Loss", "Min-K 40 %".replace(" %", "\xa0%")],
+        ["Topic", "Loss", "Min-K% 40 %"],
         ["city9 texts", "0.250", "−0.500 [−0.750,\xa0−0.125]"],
         ["<pet>12 texts", "0.000", "—"],
     ]
-    assert "The largest is that of Min-K 40 % on city" in text_of(page)
+    assert "The largest is that of Min-K% 40 % on city" in text_of(page)
 
 
 def test_risks_are_accepted_together():

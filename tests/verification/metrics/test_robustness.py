@@ -10,6 +10,7 @@ from lt_mia_jax.trees import flatten, unflatten
 from lt_mia_jax.verification.metrics import memorization, robustness
 
 KERNEL = "periods/slot_0/feed_forward/up/kernel"
+EVERY_MATRIX = ("*kernel", "embedding/tokens")
 
 
 def tree(seed=0, layers=2, inputs=10, outputs=6):
@@ -98,7 +99,7 @@ def test_share_of_changed_codes_counts_weights():
 
 def test_embedding_and_head_on_request():
     params = tree()
-    found = flatten(robustness.quantize(params, 4, patterns=robustness.EVERY_MATRIX))
+    found = flatten(robustness.quantize(params, 4, patterns=EVERY_MATRIX))
     table = np.asarray(flatten(params)["embedding/tokens"])
     # Its rows are the channels, as if it were the head's kernel on its side.
     expected, _ = quantize_oracle(table.T[None], 4, None)
