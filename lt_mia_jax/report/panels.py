@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 from markupsafe import Markup
@@ -88,19 +89,9 @@ class Finding(NamedTuple):
     text: str
 
 
-def caution(title: str, text: str) -> Finding:
-    """What speaks against a result."""
-    return Finding("caution", title, text)
-
-
-def note(title: str, text: str) -> Finding:
-    """A remark."""
-    return Finding("note", title, text)
-
-
-def passed(title: str, text: str) -> Finding:
-    """What speaks for a result."""
-    return Finding("pass", title, text)
+caution = partial(Finding, "caution")
+note = partial(Finding, "note")
+passed = partial(Finding, "pass")
 
 
 def article(
@@ -128,13 +119,8 @@ def contents(found: Article) -> list[tuple[str, str]]:
 
 def in_order(found: Iterable[Finding]) -> list[Finding]:
     """Findings with cautions first, as sentences."""
-    order = {"caution": 0, "note": 1, "pass": 2}
-    return sorted(
-        (
-            each._replace(
-                text=(each.text[:1].upper() + each.text[1:]).replace(" %", f"{NBSP}%")
-            )
-            for each in found
-        ),
-        key=lambda each: order[each.level],
-    )
+    sentences = []
+    for each in found:
+        text = each.text[:1].upper() + each.text[1:]
+        sentences.append(each._replace(text=text.replace(" %", f"{NBSP}%")))
+    return sorted(sentences, key=lambda e: ("caution", "note", "pass").index(e.level))

@@ -13,32 +13,18 @@ import numpy as np
 from lt_mia_jax.attacks.estimate import Estimate
 from lt_mia_jax.verification.items import Items, Measured
 from lt_mia_jax.verification.leakage import LEAK_SCORE, attack_results, group_leakage
-from lt_mia_jax.verification.metrics.checks import PerItem
-from lt_mia_jax.verification.metrics.control import (
-    accepted,
-    calibrated_risk,
-    risk_p_value,
+from lt_mia_jax.verification.metrics import (
+    control,
+    generation,
+    privacy,
+    robustness,
+    tofu,
 )
-from lt_mia_jax.verification.metrics.generation import ngram_entropy
+from lt_mia_jax.verification.metrics.checks import PerItem
 from lt_mia_jax.verification.metrics.intervals import (
     bootstrap_interval,
     estimate,
     estimate_mean,
-    quantiles,
-)
-from lt_mia_jax.verification.metrics.privacy import (
-    threshold_attack,
-    unlearning_completeness,
-)
-from lt_mia_jax.verification.metrics.robustness import recovered_fraction
-from lt_mia_jax.verification.metrics.tofu import (
-    UTILITY_SETS,
-    UtilityItems,
-    forget_quality,
-    forget_truth_score,
-    model_utility,
-    utility_columns,
-    utility_parts,
 )
 from lt_mia_jax.verification.records import (
     Card,
@@ -121,7 +107,7 @@ def accepted_runs(cards: Sequence[Card], confidence: float = 0.95) -> list[bool]
     2110.01052.
     """
     judged = [card.risk.p_value for card in cards if card.risk is not None]
-    passed = iter(accepted(judged, confidence).tolist())
+    passed = iter(control.accepted(judged, confidence).tolist())
     return [card.risk is not None and next(passed) for card in cards]
 
 
@@ -144,7 +130,7 @@ def knowledge_left(
         one, value, zero = (float(x.mean()) for x in group)
         if one == zero:  # a draw without a scale lies far out
             one = zero + _NO_SPAN
-        return recovered_fraction(value, original=one, retrained=zero)
+        return robustness.recovered_fraction(value, original=one, retrained=zero)
 
     return estimate(left, (original, unlearned, retrained), seed=seed)
 
@@ -153,19 +139,19 @@ def _known(measured: Measured, risk_level: float, seed: int) -> dict[str, Any]:
     """What is left of the forget set."""
     forget = measured.sets["forget"]
     values = {name: getattr(forget, name) for name in _FORGET}
-    values["fluency"] = ngram_entropy(forget.generated)
+    values["fluency"] = generation.ngram_entropy(forget.generated)
     if measured.memo is not None:
         values["memo"] = measured.memo
     if not np.isnan(forget.truth_ratio).any():
-        values["truth_ratio"] = forget_truth_score(forget.truth_ratio)
+        values["truth_ratio"] = tofu.forget_truth_score(forget.truth_ratio)
     found: dict[str, Any] = _means("forget", values, seed)
     strength = forget.extraction_strength[~np.isnan(forget.extraction_strength)]
     if strength.size:
         extracted = (strength >= 0.5).astype(float)
         found["risk"] = Risk(
-            **vars(estimate(calibrated_risk, extracted, seed=seed)),
+            **vars(estimate(control.calibrated_risk, extracted, seed=seed)),
             level=risk_level,
-            p_value=risk_p_value(extracted, risk_level),
+            p_value=control.risk_p_value(extracted, risk_level),
             n=len(extracted),
         )
     return found | {"n_forget": len(forget.probability)}
@@ -179,12 +165,12 @@ def _kept(measured: Measured, seed: int, notes: list[str]) -> dict[str, Any]:
         found["n_retain"] = len(retain.probability)
         values = {name: getattr(retain, name) for name in _RETAIN}
         found |= _means("retain", values, seed)
-    if measured.sets.keys() >= set(UTILITY_SETS):
-        sets = {name: _utility(name, measured.sets[name]) for name in UTILITY_SETS}
+    if measured.sets.keys() >= set(tofu.UTILITY_SETS):
+        sets = {name: _utility(name, measured.sets[name]) for name in tofu.UTILITY_SETS}
         if not any(np.isnan(x).any() for items in sets.values() for x in items):
             found["utility_parts"] = {
                 name: estimate_mean(column, seed)
-                for name, column in utility_columns(sets).items()
+                for name, column in tofu.utility_columns(sets).items()
             }
             groups = [tuple(items) for items in sets.values()]
             found["model_utility"] = bootstrap_interval(
@@ -224,7 +210,7 @@ def _against(
             "truth ratio from."
         )
     else:
-        quality = forget_quality(forget.truth_ratio, truth.truth_ratio)
+        quality = tofu.forget_quality(forget.truth_ratio, truth.truth_ratio)
         found["forget_quality"] = ForgetQuality(
             value=quality.p_value,
             log10=quality.log10_p,
@@ -240,7 +226,7 @@ def _against(
         measured, retrained, seed
     )
     if len(forget.probability) > 1:
-        complete = unlearning_completeness(
+        complete = privacy.unlearning_completeness(
             forget.probability,
             None if original is None else original.sets["forget"].probability,
             truth.probability[None],
@@ -248,7 +234,7 @@ def _against(
         found["completeness"] = estimate_mean(complete.score, seed)
         found["completeness_gap"] = {
             f"p{percent:02d}": estimate(
-                lambda gap, at=percent / 100: quantiles(gap, [at])[0],
+                lambda gap, at=percent / 100: float(np.quantile(gap, at)),
                 complete.gap,
                 seed=seed,
             )
@@ -266,11 +252,11 @@ def _against(
 
 def _told(forget: PerItem, truth: PerItem, seed: int) -> ToldFromRetrained:
     """Interval at the threshold that was found: choosing it again would lift it."""
-    attack = threshold_attack(forget, truth)
+    attack = privacy.threshold_attack(forget, truth)
     cut = np.array([attack.threshold])
 
     def score(group: tuple[np.ndarray, np.ndarray]) -> float:
-        return threshold_attack(*group, thresholds=cut).attack_score
+        return privacy.threshold_attack(*group, thresholds=cut).attack_score
 
     found = estimate(score, (forget, truth), seed=seed)
     return ToldFromRetrained(
@@ -282,15 +268,15 @@ def _told(forget: PerItem, truth: PerItem, seed: int) -> ToldFromRetrained:
     )
 
 
-def _utility(name: str, items: Items) -> UtilityItems:
+def _utility(name: str, items: Items) -> tofu.UtilityItems:
     plain = name == "retain"
     probability = items.probability if plain else items.normalized_probability
-    return UtilityItems(probability, items.rouge, items.truth_ratio)
+    return tofu.UtilityItems(probability, items.rouge, items.truth_ratio)
 
 
 def _model_utility(*groups: tuple[np.ndarray, ...]) -> float:
     sets = {
-        name: UtilityItems(*group)
-        for name, group in zip(UTILITY_SETS, groups, strict=True)
+        name: tofu.UtilityItems(*group)
+        for name, group in zip(tofu.UTILITY_SETS, groups, strict=True)
     }
-    return model_utility(utility_parts(sets))
+    return tofu.model_utility(tofu.utility_parts(sets))

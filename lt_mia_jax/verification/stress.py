@@ -1,15 +1,15 @@
 """What comes back when a model is rounded, or trained a little on what it forgot."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 
 from lt_mia_jax.arrays import Array, Float, Params
+from lt_mia_jax.attacks.estimate import Estimate
 from lt_mia_jax.data.questions import Question
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.finetune.loss import next_token_loss
@@ -32,28 +32,11 @@ STEPS = (0, 1, 2, 5, 10)
 """After how many updates a relearning curve has a point."""
 
 
-def quantized(
-    evaluated: EvaluatedModel, bits: int, *, group_size: int | None = None
-) -> EvaluatedModel:
-    """The model with the matrices of its layers rounded to nearest.
-
-    Source: Catastrophic Failure of LLM Unlearning via Quantization, arXiv 2410.16454.
-    """
-    rounded = quantize(evaluated.params, bits, group_size=group_size)
-    return evaluated._replace(params=rounded)
-
-
-class Relearned(NamedTuple):
-    """A relearning curve."""
-
-    steps: tuple[int, ...]
-    items: Float[np.ndarray, "S N"]
-    """Probability of each answer that was not taught, after each."""
-
-    @property
-    def probability(self) -> Float[np.ndarray, " S"]:
-        """Its mean over the answers."""
-        return self.items.mean(axis=1)
+def spread(rows: Sequence[Question], most: int) -> list[Question]:
+    """At most so many rows, evenly spaced and in their order."""
+    count = min(len(rows), most)
+    kept = np.linspace(0, len(rows) - 1, count).round().astype(int)
+    return [rows[i] for i in kept]
 
 
 def rounding_card(
@@ -73,9 +56,12 @@ def rounding_card(
       rows: the forgotten questions.
       bits: of the rounded weights.
       seed: of the bootstrap.
+
+    Source: Catastrophic Failure of LLM Unlearning via Quantization, arXiv 2410.16454.
     """
     items = {
-        name: examine(quantized(model, bits), rows) for name, model in models.items()
+        name: examine(model._replace(params=quantize(model.params, bits)), rows)
+        for name, model in models.items()
     }
     recovered = None
     if "retrained" in items:
@@ -109,30 +95,16 @@ def relearning_card(
     """
     if len(rows) < 2:
         return None
-    taught, asked = rows[::2], rows[1::2]
-    if len(taught) > BATCH:  # all parts of the forget set, not its beginning
-        chosen = np.linspace(0, len(taught) - 1, BATCH).round().astype(int)
-        taught = [taught[i] for i in chosen]
+    taught, asked = spread(rows[::2], BATCH), rows[1::2]
     curves = {
         name: relearn(model, taught, asked)
         for name, model in models.items()
         if name != "before"
     }
-    after, truth = curves["after"], curves.get("retrained")
-    found = Relearning(
-        steps=after.steps,
-        taught=len(taught),
-        asked=len(asked),
-        models={name: tuple(x.probability.tolist()) for name, x in curves.items()},
-        area=None,
-        robustness=None,
-    )
-    if truth is None:
-        return found
 
     def area(group: tuple[np.ndarray, np.ndarray]) -> float:
         ours, theirs = (x.mean(axis=0) for x in group)
-        return relearning_area(after.steps, ours, theirs)
+        return relearning_area(STEPS, ours, theirs)
 
     def robustness(group: tuple[np.ndarray, np.ndarray]) -> float:
         ours, theirs = (x.mean(axis=0) for x in group)
@@ -143,11 +115,19 @@ def relearning_card(
             retrained_after=float(theirs[-1]),
         )
 
-    both = (after.items.T, truth.items.T)
-    return replace(
-        found,
-        area=estimate(area, both, seed=seed),
-        robustness=estimate(robustness, both, seed=seed),
+    def compared(value: Callable[..., float]) -> Estimate | None:
+        if "retrained" not in curves:
+            return None
+        both = (curves["after"].T, curves["retrained"].T)
+        return estimate(value, both, seed=seed)
+
+    return Relearning(
+        steps=STEPS,
+        taught=len(taught),
+        asked=len(asked),
+        models={name: tuple(x.mean(axis=1).tolist()) for name, x in curves.items()},
+        area=compared(area),
+        robustness=compared(robustness),
     )
 
 
@@ -158,7 +138,7 @@ def relearn(
     *,
     steps: Sequence[int] = STEPS,
     learning_rate: float = 1e-4,
-) -> Relearned:
+) -> Float[np.ndarray, "S N"]:
     """Train on some forgotten questions, and ask for others.
 
     Adam on one batch, the first 64 texts at most, the same at every step; an
@@ -171,6 +151,9 @@ def relearn(
       asked: other forgotten questions, which are measured.
       steps: after how many updates, rising.
       learning_rate: of Adam.
+
+    Returns:
+      Probability of each answer that was not taught, after each number of steps.
 
     Raises:
       InputError: nothing to teach or to ask, or steps that do not rise from 0.
@@ -201,7 +184,7 @@ def relearn(
             evaluated._replace(params=params), encoded, encoded.label_mask
         )
         found.append(probability(stats))
-    return Relearned(tuple(steps), np.array(found))
+    return np.array(found)
 
 
 @partial(jax.jit, static_argnums=0)

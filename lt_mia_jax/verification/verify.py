@@ -8,6 +8,7 @@ is made from.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,14 +21,8 @@ from lt_mia_jax.data.questions import Question, read_questions
 from lt_mia_jax.data.texts import fingerprint, text_id
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models import LanguageModel
-from lt_mia_jax.verification import layers, stress
+from lt_mia_jax.verification import evaluate, layers, stress
 from lt_mia_jax.verification.card import report_card
-from lt_mia_jax.verification.evaluate import (
-    examine,
-    measure_memo,
-    membership,
-    retrain_distances,
-)
 from lt_mia_jax.verification.evaluated import EvaluatedModel
 from lt_mia_jax.verification.items import Measured
 from lt_mia_jax.verification.metrics.tofu import UTILITY_SETS
@@ -89,12 +84,7 @@ def read_material(
     if options.retrained_again is not None and options.retrained is None:
         raise InputError("--retrained-again is compared with --retrained; give both")
 
-    def some(rows: Sequence[Question]) -> list[Question]:
-        """Evenly spaced rows, in their order."""
-        count = min(len(rows), options.evaluated)
-        kept = np.linspace(0, len(rows) - 1, count).round().astype(int)
-        return [rows[i] for i in kept]
-
+    some = partial(stress.spread, most=options.evaluated)
     probes = forget if options.probes is None else read_questions(options.probes)
     sets = {"forget": some(probes)}
     if options.utility is not None:
@@ -119,7 +109,7 @@ def read_material(
         folder = options.muse
         muse = read_muse(lambda part: some(read_questions(folder / f"{part}.jsonl")))
     attack = _attack(options, [*forget, *holdout], choose_attack)
-    return Material(sets, some(forget), some(holdout) if holdout else [], muse, attack)
+    return Material(sets, some(forget), some(holdout), muse, attack)
 
 
 def check_models(options: Evaluation, tokenizer: Any) -> None:
@@ -132,13 +122,12 @@ def check_models(options: Evaluation, tokenizer: Any) -> None:
     """
     for role in ("retrained", "retrained_again", "reference"):
         name = getattr(options, role)
-        if name is None:
-            continue
         try:
-            own = tokenizer_of(name)
+            own = None if name is None else tokenizer_of(name)
         except InputError as error:
             raise InputError(f"--{role.replace('_', '-')}: {error}") from error
-        _check_tokens(name, role, own, tokenizer)
+        if own is not None:
+            _check_tokens(name, role, own, tokenizer)
 
 
 def verify(
@@ -186,7 +175,9 @@ def verify(
         others = {**models, "retrained": load("retrained_again")}
         for name, model in others.items():
             if model is not None:
-                found = retrain_distances(model, retrained, material.sets["forget"])
+                found = evaluate.retrain_distances(
+                    model, retrained, material.sets["forget"]
+                )
                 measured[name] = measured[name]._replace(distance=found)
     cards = {
         name: report_card(
@@ -218,14 +209,10 @@ def verify(
             for name, found in measured.items()
             if found.forget_scores
         },
-        layers=_similarity(streams) if similar else None,
-        map={
-            part: {
-                name: tuple(map(tuple, np.round(points, 4).tolist()))
-                for name, points in layers.pca_projection(found).items()
-            }
-            for part, found in streams.items()
-        }
+        layers={part: _similarity(found) for part, found in streams.items()}
+        if similar
+        else None,
+        map={part: _plane(found) for part, found in streams.items()}
         if similar
         else None,
         rounded=tuple(
@@ -277,13 +264,13 @@ def _measure(
     scores: list[dict[str, np.ndarray]] = [{}, {}]
     if material.holdout:
         scores = [
-            membership(model, reference, rows, attack=material.attack)
+            evaluate.membership(model, reference, rows, attack=material.attack)
             for rows in (material.texts, material.holdout)
         ]
     return Measured(
-        {name: examine(model, rows) for name, rows in material.sets.items()},
+        {name: evaluate.examine(model, rows) for name, rows in material.sets.items()},
         *scores,
-        memo=measure_memo(model, material.sets["forget"]) if memo else None,
+        memo=evaluate.measure_memo(model, material.sets["forget"]) if memo else None,
         topics=tuple(row.topic for row in material.texts),
     )
 
@@ -309,17 +296,22 @@ def _streams(models: Mapping[str, EvaluatedModel], material: Material) -> Parts:
     }
 
 
-def _similarity(parts: Parts) -> dict[str, LayerSimilarity]:
+def _similarity(streams: Mapping[str, layers.Streams]) -> LayerSimilarity:
+    return LayerSimilarity(
+        tokens=len(streams["after"].text),
+        models={
+            name: tuple(layers.similarity(found, streams["retrained"]))
+            for name, found in streams.items()
+            if name != "retrained"
+        },
+    )
+
+
+def _plane(streams: Mapping[str, layers.Streams]) -> dict[str, Any]:
+    """Texts in the plane, by model."""
     return {
-        part: LayerSimilarity(
-            tokens=len(streams["after"].text),
-            models={
-                name: tuple(layers.similarity(found, streams["retrained"]))
-                for name, found in streams.items()
-                if name != "retrained"
-            },
-        )
-        for part, streams in parts.items()
+        name: tuple(map(tuple, np.round(points, 4).tolist()))
+        for name, points in layers.pca_projection(streams).items()
     }
 
 

@@ -8,6 +8,7 @@ from lt_mia_jax.report.forgetting.metrics import FAR, PASSED, ends, leak_of
 from lt_mia_jax.report.forgetting.verdict import both
 from lt_mia_jax.report.panels import Finding, caution, in_order, note, passed
 from lt_mia_jax.report.wording import percent, percentage, plural, unit
+from lt_mia_jax.verification.leakage import LEAK_SCORE
 from lt_mia_jax.verification.records import (
     Card,
     Relearning,
@@ -20,10 +21,25 @@ FEW = 80
 """The forget-quality test has little power on fewer items."""
 RETURNED = 0.1
 """Fraction of the forgotten knowledge that may come back from rounding unnoticed."""
-LEAK_SCORE = "min_k"
-"""The score that PrivLeak reads."""
 KEPT_MOST = 0.5
 """With more than this left, nothing can be said of what comes back."""
+_LEAKS = {
+    "over": caution(
+        "Over-forgotten",
+        "Forgotten texts look less familiar than texts never seen. Weaker or shorter "
+        "unlearning would be closer to retraining.",
+    ),
+    "leaks": caution(
+        "Still recognized",
+        "Attacks on membership still succeed. The answers may be gone while the texts "
+        "are not.",
+    ),
+    "even": passed(
+        "No leak beyond retraining",
+        f"PrivLeak lies within {FAR:g} % of the retrained model.",
+    ),
+}
+"""By the CSS class of what PrivLeak says."""
 
 
 def findings(run: UnlearningRun) -> list[Finding]:
@@ -59,24 +75,8 @@ def _not_compared(found: Verification) -> Iterator[Finding]:
 
 
 def _leak(after: Card) -> Iterator[Finding]:
-    css = leak_of(after).css
-    if css == "over":
-        yield caution(
-            "Over-forgotten",
-            "Forgotten texts look less familiar than texts never seen. Weaker or "
-            "shorter unlearning would be closer to retraining.",
-        )
-    elif css == "leaks":
-        yield caution(
-            "Still recognized",
-            "Attacks on membership still succeed. The answers may be gone while the "
-            "texts are not.",
-        )
-    elif css == "even":
-        yield passed(
-            "No leak beyond retraining",
-            f"PrivLeak lies within {FAR:g} % of the retrained model.",
-        )
+    if found := _LEAKS.get(leak_of(after).css):
+        yield found
     attack = after.attacks.get(LEAK_SCORE)
     if attack is None or after.priv_leak is not None:
         return
@@ -121,21 +121,19 @@ def _utility(before: Card, after: Card) -> Iterator[Finding]:
 
 
 def _refused(after: Card) -> Iterator[Finding]:
-    rates = [each.tpr for each in after.attacks.values() if each.tpr]
-    refused = [rate for rate in rates if rate.refused]
-    if refused:
-        first = refused[0]
+    rates = [each.tpr for each in after.attacks.values()]
+    for rate in [rate for rate in rates if rate and rate.refused][:1]:
         yield note(
             "No true-positive rate",
-            f"TPR at {percent(first.rate)} FPR is refused with {first.n_holdout:,} "
+            f"TPR at {percent(rate.rate)} FPR is refused with {rate.n_holdout:,} "
             "unseen texts: fewer than ten false positives would decide it. It takes "
-            f"{10 / first.rate:,.0f}.",
+            f"{10 / rate.rate:,.0f}.",
         )
 
 
 def _robust(found: Verification) -> Iterator[Finding]:
     left = found.models["after"].forget_knowledge_left
-    known = None if left is None else left.value
+    known = left and left.value
     for each in found.rounded:
         yield _rounding(known, each)
     if found.relearning and found.relearning.robustness:
@@ -179,18 +177,16 @@ def _relearning(left: float | None, found: Relearning, back: Estimate) -> Findin
     assert back.value is not None
     low, high = ends(back)
     level = "caution" if high < 0.5 else "pass" if low >= 0.5 else "note"
-    unsure = "" if level != "note" else "; with so few questions that may be chance"
+    unsure = "; with so few questions that may be chance" if level == "note" else ""
+    if back.value >= 1:
+        gain = "gain no more than on the retrained model"
+    elif back.value <= 0:
+        gain = "come back, which they do not on the retrained model"
+    else:
+        gain = f"gain {1 / back.value:.1f} times as much as on the retrained model"
     return Finding(
         level,
         "Relearning",
         f"After {found.steps[-1]} steps on {found.taught} of the forgotten questions, "
-        f"the answers to {found.asked} others {_gain(back.value)}{unsure}.",
+        f"the answers to {found.asked} others {gain}{unsure}.",
     )
-
-
-def _gain(robustness: float) -> str:
-    if robustness >= 1:
-        return "gain no more than on the retrained model"
-    if robustness <= 0:
-        return "come back, which they do not on the retrained model"
-    return f"gain {1 / robustness:.1f} times as much as on the retrained model"

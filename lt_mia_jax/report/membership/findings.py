@@ -7,7 +7,7 @@ import numpy as np
 
 from lt_mia_jax.arrays import Float
 from lt_mia_jax.attacks.calibration import q_values
-from lt_mia_jax.attacks.estimate import AttackSummary, Estimate
+from lt_mia_jax.attacks.estimate import AttackSummary
 from lt_mia_jax.audit.records import PERMUTATION, TEXT_ONLY, CombinationSummary
 from lt_mia_jax.report.membership.run import UNKNOWN, Run
 from lt_mia_jax.report.panels import Finding, caution, in_order, note, passed
@@ -30,11 +30,12 @@ SMALL = 300
 
 def findings(run: Run) -> list[Finding]:
     """All findings about a run, cautions first."""
-    labeled = Labeled(
-        run.summary.primary, [c for c in run.summary.combinations if c.attacks]
-    )
-    found = [*(_labeled(labeled) if labeled.combinations else _unlabeled(run))]
-    return in_order([*found, *_p_values(run), *_coverage(run)])
+    combinations = [c for c in run.summary.combinations if c.attacks]
+    found = _Labeled(run.summary.primary, combinations)
+    checks = (_text_only, _permutation, _few_texts, _refused, _against_chance, _novelty)
+    labeled = [each for check in checks for each in check(found)]
+    first = labeled if combinations else [*_unlabeled(run)]
+    return in_order([*first, *_p_values(run), *_coverage(run)])
 
 
 def auc_of(found: Mapping[str, AttackSummary], name: str) -> float | None:
@@ -42,7 +43,7 @@ def auc_of(found: Mapping[str, AttackSummary], name: str) -> float | None:
     return found[name].auc.value if name in found else None
 
 
-class Labeled(NamedTuple):
+class _Labeled(NamedTuple):
     """Combinations with labels, and the attack of the verdict."""
 
     primary: str
@@ -86,16 +87,7 @@ def _unlabeled(run: Run) -> Iterator[Finding]:
         )
 
 
-def _labeled(found: Labeled) -> Iterator[Finding]:
-    yield from _text_only(found)
-    yield from _permutation(found)
-    yield from _few_texts(found)
-    yield from _refused(found)
-    yield from _against_chance(found)
-    yield from _novelty(found)
-
-
-def _text_only(found: Labeled) -> Iterator[Finding]:
+def _text_only(found: _Labeled) -> Iterator[Finding]:
     values = {
         each.name: value
         for each in found.combinations
@@ -121,11 +113,9 @@ def _text_only(found: Labeled) -> Iterator[Finding]:
             "text-only baseline is evidence of memorization.",
         )
     elif values:
+        own = {c.name: auc_of(c.attacks, found.primary) for c in found.combinations}
         margins = [
-            value - values[each.name]
-            for each in found.combinations
-            if each.name in values
-            and (value := auc_of(each.attacks, found.primary)) is not None
+            x - values[n] for n, x in own.items() if n in values and x is not None
         ]
         margin = f" {found.label} exceeds it by {unit(min(margins))}" if margins else ""
         if len(margins) > 1:
@@ -139,7 +129,7 @@ def _text_only(found: Labeled) -> Iterator[Finding]:
         )
 
 
-def _permutation(found: Labeled) -> Iterator[Finding]:
+def _permutation(found: _Labeled) -> Iterator[Finding]:
     control = {
         each.name: each.controls[PERMUTATION].auc
         for each in found.combinations
@@ -151,7 +141,12 @@ def _permutation(found: Labeled) -> Iterator[Finding]:
             "The evaluation was not repeated with shuffled labels.",
         )
         return
-    off = [name for name, auc in control.items() if not _covers_half(auc)]
+    off = [
+        name
+        for name, auc in control.items()
+        if auc.low is not None and auc.high is not None
+        if not auc.low <= 0.5 <= auc.high
+    ]
     # One interval in twenty misses .5 by chance, so several combinations may.
     if len(off) > max(0 if len(control) == 1 else 1, 0.1 * len(control)):
         auc = control[off[0]]
@@ -172,11 +167,7 @@ def _permutation(found: Labeled) -> Iterator[Finding]:
     yield passed("Shuffled labels give chance", f"With permuted labels {detail}.")
 
 
-def _covers_half(auc: Estimate) -> bool:
-    return auc.low is None or auc.high is None or auc.low <= 0.5 <= auc.high
-
-
-def _few_texts(found: Labeled) -> Iterator[Finding]:
+def _few_texts(found: _Labeled) -> Iterator[Finding]:
     smallest = {
         each.name: min(min(a.n_members, a.n_nonmembers) for a in each.attacks.values())
         for each in found.combinations
@@ -191,7 +182,7 @@ def _few_texts(found: Labeled) -> Iterator[Finding]:
         )
 
 
-def _refused(found: Labeled) -> Iterator[Finding]:
+def _refused(found: _Labeled) -> Iterator[Finding]:
     attacks = [(c.name, a) for c in found.combinations for a in c.attacks.values()]
     refused: dict[float, list[str]] = {}
     for name, attack in attacks:
@@ -212,7 +203,7 @@ def _refused(found: Labeled) -> Iterator[Finding]:
     )
 
 
-def _against_chance(found: Labeled) -> Iterator[Finding]:
+def _against_chance(found: _Labeled) -> Iterator[Finding]:
     weak, beaten = [], {}
     for each in found.combinations:
         value = auc_of(each.attacks, found.primary)
@@ -254,7 +245,7 @@ def best_rival(found: CombinationSummary, *but: str) -> tuple[str, float] | None
     return max(rivals.items(), key=lambda item: item[1], default=None)
 
 
-def _novelty(found: Labeled) -> Iterator[Finding]:
+def _novelty(found: _Labeled) -> Iterator[Finding]:
     seen = [each.name for each in found.combinations if each.unseen is False]
     if seen:
         yield caution(

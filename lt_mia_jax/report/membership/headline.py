@@ -65,11 +65,12 @@ def _tile(
 ) -> Iterator[Tile]:
     """A number with its interval, or the mean and range over combinations."""
     shown = percentage if rate else unit
-    values = [each.value for each in found if each and each.value is not None]
-    if len(values) == 1:
-        [ends] = [bounds(e, rate=rate) for e in found if e and e.value is not None]
+    known = [each for each in found if each and each.value is not None]
+    values = [each.value for each in known if each.value is not None]
+    if len(known) == 1:
+        ends = bounds(known[0], rate=rate)
         detail = f"95{NBSP}% interval {ends}" if ends else ""
-        yield Tile(label, shown(values[0]), detail)
+        yield Tile(label, shown(known[0].value), detail)
     elif values:
         yield Tile(
             label,
@@ -82,9 +83,10 @@ def _tile(
 def _size(run: Run) -> Tile:
     counts = [each.counts for each in run.summary.combinations]
     total = count(sum(each.texts for each in counts))
-    members = [each.members for each in counts if each.members is not None]
-    others = [each.nonmembers for each in counts if each.nonmembers is not None]
-    if min(len(members), len(others)) < len(counts):
+    if any(None in (each.members, each.nonmembers) for each in counts):
         return Tile("Texts", total, "membership unknown")
-    inside, outside = count(sum(members)), count(sum(others))
-    return Tile("Texts", total, f"{inside} members, {outside} non-members")
+    members, others = (
+        count(sum(getattr(each, name) for each in counts))
+        for name in ("members", "nonmembers")
+    )
+    return Tile("Texts", total, f"{members} members, {others} non-members")

@@ -15,7 +15,6 @@ from lt_mia_jax.report.wording import (
     attack_name,
     count,
     general,
-    p_text,
     with_bounds,
 )
 
@@ -35,21 +34,18 @@ def highest(run: Run, place: Place) -> Markup:
     if len(names) > 1:
         homes = [words(names[texts.combination[i]]) for i in top]
         columns.append((Column("Combination", kind="text"), homes))
-    shown = [Cell(_value(s), general(s, zeros=True)) for s in score[top].tolist()]
-    columns.append((Column("Score", sorted="descending"), shown))
-    if np.isfinite(texts.probability).any():
-        cells = [
-            Cell(_value(p), general(p, 3, zeros=True))
-            for p in texts.probability[top].tolist()
-        ]
-        columns.append((Column("Probability"), cells))
     hint = "smallest false discovery rate at which the text is called a member"
-    for column, values in (
-        (Column("p-value"), texts.p_value),
-        (Column("q-value", hint), texts.q_value),
+    for column, values, digits, zeros in (
+        (Column("Score", sorted="descending"), score, 4, True),
+        (Column("Probability"), texts.probability, 3, True),
+        (Column("p-value"), texts.p_value, 2, False),
+        (Column("q-value", hint), texts.q_value, 2, False),
     ):
-        if np.isfinite(values).any():
-            cells = [Cell(_value(p), p_text(p)) for p in values[top].tolist()]
+        if values is score or np.isfinite(values).any():
+            cells = [
+                Cell(None if math.isnan(x) else x, general(x, digits, zeros=zeros))
+                for x in values[top].tolist()
+            ]
             columns.append((column, cells))
     if (texts.labels != UNKNOWN).any():
         truth = [_LABELS[int(texts.labels[i])] for i in top]
@@ -74,10 +70,6 @@ def highest(run: Run, place: Place) -> Markup:
             css="texts",
         )
     )
-
-
-def _value(number: float) -> float | None:
-    return None if math.isnan(number) else number
 
 
 def flags(run: Run, place: Place) -> Markup:

@@ -1,7 +1,7 @@
 """Refusal of input that no metric is defined for."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Num
@@ -72,9 +72,10 @@ def same_items(**sets: Sequence | np.ndarray | Array) -> int:
     """
     lengths = {name: len(items) for name, items in sets.items()}
     if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise InputError(
-            f"numbers of items differ: {_listed(lengths)}; expected one value of each "
-            "for the same items in the same order"
+            f"numbers of items differ: {listed}; expected one value of each for the "
+            "same items in the same order"
         )
     return next(iter(lengths.values()))
 
@@ -89,7 +90,3 @@ def texts(name: str, values: Sequence[str]) -> list[str]:
         found = "one text" if isinstance(values, str) else "no text"
         raise InputError(f"{name}: found {found}; expected a list, one text an item")
     return list(values)
-
-
-def _listed(values: Mapping[str, object]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())

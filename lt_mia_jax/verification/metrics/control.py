@@ -15,10 +15,7 @@ from lt_mia_jax.verification.metrics.checks import Values, number, per_item
 
 
 def calibrated_risk(losses: Values) -> float:
-    """Mean loss with one more text that counts fully, `(n R + 1) / (n + 1)`.
-
-    Args:
-      losses: of each text, in [0, 1].
+    """Mean of losses in [0, 1] with one more text at 1, `(n R + 1) / (n + 1)`.
 
     Source: Conformal Risk Control, arXiv 2208.02814.
     """
@@ -32,9 +29,7 @@ def risk_p_value(losses: Values, level: float) -> float:
     `min(exp(-n h(R, level)), e P(Bin(n, level) <= ceil(n R)))` with the divergence
     `h(a, b) = a log(a / b) + (1 - a) log((1 - a) / (1 - b))` and `R <= level`; else 1.
 
-    Args:
-      losses: of each text, in [0, 1].
-      level: the highest risk that is allowed, in (0, 1).
+    Losses are in [0, 1], `level` in (0, 1).
 
     Source: Learn then Test, arXiv 2110.01052, section 2; for unlearning FROC, arXiv
     2512.13337, whose own instantiation is not public.

@@ -1,13 +1,13 @@
 """Bootstrap intervals of any aggregate of per-item values."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from lt_mia_jax.attacks.estimate import Estimate
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.verification.metrics.checks import PerItem, Values, per_item, same_items
+from lt_mia_jax.verification.metrics.checks import PerItem, same_items
 
 Group = np.ndarray | tuple[np.ndarray, ...]
 """Values of the same items: one array, or several of equal length (a NamedTuple stays
@@ -35,7 +35,7 @@ def bootstrap_interval(
       *groups: per-item values; axis 0 is the item.
       level: coverage.
       seed: of the draws.
-      n_boot: draws.
+      n_boot: number of draws.
 
     Raises:
       InputError: fewer than two items in a group, or an aggregate that is NaN on the
@@ -51,18 +51,10 @@ def bootstrap_interval(
     sizes = [_size(i, group) for i, group in enumerate(groups)]
     value = float(aggregate(*groups))
     rng = np.random.default_rng(seed)
-    drawn = np.array(
-        [
-            aggregate(
-                *(
-                    _take(group, rng.integers(n, size=n))
-                    for group, n in zip(groups, sizes, strict=True)
-                )
-            )
-            for _ in range(n_boot)
-        ],
-        dtype=np.float64,
-    )
+    drawn = np.empty(n_boot)
+    for i in range(n_boot):
+        rows = [rng.integers(n, size=n) for n in sizes]
+        drawn[i] = aggregate(*map(_take, groups, rows))
     broken = int(np.isnan(drawn).sum())
     if broken or np.isnan(value):
         raise InputError(
@@ -85,14 +77,6 @@ def estimate(aggregate: Callable[..., float], *groups: Group, seed: int) -> Esti
 def estimate_mean(values: PerItem, seed: int) -> Estimate:
     """Mean over the items that have a value, at least one."""
     return estimate(lambda x: float(np.mean(x)), values[~np.isnan(values)], seed=seed)
-
-
-def quantiles(
-    values: Values, probabilities: Sequence[float] = (0.05, 0.5, 0.95)
-) -> tuple[float, ...]:
-    """Quantiles over items, such as those of a signed gap."""
-    found = np.quantile(per_item("values", values), list(probabilities))
-    return tuple(float(x) for x in found)
 
 
 def _size(number: int, group: Group) -> int:

@@ -32,12 +32,7 @@ class AscentBound(NamedTuple):
 
 
 def retrain_distance(predictions: Any, retrained: Any) -> Any:
-    """Squared distance of two models' predictions of each text; NumPy or JAX.
-
-    Args:
-      predictions: "... d", such as values, or probabilities of the next token.
-      retrained: those of a model that never saw the texts.
-    """
+    """Squared distance of two models' predictions "... d"; NumPy or JAX arrays."""
     return ((predictions - retrained) ** 2).sum(axis=-1)
 
 
@@ -50,13 +45,7 @@ def ascent_difference(
     """Difference of two linear models after gradient ascent on the same texts.
 
     `(I + s M)^t d` with `M = (2 / k) X^T X`: ascent on the mean squared error, whatever
-    the targets are.
-
-    Args:
-      difference: of the weights before.
-      inputs: rows that are ascended on.
-      step_size: of plain gradient ascent.
-      steps: number of steps.
+    the targets are. `difference` is that of the weights before.
     """
     values, basis = np.linalg.eigh(2 / len(inputs) * inputs.T @ inputs)
     return basis @ ((1 + step_size * values) ** steps * (basis.T @ difference))
@@ -70,7 +59,7 @@ def ascent_bound(
 ) -> AscentBound:
     """Least distance of the predictions of two linear models under gradient ascent.
 
-    From `start` on the part of the difference that ascent enlarges outweighs twice the
+    From `start` on, the part of the difference that ascent enlarges outweighs twice the
     part that it never touches.
 
     Args:

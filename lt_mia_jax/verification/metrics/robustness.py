@@ -19,6 +19,8 @@ from lt_mia_jax.finetune.lora import LAYER_KERNELS
 from lt_mia_jax.trees import flatten, select, unflatten
 from lt_mia_jax.verification.metrics.checks import Values, number, per_item, same_items
 
+Weight = Float[Array | np.ndarray, "..."]
+
 
 def quantize(
     params: Params,
@@ -189,21 +191,18 @@ def _divide(x: Float[Array, "..."], by: Float[Array, "..."]) -> Float[Array, "..
     return x / jax.lax.optimization_barrier(jnp.broadcast_to(by, x.shape))
 
 
-@partial(jax.jit, static_argnames=("group_size", "inputs"))
+@partial(jax.jit, static_argnums=(2, 3))
 def _rounded(
-    weight: Float[Array | np.ndarray, "..."],
-    levels: Float[Array, ""],
-    group_size: int | None,
-    inputs: int,
+    weight: Weight, levels: Float[Array, ""], group_size: int | None, inputs: int
 ) -> Float[Array, "..."]:
     codes, scales = _codes(weight, levels, group_size, inputs)
     return (codes * scales).astype(weight.dtype)
 
 
-@partial(jax.jit, static_argnames=("group_size", "inputs"))
+@partial(jax.jit, static_argnums=(3, 4))
 def _count_changed(
-    before: Float[Array | np.ndarray, "..."],
-    after: Float[Array | np.ndarray, "..."],
+    before: Weight,
+    after: Weight,
     levels: Float[Array, ""],
     group_size: int | None,
     inputs: int,
@@ -216,10 +215,7 @@ def _count_changed(
 
 
 def _codes(
-    weight: Float[Array | np.ndarray, "..."],
-    levels: Float[Array, ""],
-    group_size: int | None,
-    inputs: int,
+    weight: Weight, levels: Float[Array, ""], group_size: int | None, inputs: int
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """Codes (whole numbers) and, of the same shape, the scale of each."""
     w = jnp.moveaxis(jnp.asarray(weight).astype(jnp.float32), inputs, -1)

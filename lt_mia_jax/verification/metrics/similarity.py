@@ -15,9 +15,7 @@ def linear_cka(x: Features, y: Features) -> float:
     Unchanged by rotations and scalings of either set. Biased upwards when there are not
     many more rows than columns: compare values at equal N only.
 
-    Args:
-      x: features of N tokens or texts under one model.
-      y: of the same N, in the same order, under another.
+    Both sets are of the same tokens or texts in the same order, under two models.
 
     Raises:
       InputError: features that do not vary.

@@ -37,12 +37,9 @@ def trace_accuracy(
     are exchanged at random on each text and the whole procedure is repeated, at the
     cost of one matrix product: exchanging moves labels only.
 
-    Args:
-      original: features before the output head, one row a text.
-      unlearned: of the same texts in the same order. Mix texts to forget with others: a
-        classifier trained on the former alone sees nothing elsewhere.
-      permutations: of the p-value.
-      seed: of folds and permutations.
+    Both features, before the output head, are of the same texts in the same order. Mix
+    texts to forget with others: a classifier trained on the former alone sees nothing
+    elsewhere.
 
     Raises:
       InputError: different shapes, or fewer than five texts.

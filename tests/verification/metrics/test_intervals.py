@@ -38,10 +38,6 @@ def test_interval_covers_the_truth():
     assert hits >= 85
 
 
-def test_quantiles():
-    assert intervals.quantiles(np.arange(101.0)) == (5, 50, 95)
-
-
 def test_bad_input_is_told():
     ok, few = np.ones(3), np.ones(2)
     with pytest.raises(InputError, match="numbers of items differ"):
