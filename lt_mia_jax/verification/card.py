@@ -35,14 +35,7 @@ from lt_mia_jax.verification.records import (
 )
 
 _LEAST_SPAN, _NO_SPAN = 0.02, 1e-9
-_FORGET = (
-    "probability",
-    "rouge",
-    "exact_memorization",
-    "extraction_strength",
-    "slot_accuracy",
-    "slot_log_rank",
-)
+_FORGET = Items._fields[: Items._fields.index("truth_ratio")]
 _RETAIN = ("probability", "rouge", "extraction_strength")
 """Fields of `Items` whose mean stands on a card."""
 

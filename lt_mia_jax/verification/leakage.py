@@ -1,7 +1,8 @@
 """What attacks still see: their strength, leakage beside retraining, and by group."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -126,22 +127,15 @@ def _bounded(found: Estimate) -> Estimate:
     return Estimate(found.value) if lost else found
 
 
-def _aucs(forget: Pair, holdout: Pair) -> tuple[float, float]:
+def _compared(
+    undefined: float, leak: Callable[[float, float], float], forget: Pair, holdout: Pair
+) -> float:
+    """`leak` of two models' AUCs; huge where only the retrained one is `undefined`."""
     mine, theirs = (member_auc(f, h) for f, h in zip(forget, holdout, strict=True))
-    return mine, theirs
+    if theirs == undefined:
+        return 0.0 if mine == undefined else 2 * _NO_ZERO
+    return leak(mine, theirs)
 
 
-def _priv_leak(forget: Pair, holdout: Pair) -> float:
-    """Percent; huge where the retrained model alone separates perfectly."""
-    mine, theirs = _aucs(forget, holdout)
-    if theirs == 1:
-        return 0.0 if mine == 1 else 2 * _NO_ZERO
-    return priv_leak(mine, theirs)
-
-
-def _group_leak(forget: Pair, holdout: Pair) -> float:
-    """Fraction; huge where the retrained model ranks every text below the unseen."""
-    mine, theirs = _aucs(forget, holdout)
-    if theirs == 0:
-        return 0.0 if mine == 0 else 2 * _NO_ZERO
-    return privacy_leakage(mine, theirs)
+_priv_leak = partial(_compared, 1.0, priv_leak)
+_group_leak = partial(_compared, 0.0, privacy_leakage)

@@ -184,8 +184,7 @@ def _layers(group: Group, place: Place) -> Markup:
     return Markup("\n").join(show.table(each) for each in tables)
 
 
-def _landscape(group: Group, place: Place) -> Markup:
-    del place
+def _landscape(group: Group, _: Place) -> Markup:
     return Markup('<div class="wide">{}</div>').format(show.figure(pareto(group), True))
 
 

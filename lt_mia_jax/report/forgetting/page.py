@@ -121,8 +121,7 @@ def _drawable(run: UnlearningRun) -> bool:
     return any((found.scores, found.layers, found.map, found.relearning))
 
 
-def _record(run: UnlearningRun, place: Place) -> Markup:
-    del place
+def _record(run: UnlearningRun, _: Place) -> Markup:
     about = {k: x for k, x in to_dict(run.about, tagged=False).items() if x}
     settings = {"settings": run.settings, "about": about, "config": run.config}
     config = json.dumps(settings, indent=2, ensure_ascii=False)

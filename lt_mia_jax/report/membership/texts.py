@@ -72,9 +72,8 @@ def highest(run: Run, place: Place) -> Markup:
     )
 
 
-def flags(run: Run, place: Place) -> Markup:
+def flags(run: Run, _: Place) -> Markup:
     """How many texts carry each flag, and what it means."""
-    del place
     rows = run.texts.flags
     # A flag may carry a detail, as in "short: 7 scored tokens".
     found = Counter(name for row in rows for name in {f.split(":")[0] for f in row})
