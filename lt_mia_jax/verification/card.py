@@ -244,7 +244,7 @@ def _against(
 
 
 def _told(forget: PerItem, truth: PerItem, seed: int) -> ToldFromRetrained:
-    """Interval at the threshold that was found: choosing it again would lift it."""
+    """With the interval at the found threshold; choosing it anew would bias it."""
     attack = privacy.threshold_attack(forget, truth)
     cut = np.array([attack.threshold])
 

@@ -94,7 +94,7 @@ def group_leakage(
     """Leakage of every attack on every topic, and the largest in size.
 
     A topic needs `FEWEST` texts. Only the largest has an interval; that it was chosen
-    lifts it, so compare it with the one of a second retrained model.
+    biases it upwards, so compare it with that of a second retrained model.
 
     Source: Underestimated Privacy Risks for Minority Populations in Large Language
     Model Unlearning, arXiv 2412.08559 (worst case over groups).
@@ -122,7 +122,7 @@ def group_leakage(
 
 
 def _bounded(found: Estimate) -> Estimate:
-    """Without an interval where some draws have no retrained model to compare with."""
+    """Drop an interval that holds draws without a retrained model to compare with."""
     lost = found.high is not None and found.high > _NO_ZERO
     return Estimate(found.value) if lost else found
 

@@ -59,13 +59,13 @@ class ToldFromRetrained(Estimate):
 
 @dataclass(frozen=True, kw_only=True)
 class TraceAccuracy(Estimate):
-    """Accuracy of a linear classifier at telling a model from that before unlearning.
+    """Accuracy of a linear classifier that tells a model from the one before.
 
     It sees the last layer's activation at the end of each text. 0.5 is chance.
     """
 
     p_value: float
-    """By exchanging the two models on texts."""
+    """Of a permutation test that exchanges the two models on texts."""
     n: Count
     """Texts."""
 

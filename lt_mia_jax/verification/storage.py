@@ -85,7 +85,7 @@ def _grouped(content: Any, cls: type[Card | MuseCard] = Card) -> Any:
 
 
 def _empty(card: Card) -> list[str]:
-    """Estimates that were written down without a number."""
+    """Problems of estimates that have no number."""
     return [
         f"{name}.value is null instead of a number"
         for name, found in vars(card).items()

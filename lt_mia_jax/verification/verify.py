@@ -38,7 +38,7 @@ from lt_mia_jax.verification.records import (
 log = logging.getLogger(__name__)
 
 LoadIntervention = Callable[[Any, Any], Any]
-"""Folder and `ModelConfig` in, the intervention that the model comes with out."""
+"""Reads the intervention of a model from its folder and `ModelConfig`."""
 
 
 class Material(NamedTuple):
@@ -280,7 +280,7 @@ Parts = Mapping[str, Mapping[str, layers.Streams]]
 
 
 def _streams(models: Mapping[str, EvaluatedModel], material: Material) -> Parts:
-    """Those of the forget and the retain set; none where shapes differ."""
+    """Residual streams of both sets; empty where the models have other shapes."""
     shapes = {(m.model.config.layers, m.model.config.width) for m in models.values()}
     if len(shapes) > 1:
         log.warning("the retrained model has another shape; no layers are compared")

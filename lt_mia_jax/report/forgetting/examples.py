@@ -59,7 +59,7 @@ def examples(run: UnlearningRun, place: Place) -> Markup:
 
 
 def _excess(example: Example) -> float:
-    """How much better an answer is known than by the retrained model, if there is."""
+    """Probability of the answer beyond the retrained model's, if there is one."""
     gold = example.said.get("retrained")
     return example.said["after"].probability - (gold.probability if gold else 0.0)
 
@@ -120,7 +120,7 @@ def leakage_table(run: UnlearningRun, place: Place) -> Table:
         "the topic is still recognized, negative where it is over-forgotten. "
         + (
             f"The largest is that of {names[worst.attack]} on {worst.group}, with its "
-            "interval; being chosen as the largest lifts it."
+            "interval; as the largest of all, it is biased away from 0."
             if worst
             else ""
         ),

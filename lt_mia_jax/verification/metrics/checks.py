@@ -1,4 +1,4 @@
-"""Refusal of input that no metric is defined for."""
+"""Checks that refuse input for which no metric is defined."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ PerItem = Float[np.ndarray, " _"]
 so that a difference is told in one clear line."""
 
 Values = Num[np.ndarray | Array, " _"]
-"""What functions take for one number an item."""
+"""One number an item, as an argument."""
 
 
 def per_item(

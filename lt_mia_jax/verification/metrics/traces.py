@@ -20,7 +20,7 @@ class Trace(NamedTuple):
     """Fraction of each text's two activations that are attributed to their model; the
     mean is the accuracy, and chance is 0.5."""
     p_value: float
-    """When the models are exchanged on texts; at least 1 / (permutations + 1)."""
+    """Of exchanging the models on texts; at least 1 / (permutations + 1)."""
 
 
 def trace_accuracy(
@@ -80,7 +80,7 @@ def trace_accuracy(
 def _hat(
     train: Float[np.ndarray, "n D"], test: Float[np.ndarray, "m D"]
 ) -> Float[np.ndarray, "m n"]:
-    """What ridge regression multiplies the labels of `train` by to predict `test`."""
+    """The matrix that turns labels of `train` into ridge predictions on `test`."""
     center, spread = train.mean(axis=0), train.std(axis=0)
     train, test = (
         (x - center) / np.where(spread > 0, spread, 1) for x in (train, test)
