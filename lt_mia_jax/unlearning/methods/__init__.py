@@ -65,7 +65,6 @@ METHODS: dict[str, Method] = {
     "guard_it": GuardIt(),
     "retrain": Retrain(),
 }
-"""By name, with published defaults."""
 """The built-in methods by name, with published defaults; the only registry."""
 
 ALIASES = {"lwf": "graceful_forgetting", "sha256": "causal_layer_unlearning"}

@@ -1,17 +1,14 @@
 """Gradient ascent on the forget texts, plain or weighted; misdirection; retraining."""
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import NOT_NEGATIVE, POSITIVE, InputError
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.unlearning import objectives
-from lt_mia_jax.unlearning.methods.limits import NOT_NEGATIVE, POSITIVE, Limit
-from lt_mia_jax.unlearning.methods.method import LossTerm, Method, Recipe
+from lt_mia_jax.unlearning.methods.method import LossTerm, Method, Recipe, term_of
 from lt_mia_jax.unlearning.methods.setting import Prepared, Setting
-from lt_mia_jax.unlearning.objectives import distributions, representation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +29,7 @@ class GradDiff(Method):
     """
 
 
-TO_REFERENCE = LossTerm(distributions.kl_to_reference, data=("reference_params",))
+TO_REFERENCE = LossTerm(objectives.kl_to_reference, data=("reference_params",))
 """KL divergence on the retain texts from the model before unlearning."""
 
 
@@ -59,18 +56,16 @@ class Rmu(Method):
 
     layer: int | None = None
     """Layer whose output is steered, from 1; None is the middle of the model."""
-    steering: float = 2.0
+    steering: Annotated[float, POSITIVE] = 2.0
     """Length of the target vector."""
     adaptive: bool = False
     """Scale the target by the norm of the reference's stream at each token."""
     direction: Literal["isotropic", "positive"] = "isotropic"
     """Distribution of the target's direction; "positive" is the published one."""
-    limits: ClassVar[Mapping[str, Limit]] = {"steering": POSITIVE}
 
     def fitted(self, model: ModelConfig) -> "Rmu":
         """With a layer."""
-        middle = max(1, model.layers // 2)
-        layer = middle if self.layer is None else self.layer
+        layer = max(1, model.layers // 2) if self.layer is None else self.layer
         if not 1 <= layer <= model.layers:
             raise InputError(
                 f"rmu: layer = {layer}; expected 1 to {model.layers} (after the last "
@@ -81,7 +76,7 @@ class Rmu(Method):
     def prepare(self, setting: Setting) -> Prepared:
         """Draw the control vector."""
         width = setting.model.width
-        control = representation.control_vector(setting.key, width, self.direction)
+        control = objectives.control_vector(setting.key, width, self.direction)
         return Prepared(data={"control": control})
 
     def forget(self) -> LossTerm:
@@ -89,15 +84,15 @@ class Rmu(Method):
         settings = {"layer": self.layer, "steering": self.steering}
         if self.adaptive:
             data = ("control", "reference_params")
-            return LossTerm(representation.adaptive_rmu, settings, data)
-        return LossTerm(representation.rmu, settings, ("control",))
+            return LossTerm(objectives.adaptive_rmu, settings, data)
+        return LossTerm(objectives.rmu, settings, ("control",))
 
     def retain(self) -> LossTerm | None:
         """Distance to the reference's stream."""
         if not self.retain_weight:
             return None
         settings = {"layer": self.layer}
-        return LossTerm(representation.rmu_retain, settings, ("reference_params",))
+        return LossTerm(objectives.rmu_retain, settings, ("reference_params",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +102,10 @@ class Wga(Method):
     Source: arXiv 2502.19301.
     """
 
-    beta: float = 1.0
+    beta: Annotated[float, NOT_NEGATIVE] = 1.0
     """Exponent of the probability."""
-    recipe: ClassVar[Recipe] = Recipe(epochs=5)
-    limits: ClassVar[Mapping[str, Limit]] = {"beta": NOT_NEGATIVE}
-
-    def forget(self) -> LossTerm:
-        """WGA."""
-        return LossTerm(objectives.wga, {"beta": self.beta})
+    recipe = Recipe(epochs=5)
+    forget = term_of(objectives.wga, "beta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,18 +116,11 @@ class SatImp(Method):
     """
 
     retain_weight: float = 0.1
-    beta1: float = 5.0
+    beta1: Annotated[float, NOT_NEGATIVE] = 5.0
     """Exponent of the probability."""
-    beta2: float = 1.0
+    beta2: Annotated[float, NOT_NEGATIVE] = 1.0
     """Exponent of one minus the probability."""
-    limits: ClassVar[Mapping[str, Limit]] = {
-        "beta1": NOT_NEGATIVE,
-        "beta2": NOT_NEGATIVE,
-    }
-
-    def forget(self) -> LossTerm:
-        """SatImp."""
-        return LossTerm(objectives.satimp, {"beta1": self.beta1, "beta2": self.beta2})
+    forget = term_of(objectives.satimp, "beta1", "beta2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +130,7 @@ class Retrain(Method):
     Start from the model that has seen neither the retain nor the forget texts.
     """
 
-    limits: ClassVar[Mapping[str, Limit]] = {"retain_weight": POSITIVE}
+    retain_weight: Annotated[float, POSITIVE] = 1.0
 
     def forget(self) -> None:
         """Nothing."""

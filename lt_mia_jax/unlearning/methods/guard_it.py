@@ -1,10 +1,10 @@
 """GUARD-IT: a gated rotation of activations, fitted without training."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -58,7 +58,7 @@ class GuardIt(Method):
     weighting: Weighting = "mean"
     """How the vectors of several open topics are combined: equally ("mean", TOFU) or by
     similarity (MUSE)."""
-    weights_only: ClassVar[bool] = True
+    weights_only = True
 
     @property
     def needs_forget(self) -> bool:
@@ -97,10 +97,13 @@ class GuardIt(Method):
           InputError: there are no retain texts, or no threshold opens the gate more
             often for forget prompts than for retain prompts.
         """
-        forget, retain = (
-            _text_means(setting, texts(), self.layer)
-            for texts in (setting.forget, setting.retain)
-        )
+
+        def means(batch: TextBatch) -> list[np.ndarray]:
+            assert self.layer is not None
+            found = _means(setting.apply_fn, setting.trained, batch, self.layer)
+            return [x[fetch(batch.weight) > 0] for x in fetch(found)]
+
+        forget, retain = (_Means(*side) for side in setting.both_sides(means))
         topics = directions.cluster(
             forget.prompts, counts=range(2, self.most_topics + 1), seed=0
         )
@@ -121,8 +124,8 @@ class GuardIt(Method):
         self, forget: "_Means", retain: "_Means", centroids: Float[np.ndarray, "K D"]
     ) -> float:
         near, far = (
-            np.asarray(cosine_similarity(means.prompts, centroids))
-            for means in (forget, retain)
+            np.asarray(cosine_similarity(side.prompts, centroids))
+            for side in (forget, retain)
         )
         threshold = directions.threshold_for_recall(near, far, self.penalty)
         opened = [float((x.max(axis=1) > threshold).mean()) for x in (near, far)]
@@ -140,20 +143,6 @@ class _Means(NamedTuple):
     """Mean stream over each prompt."""
     whole: Float[np.ndarray, "N D"]
     """Mean stream over prompt and answer."""
-
-
-def _text_means(
-    setting: Setting, batches: Iterable[TextBatch], layer: int | None
-) -> _Means:
-    assert layer is not None
-    parts = []
-    for batch in batches:
-        found = fetch(_means(setting.apply_fn, setting.trained, batch, layer))
-        real = fetch(batch.weight) > 0
-        parts.append([x[real] for x in found])
-    if not parts:
-        raise InputError("guard_it needs retain texts; give --retain")
-    return _Means(*(np.concatenate(x) for x in zip(*parts, strict=True)))
 
 
 @partial(jax.jit, static_argnames="layer")

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import optax
 
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import FRACTION, InputError, Range
 from lt_mia_jax.executor import fetch
 from lt_mia_jax.trees import flatten
 from lt_mia_jax.unlearning import objectives, transforms
@@ -19,14 +19,7 @@ from lt_mia_jax.unlearning.importance.attribution import (
 from lt_mia_jax.unlearning.importance.tracing import Trace, causal_layers, causal_trace
 from lt_mia_jax.unlearning.interventions.gates import prompt_mask
 from lt_mia_jax.unlearning.methods.ascent import GradDiff
-from lt_mia_jax.unlearning.methods.limits import PERCENTILE, SHARE, Limit
-from lt_mia_jax.unlearning.methods.method import (
-    Alternative,
-    LossTerm,
-    Method,
-    Recipe,
-    Schedule,
-)
+from lt_mia_jax.unlearning.methods.method import Method, Recipe, Schedule, term_of
 from lt_mia_jax.unlearning.methods.preference import Npo
 from lt_mia_jax.unlearning.methods.setting import Prepared, Setting
 
@@ -51,21 +44,17 @@ class SalUn(Method):
     Source: arXiv 2310.12508.
     """
 
-    share: float = 0.5
+    share: Annotated[float, FRACTION] = 0.5
     """Fraction of the weights that are trained."""
-    limits: ClassVar[Mapping[str, Limit]] = {"share": SHARE}
-    alternative: ClassVar[Alternative | None] = "random"
-    weights_only: ClassVar[bool] = True
+    alternative = "random"
+    weights_only = True
     transform = under_mask
+    forget = term_of(objectives.alternative_nll)
 
     def prepare(self, setting: Setting) -> Prepared:
         """The saliency mask."""
         scores = saliency(setting.gradient, setting.trained, setting.forget())
         return Prepared(arrays={"mask": top_share_mask(scores, self.share)})
-
-    def forget(self) -> LossTerm:
-        """Loss of the random labels."""
-        return LossTerm(objectives.alternative_nll)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +64,9 @@ class Sure(Npo):
     Source: arXiv 2410.16454.
     """
 
-    percentile: float = 90.0
+    percentile: Annotated[float, Range("0 to 100", lambda x: 0 <= x <= 100)] = 90.0
     """Only neurons whose gradient norm reaches this percentile are trained."""
-    limits: ClassVar[Mapping[str, Limit]] = {"percentile": PERCENTILE}
-    weights_only: ClassVar[bool] = True
+    weights_only = True
     transform = under_mask
 
     def prepare(self, setting: Setting) -> Prepared:
@@ -97,14 +85,14 @@ class CausalLayerUnlearning(GradDiff):
     layers: tuple[int, ...] | Literal["trace", "first"] = "first"
     """Layers to train, from 0. "first" is the first third; "trace" is the third with
     the largest effect in causal tracing."""
-    highest: float = 2.3
+    highest: Annotated[
+        float, Range("at least 1.2, the smallest alpha", lambda x: x >= 1.2)
+    ] = 2.3
     """Largest alpha; `retain_weight` is not used."""
-    weights_only: ClassVar[bool] = True
+    weights_only = True
     transform = under_mask
-    recipe: ClassVar[Recipe] = Recipe(learning_rate=1.5e-5, epochs=8)
-    limits: ClassVar[Mapping[str, Limit]] = {
-        "highest": Limit("at least 1.2, the smallest alpha", lambda x: x >= 1.2)
-    }
+    recipe = Recipe(learning_rate=1.5e-5, epochs=8)
+    retain = term_of(objectives.nll)
 
     def prepare(self, setting: Setting) -> Prepared:
         """The mask of layers."""
@@ -123,10 +111,6 @@ class CausalLayerUnlearning(GradDiff):
                 layers = [int(layer) for layer in chosen]
         mask = transforms.layer_mask(setting.trained, FEED_FORWARD, layers)
         return Prepared(arrays={"mask": mask})
-
-    def retain(self) -> LossTerm:
-        """The loss that alpha follows."""
-        return LossTerm(objectives.nll)
 
     def combine(self, schedule: Schedule) -> optax.GradientTransformationExtraArgs:
         """With the adaptive weight."""

@@ -1,7 +1,7 @@
 """The interface of a method: objectives, a transformation, and their preparation.
 
-A method is a frozen dataclass. Its fields are its hyperparameters with the published
-defaults. Its methods name the objective on the forget texts and on the retain texts,
+A method is a frozen dataclass. Its fields are its hyperparameters with their ranges
+and published defaults. Its methods name the objective on the forget texts and on the retain texts,
 compute what these need before the first update, and turn the two gradients into one
 update. Learning rate, batches and epochs belong to `recipe.UnlearnConfig`.
 
@@ -11,18 +11,17 @@ this class, and `lt-mia unlearn --method FILE.py:Name` takes it from a file.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_type_hints
 
 import optax
 
 from lt_mia_jax.arrays import Array, Float, Key
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import NOT_NEGATIVE, InputError, Range, check_ranges
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.models.language_model import Intervention
 from lt_mia_jax.training.config import OptimizerConfig
 from lt_mia_jax.training.optimizer import make_optimizer
 from lt_mia_jax.unlearning import objectives, transforms
-from lt_mia_jax.unlearning.methods.limits import NOT_NEGATIVE, Limit, check_limits
 from lt_mia_jax.unlearning.methods.setting import Prepared, Setting
 from lt_mia_jax.unlearning.objectives.batch import (
     ApplyFn,
@@ -61,6 +60,23 @@ class LossTerm(NamedTuple):
         )
 
 
+def term_of(
+    objective: Objective, *fields: str, data: tuple[str, ...] = ()
+) -> Callable[..., LossTerm]:
+    """A `Method.forget` or `retain`: an objective that takes fields of the method.
+
+    Args:
+      objective: the objective.
+      *fields: fields of the method that are keyword arguments of the objective.
+      data: see `LossTerm.data`.
+    """
+
+    def term(self: "Method") -> LossTerm:
+        return LossTerm(objective, {name: getattr(self, name) for name in fields}, data)
+
+    return term
+
+
 class Schedule(NamedTuple):
     """Length of a run, in steps."""
 
@@ -80,9 +96,9 @@ class Recipe(NamedTuple):
 class Method:
     """Base of all methods; by itself it is gradient difference (`GradDiff`)."""
 
-    forget_weight: float = 1.0
+    forget_weight: Annotated[float, NOT_NEGATIVE] = 1.0
     """Factor of the forget term (gamma)."""
-    retain_weight: float = 1.0
+    retain_weight: Annotated[float, NOT_NEGATIVE] = 1.0
     """Factor of the retain term (alpha). With 0, retain texts are read only if the
     method needs them otherwise."""
 
@@ -94,15 +110,17 @@ class Method:
     """Whether it refuses LoRA adapters."""
     recipe: ClassVar[Recipe] = Recipe()
     """Defaults of the command line; those of TOFU unless published otherwise."""
-    limits: ClassVar[Mapping[str, Limit]] = {
-        "forget_weight": NOT_NEGATIVE,
-        "retain_weight": NOT_NEGATIVE,
-    }
-    """Ranges of its fields, beside those of its base classes."""
 
     def __post_init__(self) -> None:
         """Refuse settings outside their range, naming every one."""
-        check_limits(self)
+        ranges = {
+            name: (getattr(self, name), kind)
+            for cls in reversed(type(self).__mro__)  # a field keeps an inherited range
+            for name, hint in get_type_hints(cls, include_extras=True).items()
+            for kind in getattr(hint, "__metadata__", ())
+            if isinstance(kind, Range)
+        }
+        check_ranges(type(self).__name__, **ranges)
 
     def fitted(self, model: ModelConfig) -> "Method":
         """This method with model-dependent settings filled in."""

@@ -1,18 +1,17 @@
 """MRP: a subspace is projected out of the residual stream; no weight changes."""
 
 import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lt_mia_jax.arrays import Array, Float
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.arrays import Array
+from lt_mia_jax.errors import AT_LEAST_1, InputError
 from lt_mia_jax.executor import fetch
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.models.language_model import Intervention
@@ -64,19 +63,19 @@ class Mrp(Method):
     so is rho, which the paper does not give.
     """
 
-    rows: int = 2
+    rows: Annotated[int, AT_LEAST_1] = 2
     """Dimensions removed at each layer."""
     layers: tuple[int, ...] = ()
     """Layers whose output is projected; 0 is the embedding. Empty draws `count`."""
-    count: int = 2
+    count: Annotated[int, AT_LEAST_1] = 2
     """Number of layers to draw; the last layer is drawn only if it is the only one."""
     draw: int = 0
     """Seed of that draw."""
     retain_rank: int | None = None
     """Number of main directions of the retain texts that the start avoids; None is a
     quarter of the width."""
-    weights_only: ClassVar[bool] = True
-    recipe: ClassVar[Recipe] = Recipe(learning_rate=2e-4, epochs=2, batch_size=5)
+    weights_only = True
+    recipe = Recipe(learning_rate=2e-4, epochs=2, batch_size=5)
 
     @property
     def needs_retain(self) -> bool:
@@ -85,10 +84,6 @@ class Mrp(Method):
 
     def fitted(self, model: ModelConfig) -> "Mrp":
         """With its layers drawn."""
-        if self.rows < 1 or self.count < 1:
-            raise InputError(
-                f"mrp: rows = {self.rows}, count = {self.count}; expected at least 1"
-            )
         wrong = [n for n in self.layers if not 0 <= n <= model.layers]
         if wrong or len(set(self.layers)) < len(self.layers):
             raise InputError(
@@ -136,41 +131,25 @@ class Mrp(Method):
           InputError: at a layer the forget texts have fewer directions of their own.
         """
         earlier: Any = setting.earlier
-        forget, retain = (
-            self._token_rows(setting, texts())
-            for texts in (setting.forget, setting.retain)
-        )
+
+        def token_rows(batch: TextBatch) -> list[np.ndarray]:
+            model = (setting.apply_fn, setting.trained)
+            streams = fetch(_streams(*model, batch, earlier, self.layers))
+            mask = fetch(batch.attention_mask) * (fetch(batch.weight) > 0)[:, None]
+            return [directions.token_rows(x, mask) for x in streams]
+
+        sides = setting.both_sides(token_rows)
+        wanted = {"count": self.rows, "retain_rank": self.retain_rank}
         found = []
-        for layer in self.layers:
+        for layer, forget, retain in zip(self.layers, *sides, strict=True):
             try:
-                rows = directions.forget_rows(
-                    forget[layer],
-                    retain[layer],
-                    count=self.rows,
-                    retain_rank=self.retain_rank,
-                )
+                found.append(directions.forget_rows(forget, retain, **wanted))
             except InputError as error:
                 raise InputError(f"mrp, layer {layer}: {error}") from error
-            found.append(rows)
         trained: dict[str, Any] = {"rows": np.stack(found)}
         if earlier is not None:
             trained["earlier"] = np.asarray(earlier.stacked.rows, np.float32)
         return Prepared(start=trained)
-
-    def _token_rows(
-        self, setting: Setting, batches: Iterable[TextBatch]
-    ) -> dict[int, Float[np.ndarray, "N D"]]:
-        """The stream at every token, by layer."""
-        model, edit = (setting.apply_fn, setting.trained), setting.earlier
-        parts = []
-        for batch in batches:
-            found = _streams(*model, batch, edit, self.layers)
-            mask = fetch(batch.attention_mask) * (fetch(batch.weight) > 0)[:, None]
-            parts.append([directions.token_rows(x, mask) for x in fetch(found)])
-        if not parts:
-            raise InputError("mrp needs retain texts; give --retain")
-        joined = (np.concatenate(x) for x in zip(*parts, strict=True))
-        return dict(zip(self.layers, joined, strict=True))
 
     def intervention(self) -> Projections:
         """The projection that removes the span of the rows."""

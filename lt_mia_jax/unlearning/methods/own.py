@@ -1,7 +1,6 @@
 """Methods of one's own, from a file that the user names."""
 
 import dataclasses
-import hashlib
 import importlib.util
 import inspect
 import sys
@@ -10,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.files import fingerprint
 from lt_mia_jax.unlearning.methods import find_method
 from lt_mia_jax.unlearning.methods.method import Method
 
@@ -99,8 +99,7 @@ def file_of(method: Method) -> str | None:
 def _execute(path: Path) -> ModuleType:
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected FILE.py:Name")
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    name = f"{_PREFIX}{path.stem}_{digest}"
+    name = f"{_PREFIX}{path.stem}_{fingerprint(str(path.resolve()))[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

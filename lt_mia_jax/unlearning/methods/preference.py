@@ -1,13 +1,11 @@
 """Methods with bounded objectives: preferences, other answers, lowered logits."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated
 
+from lt_mia_jax.errors import NOT_NEGATIVE, POSITIVE
 from lt_mia_jax.unlearning import objectives
-from lt_mia_jax.unlearning.methods.limits import NOT_NEGATIVE, POSITIVE, Limit
-from lt_mia_jax.unlearning.methods.method import Alternative, LossTerm, Method, Recipe
-from lt_mia_jax.unlearning.objectives import distributions
+from lt_mia_jax.unlearning.methods.method import Method, Recipe, term_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,14 +15,10 @@ class Npo(Method):
     Source: arXiv 2404.05868.
     """
 
-    beta: float = 0.1
+    beta: Annotated[float, POSITIVE] = 0.1
     """Inverse temperature; towards 0 it becomes gradient ascent."""
-    limits: ClassVar[Mapping[str, Limit]] = {"beta": POSITIVE}
-    cached_reference: ClassVar[bool] = True
-
-    def forget(self) -> LossTerm:
-        """NPO."""
-        return LossTerm(objectives.npo, {"beta": self.beta})
+    cached_reference = True
+    forget = term_of(objectives.npo, "beta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +29,11 @@ class SimNpo(Method):
     """
 
     forget_weight: float = 0.125
-    beta: float = 4.5
+    beta: Annotated[float, POSITIVE] = 4.5
     """Inverse temperature."""
     delta: float = 0.0
     """Margin in nats per token."""
-    limits: ClassVar[Mapping[str, Limit]] = {"beta": POSITIVE}
-
-    def forget(self) -> LossTerm:
-        """SimNPO."""
-        return LossTerm(objectives.simnpo, {"beta": self.beta, "delta": self.delta})
+    forget = term_of(objectives.simnpo, "beta", "delta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +43,11 @@ class IdkDpo(Method):
     Source: TOFU, arXiv 2401.06121; DPO, arXiv 2305.18290.
     """
 
-    beta: float = 0.1
+    beta: Annotated[float, POSITIVE] = 0.1
     """Inverse temperature."""
-    limits: ClassVar[Mapping[str, Limit]] = {"beta": POSITIVE}
-    alternative: ClassVar[Alternative | None] = "refusal"
-    cached_reference: ClassVar[bool] = True
-
-    def forget(self) -> LossTerm:
-        """DPO."""
-        return LossTerm(objectives.dpo, {"beta": self.beta})
+    alternative = "refusal"
+    cached_reference = True
+    forget = term_of(objectives.dpo, "beta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +60,7 @@ class AltPo(IdkDpo):
     Source: arXiv 2409.13474.
     """
 
-    alternative: ClassVar[Alternative | None] = "inverted"
+    alternative = "inverted"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +70,8 @@ class IdkNll(Method):
     Source: arXiv 2401.06121.
     """
 
-    alternative: ClassVar[Alternative | None] = "refusal"
-
-    def forget(self) -> LossTerm:
-        """Loss of the refusal."""
-        return LossTerm(objectives.alternative_nll)
+    alternative = "refusal"
+    forget = term_of(objectives.alternative_nll)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +81,7 @@ class Meow(IdkNll):
     Source: MEOW, arXiv 2409.11844.
     """
 
-    alternative: ClassVar[Alternative | None] = "inverted"
+    alternative = "inverted"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,17 +91,12 @@ class Tnpo(Method):
     Source: arXiv 2502.19301.
     """
 
-    beta: float = 4.0
+    beta: Annotated[float, POSITIVE] = 4.0
     """Exponent of the ratio to the reference."""
-    alpha: float = 0.0
+    alpha: Annotated[float, NOT_NEGATIVE] = 0.0
     """Exponent of the probability; 1.5 is WTNPO."""
-    limits: ClassVar[Mapping[str, Limit]] = {"beta": POSITIVE, "alpha": NOT_NEGATIVE}
-    cached_reference: ClassVar[bool] = True
-
-    def forget(self) -> LossTerm:
-        """TNPO or WTNPO."""
-        settings = {"beta": self.beta, "alpha": self.alpha}
-        return LossTerm(objectives.wtnpo, settings)
+    cached_reference = True
+    forget = term_of(objectives.wtnpo, "beta", "alpha")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,15 +107,10 @@ class Undial(Method):
     """
 
     retain_weight: float = 0.0
-    beta: float = 10.0
+    beta: Annotated[float, NOT_NEGATIVE] = 10.0
     """Subtracted from the logit of the target."""
-    recipe: ClassVar[Recipe] = Recipe(learning_rate=1e-4)
-    limits: ClassVar[Mapping[str, Limit]] = {"beta": NOT_NEGATIVE}
-
-    def forget(self) -> LossTerm:
-        """UNDIAL."""
-        data = ("reference_params",)
-        return LossTerm(distributions.undial, {"beta": self.beta}, data)
+    recipe = Recipe(learning_rate=1e-4)
+    forget = term_of(objectives.undial, "beta", data=("reference_params",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,10 +121,6 @@ class CeU(Method):
     """
 
     retain_weight: float = 0.0
-    skip: int = 1
+    skip: Annotated[int, NOT_NEGATIVE] = 1
     """Number of leading target tokens that are left out."""
-    limits: ClassVar[Mapping[str, Limit]] = {"skip": NOT_NEGATIVE}
-
-    def forget(self) -> LossTerm:
-        """CE-U."""
-        return LossTerm(distributions.ce_u, {"skip": self.skip})
+    forget = term_of(objectives.ce_u, "skip")

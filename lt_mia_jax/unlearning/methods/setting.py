@@ -58,6 +58,22 @@ class Setting:
             raise InputError("no retain texts; give --retain")
         return jax.tree.map(lambda x: x / max(tokens, 1.0), whole)
 
+    def both_sides(
+        self, read: Callable[[TextBatch], Iterable[np.ndarray]]
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The arrays of `read(batch)`, joined over the forget and the retain texts.
+
+        Raises:
+          InputError: there are no retain texts.
+        """
+        forget, retain = (
+            [np.concatenate(x) for x in zip(*map(read, texts()), strict=True)]
+            for texts in (self.forget, self.retain)
+        )
+        if not retain:
+            raise InputError("no retain texts; give --retain")
+        return forget, retain
+
     def per_text(
         self, score: Callable[[Any, TextBatch], Float[Array, "B"]]
     ) -> Float[Array, " N"]:
