@@ -1,6 +1,6 @@
 """The batches of a run: epochs over the forget texts, random draws of retain texts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -35,17 +35,11 @@ class UnlearningBatches:
         self.method, self.config, self.executor = method, config, executor
         self.forget = forget.answers
         self.retain = retain if method.needs_retain else None
-        match method.alternative:
-            case "refusal":
-                self.alternatives = tuple(forget.refusals)
-            case "inverted":
-                self.alternatives = tuple(forget.inverted)
-            case "random":
-                self.alternatives = (
-                    _random_labels(self.forget, vocabulary, config.seed),
-                )
-            case None:
-                self.alternatives = ()
+        if method.alternative == "random":
+            labels = _random_labels(self.forget, vocabulary, config.seed)
+            self.alternatives: Sequence[EncodedAnswers] = (labels,)
+        else:
+            self.alternatives = forget.alternatives(method.alternative)
         main = self.forget if method.needs_forget else self.retain
         assert main is not None
         self.order = batch_indices(
@@ -54,6 +48,7 @@ class UnlearningBatches:
             seed=config.seed,
             epochs=config.epochs,
         )
+        self.size = executor.round_up(config.batch_size)
         self.schedule = Schedule(len(self.order), self.order.steps_per_epoch)
         self.reference: Float[np.ndarray, "N T"] | None = None
         self.alternative_reference: list[Float[np.ndarray, "N T"]] = []
@@ -63,19 +58,16 @@ class UnlearningBatches:
         """Compute the reference's -log p of the forget texts, if it is needed."""
         if not self.method.cached_reference:
             return
-        self.reference = self._nll(self.forget, apply_fn, trained)
-        self.alternative_reference = [
-            self._nll(texts, apply_fn, trained) for texts in self.alternatives
-        ]
 
-    def _nll(
-        self, texts: EncodedAnswers, apply_fn: Any, trained: Any
-    ) -> Float[np.ndarray, "N T"]:
-        found = np.zeros(texts.input_ids.shape, np.float32)
-        for rows, batch in self._in_order(texts, np.arange(len(texts.input_ids))):
-            nll = fetch(_reference_nll(apply_fn, trained, batch))
-            found[rows, : nll.shape[1]] = nll[: len(rows)]
-        return found
+        def nll(texts: EncodedAnswers) -> Float[np.ndarray, "N T"]:
+            found = np.zeros(texts.input_ids.shape, np.float32)
+            for rows, batch in self._in_order(texts, np.arange(len(texts.input_ids))):
+                own = fetch(_reference_nll(apply_fn, trained, batch))
+                found[rows, : own.shape[1]] = own[: len(rows)]
+            return found
+
+        self.reference = nll(self.forget)
+        self.alternative_reference = [nll(texts) for texts in self.alternatives]
 
     def all_forget(self) -> Iterator[TextBatch]:
         """Forget texts in order, on the devices."""
@@ -95,37 +87,31 @@ class UnlearningBatches:
     def _in_order(
         self, texts: EncodedAnswers, chosen: Int[np.ndarray, " n"]
     ) -> Iterator[tuple[Int[np.ndarray, " B"], TextBatch]]:
-        size = self.executor.round_up(self.config.batch_size)
-        for start in range(0, len(chosen), size):
-            rows = chosen[start : start + size]
-            batch = self._texts(
-                texts, *self._filled(rows, np.ones(len(rows), np.float32), size)
-            )
+        for start in range(0, len(chosen), self.size):
+            rows = chosen[start : start + self.size]
+            batch = self._texts(texts, *self._filled(rows))
             yield rows, self.executor.place_rows(batch)
 
     def batch_at(self, step: int) -> PairBatch:
         """This process's host rows of one update."""
         rows, weight = self.order[step // self.method.forget_every]
-        size = self.executor.round_up(self.config.batch_size)
         if self.method.forget() is None:
             assert self.retain is not None
             return PairBatch(
-                None, self._texts(self.retain, *self._filled(rows, weight, size))
+                None, self._texts(self.retain, *self._filled(rows, weight))
             )
         if self.row_weight is not None:
             weight = weight * self.row_weight[rows]
-        rows, weight = self._filled(rows, weight, size)
+        rows, weight = self._filled(rows, weight)
         batch = self._texts(self.forget, rows, weight, self.reference)
         if self.alternatives:
             which = self._draw(_ALTERNATIVE, step, len(self.alternatives), len(rows))
             batch = batch._replace(alternative=self._alternative(rows, weight, which))
         retain = None
         if self.retain is not None:
-            drawn = self._draw(
-                _RETAIN, step, len(self.retain.input_ids), self.config.batch_size
-            )
-            ones = np.ones(len(drawn), np.float32)
-            retain = self._texts(self.retain, *self._filled(drawn, ones, size))
+            count = self.config.batch_size
+            drawn = self._draw(_RETAIN, step, len(self.retain.input_ids), count)
+            retain = self._texts(self.retain, *self._filled(drawn))
         return PairBatch(batch, retain)
 
     def _draw(self, stream: int, step: int, options: int, count: int) -> np.ndarray:
@@ -136,14 +122,12 @@ class UnlearningBatches:
         return (philox.random_raw(count) % np.uint64(options)).astype(np.int64)
 
     def _filled(
-        self, rows: np.ndarray, weight: np.ndarray, size: int
+        self, rows: np.ndarray, weight: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Padded with rows of weight 0 up to `size`."""
-        extra = size - len(rows)
-        if extra:
-            rows = np.concatenate([rows, np.zeros(extra, rows.dtype)])
-            weight = np.concatenate([weight, np.zeros(extra, weight.dtype)])
-        return rows, weight.astype(np.float32)
+        """The rows and their weights (1), padded with rows of weight 0 to a batch."""
+        weight = np.ones(len(rows)) if weight is None else weight
+        extra = (0, self.size - len(rows))
+        return np.pad(rows, extra), np.pad(weight, extra).astype(np.float32)
 
     def _texts(
         self,
@@ -169,26 +153,14 @@ class UnlearningBatches:
         self, rows: np.ndarray, weight: np.ndarray, which: np.ndarray
     ) -> TextBatch:
         """Row `i` from alternative `which[i]`."""
-        stacked = EncodedAnswers(
-            *(
-                np.stack(
-                    [
-                        np.asarray(field[k][row])
-                        for k, row in zip(which, rows, strict=True)
-                    ]
-                )
-                for field in zip(*self.alternatives, strict=True)
-            )
-        )
-        reference = None
-        if self.alternative_reference:
-            reference = np.stack(
-                [
-                    self.alternative_reference[k][row]
-                    for k, row in zip(which, rows, strict=True)
-                ]
-            )
-        return self._texts(stacked, np.arange(len(rows)), weight, reference)
+
+        def chosen(versions: Sequence[np.ndarray]) -> np.ndarray:
+            return np.stack([versions[k][i] for k, i in zip(which, rows, strict=True)])
+
+        texts = EncodedAnswers(*map(chosen, zip(*self.alternatives, strict=True)))
+        cached = self.alternative_reference
+        reference = chosen(cached) if cached else None
+        return self._texts(texts, np.arange(len(rows)), weight, reference)
 
 
 @jax.jit

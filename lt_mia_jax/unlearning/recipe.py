@@ -1,17 +1,27 @@
 """The inputs of an unlearning run beside its method: texts and recipe."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from lt_mia_jax.data.answers import EncodedAnswers
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import (
+    AT_LEAST_1,
+    FRACTION,
+    POSITIVE,
+    InputError,
+    check_fields,
+)
 from lt_mia_jax.finetune.config import LoraConfig
 from lt_mia_jax.training.config import Linear, OptimizerConfig
 from lt_mia_jax.training.config import Schedule as Rate
 
 _LINEAR = Linear()
+_RANGES = {
+    **dict.fromkeys(("epochs", "batch_size", "prepare_texts"), AT_LEAST_1),
+    "sharpness": POSITIVE,
+    "fisher_share": FRACTION,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,26 +59,11 @@ class UnlearnConfig:
     """Seed of the order of texts and of all draws."""
 
     def __post_init__(self):
-        wrong = [
-            f"{name} = {getattr(self, name)}"
-            for name in ("epochs", "batch_size", "prepare_texts")
-            if getattr(self, name) < 1
-        ]
-        if wrong:
-            raise InputError(f"unlearn: {', '.join(wrong)}, expected at least 1")
+        check_fields("unlearn", self, _RANGES)
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise InputError(
                 f"unlearn: warmup_epochs = {self.warmup_epochs}, expected 0 to "
                 f"{self.epochs} (epochs)"
-            )
-        if self.sharpness is not None and not 0 < self.sharpness < math.inf:
-            raise InputError(
-                f"unlearn: sharpness = {self.sharpness}, expected more than 0"
-            )
-        if self.fisher_share is not None and not 0 < self.fisher_share <= 1:
-            raise InputError(
-                f"unlearn: fisher_share = {self.fisher_share}, expected more than 0, "
-                "at most 1"
             )
         self.optimizer  # noqa: B018  checks the rates
 
@@ -93,3 +88,7 @@ class ForgetTexts(NamedTuple):
     """Versions with a refusal for an answer; one is drawn each time."""
     inverted: Sequence[EncodedAnswers] = ()
     """Versions with a false answer; one is drawn each time."""
+
+    def alternatives(self, kind: str | None) -> Sequence[EncodedAnswers]:
+        """The versions that `Method.alternative` asks for, if they are here."""
+        return {"refusal": self.refusals, "inverted": self.inverted}.get(kind or "", ())

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from lt_mia_jax.unlearning.methods import name_of
 from lt_mia_jax.unlearning.methods.method import Method
 from lt_mia_jax.unlearning.methods.own import file_of
 from lt_mia_jax.unlearning.recipe import ForgetTexts, UnlearnConfig
-from lt_mia_jax.unlearning.train import unlearn
+from lt_mia_jax.unlearning.train import WRAPPERS, unlearn
 
 log = logging.getLogger(__name__)
 
@@ -154,11 +154,7 @@ def unlearn_and_save(
         "steps": result.steps,
         "intervention": None if after.intervention is None else DESCRIPTION,
         **({} if made_by is None else {"method_file": made_by}),
-        **{
-            name: value
-            for name in ("sharpness", "fisher_share")
-            if (value := getattr(config, name)) is not None
-        },
+        **{name: x for name in WRAPPERS if (x := getattr(config, name)) is not None},
     }
     if is_primary():
         # Weights last: without what belongs to them they would have forgotten nothing.
@@ -178,39 +174,29 @@ def forget_texts(
 ) -> ForgetTexts:
     """The texts to forget with every other answer there is for them.
 
+    There are as many versions with a false answer as every row has such answers.
+
     Args:
       rows: the questions to forget.
       encode: to token ids.
-      refusals: each becomes an answer to all of them; without any, each row's own.
+      refusals: each becomes an answer to all of them; without any, each row's own, if
+        every row has one.
     """
-    return ForgetTexts(
-        encode(rows),
-        [encode(version) for version in refused(rows, refusals)],
-        [encode(version) for version in inverted(rows)],
-    )
 
-
-def refused(
-    rows: list[Question], refusals: Sequence[Question] = ()
-) -> list[list[Question]]:
-    """Versions of the rows with a refusal for an answer: one of `refusals`, or its own.
-
-    Empty without `refusals` if a row has none of its own.
-    """
-    if refusals:
+    def versions(answers: Iterable[Sequence[str]]) -> list[EncodedAnswers]:
         return [
-            [row._replace(answer=refusal.answer, value=None) for row in rows]
-            for refusal in refusals
+            encode(
+                [
+                    row._replace(answer=answer, value=None)
+                    for row, answer in zip(rows, version, strict=True)
+                ]
+            )
+            for version in answers
         ]
-    if any(row.refusal is None for row in rows):
-        return []
-    return [[row._replace(answer=row.refusal or "", value=None) for row in rows]]
 
-
-def inverted(rows: list[Question]) -> list[list[Question]]:
-    """Versions of the rows with a false answer: as many as every row has."""
-    count = min((len(row.inverted) for row in rows), default=0)
-    return [
-        [row._replace(answer=row.inverted[k], value=None) for row in rows]
-        for k in range(count)
-    ]
+    refused = [[refusal.answer] * len(rows) for refusal in refusals]
+    own = [row.refusal for row in rows if row.refusal is not None]
+    if not refusals and len(own) == len(rows):
+        refused = [own]
+    false = zip(*(row.inverted for row in rows), strict=False)  # as the shortest
+    return ForgetTexts(encode(rows), versions(refused), versions(false))

@@ -1,9 +1,6 @@
 """`unlearn`: run a method on a model; resumable, on any devices."""
 
 import dataclasses
-import hashlib
-import json
-import logging
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +13,7 @@ from lt_mia_jax.configs import to_dict
 from lt_mia_jax.data.answers import EncodedAnswers
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor, make_executor
+from lt_mia_jax.files import fingerprint
 from lt_mia_jax.finetune import lora
 from lt_mia_jax.finetune.lora import Adapters
 from lt_mia_jax.finetune.step import float32, signature
@@ -31,7 +29,8 @@ from lt_mia_jax.unlearning.methods.setting import Setting
 from lt_mia_jax.unlearning.recipe import ForgetTexts, UnlearnConfig
 from lt_mia_jax.unlearning.step import Frozen, TrainableModel, UnlearnStep
 
-logger = logging.getLogger(__name__)
+WRAPPERS = ("sharpness", "fisher_share")
+"""Settings of `UnlearnConfig` that wrap the optimizer of a method."""
 
 
 class UnlearnResult(NamedTuple):
@@ -186,17 +185,17 @@ def _check(
         )
     if method.needs_forget and not len(forget.answers.input_ids):
         raise InputError(f"{name}: there is no text to forget")
-    missing = {"refusal": forget.refusals, "inverted": forget.inverted}
-    if method.alternative in missing and not missing[method.alternative]:
+    kind = method.alternative
+    if kind not in (None, "random") and not forget.alternatives(kind):
         raise InputError(
             f"{name} needs other answers to the texts to forget; expected the field "
-            f"{method.alternative!r} in every row"
+            f"{kind!r} in every row"
         )
     edits = method.intervention() is not None
     if method.weights_only and config.lora is not None:
         why = "trains no weights" if edits else "chooses among the model's weights"
         raise InputError(f"{name} {why}; leave --lora out")
-    for flag in ("sharpness", "fisher_share"):
+    for flag in WRAPPERS:
         if edits and getattr(config, flag) is not None:
             raise InputError(
                 f"{name} trains no weights; leave --{flag.replace('_', '-')} out"
@@ -217,20 +216,13 @@ def _signature(
     intervention: Intervention | None,
 ) -> str:
     """A hash of everything that decides the result."""
+    # The names and settings of earlier runs, which can go on.
     name = type(method).__name__
-    # The names that these two have in the states of earlier runs, which can go on.
     earlier = {"CausalLayerUnlearning": "Sha256", "GracefulForgetting": "Lwf"}
     described = {"method": earlier.get(name, name), **dataclasses.asdict(method)}
-    found = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-    found.update(source_of(method).encode())
-    # Settings that came later and are off are left out: earlier runs can go on.
-    later = ("sharpness", "fisher_share")
-    given = {k: x for k, x in to_dict(config).items() if k not in later or x}
-    found.update(signature(given, model, params).encode())
+    given = {k: x for k, x in to_dict(config).items() if k not in WRAPPERS or x}
+    parts = [described, source_of(method), signature(given, model, params)]
     for texts in (forget.answers, *forget.refusals, *forget.inverted, retain):
         for field in () if texts is None else texts[:3]:
-            found.update(f"{field.shape}".encode())
-            found.update(np.ascontiguousarray(field).tobytes())
-    for leaf in jax.tree.leaves(intervention):
-        found.update(np.asarray(leaf).tobytes())
-    return found.hexdigest()
+            parts += [str(field.shape), np.asarray(field)]
+    return fingerprint(*parts, *map(np.asarray, jax.tree.leaves(intervention)))

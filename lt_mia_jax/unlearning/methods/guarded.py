@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
 import optax
 
 from lt_mia_jax.arrays import Array, Key
+from lt_mia_jax.errors import AT_LEAST_1, FRACTION, NOT_NEGATIVE, POSITIVE
 from lt_mia_jax.unlearning import objectives, transforms
 from lt_mia_jax.unlearning.importance.attribution import (
     attribution_scores,
@@ -18,20 +19,8 @@ from lt_mia_jax.unlearning.importance.attribution import (
     guard_weights,
 )
 from lt_mia_jax.unlearning.methods.ascent import TO_REFERENCE, GradDiff
-from lt_mia_jax.unlearning.methods.limits import (
-    AT_LEAST_1,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SHARE,
-    Limit,
-)
-from lt_mia_jax.unlearning.methods.method import LossTerm, Method, Schedule
-from lt_mia_jax.unlearning.methods.setting import (
-    Prepared,
-    Setting,
-    per_example_loss,
-)
-from lt_mia_jax.unlearning.objectives import distributions
+from lt_mia_jax.unlearning.methods.method import LossTerm, Method, Schedule, term_of
+from lt_mia_jax.unlearning.methods.setting import Prepared, Setting, per_example_loss
 from lt_mia_jax.unlearning.objectives.batch import ApplyFn, TextBatch
 
 
@@ -44,25 +33,14 @@ class Pdu(Method):
 
     tolerance: float = 0.3
     """Bound on the retain loss; give one above the loss of the model at the start."""
-    initial: float = 100.0
+    initial: Annotated[float, NOT_NEGATIVE] = 100.0
     """Initial multiplier; `retain_weight` is not used."""
-    step_size: float = 5.0
+    step_size: Annotated[float, NOT_NEGATIVE] = 5.0
     """Step size of the multiplier."""
-    warmup_epochs: float = 5.0
+    warmup_epochs: Annotated[float, NOT_NEGATIVE] = 5.0
     """Epochs before the multiplier moves."""
-    limits: ClassVar[Mapping[str, Limit]] = {
-        "initial": NOT_NEGATIVE,
-        "step_size": NOT_NEGATIVE,
-        "warmup_epochs": NOT_NEGATIVE,
-    }
-
-    def forget(self) -> LossTerm:
-        """Flatness."""
-        return LossTerm(distributions.pdu_flatten)
-
-    def retain(self) -> LossTerm:
-        """The bounded loss."""
-        return LossTerm(objectives.nll)
+    forget = term_of(objectives.pdu_flatten)
+    retain = term_of(objectives.nll)
 
     def combine(self, schedule: Schedule) -> optax.GradientTransformationExtraArgs:
         """Primal-dual combination."""
@@ -86,17 +64,13 @@ class GeometricUnlearning(Method):
     """What is projected: "gradient", the forget gradient off the current retain
     gradient; "subspace", off the last `size` retain gradients; "update", the step of
     the optimizer, the only form with a guarantee under Adam."""
-    size: int = 8
+    size: Annotated[int, AT_LEAST_1] = 8
     """Number of retain gradients kept by "subspace"."""
-    beta: float = 4.5
+    beta: Annotated[float, POSITIVE] = 4.5
     """Inverse temperature of SimNPO."""
     retain_weight: float = 0.0
     """Weight of descent on the retain loss; retain texts are read even if 0."""
-    limits: ClassVar[Mapping[str, Limit]] = {"size": AT_LEAST_1, "beta": POSITIVE}
-
-    def forget(self) -> LossTerm:
-        """SimNPO."""
-        return LossTerm(objectives.simnpo, {"beta": self.beta})
+    forget = term_of(objectives.simnpo, "beta")
 
     def retain(self) -> LossTerm:
         """KL to the reference: the loss to keep."""
@@ -130,12 +104,9 @@ class Guard(GradDiff):
     Source: GUARD, arXiv 2506.10946.
     """
 
-    temperature: float | None = None
+    retain_weight: Annotated[float, POSITIVE] = 1.0
+    temperature: Annotated[float | None, POSITIVE] = None
     """Temperature of the text weights; None is the standard deviation of the scores."""
-    limits: ClassVar[Mapping[str, Limit]] = {
-        "temperature": POSITIVE,
-        "retain_weight": POSITIVE,
-    }
 
     def prepare(self, setting: Setting) -> Prepared:
         """The weight of each forget text."""
@@ -155,17 +126,13 @@ class GracefulForgetting(GradDiff):
     read it. Not LwF, Learning *without* Forgetting, arXiv 1606.09282.
     """
 
-    every: int = 5
+    retain_weight: Annotated[float, POSITIVE] = 1.0
+    every: Annotated[int, AT_LEAST_1] = 5
     """Every `every`-th step is a forget step; the forget set is seen `epochs / every`
     times."""
-    share: float = 0.5
+    share: Annotated[float, FRACTION] = 0.5
     """Fraction of the forget texts that is used: those of highest confidence."""
-    weights_only: ClassVar[bool] = True
-    limits: ClassVar[Mapping[str, Limit]] = {
-        "every": AT_LEAST_1,
-        "share": SHARE,
-        "retain_weight": POSITIVE,
-    }
+    weights_only = True
 
     @property
     def forget_every(self) -> int:
