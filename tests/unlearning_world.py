@@ -1,5 +1,6 @@
 """Tiny models and texts to unlearn."""
 
+import json
 from functools import lru_cache, partial
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import quick_compile
 
 from lt_mia_jax.data.answers import EncodedAnswers
+from lt_mia_jax.executor import make_executor
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.models.placement import prompted
 from lt_mia_jax.models.presets import (
@@ -16,7 +18,9 @@ from lt_mia_jax.models.presets import (
     mamba_like,
     rwkv_like,
 )
-from lt_mia_jax.unlearning.recipe import ForgetTexts
+from lt_mia_jax.unlearning.methods import METHODS
+from lt_mia_jax.unlearning.recipe import ForgetTexts, UnlearnConfig
+from lt_mia_jax.unlearning.train import unlearn
 
 VOCABULARY, LENGTH = 41, 12
 
@@ -83,3 +87,31 @@ def forget_texts(count=6):
 
 
 RETAIN = answers(2, 9)
+
+FAST = UnlearnConfig(learning_rate=3e-3, epochs=4, batch_size=4, warmup_epochs=0.0)
+
+
+def run(folder, method, *, family="gpt2", config=FAST, **options):
+    defaults = {
+        "forget": forget_texts(),
+        "retain": RETAIN,
+        "executor": make_executor("single"),
+    }
+    options = defaults | options
+    if isinstance(method, str):
+        method = METHODS[method]
+    return unlearn(
+        model(family),
+        start(family),
+        options.pop("forget"),
+        options.pop("retain"),
+        method,
+        config,
+        directory=folder,
+        **options,
+    )
+
+
+def history(folder):
+    lines = (folder / "history.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]

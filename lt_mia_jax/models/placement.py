@@ -99,7 +99,7 @@ def on_prompt(
 def prompted(intervention: Any, lengths: Int[Array | np.ndarray, "B"]) -> Any:
     """The intervention told where the prompts of a batch end; None stays None.
 
-    What depends on the prompt (`InputAware`, `OnPrompt`, `gated.GatedRotation`) has to
+    What depends on the prompt (`InputAware`, `OnPrompt`, `gates.GatedRotation`) has to
     be told for every batch; all others stay as they are.
 
     Args:

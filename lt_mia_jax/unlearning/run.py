@@ -99,16 +99,7 @@ def unlearn_and_save(
 ) -> tuple[KnownModel, KnownModel, dict[str, Any]]:
     """Unlearn, and write the new model to `out`; its state goes to `out/training`.
 
-    Args:
-      known: the model before.
-      files: what to forget and what to retain.
-      method: how.
-      config: the recipe.
-      out: folder of the new model, with `unlearning.json` about the run.
-      template: how question and answer become one text.
-      length: tokens that a text is cut to.
-      executor: the devices; None uses all.
-      save_every_seconds: minimum time between checkpoints.
+    `unlearning.json` in `out` is about the run. Texts are cut to `length` tokens.
 
     Returns:
       The model before and after, in host memory, and the content of `unlearning.json`.
@@ -135,32 +126,29 @@ def unlearn_and_save(
         intervention=known.intervention,
     )
     before = known._replace(params=fetch(known.params))
-    after = known._replace(
-        name=str(out),
-        params=fetch(result.params),
-        intervention=fetch(result.intervention),
-    )
+    params, edit = fetch(result.params), fetch(result.intervention)
+    after = known._replace(name=str(out), params=params, intervention=edit)
     made_by = file_of(method)
+
+    def described(rows: list[Question] | None, path: Path | None) -> Any:
+        return None if rows is None else {"file": str(path), "rows": len(rows)}
+
     about = {
         "method": name_of(result.method),
         "settings": dataclasses.asdict(result.method),
         "model": known.name,
-        **{
-            side: None if rows is None else {"file": str(path), "rows": len(rows)}
-            for side, rows, path in zip(
-                ("forget", "retain"), files[:2], files.paths, strict=True
-            )
-        },
+        "forget": described(files.forget, files.paths[0]),
+        "retain": described(files.retain, files.paths[1]),
         "steps": result.steps,
-        "intervention": None if after.intervention is None else DESCRIPTION,
+        "intervention": None if edit is None else DESCRIPTION,
         **({} if made_by is None else {"method_file": made_by}),
         **{name: x for name in WRAPPERS if (x := getattr(config, name)) is not None},
     }
     if is_primary():
         # Weights last: without what belongs to them they would have forgotten nothing.
-        save_intervention(out, after.intervention)
-        model = after.model.config
-        save_pretrained(out, model, after.params, after.tokenizer, like=known.name)
+        save_intervention(out, edit)
+        model = known.model.config
+        save_pretrained(out, model, params, known.tokenizer, like=known.name)
         write_json(out / "unlearning.json", about)
     wait_for_all("model saved")
     log.info("wrote %s (%d steps)", out, result.steps)
@@ -174,13 +162,8 @@ def forget_texts(
 ) -> ForgetTexts:
     """The texts to forget with every other answer there is for them.
 
-    There are as many versions with a false answer as every row has such answers.
-
-    Args:
-      rows: the questions to forget.
-      encode: to token ids.
-      refusals: each becomes an answer to all of them; without any, each row's own, if
-        every row has one.
+    Each refusal becomes an answer to all of them; without any, each row's own does, if
+    every row has one. There are as many false answers as every row has.
     """
 
     def versions(answers: Iterable[Sequence[str]]) -> list[EncodedAnswers]:

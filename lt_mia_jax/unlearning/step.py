@@ -74,9 +74,7 @@ class TrainableModel:
     def apply_fn(self, base: Params | None, *, forward: bool = False) -> ApplyFn:
         """`apply_fn(trained, input_ids, **options)`, which may enter `jit`.
 
-        Args:
-          base: see `Frozen.base`.
-          forward: whether `jax.jvp` has to work.
+        With `forward` it also works under `jax.jvp`.
         """
         if not forward:
             return jax.tree_util.Partial(self, base)
@@ -139,19 +137,17 @@ class UnlearnStep:
         if forget is not None:
             assert batch.forget is not None
             of_forget = partial(side, forget, batch.forget)
-            metrics["forget_loss"], gradient = of_forget(state.params)
-            extra["forget_value"] = metrics["forget_loss"]
+            value, gradient = of_forget(state.params)
+            metrics["forget_loss"] = extra["forget_value"] = value
             extra["grad_fn"] = lambda at: of_forget(at)[1]
         if retain is not None:
             assert batch.retain is not None
-            metrics["retain_loss"], retain_gradient = side(
-                retain, batch.retain, state.params
-            )
+            value, of_retain = side(retain, batch.retain, state.params)
+            metrics["retain_loss"] = value
             if gradient is None:
-                gradient = retain_gradient
+                gradient = of_retain
             else:
-                extra["retain_grads"] = retain_gradient
-                extra["retain_value"] = metrics["retain_loss"]
+                extra |= {"retain_grads": of_retain, "retain_value": value}
         assert gradient is not None, "a method with neither side"
         with contextlib.suppress(ValueError):  # several moments: none is handed over
             moment = second_moment(state.opt_state, b2=self.optimizer.b2)

@@ -18,7 +18,7 @@ from lt_mia_jax.data.syntofu import (
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models.placement import at_layers, compose
 from lt_mia_jax.unlearning.interventions.edits import Rotation, Steering
-from lt_mia_jax.unlearning.interventions.gated import GatedRotation
+from lt_mia_jax.unlearning.interventions.gates import GatedRotation
 from lt_mia_jax.verification.card import report_card as make_card
 from lt_mia_jax.verification.evaluate import (
     examine,

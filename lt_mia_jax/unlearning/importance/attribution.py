@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from lt_mia_jax.arrays import Array, Float, Key
-from lt_mia_jax.unlearning.importance.threshold import bits, size, threshold_bits
+from lt_mia_jax.trees import parameter_count, path_of
+from lt_mia_jax.unlearning.importance.threshold import largest
 
 Tree = Any
 """A pytree of arrays that mirrors the parameters."""
@@ -27,25 +28,16 @@ PerExample = Callable[[Tree, Any], Array]
 def saliency(
     gradient: Callable[[Tree, Any], Tree], params: Tree, batches: Iterable[Any]
 ) -> Tree:
-    """`|sum over batches of the gradient|`, float32: summed before the magnitude.
+    """`|sum over batches of gradient(params, batch)|`, float32.
 
-    Args:
-      gradient: from (parameters, batch) to the gradient of the forget loss.
-      params: the parameters before unlearning.
-      batches: batches of the whole forget set.
+    The gradient of the forget loss is summed over all batches before the magnitude.
 
     Raises:
       ValueError: no batch.
 
     Source: SalUn, arXiv 2310.12508, equation 2.
     """
-    total = None
-    for batch in batches:
-        new = gradient(params, batch)
-        total = _float32(new) if total is None else _add(total, new)
-        jax.block_until_ready(total)  # see diagonal_fisher
-    if total is None:
-        raise ValueError("saliency needs at least one batch")
+    total = _sum_over("saliency", (gradient(params, batch) for batch in batches))
     return jax.tree.map(jnp.abs, total)
 
 
@@ -73,19 +65,27 @@ def diagonal_fisher(
 
     Source: Elastic weight consolidation, arXiv 1612.00796, section 2.1.
     """
-    total, count = None, jnp.zeros(())
-    for batch in batches:
+
+    def of_batch(batch: Any) -> tuple[Tree, Array]:
         rows = len(jax.tree.leaves(batch)[0])
         weight = jnp.ones(rows) if row_weight is None else row_weight(batch)
-        new = _squared_gradients(per_example, params, batch, jnp.asarray(weight))
-        total = new if total is None else _add(total, new)
-        count = _add(count, jnp.sum(weight))
+        found = _squared_gradients(per_example, params, batch, jnp.asarray(weight))
+        return found, jnp.sum(weight)
+
+    return _divided(*_sum_over("diagonal_fisher", map(of_batch, batches)))
+
+
+def _sum_over(who: str, parts: Iterable[Tree]) -> Tree:
+    """The sum of trees in float32, in their order."""
+    total = None
+    for part in parts:
+        total = _float32(part) if total is None else _add(total, part)
         # Simulated devices share few threads: programs that wait for one another
         # must not queue up, or XLA gives up on them.
-        jax.block_until_ready((total, count))
+        jax.block_until_ready(total)
     if total is None:
-        raise ValueError("diagonal_fisher needs at least one batch")
-    return _divided(total, count)
+        raise ValueError(f"{who} needs at least one batch")
+    return total
 
 
 @jax.jit
@@ -98,9 +98,7 @@ def top_share_mask(scores: Tree, share: float) -> Tree:
 
     Ties at the threshold are all kept.
 
-    Args:
-      scores: non-negative, such as a saliency.
-      share: in [0, 1]; 0 keeps none.
+    Scores are not negative, such as a saliency.
 
     Raises:
       ValueError: `share` is outside [0, 1].
@@ -109,32 +107,18 @@ def top_share_mask(scores: Tree, share: float) -> Tree:
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share = {share}, expected in [0, 1]")
-    kept = round(share * size(scores))
-    limit = threshold_bits(scores, kept)
-    return jax.tree.map(lambda s: bits(s) >= limit, scores)
+    return largest(scores, round(share * parameter_count(scores)))
 
 
-def row_mask(
-    gradients: Tree,
-    percentile: float = 90.0,
-    *,
-    input_axis: Callable[[str], int | None] | None = None,
-) -> Tree:
+def row_mask(gradients: Tree, percentile: float = 90.0) -> Tree:
     """True on output neurons whose gradient norm reaches a percentile over the model.
 
     A row holds the inputs of one output neuron: a column of a kernel, which is stored
     (input, output), a token of an embedding, an element of a bias or scale. Every layer
     has its own rows.
 
-    Args:
-      gradients: accumulated gradients of the forget loss; mirrors a model's parameters.
-      percentile: percentile (as NumPy's default) of all rows' norms, in [0, 100]; rows
-        at the threshold are kept.
-      input_axis: from a "/"-joined path to the axis of a row, None for elements; None
-        is `row_axis`.
-
-    Returns:
-      Booleans with that axis of size 1.
+    The percentile is NumPy's, of all rows' norms; rows at the threshold are kept. The
+    axis of the inputs (`row_axis`) has size 1 in the mask.
 
     Raises:
       ValueError: `percentile` is outside [0, 100].
@@ -144,22 +128,20 @@ def row_mask(
     """
     if not 0 <= percentile <= 100:
         raise ValueError(f"percentile = {percentile}, expected in [0, 100]")
-    axis_of = input_axis or row_axis
 
     def norms(path: Any, g: Array) -> Array:
-        axis = axis_of(jax.tree_util.keystr(path, simple=True, separator="/"))
+        axis = row_axis(path_of(path))
         g = g.astype(jnp.float32)
         if axis is None:
             return jnp.abs(g)
         return jnp.sqrt(jnp.sum(g * g, axis=axis, keepdims=True))
 
     scores = jax.tree_util.tree_map_with_path(norms, gradients)
-    n = size(scores)
+    n = parameter_count(scores)
     # The first order statistic at or above the interpolated percentile; rounded, since
     # 0.9 * 10 is not a whole number in binary.
     below = math.ceil(round(percentile / 100 * (n - 1), 6))
-    limit = threshold_bits(scores, n - below)
-    return jax.tree.map(lambda s: bits(s) >= limit, scores)
+    return largest(scores, n - below)
 
 
 def row_axis(path: str) -> int | None:
@@ -180,11 +162,7 @@ def attribution_scores(
     With the gradient of the retain loss as direction, a high score means that ascent on
     the text raises the retain loss.
 
-    Args:
-      per_example: loss of each text, differentiable in forward mode.
-      params: where gradients are taken.
-      batch: argument of `per_example`.
-      direction: mirrors the parameters.
+    `per_example(params, batch)` must be differentiable in forward mode.
 
     Source: GUARD, arXiv 2506.10946 (the scores); directional derivatives.
     """
@@ -197,9 +175,7 @@ def guard_weights(
 ) -> Float[Array, "N"]:
     """`N * softmax(-scores / temperature)`: mean 1, smaller for high scores.
 
-    Args:
-      scores: `attribution_scores` of all forget texts.
-      temperature: None is the standard deviation of the scores.
+    Without a temperature it is the standard deviation of the scores.
 
     Source: GUARD, arXiv 2506.10946; the published normalization could not be verified,
     softmax is our choice.
@@ -224,13 +200,7 @@ def weighted_squared_norms(
     The mean over random signs `z` of the squared derivative along `sqrt(weight) * z`:
     unbiased, with one forward-mode pass per probe.
 
-    Args:
-      per_example: see `attribution_scores`.
-      params: where gradients are taken.
-      batch: argument of `per_example`.
-      weight: non-negative, mirrors the parameters, such as a diagonal Fisher.
-      key: for the signs.
-      probes: at least 2.
+    The weight mirrors the parameters and is not negative, such as a diagonal Fisher.
 
     Returns:
       The estimates and their standard errors.
@@ -274,15 +244,8 @@ def forgetting_confidence(
     `1/2 sum F (params - rate * g - optimum)^2` with `g` the gradient of the text's
     loss. A text with a high value conflicts with the task: it is one to forget.
 
-    Args:
-      per_example: see `attribution_scores`.
-      params: the parameters before learning.
-      batch: argument of `per_example`.
-      optimum: the best parameters for the task.
-      fisher: diagonal Fisher information of the task at the optimum.
-      rate: learning rate of the step.
-      key: see `weighted_squared_norms`.
-      probes: see `weighted_squared_norms`.
+    `optimum` are the best parameters for the task, `fisher` its diagonal Fisher
+    information there; `key` and `probes` are those of `weighted_squared_norms`.
 
     Source: Learning with forgetting, arXiv 2505.19715, as we read it: a Laplace
     approximation of the task's posterior.
@@ -305,12 +268,8 @@ def forgetting_confidence(
 def _along(
     per_example: PerExample, params: Tree, batch: Any, tangent: Tree
 ) -> Float[Array, "B"]:
-    value = functools.partial(_swapped, per_example, batch)
-    return jax.jvp(value, (params,), (tangent,))[1].astype(jnp.float32)
-
-
-def _swapped(per_example: PerExample, batch: Any, params: Tree) -> Array:
-    return per_example(params, batch)
+    found = jax.jvp(lambda p: per_example(p, batch), (params,), (tangent,))[1]
+    return found.astype(jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)

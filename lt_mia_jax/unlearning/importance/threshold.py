@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lt_mia_jax.arrays import Array, Bool, Float, Int, UInt
+from lt_mia_jax.arrays import Array, Bool, Int, UInt
+from lt_mia_jax.trees import parameter_count
 
 Tree = Any
 """A pytree of arrays."""
@@ -19,28 +20,10 @@ _LOW = 2**_DIGIT - 1
 _ABOVE_ALL = 0x7FFFFFFF
 
 
-def threshold(scores: Tree, kept: int) -> Float[Array, ""]:
-    """The `kept`-th largest of all scores, exactly.
-
-    Non-negative floats are ordered as the integers with the same bits, so the answer is
-    built bit by bit from the top.
-
-    Args:
-      scores: non-negative; the sign is dropped.
-      kept: from 1 to the number of elements; 0 gives NaN, which nothing reaches.
-
-    Raises:
-      ValueError: `kept` is out of range.
-
-    Source: the order of IEEE 754 bit patterns; selection by bisection.
-    """
-    found = threshold_bits(scores, kept)
-    return jax.lax.bitcast_convert_type(found, jnp.float32)
-
-
-def size(scores: Tree) -> int:
-    """Number of elements of the tree."""
-    return sum(leaf.size for leaf in jax.tree.leaves(scores))
+def largest(scores: Tree, kept: int) -> Tree:
+    """True on the `kept` largest of all non-negative scores; ties are all kept."""
+    limit = threshold_bits(scores, kept)
+    return jax.tree.map(lambda s: bits(s) >= limit, scores)
 
 
 def bits(scores: Array) -> Int[Array, "..."]:
@@ -51,9 +34,17 @@ def bits(scores: Array) -> Int[Array, "..."]:
 
 
 def threshold_bits(scores: Tree, kept: int) -> Int[Array, ""]:
-    """What `threshold` gives, as `bits` has it; for `kept` 0 above all of them."""
-    if not 0 <= kept <= size(scores):
-        raise ValueError(f"kept = {kept}, expected 0 to {size(scores)}")
+    """The `kept`-th largest of all magnitudes, exactly, as `bits` has it.
+
+    Built bit by bit from the top; for `kept` 0 a number above all of them.
+
+    Raises:
+      ValueError: `kept` is not between 0 and the number of elements.
+
+    Source: the order of IEEE 754 bit patterns; selection by bisection.
+    """
+    if not 0 <= kept <= parameter_count(scores):
+        raise ValueError(f"kept = {kept}, expected 0 to {parameter_count(scores)}")
     if kept == 0:
         return jnp.int32(_ABOVE_ALL)
     return _search(scores, jnp.uint32(kept >> _DIGIT), jnp.uint32(kept & _LOW))

@@ -23,19 +23,6 @@ def token_rows(
     return np.asarray(stream).astype(np.float64)[np.asarray(mask) > 0]
 
 
-def last_rows(
-    stream: Float[Array | np.ndarray, "B T D"], lengths: Int[Array | np.ndarray, "B"]
-) -> Float[np.ndarray, "B D"]:
-    """The activations of each text's last token; `lengths` of at least one.
-
-    Example:
-      >>> last_rows(np.arange(4.0).reshape(1, 2, 2), np.array([1]))
-      array([[0., 1.]])
-    """
-    last = np.asarray(lengths) - 1
-    return np.asarray(stream).astype(np.float64)[np.arange(len(last)), last]
-
-
 def mean_difference(
     towards: Rows, away: Float[Array | np.ndarray, "M D"]
 ) -> Float[np.ndarray, "D"]:
@@ -64,12 +51,8 @@ def cluster(
 ) -> Clusters:
     """K-means, with the number of clusters that has the largest mean silhouette.
 
-    Args:
-      embeddings: embeddings of the forget texts.
-      counts: numbers of clusters to choose from. Those without a silhouette (N or more,
-        or more than different texts) are skipped; if none is left, all texts are one
-        cluster.
-      seed: seed of the initial centroids.
+    Numbers without a silhouette (N or more, or more than different texts) are skipped;
+    if none is left, all texts are one cluster.
 
     Source: GUARD-IT, arXiv 2605.12765: 2 to 20 on TOFU, 2 to 10 on MUSE.
     """
@@ -78,17 +61,10 @@ def cluster(
 
     points = _rows("embeddings", embeddings)
     most = min(len(points) - 1, len(np.unique(points, axis=0)))
-    best = Clusters(
-        _narrow(points.mean(axis=0, keepdims=True)),
-        np.zeros(len(points), np.int32),
-        float("nan"),
-    )
+    whole = _narrow(points.mean(axis=0, keepdims=True))
+    best = Clusters(whole, np.zeros(len(points), np.int32), float("nan"))
     for count in sorted({n for n in counts if 2 <= n <= most}):
-        means = KMeans(
-            count,
-            n_init=10,  # type: ignore[reportArgumentType]
-            random_state=seed,
-        )
+        means = KMeans(count, n_init=10, random_state=seed)  # type: ignore
         labels = means.fit_predict(points)
         silhouette = float(silhouette_score(points, labels))
         if np.isnan(best.silhouette) or silhouette > best.silhouette:
@@ -107,10 +83,7 @@ def cluster_vectors(
     The mean activation of the cluster without its component along the retain mean,
     scaled to the average of the two mean norms.
 
-    Args:
-      forget: mean-pooled activations of the forget texts, at the layer to steer.
-      labels: their clusters, 0 to K - 1.
-      retain: mean-pooled activations of retain texts.
+    Activations are means over each text, at the layer to steer; labels are 0 to K - 1.
 
     Raises:
       InputError: a cluster has no texts, or its mean is parallel to the retain mean.
@@ -146,9 +119,7 @@ def threshold_for_rate(
 ) -> float:
     """The lowest threshold that opens the gate for at most `rate` of retain prompts.
 
-    Args:
-      retain: similarities of retain prompts, other than those of the evaluation.
-      rate: tolerated fraction.
+    Give the similarities of other prompts than those of the evaluation.
 
     Example:
       >>> threshold_for_rate(np.array([[0.1], [0.2], [0.9], [0.3]]), rate=0.25)
@@ -171,12 +142,8 @@ def threshold_for_recall(
 ) -> float:
     """The gate threshold that maximizes recall minus penalty * false-positive rate.
 
-    Among equals, the middle of the widest gap between similarities.
-
-    Args:
-      forget: similarities of forget prompts, for which the gate should open.
-      retain: similarities of retain prompts, for which it should not.
-      penalty: cost of opening for a retain prompt.
+    Recall is the fraction of forget prompts for which the gate opens. Among equals, the
+    middle of the widest gap between similarities.
 
     Source: GUARD-IT, arXiv 2605.12765.
     """
@@ -194,9 +161,7 @@ def null_basis(
 ) -> Float[np.ndarray, "D R"]:
     """Orthonormal columns along which retain activations are smallest, float64.
 
-    Args:
-      retain: activations H of retain texts.
-      share: fraction of the D directions: those of the smallest eigenvalues of H^T H.
+    They are that share of the eigenvectors of `H^T H`, with the smallest eigenvalues.
 
     Raises:
       InputError: the share is less than one direction, or more than all.
@@ -221,10 +186,8 @@ def erasure_factor(
     Ridge regression on 1 within the null space: `u = V (Y^T Y + ridge I)^-1 Y^T 1` with
     `Y = H V`. Exactly orthogonal to everything outside the span of V.
 
-    Args:
-      forget: activations H of the forget prompts, each at its last token.
-      basis: V, from `null_basis`.
-      ridge: regularization, above 0.
+    `H` are the activations of the forget prompts, each at its last token, and `V` is
+    the basis.
 
     Source: MLLMEraser, arXiv 2510.04217: `W = P (X^T X + ridge P)^+ X^T 1 r^T`, solved
     in the basis of P by Cholesky.
@@ -247,15 +210,9 @@ def forget_rows(
 ) -> Float[np.ndarray, "K D"]:
     """Rows of `edits.Projection`: main directions of the forget activations alone.
 
-    The `count` main directions of the forget activations after the `retain_rank` main
-    directions of the retain activations have been projected out. Means are not
-    subtracted.
-
-    Args:
-      forget: activations of forget texts.
-      retain: activations of retain texts.
-      count: number of rows.
-      retain_rank: number of retain directions to avoid; None is a quarter of the width.
+    The `count` main directions of the forget activations after the `retain_rank` (a
+    quarter of the width if None) of the retain activations have been projected out.
+    Means are not subtracted.
 
     Returns:
       Orthonormal float32 rows, orthogonal to the avoided directions.
@@ -268,8 +225,7 @@ def forget_rows(
     """
     rows, kept = _rows("forget", forget), _rows("retain", retain)
     rank = rows.shape[1] // 4 if retain_rank is None else retain_rank
-    _, spared = _main_directions(kept)
-    spared = spared[:rank]
+    spared = _main_directions(kept)[1][:rank]
     sizes, found = _main_directions(rows - rows @ spared.T @ spared)
     # Squares in float64 tell sizes apart down to 1e-8 of the largest.
     left = int((sizes > 1e-6 * _main_directions(rows)[0][0]).sum())

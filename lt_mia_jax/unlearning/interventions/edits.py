@@ -1,9 +1,9 @@
 """Interventions: edit activations at inference, leave all weights unchanged.
 
-Each is a pure function of the residual stream and a frozen dataclass around it, which
-`LanguageModel.apply` and `models.generation.greedy` take as `intervention=`. The
-dataclasses are pytrees: they pass through `jit`, `vmap` and `grad` as arguments. Their
-arrays are fitted in `interventions.directions`.
+Each is a frozen dataclass that is called with the residual stream; it is the argument
+`intervention` of `LanguageModel.apply` and `models.generation.greedy`. The dataclasses
+are pytrees: they pass through `jit`, `vmap` and `grad` as arguments. Their arrays are
+fitted in `interventions.directions`.
 
 They act at every layer (unless `models.placement` says where) and on every token. Gates
 see the prompt alone, so that an answer has the same scores under teacher forcing as in
@@ -29,19 +29,9 @@ Scalar = Float[Array | np.ndarray, ""] | float
 _product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
-def steer(
-    stream: Float[Array, "B T D"],
-    vector: Float[Array | np.ndarray, "D"],
-    strength: Scalar,
-) -> Float[Array, "B T D"]:
-    """`h + strength * vector` at every token."""
-    moved = stream.astype(jnp.float32) + strength * vector[None, None, :]
-    return moved.astype(stream.dtype)
-
-
 @pytree
 class Steering:
-    """A constant is added to the stream.
+    """A constant is added to the stream: `h + strength * vector` at every token.
 
     Example:
       >>> from lt_mia_jax.unlearning.interventions.directions import mean_difference
@@ -62,7 +52,8 @@ class Steering:
         self, stream: Float[Array, "B T D"], layer: Int[Array, ""]
     ) -> Float[Array, "B T D"]:
         """The edited stream."""
-        return steer(stream, self.vector, self.strength)
+        moved = stream.astype(jnp.float32) + self.strength * self.vector[None, None, :]
+        return moved.astype(stream.dtype)
 
 
 def rotate(
@@ -162,23 +153,9 @@ class InputAware:
         return jnp.where(before(stream, lengths), moved.astype(stream.dtype), stream)
 
 
-def project(
-    stream: Float[Array, "B T D"], rows: Float[Array | np.ndarray, "K D"]
-) -> Float[Array, "B T D"]:
-    """The stream without its component in a subspace, `h - (h Q^T) Q`.
-
-    Args:
-      stream: activations.
-      rows: Q, orthonormal; rows of zeros do nothing.
-    """
-    h = stream.astype(jnp.float32)
-    rows = jnp.asarray(rows)
-    return (h - _product(_product(h, rows.T), rows)).astype(stream.dtype)
-
-
 @pytree
 class Projection:
-    """Project a subspace out of the stream.
+    """Project a subspace out of the stream, `h - (h Q^T) Q`.
 
     To train it, make `rows` from free ones by `orthonormal_rows` inside of the loss.
 
@@ -186,13 +163,22 @@ class Projection:
     """
 
     rows: Float[Array | np.ndarray, "K D"]
-    """Orthonormal; see `orthonormal_rows` and `directions.forget_rows`."""
+    """Q, orthonormal (rows of zeros do nothing); see `directions.forget_rows`."""
 
     def __call__(
         self, stream: Float[Array, "B T D"], layer: Int[Array, ""]
     ) -> Float[Array, "B T D"]:
         """The edited stream."""
-        return project(stream, self.rows)
+        return _without(stream, jnp.asarray(self.rows))
+
+
+def _without(
+    x: Float[Array, "*B N D"], rows: Float[Array, "*B K D"]
+) -> Float[Array, "*B N D"]:
+    """Rows of `x` without their components along orthonormal `rows`, in float32."""
+    wide = x.astype(jnp.float32)
+    inside = _product(_product(wide, rows.swapaxes(-1, -2)), rows)
+    return (wide - inside).astype(x.dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -204,10 +190,8 @@ def orthonormal_rows(
     The derivative (first order only) omits rotations of the basis within its span, on
     which no projection depends; it is finite for equal singular values.
 
-    Args:
-      matrix: any rows.
-      tolerance: directions whose singular value is at most this fraction of the largest
-        are not part of the span.
+    Directions whose singular value is at most that fraction of the largest are not part
+    of the span.
     """
     return _basis(matrix, tolerance)[0]
 
@@ -219,7 +203,7 @@ def _orthonormal_rows_jvp(
     # W = U S Q gives dQ (I - Q^T Q) = S^-1 U^T dW (I - Q^T Q).
     rows, left = _basis(primals[0], tolerance)
     moved = _product(left.T, tangents[0])
-    return rows, moved - _product(_product(moved, rows.T), rows)
+    return rows, _without(moved, rows)
 
 
 def _basis(
@@ -237,7 +221,7 @@ def fold_projection(
 ) -> Params:
     """`params` in which one linear map no longer writes to a subspace.
 
-    `W (I - Q^T Q)`, and its bias likewise. That equals `project` on the map's output,
+    `W (I - Q^T Q)`, and its bias likewise. That is a projection of the map's output,
     not `Projection`: the stream that bypasses the map keeps its part in the subspace.
 
     Args:
@@ -268,14 +252,8 @@ def fold_projection(
             f"[K, {kernel.shape[-1]}], with {list(stacked)} in front or nothing"
         )
     rows = jnp.broadcast_to(rows, (*stacked, *rows.shape[-2:]))
-
-    def folded(weights: Array) -> Array:
-        wide = weights.astype(jnp.float32)
-        inside = _product(_product(wide, rows.swapaxes(-1, -2)), rows)
-        return (wide - inside).astype(weights.dtype)
-
-    flat[path] = folded(jnp.asarray(kernel))
+    flat[path] = _without(jnp.asarray(kernel), rows)
     bias = path.removesuffix("kernel") + "bias"
     if bias in flat:
-        flat[bias] = folded(jnp.asarray(flat[bias])[..., None, :])[..., 0, :]
+        flat[bias] = _without(jnp.asarray(flat[bias])[..., None, :], rows)[..., 0, :]
     return unflatten(flat)

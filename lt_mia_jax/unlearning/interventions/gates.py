@@ -1,11 +1,17 @@
 """Gates: decide from the prompt whether an intervention acts on a text."""
 
+from dataclasses import field, replace
 from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
 
 from lt_mia_jax.arrays import Array, Bool, Float, Int, UInt
+from lt_mia_jax.models.placement import check_rows
+from lt_mia_jax.trees import pytree
+from lt_mia_jax.unlearning.interventions.edits import Rotation, Scalar
+
+Weighting = Literal["mean", "similarity"]
 
 
 def prompt_mask(
@@ -27,30 +33,6 @@ def masked_mean(
     return total / jnp.maximum(kept.sum(axis=1), 1)
 
 
-def prompt_similarity(
-    table: Float[Array | np.ndarray, "V E"],
-    input_ids: Int[Array | np.ndarray, "B T"],
-    mask: UInt[Array | np.ndarray, "B T"],
-    centroids: Float[Array | np.ndarray, "K E"],
-) -> Float[Array, "B K"]:
-    """Cosine of each prompt's mean token embedding with each centroid.
-
-    Example:
-      >>> ids, mask = np.array([[0, 0], [0, 1]]), np.ones((2, 2))
-      >>> prompt_similarity(np.eye(2), ids, mask, np.array([[1.0, 0.0]])).round(2)
-      Array([[1.  ],
-             [0.71]], dtype=float32)
-
-    Args:
-      table: token embeddings, such as `params["embedding"]["tokens"]`.
-      input_ids: prompts, perhaps with their answers.
-      mask: 1 on the tokens of the prompt only; see `prompt_mask`.
-      centroids: see `directions.cluster`.
-    """
-    embeddings = masked_mean(jnp.asarray(table)[jnp.asarray(input_ids)], mask)
-    return cosine_similarity(embeddings, centroids)
-
-
 def cosine_similarity(
     embeddings: Float[Array | np.ndarray, "B E"],
     centroids: Float[Array | np.ndarray, "K E"],
@@ -69,27 +51,60 @@ def gate_weights(
     similarity: Float[Array, "B K"],
     threshold: Float[Array | np.ndarray, ""] | float,
     *,
-    weighting: Literal["mean", "similarity"] = "mean",
+    weighting: Weighting = "mean",
 ) -> Float[Array, "B K"]:
     """Each text's weights of the vectors; their sum is 1, or 0 for a closed gate.
 
     A cluster is active if its similarity is above the threshold. Active clusters count
     equally ("mean") or in proportion to their similarity if positive ("similarity").
-
-    Args:
-      similarity: cosine of prompts with centroids.
-      threshold: see `directions.threshold_for_rate`; the paper's is 0.55, for
-        embeddings of a sentence encoder.
-      weighting: how active clusters are combined.
+    The paper's threshold is 0.55, for embeddings of a sentence encoder.
 
     Source: GUARD-IT, arXiv 2605.12765: "mean" on TOFU, "similarity" on MUSE.
     """
-    active = similarity > threshold
-    match weighting:
-        case "mean":
-            share = jnp.ones_like(similarity)
-        case "similarity":
-            share = jnp.maximum(similarity, 0.0)
-    share = jnp.where(active, share, 0.0)
+    share = jnp.maximum(similarity, 0.0)
+    if weighting == "mean":
+        share = jnp.ones_like(similarity)
+    share = jnp.where(similarity > threshold, share, 0.0)
     total = share.sum(axis=1, keepdims=True)
     return share / jnp.where(total > 0, total, 1.0)
+
+
+@pytree
+class GatedRotation:
+    """Rotate the stream of texts whose prompt is near a forgotten topic away from it.
+
+    The prompt is embedded by the mean of the model's own stream over its tokens, at the
+    layer where this acts; the paper uses a sentence encoder. The stream is causal, so
+    the answer has no influence.
+
+    Source: GUARD-IT, arXiv 2605.12765, but for the embedding.
+    """
+
+    vectors: Float[Array | np.ndarray, "K D"]
+    """Steering vector of each topic; see `directions.cluster_vectors`."""
+    centroids: Float[Array | np.ndarray, "K D"]
+    """Mean prompt embedding of each topic; see `directions.cluster`."""
+    threshold: Scalar
+    """Cosine with a centroid above which the gate opens."""
+    strength: Scalar = 1.0
+    """Size of the rotation, in multiples of the vectors."""
+    lengths: Int[Array | np.ndarray, "B"] | None = None
+    """Tokens of each prompt of a batch; see `placement.prompted`."""
+    weighting: Weighting = field(default="mean", metadata={"static": True})
+    """How the vectors of several topics are combined; see `gate_weights`."""
+
+    def for_prompts(self, lengths: Int[Array | np.ndarray, "B"]) -> "GatedRotation":
+        """The same for texts with prompts of these lengths."""
+        return replace(self, lengths=lengths)
+
+    def __call__(
+        self, stream: Float[Array, "B T D"], layer: Int[Array, ""]
+    ) -> Float[Array, "B T D"]:
+        """The edited stream; where the gate is closed the same bits."""
+        check_rows("lengths", self.lengths, stream)
+        lengths = jnp.asarray(self.lengths)
+        prompt = jnp.arange(stream.shape[1])[None, :] < lengths[:, None]
+        embedding = masked_mean(stream, prompt)
+        similarity = cosine_similarity(embedding, self.centroids)
+        weights = gate_weights(similarity, self.threshold, weighting=self.weighting)
+        return Rotation(self.vectors, weights, self.strength)(stream, layer)

@@ -5,7 +5,6 @@
 are not stored; `placement.prompted` sets them.
 """
 
-import hashlib
 import math
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -18,13 +17,13 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as dump_tensors
 
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.files import read_json, write_atomic, write_json
+from lt_mia_jax.files import fingerprint, read_json, write_atomic, write_json
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.models.language_model import Intervention
 from lt_mia_jax.models.placement import AtLayers, ByLayer, Composed, OnPrompt
 from lt_mia_jax.trees import node_of
 from lt_mia_jax.unlearning.interventions.edits import InputAware, Projection, Steering
-from lt_mia_jax.unlearning.interventions.gated import GatedRotation
+from lt_mia_jax.unlearning.interventions.gates import GatedRotation
 
 DESCRIPTION = "intervention.json"
 TENSORS = "intervention.safetensors"
@@ -60,15 +59,10 @@ def save_intervention(directory: Path | str, intervention: Intervention | None) 
             (Path(directory) / name).unlink(missing_ok=True)
         return
     tensors: dict[str, np.ndarray] = {}
-    described = _describe(intervention, "", tensors)
+    content = {"format": FORMAT, "intervention": _describe(intervention, "", tensors)}
     data = dump_tensors(tensors)
     write_atomic(Path(directory) / TENSORS, data)
-    content = {
-        "format": FORMAT,
-        "intervention": described,
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
-    write_json(Path(directory) / DESCRIPTION, content)
+    write_json(Path(directory) / DESCRIPTION, content | {"sha256": fingerprint(data)})
 
 
 def has_intervention(directory: Path | str) -> bool:
@@ -91,7 +85,7 @@ def load_intervention(
     directory = Path(directory)
     if not has_intervention(directory):
         return None
-    path = directory / DESCRIPTION
+    path, tensor_file = directory / DESCRIPTION, directory / TENSORS
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(
@@ -99,17 +93,15 @@ def load_intervention(
             "version"
         )
     try:
-        data = (directory / TENSORS).read_bytes()
+        data = tensor_file.read_bytes()
         tensors = load_tensors(data)
     except OSError as error:
-        raise InputError(
-            f"{directory / TENSORS}: cannot be read ({error.strerror})"
-        ) from error
+        raise InputError(f"{tensor_file}: cannot be read ({error.strerror})") from error
     except (SafetensorError, ValueError) as error:
-        raise InputError(f"{directory / TENSORS}: not readable ({error})") from error
-    if hashlib.sha256(data).hexdigest() != content.get("sha256"):
+        raise InputError(f"{tensor_file}: not readable ({error})") from error
+    if fingerprint(data) != content.get("sha256"):
         raise InputError(
-            f"{directory / TENSORS}: not what {DESCRIPTION} describes (SHA-256 differs)"
+            f"{tensor_file}: not what {DESCRIPTION} describes (SHA-256 differs)"
             "; copy both again, or unlearn again"
         )
     try:
@@ -140,16 +132,9 @@ def _describe(node: Any, where: str, tensors: dict[str, np.ndarray]) -> Any:
             f"an intervention with a {kind} cannot be stored; expected parts among "
             f"{', '.join(KINDS)}"
         )
-    return {
-        "kind": kind,
-        **{
-            field.name: _describe(
-                getattr(node, field.name), f"{where}{field.name}.", tensors
-            )
-            for field in fields(node)
-            if field.name != _OF_A_BATCH
-        },
-    }
+    names = [field.name for field in fields(node) if field.name != _OF_A_BATCH]
+    parts = {n: _describe(getattr(node, n), f"{where}{n}.", tensors) for n in names}
+    return {"kind": kind, **parts}
 
 
 def _build(described: Any, tensors: dict[str, np.ndarray]) -> Any:
@@ -183,20 +168,14 @@ def _check_fit(made: Any, model: ModelConfig) -> None:
     """Check that vectors have the model's width and that the layers exist."""
     wrong = []
     for node in _nodes(made):
-        for field in fields(node):
-            value = getattr(node, field.name)
-            if field.name in _OF_THE_WIDTH:
-                shape = np.shape(value)
-                if not shape or shape[-1] != model.width:
-                    wrong.append(
-                        f"{field.name} is {list(shape)}, the model's width is "
-                        f"{model.width}"
-                    )
-            if field.name == "layers" and np.max(value, initial=0) > model.layers:
-                wrong.append(
-                    f"layers are {np.asarray(value).tolist()}, the model has "
-                    f"{model.layers}"
-                )
+        for name, value in vars(node).items():
+            shape = np.shape(value)
+            if name in _OF_THE_WIDTH and shape[-1:] != (model.width,):
+                found = f"{name} is {list(shape)}"
+                wrong.append(f"{found}, the model's width is {model.width}")
+            if name == "layers" and np.max(value, initial=0) > model.layers:
+                numbers = np.asarray(value).tolist()
+                wrong.append(f"layers are {numbers}, the model has {model.layers}")
     if wrong:
         raise InputError(f"it fits another model ({'; '.join(wrong)})")
 
@@ -207,5 +186,4 @@ def _nodes(made: Any) -> list[Any]:
         return [node for part in made for node in _nodes(part)]
     if type(made).__name__ not in KINDS:
         return []
-    inner = [_nodes(getattr(made, field.name)) for field in fields(made)]
-    return [made, *(node for nodes in inner for node in nodes)]
+    return [made, *(node for part in vars(made).values() for node in _nodes(part))]

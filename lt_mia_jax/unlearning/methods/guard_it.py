@@ -16,8 +16,9 @@ from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.models.language_model import Intervention
 from lt_mia_jax.models.placement import AtLayers
 from lt_mia_jax.unlearning.interventions import directions
-from lt_mia_jax.unlearning.interventions.gated import GatedRotation, Weighting
 from lt_mia_jax.unlearning.interventions.gates import (
+    GatedRotation,
+    Weighting,
     cosine_similarity,
     masked_mean,
     prompt_mask,
@@ -36,7 +37,7 @@ class GuardIt(Method):
     """Rotate activations away from forgotten topics where a gate on the prompt opens.
 
     Nothing is trained: topics are clusters of the forget texts, each with a vector, and
-    the gate sees the prompt alone (`gated.GatedRotation`). Prompts are embedded by the
+    the gate sees the prompt alone (`gates.GatedRotation`). Prompts are embedded by the
     mean of the model's own residual stream, where the paper uses a sentence encoder.
     --epochs, --batch-size and --learning-rate have no effect.
 

@@ -1,9 +1,10 @@
 """The interface of a method: objectives, a transformation, and their preparation.
 
-A method is a frozen dataclass. Its fields are its hyperparameters with their ranges
-and published defaults. Its methods name the objective on the forget texts and on the retain texts,
-compute what these need before the first update, and turn the two gradients into one
-update. Learning rate, batches and epochs belong to `recipe.UnlearnConfig`.
+A method is a frozen dataclass. Its fields are its hyperparameters, with their ranges
+and published defaults. Its methods name the objective on the forget texts and on the
+retain texts, compute what these need before the first update, and turn the two
+gradients into one update. Learning rate, batches and epochs belong to
+`recipe.UnlearnConfig`.
 
 A new method is a new subclass, here or in any file: `train.unlearn` takes any value of
 this class, and `lt-mia unlearn --method FILE.py:Name` takes it from a file.
@@ -65,10 +66,7 @@ def term_of(
 ) -> Callable[..., LossTerm]:
     """A `Method.forget` or `retain`: an objective that takes fields of the method.
 
-    Args:
-      objective: the objective.
-      *fields: fields of the method that are keyword arguments of the objective.
-      data: see `LossTerm.data`.
+    The fields are keyword arguments of the objective; for `data` see `LossTerm`.
     """
 
     def term(self: "Method") -> LossTerm:
@@ -124,7 +122,6 @@ class Method:
 
     def fitted(self, model: ModelConfig) -> "Method":
         """This method with model-dependent settings filled in."""
-        del model
         return self
 
     def extending(self, earlier: Intervention) -> "Method":
@@ -133,7 +130,6 @@ class Method:
         Raises:
           InputError: the method cannot extend it.
         """
-        del earlier
         raise InputError(
             f"the model comes with an intervention, and {type(self).__name__} would "
             "lose it; take the model without it, or extend a projection by mrp"
@@ -145,7 +141,6 @@ class Method:
         Raises:
           InputError: the model or the texts lack what the method needs.
         """
-        del setting
         return Prepared()
 
     def forget(self) -> LossTerm | None:
@@ -206,12 +201,7 @@ class Method:
 
         Its extra arguments are `retain_grads`, `forget_value` and `retain_value` where
         there are such sides, `grad_fn` (parameters to the forget gradient of the same
-        batch) and `second_moment` of an optimizer that has one.
-
-        Args:
-          optimizer: with its learning rate and weight decay.
-          schedule: the length of the run.
-          arrays: `Prepared.arrays`. They are copied into the state by `init`; `update`
-            is built without them.
+        batch) and `second_moment` of an optimizer that has one. `Prepared.arrays` are
+        copied into the state by `init`; `update` is built without them.
         """
         return optax.chain(self.combine(schedule), optimizer)

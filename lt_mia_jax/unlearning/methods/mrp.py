@@ -32,11 +32,9 @@ class Projections:
     layers: tuple[int, ...]
 
     def __call__(self, trained: Any) -> Intervention:
-        """The intervention.
+        """The intervention from `rows`, `"N k D"`, of each layer.
 
-        Args:
-          trained: `rows`, `"N k D"`, of each layer; and possibly `earlier`, `"N E D"`,
-            the rows of an earlier run, which are not trained.
+        Possibly with `earlier`, `"N E D"`: the rows of another run, which stay.
         """
         rows = jnp.asarray(trained["rows"])
         if "earlier" in trained:
@@ -121,11 +119,8 @@ class Mrp(Method):
     def prepare(self, setting: Setting) -> Prepared:
         """Start each layer's rows at the directions of the forget texts alone.
 
-        On a model with a projection they are those of the stream behind it.
-
-        Returns:
-          `start` with `rows`, `"N k D"`, and possibly `earlier`, `"N E D"`; see
-          `Projections`.
+        On a model with a projection they are those of the stream behind it. `start` is
+        what `Projections` takes.
 
         Raises:
           InputError: at a layer the forget texts have fewer directions of their own.

@@ -87,10 +87,15 @@ def count_tokens(mask: Bool[Array, "B T"]) -> Float[Array, "B"]:
     return mask.sum(axis=1).astype(jnp.float32)
 
 
+def mean_tokens(
+    values: Float[Array, "B T"], mask: Bool[Array, "B T"]
+) -> Float[Array, "B"]:
+    """Mean of each text's values inside the mask; 0 for an empty one."""
+    return sum_tokens(values, mask) / jnp.maximum(count_tokens(mask), 1.0)
+
+
 def token_average(
-    values: Float[Array, "B T"],
-    mask: Bool[Array, "B T"],
-    weight: Float[Array, "B"],
+    values: Float[Array, "B T"], mask: Bool[Array, "B T"], weight: Float[Array, "B"]
 ) -> tuple[Float[Array, ""], LossAux]:
     """Sum of the weighted token values over the batch, divided by the number of tokens.
 

@@ -1,7 +1,8 @@
 """Objectives on whole predicted distributions, computed in blocks to bound memory.
 
 `reference_params` are the parameters of the reference model. They take no gradient;
-they cost a forward pass per step and one more array of the size of the logits.
+they cost a forward pass per step and one more array of the size of the logits. `block`
+is the number of positions of every text at a time; it changes memory, not results.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from lt_mia_jax.unlearning.objectives.batch import (
 )
 
 BLOCK = 64
-"""Default number of positions of every text that are processed at a time."""
+Logits = Float[Array, "B T V"]
 
 
 def kl_to_reference(
@@ -34,9 +35,6 @@ def kl_to_reference(
     """KL(reference || model) in nats, mean over the positions that predict targets.
 
     The usual implementation averages over padding and prompt as well.
-
-    Settings:
-      block: positions of every text at a time; changes memory, not results.
 
     Example:
       >>> ids = jnp.array([[0, 1, 2]])
@@ -54,9 +52,7 @@ def kl_to_reference(
     Source: the KL retain term of TOFU, arXiv 2401.06121.
     """
 
-    def term(
-        ids: Int[Array, "B T"], z: Float[Array, "B T V"], z_ref: Float[Array, "B T V"]
-    ) -> Float[Array, "B T"]:
+    def term(ids: Int[Array, "B T"], z: Logits, z_ref: Logits) -> Float[Array, "B T"]:
         reference = jax.nn.log_softmax(z_ref)
         return (jnp.exp(reference) * (reference - jax.nn.log_softmax(z))).sum(axis=-1)
 
@@ -79,7 +75,6 @@ def undial(
 
     Settings:
       beta: subtracted from the reference's logit of the target.
-      block: positions of every text at a time; changes memory, not results.
 
     Example:
       >>> ids = jnp.array([[0, 1, 2]])
@@ -93,9 +88,7 @@ def undial(
     over target tokens where the released code averages over padding too.
     """
 
-    def term(
-        ids: Int[Array, "B T"], z: Float[Array, "B T V"], z_ref: Float[Array, "B T V"]
-    ) -> Float[Array, "B T"]:
+    def term(ids: Int[Array, "B T"], z: Logits, z_ref: Logits) -> Float[Array, "B T"]:
         lowered = jnp.where(_is_target(ids, z), z_ref - beta, z_ref)
         return _cross_entropy(jax.nn.softmax(lowered), z)
 
@@ -120,7 +113,6 @@ def ce_u(
 
     Settings:
       skip: number of leading target tokens of each text that are left out.
-      block: positions of every text at a time; changes memory, not results.
 
     Example:
       >>> ids = jnp.array([[0, 1, 2]])
@@ -133,7 +125,7 @@ def ce_u(
     Source: CE-U, arXiv 2503.01224.
     """
 
-    def term(ids: Int[Array, "B T"], z: Float[Array, "B T V"]) -> Float[Array, "B T"]:
+    def term(ids: Int[Array, "B T"], z: Logits) -> Float[Array, "B T"]:
         others = jnp.where(_is_target(ids, z), -jnp.inf, jax.lax.stop_gradient(z))
         return _cross_entropy(jax.nn.softmax(others), z)
 
@@ -173,21 +165,17 @@ def pdu_flatten(
 
 def _reference_logits(
     reference_params: PyTree, batch: TextBatch, apply_fn: ApplyFn
-) -> Float[Array, "B T V"]:
+) -> Logits:
     return apply_fn(jax.lax.stop_gradient(reference_params), batch.input_ids)
 
 
-def _is_target(
-    ids: Int[Array, "B T"], logits: Float[Array, "B T V"]
-) -> Bool[Array, "B T V"]:
+def _is_target(ids: Int[Array, "B T"], logits: Logits) -> Bool[Array, "B T V"]:
     # A comparison fuses into whatever reads it; a one-hot array would be written out.
     positions = jax.lax.broadcasted_iota(ids.dtype, logits.shape, 2)
     return positions == ids[..., None]
 
 
-def _cross_entropy(
-    q: Float[Array, "B T V"], logits: Float[Array, "B T V"]
-) -> Float[Array, "B T"]:
+def _cross_entropy(q: Logits, logits: Logits) -> Float[Array, "B T"]:
     # sum q = 1, so the normalizer of log p comes out of the sum.
     return jax.nn.logsumexp(logits, axis=-1) - (q * logits).sum(axis=-1)
 
@@ -197,7 +185,7 @@ def _average_over_blocks(
     batch: TextBatch,
     block: int,
     skip: int,
-    *logits: Float[Array, "B T V"],
+    *logits: Logits,
 ) -> tuple[Float[Array, ""], LossAux]:
     """Token average of `term(ids, *logits)`, computed `block` steps at a time.
 
@@ -212,15 +200,10 @@ def _average_over_blocks(
 
     # Recomputed in the backward pass: only the logits themselves are kept.
     @jax.checkpoint
-    def visit(
-        ids: Int[Array, "B T"], mask: Bool[Array, "B T"], *pieces: Float[Array, "B T V"]
-    ) -> Float[Array, "B T"]:
+    def visit(ids: Array, mask: Array, *pieces: Array) -> Float[Array, "B T"]:
         # NaN on padding must not enter: not even a gradient of 0 survives it.
-        clean = [
-            jnp.where(mask[..., None], piece.astype(jnp.float32), 0.0)
-            for piece in pieces
-        ]
-        return term(ids, *clean)
+        inside = mask[..., None]
+        return term(ids, *(jnp.where(inside, x.astype(jnp.float32), 0) for x in pieces))
 
     values = _over_steps(visit, block, ids, mask, *logits)
     return token_average(values, mask, batch.weight)

@@ -15,6 +15,7 @@ from lt_mia_jax.unlearning.objectives.batch import (
     LossAux,
     TextBatch,
     count_tokens,
+    mean_tokens,
     shifted,
     sum_tokens,
     text_average,
@@ -207,8 +208,6 @@ def _reduce(
         case "sequence_sum":
             return text_average(sum_tokens(values, mask), count_tokens(mask), weight)
         case "sequence_mean":
-            tokens = count_tokens(mask)
-            mean = sum_tokens(values, mask) / jnp.maximum(tokens, 1.0)
-            return text_average(mean, tokens, weight)
+            return text_average(mean_tokens(values, mask), count_tokens(mask), weight)
         case _:
             assert_never(reduction)

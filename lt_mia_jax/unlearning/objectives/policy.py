@@ -13,7 +13,7 @@ from lt_mia_jax.unlearning.objectives.batch import (
     LossAux,
     TextBatch,
     count_tokens,
-    sum_tokens,
+    mean_tokens,
     text_average,
 )
 from lt_mia_jax.unlearning.objectives.likelihood import reference_of, target_nll
@@ -86,6 +86,4 @@ def grpo(
     if beta:
         apart = values - reference_of(batch, mask, "grpo")
         terms = terms - beta * (jnp.expm1(apart) - apart)
-    tokens = count_tokens(mask)
-    mean = sum_tokens(-terms, mask) / jnp.maximum(tokens, 1.0)
-    return text_average(mean, tokens, batch.weight)
+    return text_average(mean_tokens(-terms, mask), count_tokens(mask), batch.weight)

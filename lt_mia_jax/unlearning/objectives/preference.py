@@ -13,6 +13,7 @@ from lt_mia_jax.unlearning.objectives.batch import (
     LossAux,
     TextBatch,
     count_tokens,
+    mean_tokens,
     sum_tokens,
     text_average,
 )
@@ -85,9 +86,8 @@ def simnpo(
     Source: Simplicity Prevails (SimNPO), arXiv 2410.07163.
     """
     values, mask = target_nll(params, batch, apply_fn, batch.weight)
-    tokens = count_tokens(mask)
-    mean = sum_tokens(values, mask) / jnp.maximum(tokens, 1.0)
-    return text_average(_preference(mean - delta, beta), tokens, batch.weight)
+    terms = _preference(mean_tokens(values, mask) - delta, beta)
+    return text_average(terms, count_tokens(mask), batch.weight)
 
 
 def dpo(

@@ -5,10 +5,12 @@ modules from 0: their "layer 7", the output of the eighth layer, is number 8 her
 
 Nothing is predicted, so nothing is shifted: a target token counts at its own position.
 The logits are not read, and under `jit` not computed. `apply_fn` is called with
-`capture`; `reference_params`, those of the reference model, take no gradient.
+`capture`; `reference_params`, those of the reference model, take no gradient. `layer`
+is the number of the stream, and `control` a unit vector that stays the same in the
+whole run (`control_vector`).
 """
 
-from typing import Literal, assert_never
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +40,6 @@ def rmu(
     mean of sums by the mean of inverse counts, so that texts of a batch interact.
 
     Settings:
-      control: unit vector, the same in the whole run; see `control_vector`.
-      layer: which stream; n is the output of the n-th layer.
       steering: length of the target; published 2 (TOFU), 6.5 and 20 (WMDP).
 
     Example:
@@ -74,8 +74,6 @@ def adaptive_rmu(
     One coefficient serves all layers and models, although their streams differ in norm.
 
     Settings:
-      control: unit vector, the same in the whole run; see `control_vector`.
-      layer: which stream; n is the output of the n-th layer.
       steering: length of the target, in norms of the reference's stream.
 
     Example:
@@ -92,8 +90,7 @@ def adaptive_rmu(
     Unlearning (Adaptive RMU), arXiv 2408.06223, over target tokens.
     """
     stream = _stream(params, batch, apply_fn, layer)
-    frozen = jax.lax.stop_gradient(reference_params)
-    before = _stream(frozen, batch, apply_fn, layer)
+    before = _stream(jax.lax.stop_gradient(reference_params), batch, apply_fn, layer)
     length = jnp.linalg.norm(before, axis=-1, keepdims=True)
     unit = jax.lax.stop_gradient(control).astype(jnp.float32)
     return _mean_square(stream, steering * length * unit[None, None, :], batch)
@@ -110,9 +107,6 @@ def rmu_retain(
 ) -> tuple[Float[Array, ""], LossAux]:
     """Squared distance of the stream to that of the reference.
 
-    Settings:
-      layer: which stream; n is the output of the n-th layer.
-
     Example:
       >>> ids = jnp.array([[0, 1, 2]])
       >>> batch = TextBatch(ids, ids >= 0, ids >= 0, jnp.ones(1))
@@ -125,8 +119,8 @@ def rmu_retain(
     Source: The WMDP Benchmark (RMU), arXiv 2403.03218, over target tokens.
     """
     stream = _stream(params, batch, apply_fn, layer)
-    frozen = jax.lax.stop_gradient(reference_params)
-    return _mean_square(stream, _stream(frozen, batch, apply_fn, layer), batch)
+    aim = _stream(jax.lax.stop_gradient(reference_params), batch, apply_fn, layer)
+    return _mean_square(stream, aim, batch)
 
 
 def control_vector(
@@ -150,13 +144,8 @@ def control_vector(
 
     Source: "positive": the implementation of RMU, arXiv 2403.03218.
     """
-    match kind:
-        case "isotropic":
-            draw = jax.random.normal(key, (width,))
-        case "positive":
-            draw = jax.random.uniform(key, (width,))
-        case _:
-            assert_never(kind)
+    draws = {"isotropic": jax.random.normal, "positive": jax.random.uniform}
+    draw = draws[kind](key, (width,))
     return draw / jnp.linalg.norm(draw)
 
 
@@ -168,9 +157,7 @@ def _stream(
 
 
 def _mean_square(
-    stream: Float[Array, "B T D"],
-    aim: Float[Array, "#B #T D"],
-    batch: TextBatch,
+    stream: Float[Array, "B T D"], aim: Float[Array, "#B #T D"], batch: TextBatch
 ) -> tuple[Float[Array, ""], LossAux]:
     mask: Bool[Array, "B T"] = batch.label_mask != 0
     mask = mask & (batch.weight != 0)[:, None]

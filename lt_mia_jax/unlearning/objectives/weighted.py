@@ -13,10 +13,7 @@ from lt_mia_jax.unlearning.objectives.batch import (
     TextBatch,
     token_average,
 )
-from lt_mia_jax.unlearning.objectives.likelihood import (
-    reference_of,
-    target_nll,
-)
+from lt_mia_jax.unlearning.objectives.likelihood import reference_of, target_nll
 
 
 def wga(

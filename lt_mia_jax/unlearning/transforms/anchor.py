@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import optax
 
 from lt_mia_jax.arrays import Array, Int, UInt
+from lt_mia_jax.trees import path_of
 from lt_mia_jax.unlearning.transforms.contract import (
+    Step,
     Tree,
     at_params,
-    path_of,
+    numbers,
     require,
     require_choice,
-    scalar,
     transformation,
 )
 from lt_mia_jax.unlearning.transforms.products import dot, norm
@@ -42,7 +43,7 @@ def ewc_pull(
     Place it in front of the optimizer.
 
     Args:
-      strength: strength of the penalty.
+      strength: factor of the penalty.
       anchor: mirrors the parameters; None is the argument of `init`.
       fisher: mirrors the parameters; None is 1 everywhere (an L2 penalty).
 
@@ -56,17 +57,13 @@ def ewc_pull(
     """
 
     def init(params: Tree) -> EwcState:
-        start = params if anchor is None else anchor
-        names = ("ewc_pull_distance", "ewc_pull_penalty")
         return EwcState(
-            at_params(start, params, jnp.float32),
+            at_params(params if anchor is None else anchor, params, jnp.float32),
             None if fisher is None else at_params(fisher, params, jnp.float32),
-            {name: scalar(0.0) for name in names},
+            numbers("ewc_pull", distance=0, penalty=0),
         )
 
-    def update(
-        updates: Tree, state: Any, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, EwcState]:
+    def update(updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Step:
         away = _difference(params, state.anchor)
         force = away
         if state.fisher is not None:
@@ -76,11 +73,9 @@ def ewc_pull(
             updates,
             force,
         )
-        numbers = {
-            "ewc_pull_distance": norm(away),
-            "ewc_pull_penalty": 0.5 * strength * dot(force, away),
-        }
-        return result, EwcState(state.anchor, state.fisher, numbers)
+        penalty = 0.5 * strength * dot(force, away)
+        found = numbers("ewc_pull", distance=norm(away), penalty=penalty)
+        return result, state._replace(monitored=found)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -134,12 +129,10 @@ def trust_region(
         return TrustState(
             None if metric is None else at_params(metric, params, jnp.float32),
             at_params(params, params, jnp.float32) if around == "start" else None,
-            {"trust_region_norm": scalar(0.0)},
+            numbers("trust_region", norm=0),
         )
 
-    def update(
-        updates: Tree, state: Any, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, TrustState]:
+    def update(updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Step:
         moved = updates
         if state.center is not None:
             require("trust_region", params=params)
@@ -158,8 +151,7 @@ def trust_region(
         result = jax.tree.map(
             lambda u, w: jnp.where(outside, w.astype(u.dtype), u), updates, wanted
         )
-        state = state._replace(monitored={"trust_region_norm": length})
-        return result, state
+        return result, state._replace(monitored=numbers("trust_region", norm=length))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -208,9 +200,7 @@ def ema_teacher(
             None if mask is None else at_params(mask, params),
         )
 
-    def update(
-        updates: Tree, state: Any, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, TeacherState]:
+    def update(updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Step:
         gap = _difference(_sum(params, updates), state.teacher)
         moved = jax.tree.map(lambda t, g: t + (1.0 - decay) * g, state.teacher, gap)
         if state.mask is not None:
@@ -268,9 +258,7 @@ def stochastic_restore(
             jnp.zeros((), jnp.int32),
         )
 
-    def update(
-        updates: Tree, state: Any, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, RestoreState]:
+    def update(updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Step:
         key = jax.random.wrap_key_data(state.key, impl=_KEY)
         key = jax.random.fold_in(key, state.steps)
 

@@ -9,8 +9,10 @@ import optax
 
 from lt_mia_jax.arrays import Array, Int
 from lt_mia_jax.unlearning.transforms.contract import (
+    Step,
     Tree,
     mirrored,
+    numbers,
     scalar,
     transformation,
 )
@@ -36,13 +38,10 @@ def ascend(scale: float = 1.0) -> optax.GradientTransformationExtraArgs:
     2210.01504, equation 1.
     """
 
-    def update(
-        updates: Tree, state: Any, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, Any]:
-        factor = -scale
-        return jax.tree.map(lambda g: (factor * g).astype(g.dtype), updates), state
+    def update(updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Step:
+        return jax.tree.map(lambda g: (-scale * g).astype(g.dtype), updates), state
 
-    return optax.GradientTransformationExtraArgs(_no_state, update)
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 class CombineState(NamedTuple):
@@ -90,39 +89,30 @@ def combine_forget_retain(
     retain_side = optax.with_extra_args_support(retain_transform or optax.identity())
 
     def init(params: Tree) -> CombineState:
-        numbers = ("combine_forget_norm", "combine_retain_norm", "combine_cosine")
         return CombineState(
             jnp.zeros((), jnp.int32),
             forget_side.init(params),
             retain_side.init(params),
-            {name: scalar(0.0) for name in numbers},
+            numbers("combine", forget_norm=0, retain_norm=0, cosine=0),
         )
 
-    def update(
-        updates: Tree, state: Any, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, CombineState]:
+    def update(updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Step:
         retain_grads = mirrored("combine_forget_retain", extra, updates)
-        forget, forget_state = forget_side.update(
-            updates, state.forget, params, **extra
+        f, f_state = forget_side.update(updates, state.forget, params, **extra)
+        r, r_state = retain_side.update(retain_grads, state.retain, params, **extra)
+        gamma, alpha = (
+            weight(state.steps) if callable(weight) else weight
+            for weight in (forget_weight, retain_weight)
         )
-        retain, retain_state = retain_side.update(
-            retain_grads, state.retain, params, **extra
+        ff, rr = dot(f, f), dot(r, r)
+        found = numbers(
+            "combine",
+            forget_norm=jnp.sqrt(ff),
+            retain_norm=jnp.sqrt(rr),
+            cosine=cosine(dot(f, r), ff, rr),
         )
-        result = _weighted_sum(
-            _at(forget_weight, state.steps),
-            forget,
-            _at(retain_weight, state.steps),
-            retain,
-        )
-        ff, rr = dot(forget, forget), dot(retain, retain)
-        numbers = {
-            "combine_forget_norm": jnp.sqrt(ff),
-            "combine_retain_norm": jnp.sqrt(rr),
-            "combine_cosine": cosine(dot(forget, retain), ff, rr),
-        }
-        return result, CombineState(
-            state.steps + 1, forget_state, retain_state, numbers
-        )
+        state = CombineState(state.steps + 1, f_state, r_state, found)
+        return _weighted_sum(gamma, f, alpha, r), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -181,23 +171,17 @@ def dual_combine(
         )
 
     def init(params: Tree) -> DualState:
-        del params
-        return DualState(
-            scalar(initial),
-            jnp.zeros((), jnp.int32),
-            {"dual_combine_multiplier": scalar(initial)},
-        )
+        start = numbers("dual_combine", multiplier=initial)
+        return DualState(scalar(initial), jnp.zeros((), jnp.int32), start)
 
-    def update(
-        updates: Tree, state: Any, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, DualState]:
-        retain_grads, value = mirrored("dual_combine", extra, updates), _value(extra)
-        used = state.multiplier
+    def update(updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Step:
+        retain_grads = mirrored("dual_combine", extra, updates)
+        used, value = state.multiplier, scalar(extra["retain_value"])
         result = _weighted_sum(forget_weight, updates, used, retain_grads)
         moved = jnp.maximum(0.0, used + step_size * (value - tolerance))
         following = jnp.where(state.steps >= warmup, moved, used)
-        numbers = {"dual_combine_multiplier": used}
-        return result, DualState(following, state.steps + 1, numbers)
+        found = numbers("dual_combine", multiplier=used)
+        return result, DualState(following, state.steps + 1, found)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -259,25 +243,13 @@ def adaptive_combine(
             f"lowest = {lowest} and highest = {highest} (expected in this order)"
         )
 
-    def numbers(weight: Any, baseline: Any) -> dict[str, Array]:
-        return {
-            "adaptive_combine_weight": scalar(weight),
-            "adaptive_combine_baseline": scalar(baseline),
-        }
-
     def init(params: Tree) -> AdaptiveState:
-        del params
-        return AdaptiveState(
-            scalar(0.0), jnp.zeros((), jnp.int32), numbers(lowest, 0.0)
-        )
+        start = numbers("adaptive_combine", weight=lowest, baseline=0)
+        return AdaptiveState(scalar(0), jnp.zeros((), jnp.int32), start)
 
-    def update(
-        updates: Tree, state: Any, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, AdaptiveState]:
-        retain_grads, value = (
-            mirrored("adaptive_combine", extra, updates),
-            _value(extra),
-        )
+    def update(updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Step:
+        retain_grads = mirrored("adaptive_combine", extra, updates)
+        value = scalar(extra["retain_value"])
         first_epoch = state.steps < steps_per_epoch
         rise = jnp.maximum(value - state.baseline, 0.0)
         rule = jnp.round(10.0 * (slope * growth**rise + offset)) / 10.0
@@ -285,9 +257,8 @@ def adaptive_combine(
         result = _weighted_sum(forget_weight, updates, weight, retain_grads)
         mean = state.baseline + (value - state.baseline) / (state.steps + 1)
         baseline = jnp.where(first_epoch, mean, state.baseline)
-        return result, AdaptiveState(
-            baseline, state.steps + 1, numbers(weight, baseline)
-        )
+        found = numbers("adaptive_combine", weight=weight, baseline=baseline)
+        return result, AdaptiveState(baseline, state.steps + 1, found)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -300,16 +271,3 @@ def _weighted_sum(a: Any, forget: Tree, b: Any, retain: Tree) -> Tree:
         return total.astype(f.dtype)
 
     return jax.tree.map(leaf, forget, retain)
-
-
-def _value(extra: dict[str, Any]) -> Array:
-    return scalar(extra["retain_value"])
-
-
-def _no_state(params: Tree) -> optax.EmptyState:
-    del params
-    return optax.EmptyState()
-
-
-def _at(weight: Weight, steps: Array) -> Any:
-    return weight(steps) if callable(weight) else weight

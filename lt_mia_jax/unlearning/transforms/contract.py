@@ -12,13 +12,15 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lt_mia_jax.arrays import Array
+from lt_mia_jax.trees import named_leaves
 
 Tree = Any
 """A pytree of arrays, such as parameters or gradients."""
+Step = tuple[Tree, Any]
+"""What `update` returns: the updates, and the next state of the transformation."""
 
 HOLD = -0.0
 """The update that preserves every float: x + 0.0 would turn -0.0 into 0.0."""
-
 
 Settings = ParamSpec("Settings")
 
@@ -55,8 +57,8 @@ def transformation(
 ]:
     """Decorate a function that makes a transformation: a row of `TRANSFORMS`.
 
-    A call of `update` without one of `needs` (`params` or an extra argument) raises a
-    `ValueError`. Nothing else registers a transformation.
+    Its `update` raises a `ValueError` without one of `needs` (`params` or extra
+    arguments).
     """
 
     def register(
@@ -70,7 +72,7 @@ def transformation(
 
             def update(
                 updates: Tree, state: Any, params: Tree = None, **extra: Any
-            ) -> tuple[Tree, Any]:
+            ) -> Step:
                 given = {"params": params, **extra}
                 require(make.__name__, **{name: given.get(name) for name in needs})
                 return inner.update(updates, state, params, **extra)
@@ -108,13 +110,10 @@ def require_same_tree(
             "mask_compatible_extra_args=True, so that both are cut alike"
         )
     front = () if stacked is None else (stacked,)
+    leaves = zip(named_leaves(updates).items(), jax.tree.leaves(tree), strict=True)
     wrong = [
-        f"{path_of(path)}: {found.shape}, expected {(*front, *leaf.shape)}"
-        for (path, leaf), found in zip(
-            jax.tree_util.tree_leaves_with_path(updates),
-            jax.tree.leaves(tree),
-            strict=True,
-        )
+        f"{name}: {found.shape}, expected {(*front, *leaf.shape)}"
+        for (name, leaf), found in leaves
         if found.shape != (*front, *leaf.shape)
     ]
     if wrong:
@@ -138,28 +137,19 @@ def require_choice(who: str, name: str, value: str, allowed: tuple[str, ...]) ->
         )
 
 
-def path_of(path: Any) -> str:
-    """A leaf's "/"-joined key path, as in `lt_mia_jax.trees`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def at_params(tree: Tree, params: Tree, dtype: Any = None) -> Tree:
     """A copy of `tree`, sharded as the parameters are.
 
     Leaves whose parameter is masked out (by `freeze` or `optax.masked`) are left out.
-    A copy, because the training step donates the optimizer state.
-
-    Args:
-      tree: mirrors the parameters; leaves may also have axes of size 1.
-      params: the argument of `init`.
-      dtype: of the copy; None keeps that of each leaf.
+    A copy, because the training step donates the optimizer state. Axes of `tree` may
+    have size 1.
 
     Raises:
       ValueError: `tree` has another structure, or a leaf does not broadcast.
     """
 
     def copy(param: Any, leaf: Any) -> Any:
-        if isinstance(param, optax.MaskedNode):
+        if is_cut(param):
             return param
         shape = jnp.shape(leaf)
         fits = len(shape) == param.ndim and all(
@@ -178,9 +168,12 @@ def at_params(tree: Tree, params: Tree, dtype: Any = None) -> Tree:
             sharding = NamedSharding(sharding.mesh, P())
         return jax.device_put(leaf, sharding, may_alias=False)
 
-    return jax.tree.map(
-        copy, params, tree, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
-    )
+    return jax.tree.map(copy, params, tree, is_leaf=is_cut)
+
+
+def is_cut(x: Any) -> bool:
+    """Whether a leaf is one that `freeze` or `optax.masked` left out."""
+    return isinstance(x, optax.MaskedNode)
 
 
 def zero_stack(params: Tree, size: int) -> Tree:
@@ -202,6 +195,11 @@ def zero_stack(params: Tree, size: int) -> Tree:
 def scalar(value: Any) -> Array:
     """A float32 scalar for the state."""
     return jnp.asarray(value, jnp.float32)
+
+
+def numbers(name: str, **values: Any) -> dict[str, Array]:
+    """Scalars for `monitored`, whose names start with `name`."""
+    return {f"{name}_{key}": scalar(value) for key, value in values.items()}
 
 
 def monitored(opt_state: Any) -> dict[str, Array]:

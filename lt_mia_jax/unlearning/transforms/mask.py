@@ -10,13 +10,13 @@ import optax
 
 from lt_mia_jax.arrays import Array, Bool
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.trees import select
+from lt_mia_jax.trees import named_leaves, select
 from lt_mia_jax.unlearning.importance.attribution import top_share_mask
 from lt_mia_jax.unlearning.transforms.contract import (
     HOLD,
+    Step,
     Tree,
     at_params,
-    path_of,
     require_choice,
     transformation,
 )
@@ -55,14 +55,11 @@ def saliency_masked(
 
     Source: SalUn, arXiv 2310.12508, equation 3; masking twice is ours.
     """
-    not_boolean = [
-        path_of(path)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(mask)
-        if np.result_type(leaf) != np.bool_
-    ]
+    leaves = named_leaves(mask).items()
+    not_boolean = [name for name, leaf in leaves if np.result_type(leaf) != np.bool_]
     if not_boolean:
         raise ValueError(f"saliency_masked: not booleans: {not_boolean}")
-    return _masked(inner, lambda params: at_params(mask, params))
+    return _masked(inner, at_start=lambda params: at_params(mask, params))
 
 
 @transformation()
@@ -107,21 +104,9 @@ def fisher_masked(
         return jax.tree.map(jnp.logical_not, top_share_mask(scores, quantile))
 
     if fisher is not None:
-        return _masked(inner, lambda params: make(at_params(fisher, params)))
-    inner = optax.with_extra_args_support(inner)
-
-    def init(params: Tree) -> MaskState:
-        return MaskState(None, inner.init(params))
-
-    def update(
-        updates: Tree, state: Any, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, MaskState]:
-        # The magnitude has the order of the square, and does not underflow.
-        mask = make(jax.tree.map(jnp.abs, updates))
-        step, new = _update(inner, mask, updates, state.inner, params, extra)
-        return step, MaskState(None, new)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+        return _masked(inner, at_start=lambda params: make(at_params(fisher, params)))
+    # The magnitude has the order of the square, and does not underflow.
+    return _masked(inner, of_step=lambda updates: make(jax.tree.map(jnp.abs, updates)))
 
 
 @transformation()
@@ -152,18 +137,15 @@ def freeze(
 
     def labels(tree: Tree) -> Tree:
         # Leaves that an outer freeze has cut off stay cut off.
-        paths, structure = jax.tree_util.tree_flatten_with_path(tree)
-        names = [path_of(path) for path, _ in paths]
-        chosen = set(
-            filter(trainable, names)
-            if callable(trainable)
-            else select(names, trainable)
-        )
+        names = list(named_leaves(tree))
+        if callable(trainable):
+            chosen = set(filter(trainable, names))
+        else:
+            chosen = set(select(names, trainable))
         if not chosen:
             raise InputError(f"no parameter is trainable; parameters are {names}")
-        return jax.tree.unflatten(
-            structure, ["train" if name in chosen else "hold" for name in names]
-        )
+        kinds = ["train" if name in chosen else "hold" for name in names]
+        return jax.tree.unflatten(jax.tree.structure(tree), kinds)
 
     hold = optax.stateless(
         lambda updates, _: jax.tree.map(lambda g: jnp.full_like(g, HOLD), updates)
@@ -191,8 +173,7 @@ def layer_mask(params: Tree, paths: Sequence[str], layers: Iterable[int]) -> Tre
 
     Source: SHA256 at SemEval-2025 Task 4, arXiv 2504.12996 (MLPs of layers 0 to 5).
     """
-    flat, structure = jax.tree_util.tree_flatten_with_path(params)
-    leaves = {path_of(path): leaf for path, leaf in flat}
+    leaves = named_leaves(params)
     numbers = _layer_numbers({name: leaf.shape for name, leaf in leaves.items()})
     chosen, wanted = set(select(leaves, paths)), set(layers)
     outside = sorted(chosen - set(numbers))
@@ -211,63 +192,55 @@ def layer_mask(params: Tree, paths: Sequence[str], layers: Iterable[int]) -> Tre
         shape = (len(hit), *(1,) * (leaf.ndim - 1)) if stacked else (1,) * leaf.ndim
         return jnp.asarray(hit.reshape(shape))
 
-    return jax.tree.unflatten(structure, [mask(n, x) for n, x in leaves.items()])
+    masks = [mask(name, leaf) for name, leaf in leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(params), masks)
 
 
 def _layer_numbers(shapes: dict[str, tuple[int, ...]]) -> dict[str, list[int]]:
     """The layers that each leaf of a layer holds, along its leading axis."""
-    slots, periods = set(), 0
-    for name, shape in shapes.items():
-        if name.startswith("periods/slot_"):
-            slots.add(int(name.split("/")[1].removeprefix("slot_")))
-            periods = shape[0]
-    width = len(slots)
-    found = {}
+    stacked = {
+        name: int(name.split("/")[1].removeprefix("slot_"))
+        for name in shapes
+        if name.startswith("periods/slot_")
+    }
+    width = len(set(stacked.values()))
+    periods = max((shapes[name][0] for name in stacked), default=0)
+    found = {
+        name: [period * width + slot for period in range(periods)]
+        for name, slot in stacked.items()
+    }
     for name in shapes:
-        first, *rest = name.split("/")
-        if first == "periods":
-            slot = int(rest[0].removeprefix("slot_"))
-            found[name] = [period * width + slot for period in range(periods)]
-        elif first.startswith("tail_"):
-            found[name] = [periods * width + int(first.removeprefix("tail_"))]
+        if name.startswith("tail_"):
+            number = name.partition("/")[0].removeprefix("tail_")
+            found[name] = [periods * width + int(number)]
     return found
 
 
 def _masked(
-    inner: optax.GradientTransformation, make: Callable[[Tree], Tree]
+    inner: optax.GradientTransformation,
+    at_start: Callable[[Tree], Tree] = lambda params: None,
+    of_step: Callable[[Tree], Tree] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Wrap `inner` with the mask that `make` gives for the parameters."""
+    """Wrap `inner` with a mask from the parameters, or with one of each step."""
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Tree) -> MaskState:
-        return MaskState(make(params), inner.init(params))
+        return MaskState(at_start(params), inner.init(params))
 
-    def update(
-        updates: Tree, state: Any, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, MaskState]:
-        step, new = _update(inner, state.mask, updates, state.inner, params, extra)
-        return step, MaskState(state.mask, new)
+    def update(updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Step:
+        mask = state.mask if of_step is None else of_step(updates)
+
+        def cut(tree: Tree, fill: float) -> Tree:
+            def leaf(m: Array, x: Array) -> Array:
+                # Retain gradients may be several, on a leading axis.
+                m = m.reshape((1,) * (x.ndim - m.ndim) + m.shape)
+                return jnp.where(m, x, jnp.asarray(fill, x.dtype))
+
+            return jax.tree.map(leaf, mask, tree)
+
+        if extra.get("retain_grads") is not None:
+            extra["retain_grads"] = cut(extra["retain_grads"], 0.0)
+        step, new = inner.update(cut(updates, 0.0), state.inner, params, **extra)
+        return cut(step, HOLD), MaskState(state.mask, new)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _update(
-    inner: optax.GradientTransformationExtraArgs,
-    mask: Tree,
-    updates: Tree,
-    state: Any,
-    params: Tree,
-    extra: dict[str, Any],
-) -> tuple[Tree, Any]:
-    def cut(tree: Tree, fill: float) -> Tree:
-        def leaf(m: Array, x: Array) -> Array:
-            # Retain gradients may be several, on a leading axis.
-            m = m.reshape((1,) * (x.ndim - m.ndim) + m.shape)
-            return jnp.where(m, x, jnp.asarray(fill, x.dtype))
-
-        return jax.tree.map(leaf, mask, tree)
-
-    if extra.get("retain_grads") is not None:
-        extra = {**extra, "retain_grads": cut(extra["retain_grads"], 0.0)}
-    step, new = inner.update(cut(updates, 0.0), state, params, **extra)
-    return cut(step, HOLD), new

@@ -5,6 +5,7 @@ and nothing is flattened, so sharded leaves stay where they are. Inside `shard_m
 `dot` the partition specs; the other functions are not for use there.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -21,12 +22,9 @@ _ROUNDING = 1e-6
 def dot(a: Tree, b: Tree, *, partition_specs: Tree | None = None) -> Float[Array, ""]:
     """Sum over all elements of `a * b`, multiplied and added in float32.
 
-    Args:
-      a: any tree of arrays.
-      b: the same structure and shapes.
-      partition_specs: inside `shard_map`, the `PartitionSpec` of each leaf. A leaf is
-        added up over the mesh axes that split it and no others: adding over an axis
-        on which it is replicated would count it several times.
+    Inside `shard_map` give the `PartitionSpec` of each leaf. A leaf is added up over
+    the mesh axes that split it and no others: adding over an axis on which it is
+    replicated would count it several times.
     """
     parts = [
         jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32))
@@ -51,11 +49,7 @@ def above_rounding(
     """Whether retain gradients are more than float32 rounding beside the forget one.
 
     At the reference model the gradient of a KL to it is zero but for rounding, which
-    differs between devices: its direction constrains nothing.
-
-    Args:
-      retain: squared norms of retain gradients.
-      forget: squared norm of the forget gradient.
+    differs between devices: its direction constrains nothing. Both are squared norms.
     """
     return retain > _ROUNDING**2 * forget
 
@@ -85,40 +79,35 @@ def cosine(
 
 def add(a: Tree, factor: Any, b: Tree) -> Tree:
     """`a + factor * b` computed in float32, in the dtypes of `a`."""
-    return jax.tree.map(
-        lambda x, y: (x.astype(jnp.float32) + factor * y.astype(jnp.float32)).astype(
-            x.dtype
-        ),
-        a,
-        b,
-    )
+
+    def leaf(x: Array, y: Array) -> Array:
+        return (x.astype(jnp.float32) + factor * y.astype(jnp.float32)).astype(x.dtype)
+
+    return jax.tree.map(leaf, a, b)
 
 
 def gram(stack: Tree, weight: Tree | None = None) -> Float[Array, "k k"]:
-    """`K[i, j]`: inner product of the stacked trees i and j.
+    """`K[i, j]`: inner product of the stacked trees i and j (on a leading axis).
 
-    Args:
-      stack: leaves have a leading axis of size k.
-      weight: factor on each element, without that axis; None means 1.
+    The weight is a factor on each element, without that axis; None means 1.
     """
     return _contract(_weighted(stack, weight), stack)
 
 
 def products(stack: Tree, tree: Tree, weight: Tree | None = None) -> Float[Array, "k"]:
     """Inner product of each of the stacked trees with `tree`; see `gram`."""
-    return _contract(_weighted(stack, weight), jax.tree.map(lambda x: x[None], tree))[
-        :, 0
-    ]
+    single = jax.tree.map(lambda x: x[None], tree)
+    return _contract(_weighted(stack, weight), single)[:, 0]
 
 
 def combination(coefficients: Float[Array, "k"], stack: Tree) -> Tree:
     """The sum of the stacked trees times their coefficients, float32."""
-    return jax.tree.map(
-        lambda x: jnp.tensordot(
-            coefficients, x.astype(jnp.float32), axes=(0, 0), precision=_EXACT
-        ),
-        stack,
-    )
+
+    def leaf(x: Array) -> Array:
+        wide = x.astype(jnp.float32)
+        return jnp.tensordot(coefficients, wide, axes=(0, 0), precision=_EXACT)
+
+    return jax.tree.map(leaf, stack)
 
 
 def unit_diagonal(
@@ -147,25 +136,19 @@ def solve(
     values, vectors = jnp.linalg.eigh(k)
     inverse = 1.0 / (jnp.maximum(values, 0.0) + damping)
 
-    def apply(x: Any, matrix: Any) -> Any:
-        return jnp.matmul(matrix, x, precision=_EXACT)
+    product = functools.partial(jnp.matmul, precision=_EXACT)
 
     def damped(x: Array) -> Array:
-        return apply(inverse * apply(x, vectors.T), vectors)
+        return product(vectors, inverse * product(vectors.T, x))
 
     first = damped(b)
-    return scale * (first + damped(b - apply(first, k)))
+    return scale * (first + damped(b - product(k, first)))
 
 
 def _axes(spec: PartitionSpec) -> tuple[str, ...]:
     """Names of the mesh axes that split a leaf, sorted."""
-    names: set[str] = set()
-    for entry in spec:
-        if isinstance(entry, str):
-            names.add(entry)
-        elif entry is not None:
-            names.update(entry)
-    return tuple(sorted(names))
+    entries = [(x,) if isinstance(x, str) else x or () for x in spec]
+    return tuple(sorted({name for names in entries for name in names}))
 
 
 def _weighted(stack: Tree, weight: Tree | None) -> Tree:

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from lt_mia_jax.arrays import Array, Int
+from lt_mia_jax.trees import named_leaves
 from lt_mia_jax.unlearning.transforms.contract import (
+    Step,
     Tree,
     mirrored,
-    path_of,
+    numbers,
     require_choice,
     scalar,
     transformation,
@@ -84,37 +86,31 @@ def project_against(
         return labels(path) if labels is not None else None
 
     def init(params: Tree) -> ProjectState:
-        del params
-        names = ("project_against_cosine", "project_against_coefficient")
-        return ProjectState({name: scalar(0.0) for name in names})
+        return ProjectState(numbers("project_against", cosine=0, coefficient=0))
 
-    def update(
-        updates: Tree, state: Any, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, ProjectState]:
-        paths, structure = jax.tree_util.tree_flatten_with_path(updates)
-        retain = jax.tree.leaves(mirrored("project_against", extra, updates))
-        parts: dict[Any, list[int]] = {}
-        for index, (path, _) in enumerate(paths):
-            parts.setdefault(part(path_of(path)), []).append(index)
-        result = [leaf for _, leaf in paths]
-        total = dict.fromkeys(("gg", "gr", "rr", "removed"), scalar(0.0))
-        for indices in parts.values():
-            g, r = [result[i] for i in indices], [retain[i] for i in indices]
+    def update(updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Step:
+        retain = named_leaves(mirrored("project_against", extra, updates))
+        result = named_leaves(updates)
+        parts: dict[Any, list[str]] = {}
+        for path in result:
+            parts.setdefault(part(path), []).append(path)
+        sums = []
+        for paths in parts.values():
+            g, r = [result[path] for path in paths], [retain[path] for path in paths]
             gg, gr, rr = dot(g, g), dot(g, r), dot(r, r)
             c = jnp.where(above_rounding(rr, gg), gr / (rr + eps), 0.0)
             if when == "conflict":
                 c = jnp.where(gr < 0, c, 0.0)
-            for i, leaf in zip(indices, add(g, -c, r), strict=True):
-                result[i] = leaf
-            total["gg"] += gg
-            total["gr"] += gr
-            total["rr"] += rr
-            total["removed"] += c * rr
-        numbers = {
-            "project_against_cosine": cosine(total["gr"], total["gg"], total["rr"]),
-            "project_against_coefficient": total["removed"] / (total["rr"] + eps),
-        }
-        return jax.tree.unflatten(structure, result), ProjectState(numbers)
+            result |= zip(paths, add(g, -c, r), strict=True)
+            sums.append((gg, gr, rr, c * rr))
+        gg, gr, rr, removed = (scalar(sum(x)) for x in zip(*sums, strict=True))
+        found = numbers(
+            "project_against",
+            cosine=cosine(gr, gg, rr),
+            coefficient=removed / (rr + eps),
+        )
+        structure = jax.tree.structure(updates)
+        return jax.tree.unflatten(structure, result.values()), ProjectState(found)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -178,25 +174,16 @@ def retain_subspace_projection(
     require_choice(
         "retain_subspace_projection", "metric", metric, ("euclidean", "adam")
     )
-    adam = metric == "adam"
-
-    def numbers(inside: Any, filled: Any) -> dict[str, Array]:
-        return {
-            "retain_subspace_cosine": scalar(inside),
-            "retain_subspace_size": scalar(filled),
-        }
 
     def init(params: Tree) -> SubspaceState:
-        steps = jnp.zeros((), jnp.int32)
-        return SubspaceState(zero_stack(params, size), steps, numbers(0.0, 0.0))
+        start = numbers("retain_subspace", cosine=0, size=0)
+        return SubspaceState(zero_stack(params, size), jnp.zeros((), jnp.int32), start)
 
-    def update(
-        updates: Tree, state: Any, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, SubspaceState]:
+    def update(updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Step:
         who = "retain_subspace_projection"
         retain_grads = mirrored(who, extra, updates)
         weight = None
-        if adam:
+        if metric == "adam":
             second_moment = mirrored(who, extra, updates, "second_moment")
             weight = jax.tree.map(
                 lambda v: 1.0 / (jnp.sqrt(v.astype(jnp.float32)) + eps), second_moment
@@ -217,18 +204,15 @@ def retain_subspace_projection(
         b = products(buffer, updates, weight)
         c = solve(gram(buffer, weight), b, damping)
         result = add(updates, -1.0, combination(c, buffer))
-        whole = (
-            jax.tree.map(lambda g, w: g.astype(jnp.float32) * w, updates, weight)
-            if adam
-            else updates
-        )
+        whole = updates
+        if weight is not None:
+            whole = jax.tree.map(
+                lambda g, w: g.astype(jnp.float32) * w, updates, weight
+            )
         inside = jnp.maximum(jnp.sum(c * b), 0.0)
-        length = dot(whole, updates)
+        within = cosine(inside, inside, dot(whole, updates))
         filled = jnp.minimum(added + 1, size)
-        return result, SubspaceState(
-            buffer,
-            state.steps + 1,
-            numbers(cosine(inside, inside, length), filled),
-        )
+        found = numbers("retain_subspace", cosine=within, size=filled)
+        return result, SubspaceState(buffer, state.steps + 1, found)
 
     return optax.GradientTransformationExtraArgs(init, update)

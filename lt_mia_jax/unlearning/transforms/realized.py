@@ -15,10 +15,11 @@ import optax
 
 from lt_mia_jax.arrays import Array, Float
 from lt_mia_jax.unlearning.transforms.contract import (
+    Step,
     Tree,
+    numbers,
     require_choice,
     require_same_tree,
-    scalar,
     transformation,
 )
 from lt_mia_jax.unlearning.transforms.mask import MaskState
@@ -35,8 +36,7 @@ from lt_mia_jax.unlearning.transforms.products import (
     unit_diagonal,
 )
 
-LARGEST = 9
-"""Most retain gradients: all 2^k sets of active constraints are tried."""
+LARGEST = 9  # all 2^k sets of active constraints are tried
 
 
 class RealizedState(NamedTuple):
@@ -108,29 +108,24 @@ def project_realized_update(
     inner = optax.with_extra_args_support(inner)
     equality = form == "equality"
 
-    def numbers(worst: Any, multiplier: Any) -> dict[str, Array]:
-        return {
-            "realized_update_cosine": scalar(worst),
-            "realized_update_multiplier": scalar(multiplier),
-        }
-
     def init(params: Tree) -> RealizedState:
         state = inner.init(params)
-        if any(map(_is_mask, jax.tree.leaves(state, is_leaf=_is_mask))):
+
+        def is_mask(x: Any) -> bool:
+            return isinstance(x, MaskState)
+
+        if any(map(is_mask, jax.tree.leaves(state, is_leaf=is_mask))):
             raise ValueError(
                 "project_realized_update would move masked parameters again; put "
                 "saliency_masked or fisher_masked around it"
             )
-        return RealizedState(state, numbers(0.0, 0.0))
+        return RealizedState(state, numbers("realized_update", cosine=0, multiplier=0))
 
-    def update(
-        updates: Tree, state: Any, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, RealizedState]:
+    def update(updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Step:
         stack = _stacked(extra["retain_grads"], updates, size)
         mean = jax.tree.map(lambda r: r.mean(axis=0) if size > 1 else r[0], stack)
-        step, inner_state = inner.update(
-            updates, state.inner, params, **extra | {"retain_grads": mean}
-        )
+        extra["retain_grads"] = mean
+        step, inner_state = inner.update(updates, state.inner, params, **extra)
         moment = second_moment(inner_state, b2=b2)
         inverse = None
         if moment is not None:
@@ -154,9 +149,9 @@ def project_realized_update(
         if inverse is not None:
             correction = jax.tree.map(jnp.multiply, correction, inverse)
         result = add(step, -1.0, correction)
-        length = dot(step, step)
-        worst = jnp.max(kept * cosine(b, lengths, length))
-        return result, RealizedState(inner_state, numbers(worst, multipliers.max()))
+        worst = jnp.max(kept * cosine(b, lengths, dot(step, step)))
+        found = numbers("realized_update", cosine=worst, multiplier=multipliers.max())
+        return result, RealizedState(inner_state, found)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -172,10 +167,8 @@ def active_set(
     A Gram matrix in float32 does not tell gradients apart that differ by less than a
     thousandth of their length: the conditions then hold to about 1e-4 of the lengths.
 
-    Args:
-      k: Gram matrix of the constraints; may be singular.
-      b: products of the constraints with the point to be projected.
-      damping: added to the diagonal after scaling it to 1.
+    `k` is the Gram matrix of the constraints and may be singular, `b` their products
+    with the point to be projected; the damping is that of `project_realized_update`.
     """
     size = k.shape[0]
     k, b, scale = unit_diagonal(k, b)
@@ -198,8 +191,7 @@ def active_set(
 
     first = solved(target)
     found = first + solved(target - applied(exact, first))
-    every = jnp.broadcast_to(k[None], exact.shape)
-    unmet = b[None] - applied(every, found)
+    unmet = b[None] - applied(jnp.broadcast_to(k[None], exact.shape), found)
     violation = jnp.maximum(jnp.max(-found, axis=1), jnp.max(unmet, axis=1))
     violation = jnp.where(jnp.isnan(violation), jnp.inf, jnp.maximum(violation, 0.0))
     chosen = found[jnp.argmin(violation)]
@@ -212,11 +204,7 @@ def second_moment(opt_state: Any, *, b2: float = 0.999) -> Tree | None:
     """Adam's second moment in an optimizer's state, bias-corrected; None without one.
 
     Any state with a field `nu` counts, and is corrected by its `count` when it has one.
-    Before the first step it is zero.
-
-    Args:
-      opt_state: the state of any composition.
-      b2: the decay, which the state does not hold.
+    Before the first step it is zero. The state does not hold the decay `b2`.
 
     Raises:
       ValueError: several states have one.
@@ -241,12 +229,8 @@ def second_moment(opt_state: Any, *, b2: float = 0.999) -> Tree | None:
     return jax.tree.map(lambda v: v / correction, nu)
 
 
-def _is_mask(x: Any) -> bool:
-    return isinstance(x, MaskState)
-
-
 def _stacked(retain_grads: Tree, updates: Tree, size: int) -> Tree:
-    """Retain gradients with a leading axis, in the forms that are accepted."""
+    """Retain gradients with a leading axis, which may be absent for one."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(retain_grads)]
     single = shapes == [leaf.shape for leaf in jax.tree.leaves(updates)]
     if size == 1 and single:

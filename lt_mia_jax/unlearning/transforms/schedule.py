@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import optax
 
 from lt_mia_jax.arrays import Array, Int
-from lt_mia_jax.unlearning.transforms.contract import Tree, scalar, transformation
+from lt_mia_jax.unlearning.transforms.contract import (
+    Step,
+    Tree,
+    is_cut,
+    numbers,
+    transformation,
+)
 from lt_mia_jax.unlearning.transforms.products import add, norm
 
 
@@ -63,20 +69,18 @@ def alternate(
         steps = jnp.zeros((), jnp.int32)
         return AlternateState(steps, first.init(params), second.init(params))
 
-    def update(
-        updates: Tree, state: Any, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, AlternateState]:
-        def use_first() -> tuple[Tree, Any, Any]:
+    def update(updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Step:
+        state = state._replace(steps=state.steps + 1)
+
+        def use_first() -> Step:
             step, new = first.update(updates, state.first, params, **extra)
-            return step, new, state.second
+            return step, state._replace(first=new)
 
-        def use_second() -> tuple[Tree, Any, Any]:
+        def use_second() -> Step:
             step, new = second.update(updates, state.second, params, **extra)
-            return step, state.first, new
+            return step, state._replace(second=new)
 
-        turn = (state.steps + 1) % every == 0
-        step, one, two = jax.lax.cond(turn, use_second, use_first)
-        return step, AlternateState(state.steps + 1, one, two)
+        return jax.lax.cond(state.steps % every == 0, use_second, use_first)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -101,7 +105,7 @@ def sharpness_aware(
 
     Args:
       inner: the whole optimizer.
-      radius: distance of the point.
+      radius: distance of that point.
 
     Returns:
       A transformation whose extra argument `grad_fn` maps parameters to the gradient
@@ -119,14 +123,12 @@ def sharpness_aware(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Tree) -> SharpnessState:
-        names = ("sharpness_aware_norm", "sharpness_aware_moved_norm")
-        return SharpnessState(inner.init(params), {name: scalar(0.0) for name in names})
+        start = numbers("sharpness_aware", norm=0, moved_norm=0)
+        return SharpnessState(inner.init(params), start)
 
-    def update(
-        updates: Tree, state: Any, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, SharpnessState]:
+    def update(updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Step:
         grad_fn: Callable[[Tree], Tree] = extra.pop("grad_fn")
-        if any(map(_is_cut, jax.tree.leaves(updates, is_leaf=_is_cut))):
+        if any(map(is_cut, jax.tree.leaves(updates, is_leaf=is_cut))):
             raise ValueError(
                 "sharpness_aware sees a part of the parameters only; put freeze, "
                 "optax.masked or optax.partition inside it"
@@ -134,15 +136,8 @@ def sharpness_aware(
         length = norm(updates)
         factor = jnp.where(length > 0, radius / jnp.where(length > 0, length, 1.0), 0.0)
         moved = grad_fn(add(params, factor, updates))
-        numbers = {
-            "sharpness_aware_norm": length,
-            "sharpness_aware_moved_norm": norm(moved),
-        }
+        found = numbers("sharpness_aware", norm=length, moved_norm=norm(moved))
         step, new = inner.update(moved, state.inner, params, **extra)
-        return step, SharpnessState(new, numbers)
+        return step, SharpnessState(new, found)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _is_cut(x: Any) -> bool:
-    return isinstance(x, optax.MaskedNode)

@@ -150,8 +150,8 @@ def test_a_closed_gate_changes_no_bit_of_the_logits():
 
 
 def test_projecting_twice_is_projecting_once():
-    once = edits.project(jnp.asarray(STREAM), ROWS)
-    np.testing.assert_allclose(edits.project(once, ROWS), once, atol=1e-6)
+    once = edits.Projection(ROWS)(jnp.asarray(STREAM), LAYER)
+    np.testing.assert_allclose(edits.Projection(ROWS)(once, LAYER), once, atol=1e-6)
     np.testing.assert_allclose(once @ ROWS.T, 0, atol=1e-5)
 
 
@@ -206,7 +206,7 @@ def test_an_earlier_subspace_is_extended():
     new = numbers(K, D, seed=7)
     together = edits.orthonormal_rows(jnp.concatenate([ROWS, new]))
     assert together.shape == (2 * K, D)
-    left = edits.project(jnp.asarray(STREAM), together)
+    left = edits.Projection(together)(jnp.asarray(STREAM), LAYER)
     for rows in (ROWS, new):
         np.testing.assert_allclose(left @ rows.T, 0, atol=1e-4)
 
@@ -229,7 +229,9 @@ def test_folding_is_projecting_the_output_of_a_linear_map(rows):
     _, found = streams(folded, ids)
     first = own if own.ndim == 2 else own[0]
     np.testing.assert_allclose(
-        found[1] - found[0], edits.project(plain[1] - plain[0], first), atol=1e-4
+        found[1] - found[0],
+        edits.Projection(first)(plain[1] - plain[0], LAYER),
+        atol=1e-4,
     )
     inside = np.abs((found[2] - found[1]) @ first.T).max()
     assert inside < 1e-4 if own.ndim == 2 else inside > 0.1

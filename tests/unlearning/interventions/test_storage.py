@@ -12,7 +12,7 @@ from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import sha256_file
 from lt_mia_jax.models import placement
 from lt_mia_jax.unlearning.interventions import edits
-from lt_mia_jax.unlearning.interventions.gated import GatedRotation
+from lt_mia_jax.unlearning.interventions.gates import GatedRotation
 from lt_mia_jax.unlearning.interventions.storage import (
     DESCRIPTION,
     TENSORS,

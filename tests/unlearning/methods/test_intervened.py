@@ -16,7 +16,7 @@ from lt_mia_jax.executor import make_executor
 from lt_mia_jax.models import placement
 from lt_mia_jax.unlearning.interventions import edits
 from lt_mia_jax.unlearning.interventions.directions import forget_rows, token_rows
-from lt_mia_jax.unlearning.interventions.gated import GatedRotation
+from lt_mia_jax.unlearning.interventions.gates import GatedRotation
 from lt_mia_jax.unlearning.methods import METHODS
 from lt_mia_jax.unlearning.recipe import UnlearnConfig
 from lt_mia_jax.unlearning.train import unlearn
