@@ -272,6 +272,9 @@ class About:
     retain: Source | None = None
     steps: Count | None = None
     intervention: str | None = None
+    method_file: str | None = None
+    sharpness: float | None = None
+    fisher_share: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,8 +141,10 @@ def test_a_method_of_ones_own_from_a_file(world, tmp_path, capsys):
     assert "A setting of its own." in shown
     flags = ("--method", f"{file}:Half", "--method.patience", "2")
     flags += ("--sharpness", "0.05", "--fisher-share", "0.2")
-    assert unlearn(world, tmp_path / "out", *flags) == 0
+    assert unlearn(world, tmp_path / "out", *flags, report=True) == 0
     about = json.loads((tmp_path / "out" / "unlearning.json").read_text())
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["about"] == about
     assert about["method"] == "Half"
     assert about["method_file"] == str(file)
     assert about["settings"]["patience"] == 2

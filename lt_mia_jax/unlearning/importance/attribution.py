@@ -53,12 +53,9 @@ def diagonal_fisher(
     The empirical Fisher information: tokens are those of the texts, not drawn from the
     model. One backward pass per text, in a loop on the device.
 
-    Args:
-      per_example: negative log-likelihood of each text.
-      params: where gradients are taken.
-      batches: pytrees whose arrays have the texts on their leading axis.
-      row_weight: weight of each text of a batch, such as `lambda b: b.weight`; 0 marks
-        padding rows, None is 1.
+    `per_example` is the negative log-likelihood of each text. Batches are pytrees whose
+    arrays have the texts on their leading axis; `row_weight` of a batch is the weight
+    of each text (0 marks padding rows), such as `lambda b: b.weight`.
 
     Raises:
       ValueError: no batch.
@@ -167,7 +164,8 @@ def attribution_scores(
     Source: GUARD, arXiv 2506.10946 (the scores); directional derivatives.
     """
     tangent = jax.tree.map(lambda p, d: d.astype(p.dtype), params, direction)
-    return _along(per_example, params, batch, tangent)
+    found = jax.jvp(lambda p: per_example(p, batch), (params,), (tangent,))[1]
+    return found.astype(jnp.float32)
 
 
 def guard_weights(
@@ -195,15 +193,12 @@ def weighted_squared_norms(
     key: Key[Array, ""],
     probes: int = 16,
 ) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
-    """Estimates of `sum_j weight_j g_j^2` for each text's gradient, and their errors.
+    """Estimates of `sum_j weight_j g_j^2` of each text's gradient; standard errors.
 
     The mean over random signs `z` of the squared derivative along `sqrt(weight) * z`:
     unbiased, with one forward-mode pass per probe.
 
     The weight mirrors the parameters and is not negative, such as a diagonal Fisher.
-
-    Returns:
-      The estimates and their standard errors.
 
     Raises:
       ValueError: fewer than 2 probes.
@@ -219,10 +214,10 @@ def weighted_squared_norms(
             name = jax.tree_util.keystr(path).encode()
             own = jax.random.fold_in(key, zlib.crc32(name))
             z = jax.random.rademacher(own, p.shape, jnp.float32)
-            return (jnp.sqrt(w.astype(jnp.float32)) * z).astype(p.dtype)
+            return jnp.sqrt(w.astype(jnp.float32)) * z
 
-        tangent = jax.tree_util.tree_map_with_path(signed, params, weight)
-        return _along(per_example, params, batch, tangent) ** 2
+        signs = jax.tree_util.tree_map_with_path(signed, params, weight)
+        return attribution_scores(per_example, params, batch, signs) ** 2
 
     found = jax.lax.map(probe, jax.random.split(key, probes))
     return found.mean(axis=0), found.std(axis=0, ddof=1) / math.sqrt(probes)
@@ -250,26 +245,15 @@ def forgetting_confidence(
     Source: Learning with forgetting, arXiv 2505.19715, as we read it: a Laplace
     approximation of the task's posterior.
     """
-    away = jax.tree.map(
-        lambda p, o: p.astype(jnp.float32) - o.astype(jnp.float32), params, optimum
-    )
+    away = jax.tree.map(jnp.subtract, _float32(params), _float32(optimum))
     pull = jax.tree.map(jnp.multiply, fisher, away)
-    constant = sum(
-        jnp.sum(f * a)
-        for f, a in zip(jax.tree.leaves(pull), jax.tree.leaves(away), strict=True)
-    )
+    parts = jax.tree.map(lambda f, a: jnp.sum(f * a), pull, away)
+    constant = sum(jax.tree.leaves(parts))
     cross = attribution_scores(per_example, params, batch, pull)
     square, _ = weighted_squared_norms(
         per_example, params, batch, fisher, key=key, probes=probes
     )
     return 0.5 * (constant - 2.0 * rate * cross + rate**2 * square)
-
-
-def _along(
-    per_example: PerExample, params: Tree, batch: Any, tangent: Tree
-) -> Float[Array, "B"]:
-    found = jax.jvp(lambda p: per_example(p, batch), (params,), (tangent,))[1]
-    return found.astype(jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)

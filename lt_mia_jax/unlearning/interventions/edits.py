@@ -173,7 +173,7 @@ class Projection:
 
 
 def _without(
-    x: Float[Array, "*B N D"], rows: Float[Array, "*B K D"]
+    x: Float[Array, "*B N D"], rows: Float[Array, "*L K D"]
 ) -> Float[Array, "*B N D"]:
     """Rows of `x` without their components along orthonormal `rows`, in float32."""
     wide = x.astype(jnp.float32)
@@ -224,11 +224,9 @@ def fold_projection(
     `W (I - Q^T Q)`, and its bias likewise. That is a projection of the map's output,
     not `Projection`: the stream that bypasses the map keeps its part in the subspace.
 
-    Args:
-      params: parameters; they are not changed.
-      path: of the kernel, such as "periods/slot_0/mixer/output/kernel".
-      rows: Q, orthonormal: one for all layers that are stacked in the kernel, or a
-        stack of them (zeros leave a layer as it is).
+    `path` is that of the kernel, such as "periods/slot_0/mixer/output/kernel". The rows
+    are Q, orthonormal: one for all layers that are stacked in the kernel, or a stack of
+    them (zeros leave a layer as it is).
 
     Raises:
       InputError: there is no such kernel, or the sizes differ.

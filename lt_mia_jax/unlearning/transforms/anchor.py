@@ -40,12 +40,9 @@ def ewc_pull(
 ) -> optax.GradientTransformationExtraArgs:
     """Add the gradient of `strength / 2 * sum F (params - anchor)^2`.
 
-    Place it in front of the optimizer.
-
-    Args:
-      strength: factor of the penalty.
-      anchor: mirrors the parameters; None is the argument of `init`.
-      fisher: mirrors the parameters; None is 1 everywhere (an L2 penalty).
+    The anchor and `F`, the Fisher information, mirror the parameters. Without them they
+    are the argument of `init`, and 1 everywhere (an L2 penalty). Place it in front of
+    the optimizer.
 
     Example:
       >>> tx, params = ewc_pull(0.5), jnp.array([1.0, 2.0])
@@ -172,12 +169,8 @@ def ema_teacher(
     """Keep a running mean of the parameters beside them; steps pass unchanged.
 
     `teacher = decay * teacher + (1 - decay) * (params + step)`, in float32. Place it
-    last in a chain, where it sees the executed step.
-
-    Args:
-      decay: in [0, 1].
-      mask: booleans that mirror the parameters; axes may be 1. Where False, the teacher
-        does not change.
+    last in a chain, where it sees the executed step. Where a mask is False, the teacher
+    does not change; it mirrors the parameters, and axes may be 1.
 
     Raises:
       ValueError: `decay` is outside [0, 1].
@@ -227,13 +220,9 @@ def stochastic_restore(
 ) -> optax.GradientTransformationExtraArgs:
     """Reset each weight to its anchor with a small probability at every step.
 
-    Place it behind the optimizer. The draws depend on the seed, the step and the path
-    of the leaf, not on sharding or on other leaves.
-
-    Args:
-      probability: probability per weight and step.
-      anchor: mirrors the parameters; None is the argument of `init`.
-      seed: seed of the draws.
+    The anchor mirrors the parameters; None is the argument of `init`. The draws depend
+    on the seed, the step and the path of the leaf, not on sharding or on other leaves.
+    Place it behind the optimizer.
 
     Raises:
       ValueError: `probability` is outside [0, 1].

@@ -71,11 +71,8 @@ def combine_forget_retain(
     the same `retain_grads` to all its links, so that an earlier link changes the forget
     side alone. In front of Adam only the ratio of the weights matters.
 
-    Args:
-      forget_weight: factor, or a schedule over steps.
-      retain_weight: factor, or a schedule over steps.
-      forget_transform: F; None is the identity. It gets all extra arguments.
-      retain_transform: R; None is the identity.
+    The weights are factors or schedules over steps. `F` and `R` are the two transforms,
+    which get all extra arguments; None is the identity.
 
     Example:
       >>> forget, retain = jnp.array([1.0, 1.0]), jnp.array([0.0, 2.0])
@@ -144,12 +141,8 @@ def dual_combine(
     `update`. `retain_value` is the loss over the batch of all devices: otherwise the
     multipliers of the devices diverge.
 
-    Args:
-      tolerance: bound on the retain loss; set it above the loss at the start.
-      step_size: step size of the multiplier.
-      initial: initial multiplier.
-      warmup: steps during which the multiplier is constant.
-      forget_weight: factor on the forget gradient.
+    Set `tolerance` above the loss at the start. The multiplier starts at `initial` and
+    is constant during the `warmup` steps.
 
     Raises:
       ValueError: a negative `initial`, `step_size` or `warmup`.
@@ -212,16 +205,9 @@ def adaptive_combine(
 
     `forget_weight * gradient + a * retain gradient`, where `a` is `lowest` in the first
     epoch and then `clip(round(slope * growth^x + offset, 1), lowest, highest)`; `x` is
-    the excess of the current retain loss over the mean of the first epoch.
-
-    Args:
-      steps_per_epoch: calls of `update` in the first epoch.
-      lowest: smallest weight.
-      highest: largest weight; 2.3 in the authors' code, 2.8 in their text.
-      slope: see above.
-      growth: see above.
-      offset: see above.
-      forget_weight: factor on the forget gradient.
+    the excess of the current retain loss over the mean of the first epoch, which has
+    `steps_per_epoch` calls of `update`. The authors' code has 2.3 for `highest`, their
+    text 2.8.
 
     Raises:
       ValueError: `steps_per_epoch` is less than 1, or `lowest` above `highest`.

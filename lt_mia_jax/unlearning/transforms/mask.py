@@ -40,12 +40,9 @@ def saliency_masked(
 
     Both the gradient and the step are masked, because weight decay and momentum would
     move parameters whose gradient alone is masked. `retain_grads` are masked too, for
-    combinations and projections inside `inner`.
-
-    Args:
-      inner: the whole optimizer.
-      mask: booleans that mirror the parameters; axes may be 1, as `layer_mask` and
-        `row_mask` return. Copied into the state.
+    combinations and projections inside `inner`, the whole optimizer. The mask mirrors
+    the parameters and is copied into the state; axes may be 1, as those of `layer_mask`
+    and `row_mask`.
 
     Example:
       >>> tx = saliency_masked(optax.sgd(1.0), jnp.array([True, False]))
@@ -120,13 +117,9 @@ def freeze(
     of a transformation inside (masks, anchors) may mirror all parameters. Layers are
     stacked on a leading axis: to select single layers use `layer_mask`.
 
-    Args:
-      inner: the whole optimizer.
-      trainable: globs over "/"-joined paths, each of which must match, or a predicate.
-
-    Returns:
-      A transformation whose `init` raises an `InputError` when a glob matches nothing
-      or no leaf is trainable.
+    `inner` is the whole optimizer; `trainable` are globs over "/"-joined paths, or a
+    predicate. `init` raises an `InputError` when a glob matches nothing or no leaf is
+    trainable.
 
     Example:
       >>> params = {"body": jnp.zeros(1), "head": jnp.zeros(1)}

@@ -39,12 +39,7 @@ def alternate(
 
     For example `alternate(combine_forget_retain(0, 1), combine_forget_retain(1, 0),
     every)` in front of one optimizer takes a forget step after `every - 1` retain
-    steps. Both gradients are computed at every step.
-
-    Args:
-      first: used on most steps. Both get all extra arguments.
-      second: used on steps `every`, `2 * every`, ...
-      every: 1 means always `second`.
+    steps. Both gradients are computed at every step, and both get all extra arguments.
 
     Raises:
       ValueError: `every` is less than 1.
@@ -101,15 +96,9 @@ def sharpness_aware(
     """Take the gradient at the worst nearby point, `params + radius * g / |g|`.
 
     What is forgotten there is harder to relearn. Costs one more forward and backward
-    pass. `freeze` belongs inside `inner`, since `grad_fn` takes all parameters.
-
-    Args:
-      inner: the whole optimizer.
-      radius: distance of that point.
-
-    Returns:
-      A transformation whose extra argument `grad_fn` maps parameters to the gradient
-      that `update` gets, on the same batch.
+    pass. The extra argument `grad_fn` maps parameters to the gradient that `update`
+    gets, on the same batch. `freeze` belongs inside `inner`, the whole optimizer, since
+    `grad_fn` takes all parameters.
 
     Example:
       >>> tx, params = sharpness_aware(optax.sgd(1.0), radius=1.0), jnp.array([1.0])
