@@ -18,7 +18,7 @@ from lt_mia_jax.unlearning.transforms.contract import (
     require_choice,
     transformation,
 )
-from lt_mia_jax.unlearning.transforms.products import dot, norm
+from lt_mia_jax.unlearning.transforms.products import add, dot, norm
 
 _KEY = "threefry2x32"
 
@@ -65,14 +65,9 @@ def ewc_pull(
         force = away
         if state.fisher is not None:
             force = jax.tree.map(jnp.multiply, state.fisher, away)
-        result = jax.tree.map(
-            lambda g, f: (g.astype(jnp.float32) + strength * f).astype(g.dtype),
-            updates,
-            force,
-        )
         penalty = 0.5 * strength * dot(force, away)
         found = numbers("ewc_pull", distance=norm(away), penalty=penalty)
-        return result, state._replace(monitored=found)
+        return add(updates, strength, force), state._replace(monitored=found)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
