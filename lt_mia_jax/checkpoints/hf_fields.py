@@ -5,12 +5,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, get_args
 
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.models.config import (
-    Activation,
-    LinearScaling,
-    Llama3Scaling,
-    Rotary,
-)
+from lt_mia_jax.models.config import Activation, LinearScaling, Llama3Scaling, Rotary
 
 logger = logging.getLogger(__name__)
 
@@ -186,8 +181,7 @@ class Fields:
         theta = self._number(
             "rope_theta",
             rope.get(
-                "rope_theta",
-                newer.get("rope_theta", self.raw(theta_name, 10000.0)),
+                "rope_theta", newer.get("rope_theta", self.raw(theta_name, 10000.0))
             ),
             10000.0,
         )

@@ -20,11 +20,7 @@ from lt_mia_jax.checkpoints.gguf import (
 from lt_mia_jax.checkpoints.hf_config import read_config, write_config
 from lt_mia_jax.checkpoints.hf_fields import NEUTRAL
 from lt_mia_jax.checkpoints.hub import resolve
-from lt_mia_jax.checkpoints.safetensors import (
-    TensorReader,
-    check_dtype,
-    write_tensors,
-)
+from lt_mia_jax.checkpoints.safetensors import TensorReader, check_dtype, write_tensors
 from lt_mia_jax.checkpoints.tokenizer import load_tokenizer
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import read_json, write_json

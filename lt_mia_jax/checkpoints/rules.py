@@ -201,10 +201,7 @@ def _slice_shape(shapes: Mapping[str, Any], place: Place) -> Shape:
 
 
 def _match_names(
-    reader: Reader,
-    table: Table,
-    config: ModelConfig,
-    expected: Mapping[str, Shape],
+    reader: Reader, table: Table, config: ModelConfig, expected: Mapping[str, Shape]
 ) -> dict[str, str]:
     """Stored name of each expected tensor; the three-list error otherwise."""
     stored: dict[str, str] = {}

@@ -153,10 +153,7 @@ def _read_index(index: Path) -> dict[Path, list[str] | None]:
 
 
 def write_tensors(
-    directory: Path,
-    tensors: Sequence[Tensor],
-    *,
-    shard_bytes: int = SHARD_BYTES,
+    directory: Path, tensors: Sequence[Tensor], *, shard_bytes: int = SHARD_BYTES
 ) -> None:
     """Write one file, or shards and then their index, each atomically.
 
@@ -192,8 +189,7 @@ def write_tensors(
         weight_map.update({tensor.name: name for tensor in shard})
     total = sum(tensor.nbytes for tensor in tensors)
     write_json(
-        directory / INDEX,
-        {"metadata": {"total_size": total}, "weight_map": weight_map},
+        directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map}
     )
 
 

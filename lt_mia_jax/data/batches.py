@@ -31,13 +31,7 @@ class Batches:
     """
 
     def __init__(
-        self,
-        n: int,
-        batch_size: int,
-        *,
-        seed: int,
-        epochs: int,
-        shuffle: bool,
+        self, n: int, batch_size: int, *, seed: int, epochs: int, shuffle: bool
     ):
         self._n = n
         self._batch_size = batch_size
@@ -83,12 +77,7 @@ class Batches:
 
 
 def batch_indices(
-    n: int,
-    batch_size: int,
-    *,
-    seed: int,
-    epochs: int = 1,
-    shuffle: bool = True,
+    n: int, batch_size: int, *, seed: int, epochs: int = 1, shuffle: bool = True
 ) -> Batches:
     """Batches of row numbers that visit each of `n` rows once an epoch.
 

@@ -80,11 +80,7 @@ class Row(NamedTuple):
 
 
 def read_jsonl(
-    path: Path | str,
-    parse: Callable[[Row], T],
-    *,
-    expected: str,
-    unique: bool = True,
+    path: Path | str, parse: Callable[[Row], T], *, expected: str, unique: bool = True
 ) -> list[T]:
     """Parse every row of a file, in file order.
 

@@ -179,10 +179,7 @@ def hold_out(
 
 
 def rows_by_role(
-    ids: Sequence[str],
-    *,
-    seed: int,
-    pretrain_fraction: float = PRETRAIN_FRACTION,
+    ids: Sequence[str], *, seed: int, pretrain_fraction: float = PRETRAIN_FRACTION
 ) -> dict[Role, Int[np.ndarray, " N"]]:
     """Rows of a corpus in the pretrain role and in the attack role."""
     pretrain = np.array(

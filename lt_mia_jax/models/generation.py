@@ -161,11 +161,7 @@ def _logits_at(
     """
     last = model.config.layers
     _, streams = model.apply(
-        params,
-        input_ids,
-        adapters=adapters,
-        intervention=intervention,
-        capture=(last,),
+        params, input_ids, adapters=adapters, intervention=intervention, capture=(last,)
     )
     stream = jnp.take_along_axis(streams[last], place[:, None, None], axis=1)
     logits = model.apply(

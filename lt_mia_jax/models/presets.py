@@ -148,12 +148,7 @@ def rwkv_like(
 
 
 def griffin_like(
-    vocab_size: int,
-    width: int,
-    layers: int,
-    heads: int,
-    *,
-    window: int = 2048,
+    vocab_size: int, width: int, layers: int, heads: int, *, window: int = 2048
 ) -> ModelConfig:
     """RecurrentGemma: two gated recurrences, then local attention, and so on."""
     return assembly.griffin(

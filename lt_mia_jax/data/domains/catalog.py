@@ -14,11 +14,7 @@ from lt_mia_jax.data.domains.python_source import (
     docstrings,
     functions,
 )
-from lt_mia_jax.data.domains.text_files import (
-    header_blocks,
-    reference_topics,
-    speeches,
-)
+from lt_mia_jax.data.domains.text_files import header_blocks, reference_topics, speeches
 from lt_mia_jax.data.domains.unicode_table import character_tables
 from lt_mia_jax.data.domains.windows import head, windows
 from lt_mia_jax.data.duplicates import distinct

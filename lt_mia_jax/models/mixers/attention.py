@@ -9,12 +9,7 @@ from lt_mia_jax.models.config import Alibi, Attention, QueryKeyNorm, Rotary
 from lt_mia_jax.models.execution import CallConfig
 from lt_mia_jax.models.norm import Normalize
 from lt_mia_jax.models.position import alibi_bias, rotary_frequencies, rotate
-from lt_mia_jax.models.projection import (
-    Projection,
-    affine,
-    affine_together,
-    dropout,
-)
+from lt_mia_jax.models.projection import Projection, affine, affine_together, dropout
 
 HIDDEN = -1e30
 """Added to scores of later tokens; finite, so that no gradient is NaN."""

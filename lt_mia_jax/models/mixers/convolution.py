@@ -11,9 +11,7 @@ from lt_mia_jax.models.execution import CallConfig
 
 
 def short_convolution(
-    x: Float[Array, "B T D"],
-    taps: Float[Array, "W D"],
-    bias: Float[Array, "D"] | None,
+    x: Float[Array, "B T D"], taps: Float[Array, "W D"], bias: Float[Array, "D"] | None
 ) -> Float[Array, "B T D"]:
     """Every channel's weighted sum of its last W values, and a bias; dtype of `x`.
 

@@ -259,10 +259,7 @@ def _selective_bwd(residuals: Any, grads: Array) -> tuple[Array, ...]:
 
     zero = jnp.zeros_like(starts[0])
     (_, total), found = jax.lax.scan(
-        one_chunk,
-        (zero, zero),
-        (starts, step, drive, into, out, grads),
-        reverse=True,
+        one_chunk, (zero, zero), (starts, step, drive, into, out, grads), reverse=True
     )
     return total.sum(axis=0, keepdims=True), *found
 
@@ -367,11 +364,7 @@ def _add(earlier: State, shift: Array, later: State) -> State:
     # Which maximum is divided out changes no result, so none has a gradient.
     top = jax.lax.stop_gradient(jnp.maximum(earlier[0] + shift, later[0]))
     old, new = jnp.exp(earlier[0] + shift - top), jnp.exp(later[0] - top)
-    return (
-        top,
-        old * earlier[1] + new * later[1],
-        old * earlier[2] + new * later[2],
-    )
+    return (top, old * earlier[1] + new * later[1], old * earlier[2] + new * later[2])
 
 
 def _read(state: State, exponent: Array, value: Array) -> Array:
