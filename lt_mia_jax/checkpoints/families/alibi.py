@@ -7,7 +7,7 @@ from lt_mia_jax.checkpoints.families import family, tensors
 from lt_mia_jax.checkpoints.families.family import Family
 from lt_mia_jax.checkpoints.hf_fields import Fields
 from lt_mia_jax.checkpoints.rules import Table
-from lt_mia_jax.checkpoints.transforms import SplitGrouped
+from lt_mia_jax.checkpoints.transforms import split_grouped
 from lt_mia_jax.models.config import Alibi, ModelConfig, Residual
 
 
@@ -24,7 +24,7 @@ def _fused_by_groups(config: ModelConfig, norms: tuple[str, str], **more: Any) -
             "feed_forward/up": "mlp.dense_h_to_4h",
             "feed_forward/down": "mlp.dense_4h_to_h",
         },
-        fused=SplitGrouped(mixer.kv_heads, mixer.heads // mixer.kv_heads),
+        fused=split_grouped(mixer.kv_heads, mixer.heads // mixer.kv_heads),
         **more,
     )
 
@@ -168,7 +168,7 @@ MPT = Family(
             "feed_forward/up": "ffn.up_proj",
             "feed_forward/down": "ffn.down_proj",
         },
-        fused=SplitGrouped(1),
+        fused=split_grouped(1),
     ),
     {
         "norm": "layer",
@@ -180,7 +180,7 @@ MPT = Family(
 
 
 def _bloom_tensors(config: ModelConfig) -> Table:
-    extra = tensors.norm("word_embeddings_layernorm", "embedding_norm")
+    extra = {"embedding_norm": "word_embeddings_layernorm"}
     return _fused_by_groups(config, NORMS, extra=extra)
 
 

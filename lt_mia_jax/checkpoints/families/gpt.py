@@ -7,7 +7,7 @@ from lt_mia_jax.checkpoints.families import family, tensors
 from lt_mia_jax.checkpoints.families.family import Family
 from lt_mia_jax.checkpoints.hf_fields import Fields
 from lt_mia_jax.checkpoints.rules import Table
-from lt_mia_jax.checkpoints.transforms import Copy, SplitChunks, SplitGrouped
+from lt_mia_jax.checkpoints.transforms import COPY, split_chunks, split_grouped
 from lt_mia_jax.models.config import ModelConfig, Rotary
 
 
@@ -57,10 +57,10 @@ GPT2 = Family(
             "feed_forward/up": "mlp.c_fc",
             "feed_forward/down": "mlp.c_proj",
         },
-        fused=SplitChunks(3),
-        kernel=Copy(),
+        fused=split_chunks(3),
+        kernel=COPY,
         ignored=("*.attn.bias", "*.attn.masked_bias"),
-        extra=tensors.copied({"embedding/positions": "wpe.weight"}),
+        extra={"embedding/positions": ("wpe.weight", COPY)},
     ),
     {**family.LAYER_BIASES, "learned_positions": True},
 )
@@ -118,7 +118,7 @@ def _neox_tensors(config: ModelConfig) -> Table:
             "feed_forward/up": "mlp.dense_h_to_4h",
             "feed_forward/down": "mlp.dense_4h_to_h",
         },
-        fused=SplitGrouped(tensors.attention_of(config).heads),
+        fused=split_grouped(tensors.attention_of(config).heads),
         heads=("embed_out.weight", "lm_head.weight"),
         ignored=(
             "*.attention.bias",
@@ -184,7 +184,7 @@ OPT = Family(
             "feed_forward/up": "fc1",
             "feed_forward/down": "fc2",
         },
-        extra=tensors.copied({"embedding/positions": "decoder.embed_positions.weight"}),
+        extra={"embedding/positions": ("decoder.embed_positions.weight", COPY)},
     ),
     {"norm": "layer", "eps": 1e-5, "learned_positions": True, "position_offset": 2},
 )

@@ -7,6 +7,7 @@ from lt_mia_jax.checkpoints import hf_rows as row
 from lt_mia_jax.checkpoints.families import family, tensors
 from lt_mia_jax.checkpoints.families.family import Family
 from lt_mia_jax.checkpoints.hf_fields import Fields
+from lt_mia_jax.checkpoints.transforms import COPY
 
 PROJECTIONS = {
     "mixer_norm": "input_layernorm",
@@ -23,9 +24,8 @@ GATED_MLP = {
     "feed_forward/down": "mlp.down_proj",
 }
 NAMES = ("model.", "embed_tokens", "norm", "layers.{i}.")
-IGNORED = ("*.rotary_emb.inv_freq",)
 TENSORS = tensors.table(
-    NAMES, {**PROJECTIONS, **HEAD_NORMS, **GATED_MLP}, ignored=IGNORED
+    NAMES, {**PROJECTIONS, **HEAD_NORMS, **GATED_MLP}, ignored=tensors.INV_FREQ
 )
 
 LLAMA = Family(
@@ -196,7 +196,7 @@ PHI = Family(
             "feed_forward/up": "mlp.fc1",
             "feed_forward/down": "mlp.fc2",
         },
-        ignored=IGNORED,
+        ignored=tensors.INV_FREQ,
     ),
     {**family.LAYER_BIASES, "head_bias": True, "residual": "parallel_shared_norm"},
 )
@@ -245,17 +245,14 @@ STABLELM = Family(
     ),
     tensors.table(
         NAMES,
-        (
-            *tensors.modules({**PROJECTIONS, **GATED_MLP}),
+        {
+            **PROJECTIONS,
+            **GATED_MLP,
             # One norm for every head.
-            *tensors.copied(
-                {
-                    "mixer/query_norm/scale": "self_attn.q_layernorm.norms.{h}.weight",
-                    "mixer/key_norm/scale": "self_attn.k_layernorm.norms.{h}.weight",
-                }
-            ),
-        ),
-        ignored=IGNORED,
+            "mixer/query_norm/scale": ("self_attn.q_layernorm.norms.{h}.weight", COPY),
+            "mixer/key_norm/scale": ("self_attn.k_layernorm.norms.{h}.weight", COPY),
+        },
+        ignored=tensors.INV_FREQ,
     ),
     {"norm": "layer", "gated": True},
 )

@@ -6,7 +6,7 @@ from lt_mia_jax.checkpoints import hf_rows as row
 from lt_mia_jax.checkpoints.families import family, tensors
 from lt_mia_jax.checkpoints.families.family import Family
 from lt_mia_jax.checkpoints.hf_fields import Fields
-from lt_mia_jax.checkpoints.transforms import Depthwise, Flat, Linear
+from lt_mia_jax.checkpoints.transforms import COPY, DEPTHWISE, FLAT, LINEAR
 from lt_mia_jax.models import assembly
 from lt_mia_jax.models.config import Attention, RgLru
 
@@ -49,26 +49,18 @@ MAMBA = Family(
     ),
     tensors.table(
         ("backbone.", "embeddings", "norm_f", "layers.{i}."),
-        (
-            *tensors.modules(
-                {
-                    "mixer_norm": "norm",
-                    "mixer/input": "mixer.in_proj",
-                    "mixer/select": "mixer.x_proj",
-                    "mixer/output": "mixer.out_proj",
-                }
-            ),
-            *tensors.copied({"mixer/conv/taps": "mixer.conv1d.weight"}, Depthwise()),
-            *tensors.copied({"mixer/conv/bias": "mixer.conv1d.bias"}),
-            *tensors.copied({"mixer/step/up/kernel": "mixer.dt_proj.weight"}, Linear()),
-            *tensors.copied(
-                {
-                    "mixer/step/bias": "mixer.dt_proj.bias",
-                    "mixer/log_decay": "mixer.A_log",
-                    "mixer/skip": "mixer.D",
-                }
-            ),
-        ),
+        {
+            "mixer_norm": "norm",
+            "mixer/input": "mixer.in_proj",
+            "mixer/select": "mixer.x_proj",
+            "mixer/output": "mixer.out_proj",
+            "mixer/conv/taps": ("mixer.conv1d.weight", DEPTHWISE),
+            "mixer/conv/bias": ("mixer.conv1d.bias", COPY),
+            "mixer/step/up/kernel": ("mixer.dt_proj.weight", LINEAR),
+            "mixer/step/bias": ("mixer.dt_proj.bias", COPY),
+            "mixer/log_decay": ("mixer.A_log", COPY),
+            "mixer/skip": ("mixer.D", COPY),
+        },
     ),
     {"context": 2048},
     assembly.mamba,
@@ -86,46 +78,34 @@ RWKV = Family(
     ),
     tensors.table(
         ("rwkv.", "embeddings", "ln_out", "blocks.{i}."),
-        (
-            *tensors.norm("ln1", "mixer_norm"),
-            *tensors.norm("ln2", "feed_forward_norm"),
-            *tensors.copied(
-                {
-                    "mixer/decay": "attention.time_decay",
-                    "mixer/bonus": "attention.time_first",
-                }
-            ),
-            *tensors.copied(
-                {
-                    "mixer/mix_key": "attention.time_mix_key",
-                    "mixer/mix_value": "attention.time_mix_value",
-                    "mixer/mix_receptance": "attention.time_mix_receptance",
-                    "feed_forward/mix_key": "feed_forward.time_mix_key",
-                    "feed_forward/mix_receptance": "feed_forward.time_mix_receptance",
-                },
-                Flat(2),
-            ),
-            *tensors.modules(
-                {
-                    "mixer/key": "attention.key",
-                    "mixer/value": "attention.value",
-                    "mixer/receptance": "attention.receptance",
-                    "mixer/output": "attention.output",
-                    "feed_forward/key": "feed_forward.key",
-                    "feed_forward/receptance": "feed_forward.receptance",
-                    "feed_forward/value": "feed_forward.value",
-                }
-            ),
-        ),
+        {
+            "mixer_norm": "ln1",
+            "feed_forward_norm": "ln2",
+            "mixer/decay": ("attention.time_decay", COPY),
+            "mixer/bonus": ("attention.time_first", COPY),
+            "mixer/mix_key": ("attention.time_mix_key", FLAT),
+            "mixer/mix_value": ("attention.time_mix_value", FLAT),
+            "mixer/mix_receptance": ("attention.time_mix_receptance", FLAT),
+            "feed_forward/mix_key": ("feed_forward.time_mix_key", FLAT),
+            "feed_forward/mix_receptance": ("feed_forward.time_mix_receptance", FLAT),
+            "mixer/key": "attention.key",
+            "mixer/value": "attention.value",
+            "mixer/receptance": "attention.receptance",
+            "mixer/output": "attention.output",
+            "feed_forward/key": "feed_forward.key",
+            "feed_forward/receptance": "feed_forward.receptance",
+            "feed_forward/value": "feed_forward.value",
+        },
         heads=("head.weight",),
         # The embedding's norm is stored with the first layer.
-        extra=tensors.norm("blocks.0.pre_ln", "embedding_norm"),
+        extra={"embedding_norm": "blocks.0.pre_ln"},
     ),
     {},
     assembly.rwkv,
 )
 
 KINDS = ("recurrent", "recurrent", "attention")
+_UNIT = "temporal_block.rg_lru"
 
 
 def _read_kinds(fields: Fields, settings: row.Settings) -> None:
@@ -177,33 +157,32 @@ RECURRENT_GEMMA = Family(
     tensors.table(
         ("model.", "embed_tokens", "final_norm", "layers.{i}."),
         (
-            *tensors.norm("temporal_pre_norm", "mixer_norm"),
-            *tensors.norm("channel_pre_norm", "feed_forward_norm"),
-            # Two kinds of mixer share the name `temporal_block`.
-            *tensors.modules(
+            *tensors.rules(
+                {
+                    "mixer_norm": "temporal_pre_norm",
+                    "feed_forward_norm": "channel_pre_norm",
+                    "feed_forward/gate": "mlp_block.gate_proj",
+                    "feed_forward/up": "mlp_block.up_proj",
+                    "feed_forward/down": "mlp_block.down_proj",
+                }
+            ),
+            # Both kinds of mixer are stored as `temporal_block`.
+            *tensors.rules(
                 tensors.attention("temporal_block.{}_proj", "temporal_block.o_proj"),
                 mixer=Attention,
             ),
-            *tensors.modules(
+            *tensors.rules(
                 {
                     "mixer/gate": "temporal_block.linear_y",
                     "mixer/input": "temporal_block.linear_x",
                     "mixer/output": "temporal_block.linear_out",
-                },
-                mixer=RgLru,
-            ),
-            *tensors.copied(
-                {"mixer/conv/taps": "temporal_block.conv_1d.weight"},
-                Depthwise(),
-                mixer=RgLru,
-            ),
-            *tensors.copied(
-                {
-                    "mixer/conv/bias": "temporal_block.conv_1d.bias",
-                    "mixer/recurrence/decay": "temporal_block.rg_lru.recurrent_param",
+                    "mixer/conv/taps": ("temporal_block.conv_1d.weight", DEPTHWISE),
+                    "mixer/conv/bias": ("temporal_block.conv_1d.bias", COPY),
+                    "mixer/recurrence/decay": (f"{_UNIT}.recurrent_param", COPY),
                     **{
                         f"mixer/recurrence/{ours}_gate/{leaf}": (
-                            f"temporal_block.rg_lru.{theirs}_gate_{part}"
+                            f"{_UNIT}.{theirs}_gate_{part}",
+                            COPY,
                         )
                         for theirs, ours in (("input", "input"), ("recurrent", "decay"))
                         for part, leaf in (("weight", "blocks"), ("bias", "bias"))
@@ -211,15 +190,8 @@ RECURRENT_GEMMA = Family(
                 },
                 mixer=RgLru,
             ),
-            *tensors.modules(
-                {
-                    "feed_forward/gate": "mlp_block.gate_proj",
-                    "feed_forward/up": "mlp_block.up_proj",
-                    "feed_forward/down": "mlp_block.down_proj",
-                }
-            ),
         ),
-        ignored=("*.rotary_emb.inv_freq",),
+        ignored=tensors.INV_FREQ,
     ),
     {
         "context": 8192,

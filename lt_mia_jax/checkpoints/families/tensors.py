@@ -3,60 +3,55 @@
 from collections.abc import Mapping, Sequence
 
 from lt_mia_jax.checkpoints.rules import Rule, Table
-from lt_mia_jax.checkpoints.transforms import Copy, Linear, Operation
+from lt_mia_jax.checkpoints.transforms import COPY, LINEAR, Operation
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models.config import Attention, ModelConfig
 
 QKV = ("mixer/query", "mixer/key", "mixer/value")
+INV_FREQ = ("*.rotary_emb.inv_freq",)
+"""A stored buffer of rotary frequencies."""
+
+Names = Mapping[str, str | tuple[str, Operation]]
+"""Stored name by module; or, by leaf, the stored name and operation of one tensor.
+
+Modules that end with "norm" are norms, the others projections; each has a weight and
+perhaps a bias.
+"""
 
 
-def copied(
-    names: Mapping[str, str],
-    operation: Operation = Copy(),  # noqa: B008
+def rules(
+    names: Names,
     *,
-    mixer: type | None = None,
-) -> tuple[Rule, ...]:
-    """Lone tensors: leaf to stored name, as it is or by another operation."""
-    return tuple(Rule(name, (leaf,), operation, mixer) for leaf, name in names.items())
-
-
-def norm(name: str, module: str) -> tuple[Rule, ...]:
-    """The scale and the bias of a norm."""
-    return copied(
-        {f"{module}/scale": f"{name}.weight", f"{module}/bias": f"{name}.bias"}
-    )
-
-
-def modules(
-    names: Mapping[str, str],
-    *,
-    kernel: Operation = Linear(),  # noqa: B008
+    kernel: Operation = LINEAR,
     fused: Operation | None = None,
     mixer: type | None = None,
 ) -> tuple[Rule, ...]:
-    """Weight and bias of norms and projections: module to stored name.
+    """The rules of a table of names.
 
     Args:
-      names: modules that end with "norm" are norms, the others projections.
-      kernel: how weights of projections are stored; `Linear` is (out, in).
+      names: see `Names`.
+      kernel: how weights of projections are stored; `LINEAR` is (out, in).
       fused: how the one matrix (and bias) of queries, keys and values is stored, whose
         module is called "mixer/qkv".
       mixer: only layers with this class of mixer have them.
     """
-    rules: list[Rule] = []
+    found: list[Rule] = []
     for module, name in names.items():
+        if not isinstance(name, str):
+            found.append(Rule(name[0], (module,), name[1], mixer))
+            continue
         homes = QKV if module == "mixer/qkv" else (module,)
         if module.endswith("norm"):
-            pairs = (("weight", "scale", Copy()), ("bias", "bias", Copy()))
+            pairs = (("weight", "scale", COPY), ("bias", "bias", COPY))
         elif fused is not None and homes is QKV:
             pairs = (("weight", "kernel", fused), ("bias", "bias", fused))
         else:
-            pairs = (("weight", "kernel", kernel), ("bias", "bias", Copy()))
-        rules += [
+            pairs = (("weight", "kernel", kernel), ("bias", "bias", COPY))
+        found += [
             Rule(f"{name}.{theirs}", tuple(f"{h}/{ours}" for h in homes), how, mixer)
             for theirs, ours, how in pairs
         ]
-    return tuple(rules)
+    return tuple(found)
 
 
 def attention(projection: str, output: str) -> dict[str, str]:
@@ -79,34 +74,31 @@ def attention_of(config: ModelConfig) -> Attention:
 
 def table(
     names: tuple[str, str, str, str],
-    layer: Mapping[str, str] | Sequence[Rule],
+    layer: Names | Sequence[Rule],
     *,
-    kernel: Operation = Linear(),  # noqa: B008
+    kernel: Operation = LINEAR,
     fused: Operation | None = None,
     heads: tuple[str, ...] = ("lm_head.weight",),
     ignored: tuple[str, ...] = (),
-    extra: tuple[Rule, ...] = (),
+    extra: Names | None = None,
 ) -> Table:
     """A table of all tensors.
 
     Args:
       names: the prefix of all names but heads; then, without it, the token embedding,
-        the final norm, and what stands in front of the names of a layer.
-      layer: rules of a layer, or what `modules` makes into rules.
-      kernel: as in `modules`.
-      fused: as in `modules`.
+        the final norm, and the prefix of the names of a layer.
+      layer: names of a layer, or their rules.
+      kernel: as in `rules`.
+      fused: as in `rules`.
       heads: see `Table`.
       ignored: see `Table`.
-      extra: further rules outside of the layers.
+      extra: further names outside of the layers.
     """
     prefix, embedding, final_norm, block = names
     if isinstance(layer, Mapping):
-        layer = modules(layer, kernel=kernel, fused=fused)
-    whole = (
-        *copied({"embedding/tokens": f"{embedding}.weight"}),
-        *norm(final_norm, "final_norm"),
-        *extra,
-    )
+        layer = rules(layer, kernel=kernel, fused=fused)
+    tokens: Names = {"embedding/tokens": (f"{embedding}.weight", COPY)}
+    whole = rules({**tokens, "final_norm": final_norm, **(extra or {})})
     return Table(
         prefix=prefix,
         token_embedding=f"{prefix}{embedding}.weight",
@@ -114,8 +106,7 @@ def table(
         ignored=ignored,
         rules=(
             *(rule._replace(name=prefix + rule.name) for rule in whole),
-            *copied({"head/kernel": heads[0]}, Linear()),
-            *copied({"head/bias": heads[0].replace("weight", "bias")}),
+            *rules({"head": heads[0].removesuffix(".weight")}),
             *(rule._replace(name=f"{prefix}{block}{rule.name}") for rule in layer),
         ),
     )
