@@ -9,7 +9,7 @@ from typing import Any
 
 from lt_mia_jax.checkpoints.families import FAMILIES
 from lt_mia_jax.checkpoints.hf_fields import Fields
-from lt_mia_jax.checkpoints.hf_rows import read_rows, write_rows
+from lt_mia_jax.checkpoints.hf_rows import Settings
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models.assembly import settings_of
 from lt_mia_jax.models.config import ModelConfig
@@ -33,9 +33,15 @@ def read_config(data: Any, where: str) -> ModelConfig:
             "that this is the config.json of a causal language model"
         )
     family, fields = FAMILIES[kind], Fields(data)
-    settings = read_rows(family.rows, fields, family.constants)
+    settings: Settings = {}
+    for row in family.rows:
+        row.read(fields, settings)
+    constants = {
+        name: value(settings) if callable(value) else value
+        for name, value in family.constants.items()
+    }
     try:
-        config = family.assemble(**settings)
+        config = family.assemble(**{**constants, **settings})
     except InputError as error:
         fields.problems.append(str(error))
         config = None
@@ -59,19 +65,15 @@ def write_config(
     settings = settings_of(config)
     for kind in sorted(FAMILIES, key=lambda name: name != prefer):
         family = FAMILIES[kind]
+        data = {"model_type": kind, "architectures": [family.architecture]}
         try:
-            data = {
-                "model_type": kind,
-                "architectures": [family.architecture],
-                **write_rows(family.rows, settings),
-            }
-        except KeyError:
-            continue  # The family has a setting that this kind of model lacks.
-        try:
+            for row in family.rows:
+                data |= row.write(settings)
             if read_config(data, "config.json") == config:
                 return kind, data
-        except InputError:
-            continue  # This family cannot say it; another one may.
+        except (KeyError, InputError):
+            # The model lacks a setting of the family, or has one that the family lacks.
+            continue
     raise InputError(
         f"no supported model_type of {sorted(FAMILIES)} can express this model; "
         "choose settings of one family, as the presets do"

@@ -2,14 +2,12 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models.config import Activation, LinearScaling, Llama3Scaling, Rotary
 
 logger = logging.getLogger(__name__)
-
-NumberT = TypeVar("NumberT", int, float)
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -151,16 +149,8 @@ class Fields:
             return ACTIVATIONS[default]
         return ACTIVATIONS[value]
 
-    def head_dim(self, width: int, heads: int) -> int:
-        """The size of a head when no field gives it: width / heads."""
-        if width % heads:
-            self.problems.append(
-                f"hidden size {width} is not divisible by {heads} heads"
-            )
-        return width // heads
-
     def rotary(
-        self, theta_name: str, *, fraction_name: str | None = None, fraction: float = 1
+        self, theta_name: str, fraction_name: str | None, fraction: float
     ) -> Rotary:
         """Rotary settings from `rope_parameters` or the older separate fields.
 

@@ -5,9 +5,8 @@ of rows describes a family for loading and for saving. Readers refuse values tha
 change the logits and that we do not implement.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 from lt_mia_jax.checkpoints.hf_fields import ACTIVATION_NAMES, Fields, rope_fields
 from lt_mia_jax.models.config import Rotary
@@ -19,73 +18,8 @@ Default = Any | Callable[[Settings], Any]
 """A value, or a function of the settings that earlier rows have read."""
 
 
-@runtime_checkable
-class Row(Protocol):
+class Row(NamedTuple):
     """One correspondence."""
-
-    def read(self, fields: Fields, settings: Settings, /) -> None:
-        """Add settings; problems are collected in `fields`."""
-        ...
-
-    def write(self, settings: Settings, /) -> dict[str, Any]:
-        """The fields that stand for these settings."""
-        ...
-
-
-@dataclass(frozen=True)
-class Field:
-    """One field, one setting (or several of one value)."""
-
-    name: str
-    setting: str | tuple[str, ...]
-    kind: Literal["size", "number", "flag", "activation", "optional"]
-    """`optional`: a number or null; absent is the default, null is None."""
-    default: Default
-    aliases: tuple[str, ...] = ()
-    """Other names that versions of transformers used."""
-
-    def read(self, fields: Fields, settings: Settings) -> None:
-        """Read the first name present, checked by kind."""
-        default: Any = self.default
-        if callable(default):
-            default = default(settings)
-        name = fields.first(self.name, *self.aliases)
-        # Each kind is a method of `Fields`.
-        value = getattr(fields, self.kind)(name, default)
-        settings.update(dict.fromkeys(self._settings(), value))
-
-    def write(self, settings: Settings) -> dict[str, Any]:
-        """The field under its first name."""
-        value = settings[self._settings()[0]]
-        return {self.name: ACTIVATION_NAMES.get(value, value)}
-
-    def _settings(self) -> tuple[str, ...]:
-        return (self.setting,) if isinstance(self.setting, str) else self.setting
-
-
-def size(name: str, setting: str, default: Default, *aliases: str) -> Field:
-    """A positive integer."""
-    return Field(name, setting, "size", default, aliases)
-
-
-def number(name: str, setting: str | tuple[str, ...], default: float) -> Field:
-    """A finite number."""
-    return Field(name, setting, "number", default)
-
-
-def flag(name: str, setting: str | tuple[str, ...], default: bool) -> Field:
-    """True or false."""
-    return Field(name, setting, "flag", default)
-
-
-def activation(name: str, default: str) -> Field:
-    """The activation, by its name in transformers."""
-    return Field(name, "activation", "activation", default)
-
-
-@dataclass(frozen=True)
-class Custom:
-    """Fields that say several things at once, read and written by functions."""
 
     read: Callable[[Fields, Settings], None]
     """Adds settings; problems are collected in the fields."""
@@ -93,144 +27,154 @@ class Custom:
     """The fields that stand for these settings."""
 
 
-@dataclass(frozen=True)
-class Choice:
-    """One field whose values stand for values of a setting."""
+def field(
+    name: str,
+    setting: str | tuple[str, ...],
+    kind: Literal["size", "number", "flag", "activation", "optional"],
+    default: Default,
+    *aliases: str,
+) -> Row:
+    """One field and one setting, or several settings of one value.
 
-    name: str
-    setting: str
-    options: tuple[tuple[Any, Any], ...]
-    """(value in config.json, value of the setting); the first is the default, and of
-    several that mean the same the first is written."""
+    Args:
+      name: the name that is written.
+      setting: name or names in the settings.
+      kind: method of `Fields` that reads and checks the value.
+      default: value of an absent field.
+      *aliases: names in other versions of transformers.
+    """
+    names = (setting,) if isinstance(setting, str) else setting
 
-    def read(self, fields: Fields, settings: Settings) -> None:
-        """Look the value up."""
-        value = fields.raw(self.name, self.options[0][0])
-        for theirs, ours in self.options:
+    def read(fields: Fields, settings: Settings) -> None:
+        absent: Any = default(settings) if callable(default) else default
+        value = getattr(fields, kind)(fields.first(name, *aliases), absent)
+        settings.update(dict.fromkeys(names, value))
+
+    def write(settings: Settings) -> dict[str, Any]:
+        value = settings[names[0]]
+        return {name: ACTIVATION_NAMES.get(value, value)}
+
+    return Row(read, write)
+
+
+def size(name: str, setting: str, default: Default, *aliases: str) -> Row:
+    """A positive integer."""
+    return field(name, setting, "size", default, *aliases)
+
+
+def number(name: str, setting: str | tuple[str, ...], default: float) -> Row:
+    """A finite number."""
+    return field(name, setting, "number", default)
+
+
+def flag(name: str, setting: str | tuple[str, ...], default: bool) -> Row:
+    """True or false."""
+    return field(name, setting, "flag", default)
+
+
+def activation(name: str, default: str) -> Row:
+    """The activation, by its name in transformers."""
+    return field(name, "activation", "activation", default)
+
+
+def choice(name: str, setting: str, *options: tuple[Any, Any]) -> Row:
+    """One field whose values stand for values of a setting.
+
+    Args:
+      name: of the field.
+      setting: name in the settings.
+      *options: (value in config.json, value of the setting). The first one is the
+        default; of several that mean the same, the first one is written.
+    """
+
+    def read(fields: Fields, settings: Settings) -> None:
+        value = fields.raw(name, options[0][0])
+        for theirs, ours in options:
             if type(theirs) is type(value) and theirs == value:
-                settings[self.setting] = ours
+                settings[setting] = ours
                 return
-        known = [theirs for theirs, _ in self.options]
-        fields.problems.append(f"{self.name} = {value!r}, implemented are {known}")
-        settings[self.setting] = self.options[0][1]
+        known = [theirs for theirs, _ in options]
+        fields.problems.append(f"{name} = {value!r}, implemented are {known}")
+        settings[setting] = options[0][1]
 
-    def write(self, settings: Settings) -> dict[str, Any]:
-        """Look the setting up; a value that has no name is left out."""
-        for theirs, ours in self.options:
-            if ours == settings[self.setting]:
-                return {self.name: theirs}
-        return {}
+    def write(settings: Settings) -> dict[str, Any]:
+        for theirs, ours in options:
+            if ours == settings[setting]:
+                return {name: theirs}
+        return {}  # No value stands for this setting.
 
-
-@dataclass(frozen=True)
-class Only:
-    """A field with one implemented value."""
-
-    name: str
-    value: Any
-    default: Any = None
-    """What it is when absent, if not that value."""
-    also: tuple[Any, ...] = ()
-    """Other values that mean the same."""
-
-    def read(self, fields: Fields, settings: Settings) -> None:
-        """Refuse all other values."""
-        absent = self.value if self.default is None else self.default
-        if fields.raw(self.name, absent) not in self.also:
-            fields.require(self.name, self.value, absent)
-
-    def write(self, settings: Settings) -> dict[str, Any]:
-        """The value."""
-        return {} if self.value is None else {self.name: self.value}
+    return Row(read, write)
 
 
-@dataclass(frozen=True)
-class Same:
+def only(name: str, value: Any, *also: Any) -> Row:
+    """A field with one implemented value, and others that mean the same."""
+
+    def read(fields: Fields, settings: Settings) -> None:
+        if fields.raw(name, value) not in also:
+            fields.require(name, value, value)
+
+    return Row(read, lambda settings: {} if value is None else {name: value})
+
+
+def same(name: str, setting: str) -> Row:
     """A field that must repeat a setting when it is given."""
 
-    name: str
-    setting: str
+    def read(fields: Fields, settings: Settings) -> None:
+        fields.require(name, settings[setting], settings[setting])
 
-    def read(self, fields: Fields, settings: Settings) -> None:
-        """Refuse another value."""
-        expected = settings[self.setting]
-        fields.require(self.name, expected, expected)
-
-    def write(self, settings: Settings) -> dict[str, Any]:
-        """The setting."""
-        return {self.name: settings[self.setting]}
+    return Row(read, lambda settings: {name: settings[setting]})
 
 
-@dataclass(frozen=True)
-class HeadDim:
+def head_dim(name: str | None = None, default: int | None = None) -> Row:
     """The size of a head: a field if the family has one, else width / heads."""
 
-    name: str | None = None
-    default: int | None = None
-
-    def read(self, fields: Fields, settings: Settings) -> None:
-        """Read or divide."""
-        if self.name is not None and fields.raw(self.name, self.default) is not None:
-            settings["head_dim"] = fields.size(self.name, self.default or 1)
+    def read(fields: Fields, settings: Settings) -> None:
+        if name is not None and fields.raw(name, default) is not None:
+            settings["head_dim"] = fields.size(name, default or 1)
             return
-        settings["head_dim"] = fields.head_dim(settings["width"], settings["heads"])
+        settings["head_dim"], rest = divmod(settings["width"], settings["heads"])
+        if rest:
+            fields.problems.append(
+                f"hidden size {settings['width']} is not divisible by "
+                f"{settings['heads']} heads"
+            )
 
-    def write(self, settings: Settings) -> dict[str, Any]:
-        """The field, if there is one."""
-        return {} if self.name is None else {self.name: settings["head_dim"]}
+    return Row(
+        read, lambda settings: {} if name is None else {name: settings["head_dim"]}
+    )
 
 
-@dataclass(frozen=True)
-class Rope:
-    """Rotary settings in the fields of all versions of transformers."""
+def rope(
+    theta_name: str = "rope_theta",
+    fraction_name: str | None = None,
+    fraction: float = 1.0,
+) -> Row:
+    """Rotary settings in the fields of all versions of transformers.
 
-    theta_name: str = "rope_theta"
-    fraction_name: str | None = None
-    """Older name of the rotated share; None when all of a head is rotated."""
-    fraction: float = 1.0
-    """The share when no field gives it."""
+    Args:
+      theta_name: older name of the base.
+      fraction_name: older name of the rotated share; None if all of a head is rotated.
+      fraction: the share if no field gives it.
+    """
 
-    def read(self, fields: Fields, settings: Settings) -> None:
-        """Read `rope_parameters`, `rope_scaling` or the older separate fields."""
-        settings["position"] = fields.rotary(
-            self.theta_name, fraction_name=self.fraction_name, fraction=self.fraction
-        )
+    def read(fields: Fields, settings: Settings) -> None:
+        settings["position"] = fields.rotary(theta_name, fraction_name, fraction)
 
-    def write(self, settings: Settings) -> dict[str, Any]:
-        """Fields for versions 4 and 5: the latter prefers `rope_scaling` if given."""
+    def write(settings: Settings) -> dict[str, Any]:
         rotary = settings["position"]
         if not isinstance(rotary, Rotary):
             return {}
-        rope = rope_fields(rotary)
-        fields: dict[str, Any] = {self.theta_name: rotary.theta}
-        if self.fraction_name is not None:
-            rope["partial_rotary_factor"] = rotary.fraction
-            fields[self.fraction_name] = rotary.fraction
+        parameters = rope_fields(rotary)
+        older: dict[str, Any] = {theta_name: rotary.theta}
+        if fraction_name is not None:
+            parameters["partial_rotary_factor"] = rotary.fraction
+            older[fraction_name] = rotary.fraction
+        # Version 5 of transformers prefers `rope_scaling` if it is given.
         if rotary.scaling is not None:
-            fields["rope_scaling"] = rope
-        return {"rope_parameters": rope, **fields}
+            older["rope_scaling"] = parameters
+        return {"rope_parameters": parameters, **older}
 
-
-def read_rows(
-    rows: Sequence[Row], fields: Fields, constants: Mapping[str, Any]
-) -> Settings:
-    """All settings: the family's constants and what its fields say."""
-    settings: Settings = {}
-    for row in rows:
-        row.read(fields, settings)
-    fixed = {
-        name: value(settings) if callable(value) else value
-        for name, value in constants.items()
-    }
-    return {**fixed, **settings}
-
-
-def write_rows(rows: Sequence[Row], settings: Settings) -> dict[str, Any]:
-    """All fields."""
-    data: dict[str, Any] = {}
-    for row in rows:
-        data.update(row.write(settings))
-    return data
+    return Row(read, write)
 
 
 def shortest_period(values: Sequence[Any]) -> tuple[Any, ...]:

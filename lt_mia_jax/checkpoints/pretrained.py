@@ -184,7 +184,9 @@ def save_pretrained(
 
 
 def _check_params(flat: Mapping[str, Any], config: ModelConfig) -> np.dtype:
-    expected = flatten(LanguageModel(config).shapes())
+    dtype = np.dtype(flat[next(iter(flat))].dtype) if flat else np.dtype(np.float32)
+    execution = ExecutionConfig(param_dtype=check_dtype(dtype.name))
+    expected = flatten(LanguageModel(config, execution).shapes())
     wrong = sorted(set(flat) ^ set(expected)) or [
         f"{name} is {list(leaf.shape)} instead of {list(expected[name].shape)}"
         for name, leaf in flat.items()
@@ -195,13 +197,10 @@ def _check_params(flat: Mapping[str, Any], config: ModelConfig) -> np.dtype:
             f"parameters do not fit the config: {'; '.join(wrong)}; pass the config "
             "that they were made with"
         )
-    dtype = np.dtype(flat[next(iter(flat))].dtype)
-    execution = ExecutionConfig(param_dtype=check_dtype(dtype.name))
-    right = flatten(LanguageModel(config, execution).shapes())
     mixed = [
-        f"{name} is {leaf.dtype} instead of {right[name].dtype}"
+        f"{name} is {leaf.dtype} instead of {expected[name].dtype}"
         for name, leaf in flat.items()
-        if leaf.dtype != right[name].dtype
+        if leaf.dtype != expected[name].dtype
     ]
     if mixed:
         raise InputError(

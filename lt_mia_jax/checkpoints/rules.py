@@ -8,45 +8,20 @@ table.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from lt_mia_jax.checkpoints.safetensors import Tensor
+from lt_mia_jax.checkpoints.gguf import GgufReader
+from lt_mia_jax.checkpoints.safetensors import Tensor, TensorReader
 from lt_mia_jax.checkpoints.transforms import Operation, Shape
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models.config import ModelConfig, Tied
 
-
-@runtime_checkable
-class Reader(Protocol):
-    """Named tensors of one checkpoint, whatever its format."""
-
-    origin: Path
-    """What to name in messages."""
-
-    @property
-    def names(self) -> list[str]:
-        """All tensor names, sorted."""
-        ...
-
-    def shape(self, name: str) -> Shape:
-        """Shape of a tensor, from the header."""
-        ...
-
-    def dtype(self, name: str) -> str:
-        """The format's own name of its type."""
-        ...
-
-    def real(self, name: str) -> bool:
-        """Whether it can be read as real numbers."""
-        ...
-
-    def read(self, name: str) -> np.ndarray:
-        """The tensor."""
-        ...
+Reader = TensorReader | GgufReader
+"""Named tensors of one checkpoint."""
 
 
 class Rule(NamedTuple):
@@ -208,7 +183,9 @@ def _match_names(
     unexpected: list[str] = []
     tied_heads: list[str] = []
     for name in reader.names:
-        canonical = _canonical(name, table, expected)
+        canonical = name if name in expected else f"{table.prefix}{name}"
+        if name in table.heads:
+            canonical = table.heads[0]
         if canonical in expected and canonical not in stored:
             stored[canonical] = name
         elif name in table.heads and isinstance(config.head, Tied):
@@ -239,12 +216,6 @@ def _match_names(
     return stored
 
 
-def _canonical(name: str, table: Table, expected: Mapping[str, Shape]) -> str:
-    if name in table.heads:
-        return table.heads[0]
-    return name if name in expected else f"{table.prefix}{name}"
-
-
 def _check_tied_heads(reader: Reader, embedding: str, heads: list[str]) -> None:
     for head in heads:
         same = reader.shape(head) == reader.shape(embedding)
@@ -259,26 +230,21 @@ def _check_tied_heads(reader: Reader, embedding: str, heads: list[str]) -> None:
 def export(
     table: Table, config: ModelConfig, flat: Mapping[str, Any]
 ) -> Iterator[Tensor]:
-    """Every stored tensor, with a function that makes the array.
-
-    Arrays come to the host one stored tensor at a time.
-    """
+    """Every stored tensor; its array comes to the host when it is made."""
     for group in expand(table, config, flat):
         for assignment in group:
             shape = assignment.operation.stored_shape(
                 [_slice_shape(flat, place) for place in assignment.places]
             )
             dtype = np.dtype(flat[assignment.places[0].path].dtype)
-            yield Tensor(assignment.name, shape, dtype, _maker(assignment, flat))
+            make = partial(_stored, assignment, flat)
+            yield Tensor(assignment.name, shape, dtype, make)
 
 
-def _maker(assignment: Assignment, flat: Mapping[str, Any]) -> Callable[[], np.ndarray]:
-    def make() -> np.ndarray:
-        leaves = [
-            np.asarray(flat[p.path][p.part] if p.part else flat[p.path])
-            for p in assignment.places
-        ]
-        # safetensors writes the buffer as it lies in memory, whatever the strides.
-        return np.ascontiguousarray(assignment.operation.inverse(leaves))
-
-    return make
+def _stored(assignment: Assignment, flat: Mapping[str, Any]) -> np.ndarray:
+    leaves = [
+        np.asarray(flat[p.path][p.part] if p.part else flat[p.path])
+        for p in assignment.places
+    ]
+    # safetensors writes the buffer as it lies in memory, whatever the strides.
+    return np.ascontiguousarray(assignment.operation.inverse(leaves))

@@ -63,7 +63,7 @@ def _read_layout(fields: Fields, settings: row.Settings) -> None:
     if fields.flag("alibi", False):
         settings["position"] = Alibi(before_scaling=True, bfloat16=True)
     else:
-        row.Rope().read(fields, settings)
+        row.rope().read(fields, settings)
 
 
 def _write_layout(settings: row.Settings) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _write_layout(settings: row.Settings) -> dict[str, Any]:
         "num_kv_heads": groups,
         "num_ln_in_parallel_attn": 2 if residual == "parallel" else 1,
         "alibi": isinstance(settings["position"], Alibi),
-        **row.Rope().write(settings),
+        **row.rope().write(settings),
     }
 
 
@@ -89,16 +89,16 @@ FALCON = Family(
         row.size("hidden_size", "width", 4544, "n_embed"),
         row.size("num_hidden_layers", "layers", 32, "n_layer"),
         row.size("num_attention_heads", "heads", 71, "n_head"),
-        row.HeadDim(),
+        row.head_dim(),
         row.size("max_position_embeddings", "context", 2048),
         row.size("ffn_hidden_size", "feed_forward", family.four_widths),
         row.activation("activation", "gelu"),
         family.layer_eps("layer_norm_epsilon"),
         row.flag("bias", family.ALL_BIASES, False),
         # Applied in places of their own; no released model uses them.
-        row.Only("hidden_dropout", 0.0),
-        row.Only("attention_dropout", 0.0),
-        row.Custom(_read_layout, _write_layout),
+        row.only("hidden_dropout", 0.0),
+        row.only("attention_dropout", 0.0),
+        row.Row(_read_layout, _write_layout),
         family.TIED,
     ),
     _falcon_tensors,
@@ -149,13 +149,13 @@ MPT = Family(
         row.size("d_model", "width", 2048, "hidden_size"),
         row.size("n_layers", "layers", 24, "num_hidden_layers"),
         row.size("n_heads", "heads", 16, "num_attention_heads"),
-        row.HeadDim(),
+        row.head_dim(),
         row.size("max_seq_len", "context", 2048),
         family.layer_eps("layer_norm_epsilon"),
-        row.Only("expansion_ratio", 4),
-        row.Only("no_bias", True),
-        row.Only("logit_scale", None),
-        row.Custom(_read_attn_config, _write_attn_config),
+        row.only("expansion_ratio", 4),
+        row.only("no_bias", True),
+        row.only("logit_scale", None),
+        row.Row(_read_attn_config, _write_attn_config),
         family.TIED,
     ),
     tensors.table(
@@ -191,11 +191,11 @@ BLOOM = Family(
         row.size("hidden_size", "width", 64, "n_embed"),
         row.size("n_layer", "layers", 2, "num_hidden_layers"),
         row.size("n_head", "heads", 8, "num_attention_heads"),
-        row.HeadDim(),
+        row.head_dim(),
         # Not read by transformers: attention with linear biases has no limit.
         row.size("seq_length", "context", 2048),
         family.layer_eps("layer_norm_epsilon"),
-        row.Only("apply_residual_connection_post_layernorm", False),
+        row.only("apply_residual_connection_post_layernorm", False),
         family.ATTENTION_DROPOUT,
         row.number("hidden_dropout", "dropout_residual", 0.0),
         family.TIED,

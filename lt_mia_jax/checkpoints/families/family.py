@@ -9,7 +9,6 @@ from typing import Any
 
 from lt_mia_jax.checkpoints.hf_rows import (
     Default,
-    Field,
     Row,
     Settings,
     activation,
@@ -69,7 +68,7 @@ def as_heads(settings: Settings) -> int:
     return settings["heads"]
 
 
-def sizes(vocab: int, width: int, layers: int, heads: int) -> tuple[Field, ...]:
+def sizes(vocab: int, width: int, layers: int, heads: int) -> tuple[Row, ...]:
     """The four sizes under the names of most families."""
     return (
         size("vocab_size", "vocab_size", vocab),
@@ -81,7 +80,7 @@ def sizes(vocab: int, width: int, layers: int, heads: int) -> tuple[Field, ...]:
 
 def modern(
     context: int, feed_forward: int, act: str, groups: Default = as_heads
-) -> tuple[Field, ...]:
+) -> tuple[Row, ...]:
     """Fields that Llama and its descendants share."""
     return (
         size("max_position_embeddings", "context", context),
@@ -92,6 +91,6 @@ def modern(
     )
 
 
-def layer_eps(name: str = "layer_norm_eps") -> Field:
+def layer_eps(name: str = "layer_norm_eps") -> Row:
     """The epsilon of layer norms."""
     return number(name, "eps", 1e-5)

@@ -18,14 +18,14 @@ def _openai(vocab: int, width: int, layers: int, heads: int) -> tuple[row.Row, .
         row.size("n_embd", "width", width, "hidden_size"),
         row.size("n_layer", "layers", layers, "num_hidden_layers"),
         row.size("n_head", "heads", heads, "num_attention_heads"),
-        row.HeadDim(),
+        row.head_dim(),
         row.size("n_inner", "feed_forward", family.four_widths),
         row.activation("activation_function", "gelu_new"),
         family.layer_eps("layer_norm_epsilon"),
     )
 
 
-def _dropouts(default: float) -> tuple[row.Field, ...]:
+def _dropouts(default: float) -> tuple[row.Row, ...]:
     return (
         row.number("embd_pdrop", "dropout_embedding", default),
         row.number("attn_pdrop", "dropout_attention", default),
@@ -39,11 +39,11 @@ GPT2 = Family(
         *_openai(50257, 768, 12, 12),
         row.size("n_positions", "context", 1024, "max_position_embeddings"),
         *_dropouts(0.1),
-        row.Only("scale_attn_weights", True),
-        row.Only("scale_attn_by_inverse_layer_idx", False),
-        row.Only("add_cross_attention", False),
+        row.only("scale_attn_weights", True),
+        row.only("scale_attn_by_inverse_layer_idx", False),
+        row.only("add_cross_attention", False),
         # Only the order of scaling and the precision of the scores.
-        row.Only("reorder_and_upcast_attn", False, also=(True,)),
+        row.only("reorder_and_upcast_attn", False, True),
         family.TIED,
     ),
     tensors.table(
@@ -84,8 +84,8 @@ GPTJ = Family(
         *_openai(50400, 4096, 28, 16),
         row.size("n_positions", "context", 2048, "max_position_embeddings"),
         *_dropouts(0.0),
-        row.Custom(_read_rotary_dim, _write_rotary_dim),
-        row.Only("tie_word_embeddings", False),
+        row.Row(_read_rotary_dim, _write_rotary_dim),
+        row.only("tie_word_embeddings", False),
     ),
     tensors.table(
         ("transformer.", "wte", "ln_f", "h.{i}."),
@@ -132,20 +132,21 @@ GPT_NEOX = Family(
     "GPTNeoXForCausalLM",
     (
         *family.sizes(50432, 6144, 44, 64),
-        row.HeadDim(),
+        row.head_dim(),
         row.size("max_position_embeddings", "context", 2048),
         row.size("intermediate_size", "feed_forward", 24576),
         row.activation("hidden_act", "gelu"),
         family.layer_eps(),
         row.flag("attention_bias", family.BIASES, True),
-        row.Choice(
+        row.choice(
             "use_parallel_residual",
             "residual",
-            ((True, "parallel"), (False, "sequential")),
+            (True, "parallel"),
+            (False, "sequential"),
         ),
         family.ATTENTION_DROPOUT,
         row.number("hidden_dropout", ("dropout_residual", "dropout_embedding"), 0.0),
-        row.Rope("rotary_emb_base", "rotary_pct", 0.25),
+        row.rope("rotary_emb_base", "rotary_pct", 0.25),
         family.UNTIED,
     ),
     _neox_tensors,
@@ -156,18 +157,18 @@ OPT = Family(
     "OPTForCausalLM",
     (
         *family.sizes(50272, 768, 12, 12),
-        row.HeadDim(),
+        row.head_dim(),
         row.size("max_position_embeddings", "context", 2048),
         row.size("ffn_dim", "feed_forward", 3072),
-        row.Same("word_embed_proj_dim", "width"),
+        row.same("word_embed_proj_dim", "width"),
         row.activation("activation_function", "relu"),
         row.flag("enable_bias", family.ALL_BIASES, True),
         row.flag("layer_norm_elementwise_affine", ("norm_scale", "norm_bias"), True),
         family.ATTENTION_DROPOUT,
         row.number("dropout", "dropout_residual", 0.1),
-        row.Only("do_layer_norm_before", True),
-        row.Only("_remove_final_layer_norm", False),
-        row.Only("layerdrop", 0.0),
+        row.only("do_layer_norm_before", True),
+        row.only("_remove_final_layer_norm", False),
+        row.only("layerdrop", 0.0),
         family.TIED,
     ),
     tensors.table(

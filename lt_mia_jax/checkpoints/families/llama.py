@@ -33,11 +33,11 @@ LLAMA = Family(
     (
         *family.sizes(32000, 4096, 32, 32),
         *family.modern(2048, 11008, "silu"),
-        row.HeadDim("head_dim"),
+        row.head_dim("head_dim"),
         family.RMS_EPS,
         family.ATTENTION_BIAS,
         row.flag("mlp_bias", "feed_forward_bias", False),
-        row.Rope(),
+        row.rope(),
         family.UNTIED,
     ),
     TENSORS,
@@ -45,23 +45,20 @@ LLAMA = Family(
 )
 
 
-def _read_window(fields: Fields, settings: row.Settings) -> None:
-    settings["windows"] = (fields.optional_size("sliding_window", 4096),)
-
-
-def _write_window(settings: row.Settings) -> dict[str, Any]:
-    return {"sliding_window": settings["windows"][0]}
-
-
 MISTRAL = Family(
     "MistralForCausalLM",
     (
         *family.sizes(32000, 4096, 32, 32),
         *family.modern(4096 * 32, 14336, "silu", 8),
-        row.HeadDim("head_dim"),
+        row.head_dim("head_dim"),
         family.RMS_EPS,
-        row.Custom(_read_window, _write_window),
-        row.Rope(),
+        row.Row(
+            lambda fields, settings: settings.update(
+                windows=(fields.optional_size("sliding_window", 4096),)
+            ),
+            lambda settings: {"sliding_window": settings["windows"][0]},
+        ),
+        row.rope(),
         family.UNTIED,
     ),
     TENSORS,
@@ -104,17 +101,17 @@ def _write_layer_windows(settings: row.Settings) -> dict[str, Any]:
     }
 
 
-LAYER_WINDOWS = row.Custom(_read_layer_windows, _write_layer_windows)
+LAYER_WINDOWS = row.Row(_read_layer_windows, _write_layer_windows)
 
 QWEN2 = Family(
     "Qwen2ForCausalLM",
     (
         *family.sizes(151936, 4096, 32, 32),
         *family.modern(32768, 22016, "silu", 32),
-        row.HeadDim("head_dim"),
+        row.head_dim("head_dim"),
         family.RMS_EPS,
         LAYER_WINDOWS,
-        row.Rope(),
+        row.rope(),
         family.UNTIED,
     ),
     TENSORS,
@@ -126,11 +123,11 @@ QWEN3 = Family(
     (
         *family.sizes(151936, 4096, 32, 32),
         *family.modern(32768, 22016, "silu", 32),
-        row.HeadDim("head_dim", 128),
+        row.head_dim("head_dim", 128),
         family.RMS_EPS,
         family.ATTENTION_BIAS,
         LAYER_WINDOWS,
-        row.Rope(),
+        row.rope(),
         family.UNTIED,
     ),
     TENSORS,
@@ -145,24 +142,22 @@ GEMMA = Family(
         row.size("intermediate_size", "feed_forward", 24576),
         row.size("num_key_value_heads", "kv_heads", 16),
         family.ATTENTION_DROPOUT,
-        row.HeadDim("head_dim", 256),
+        row.head_dim("head_dim", 256),
         family.RMS_EPS,
         # Releases say "gelu" and mean the tanh form.
-        row.Choice(
+        row.choice(
             "hidden_act",
             "activation",
-            (
-                ("gelu_pytorch_tanh", "gelu_tanh"),
-                ("gelu", "gelu_tanh"),
-                ("gelu_new", "gelu_tanh"),
-                ("relu", "relu"),
-                ("silu", "silu"),
-            ),
+            ("gelu_pytorch_tanh", "gelu_tanh"),
+            ("gelu", "gelu_tanh"),
+            ("gelu_new", "gelu_tanh"),
+            ("relu", "relu"),
+            ("silu", "silu"),
         ),
-        row.Only("hidden_activation", None, also=("gelu_pytorch_tanh", None)),
-        row.Only("use_bidirectional_attention", None, also=(False,)),
+        row.only("hidden_activation", None, "gelu_pytorch_tanh", None),
+        row.only("use_bidirectional_attention", None, False),
         family.ATTENTION_BIAS,
-        row.Rope(),
+        row.rope(),
         family.TIED,
     ),
     TENSORS,
@@ -178,13 +173,13 @@ PHI = Family(
     (
         *family.sizes(51200, 2048, 24, 32),
         *family.modern(2048, 8192, "gelu_new"),
-        row.HeadDim("head_dim"),
+        row.head_dim("head_dim"),
         family.layer_eps(),
         row.number("embd_pdrop", "dropout_embedding", 0.0),
         row.number("resid_pdrop", "dropout_residual", 0.0),
-        row.Choice("qk_layernorm", "qk_norm", ((False, None), (True, "layer"))),
-        row.Rope("rope_theta", "partial_rotary_factor", 0.5),
-        row.Only("tie_word_embeddings", False),
+        row.choice("qk_layernorm", "qk_norm", (False, None), (True, "layer")),
+        row.rope("rope_theta", "partial_rotary_factor", 0.5),
+        row.only("tie_word_embeddings", False),
     ),
     tensors.table(
         ("model.", "embed_tokens", "final_layernorm", "layers.{i}."),
@@ -206,10 +201,10 @@ OLMO = Family(
     (
         *family.sizes(50304, 4096, 32, 32),
         *family.modern(2048, 11008, "silu"),
-        row.HeadDim("head_dim"),
+        row.head_dim("head_dim"),
         family.ATTENTION_BIAS,
-        row.Field("clip_qkv", "clip_qkv", "optional", None),
-        row.Rope(),
+        row.field("clip_qkv", "clip_qkv", "optional", None),
+        row.rope(),
         family.UNTIED,
     ),
     TENSORS,
@@ -227,20 +222,19 @@ STABLELM = Family(
     (
         *family.sizes(50304, 2560, 32, 32),
         *family.modern(4096, 6912, "silu", 32),
-        row.HeadDim(),
+        row.head_dim(),
         family.layer_eps(),
         row.flag("use_qkv_bias", "qkv_bias", False),
-        row.Choice(
-            "qk_layernorm", "qk_norm", ((False, None), (True, "layer_per_head"))
-        ),
-        row.Choice(
+        row.choice("qk_layernorm", "qk_norm", (False, None), (True, "layer_per_head")),
+        row.choice(
             "use_parallel_residual",
             "residual",
-            ((False, "sequential"), (True, "parallel_shared_norm")),
+            (False, "sequential"),
+            (True, "parallel_shared_norm"),
         ),
         # Applied after the feed-forward alone; no released model uses it.
-        row.Only("hidden_dropout", 0.0),
-        row.Rope("rope_theta", "partial_rotary_factor", 0.25),
+        row.only("hidden_dropout", 0.0),
+        row.rope("rope_theta", "partial_rotary_factor", 0.25),
         family.UNTIED,
     ),
     tensors.table(

@@ -39,7 +39,7 @@ MAMBA = Family(
     (
         *family.sizes(50280, 768, 32, 0)[:3],
         row.size("state_size", "state", 16),
-        row.Custom(_read_mamba_sizes, _write_mamba_sizes),
+        row.Row(_read_mamba_sizes, _write_mamba_sizes),
         row.size("conv_kernel", "conv_width", 4),
         row.flag("use_conv_bias", "conv_bias", True),
         row.flag("use_bias", "bias", False),
@@ -134,12 +134,10 @@ RECURRENT_GEMMA = Family(
     (
         *family.sizes(256000, 2560, 26, 10),
         row.size("num_key_value_heads", "kv_heads", family.as_heads),
-        row.HeadDim(),
-        row.Same("head_dim", "head_dim"),
-        row.Custom(
-            _read_kinds, lambda settings: {"block_types": list(settings["kinds"])}
-        ),
-        row.Custom(
+        row.head_dim(),
+        row.same("head_dim", "head_dim"),
+        row.Row(_read_kinds, lambda settings: {"block_types": list(settings["kinds"])}),
+        row.Row(
             _read_doubled,
             lambda settings: {"intermediate_size": 2 * settings["feed_forward"]},
         ),
@@ -151,7 +149,7 @@ RECURRENT_GEMMA = Family(
         row.flag("attention_bias", "qkv_bias", False),
         family.ATTENTION_DROPOUT,
         family.RMS_EPS,
-        row.Rope("rope_theta", "partial_rotary_factor", 0.5),
+        row.rope("rope_theta", "partial_rotary_factor", 0.5),
         family.TIED,
     ),
     tensors.table(
