@@ -3,8 +3,34 @@
 Each can be saved and opened by transformers under the family's `model_type`.
 """
 
+from typing import Any
+
 from lt_mia_jax.models import assembly
 from lt_mia_jax.models.config import ModelConfig, Rotary
+
+
+def _sizes(vocab_size: int, width: int, layers: int, context: int) -> dict[str, Any]:
+    sizes = (vocab_size, width, layers, context)
+    return dict(zip(assembly.SIZES, sizes, strict=True))
+
+
+def _with_biases(
+    sizes: dict[str, Any], heads: int, activation: Any, **settings: Any
+) -> ModelConfig:
+    """Layer norms, biases everywhere and an MLP of 4 x width."""
+    return assembly.transformer(
+        heads=heads,
+        head_dim=sizes["width"] // heads,
+        feed_forward=4 * sizes["width"],
+        activation=activation,
+        norm="layer",
+        eps=1e-5,
+        qkv_bias=True,
+        out_bias=True,
+        feed_forward_bias=True,
+        **sizes,
+        **settings,
+    )
 
 
 def gpt2_like(
@@ -17,20 +43,10 @@ def gpt2_like(
     dropout: float = 0.0,
 ) -> ModelConfig:
     """Learned positions, layer norm, biases, tanh-GELU MLP of 4 x width, tied head."""
-    return assembly.transformer(
-        vocab_size=vocab_size,
-        width=width,
-        layers=layers,
-        context=context,
-        heads=heads,
-        head_dim=width // heads,
-        feed_forward=4 * width,
-        activation="gelu_tanh",
-        norm="layer",
-        eps=1e-5,
-        qkv_bias=True,
-        out_bias=True,
-        feed_forward_bias=True,
+    return _with_biases(
+        _sizes(vocab_size, width, layers, context),
+        heads,
+        "gelu_tanh",
         learned_positions=True,
         tied=True,
         dropout_embedding=dropout,
@@ -63,10 +79,7 @@ def llama_like(
       tied: whether the head reuses the token embedding.
     """
     return assembly.transformer(
-        vocab_size=vocab_size,
-        width=width,
-        layers=layers,
-        context=context,
+        **_sizes(vocab_size, width, layers, context),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=width // heads,
@@ -91,20 +104,10 @@ def neox_like(
     parallel: bool = True,
 ) -> ModelConfig:
     """Partial rotary positions, layer norm, biases, GELU MLP, parallel residual."""
-    return assembly.transformer(
-        vocab_size=vocab_size,
-        width=width,
-        layers=layers,
-        context=context,
-        heads=heads,
-        head_dim=width // heads,
-        feed_forward=4 * width,
-        activation="gelu",
-        norm="layer",
-        eps=1e-5,
-        qkv_bias=True,
-        out_bias=True,
-        feed_forward_bias=True,
+    return _with_biases(
+        _sizes(vocab_size, width, layers, context),
+        heads,
+        "gelu",
         position=Rotary(fraction=rotary_fraction),
         residual="parallel" if parallel else "sequential",
     )
@@ -115,17 +118,10 @@ def mamba_like(
 ) -> ModelConfig:
     """Selective state space: inner width 2 x width, four taps, tied head."""
     return assembly.mamba(
-        vocab_size=vocab_size,
-        width=width,
-        layers=layers,
-        context=context,
+        **_sizes(vocab_size, width, layers, context),
         inner=2 * width,
         state=state,
         step_rank=-(-width // 16),
-        conv_width=4,
-        conv_bias=True,
-        bias=False,
-        activation="silu",
         eps=1e-5,
         tied=True,
     )
@@ -136,10 +132,7 @@ def rwkv_like(
 ) -> ModelConfig:
     """RWKV-4: channel mix of 4 x width, a head of its own."""
     return assembly.rwkv(
-        vocab_size=vocab_size,
-        width=width,
-        layers=layers,
-        context=context,
+        **_sizes(vocab_size, width, layers, context),
         inner=width,
         feed_forward=4 * width,
         eps=1e-5,
@@ -152,16 +145,12 @@ def griffin_like(
 ) -> ModelConfig:
     """RecurrentGemma: two gated recurrences, then local attention, and so on."""
     return assembly.griffin(
-        vocab_size=vocab_size,
-        width=width,
-        layers=layers,
-        context=8192,
+        **_sizes(vocab_size, width, layers, 8192),
         kinds=("recurrent", "recurrent", "attention"),
         inner=width,
         heads=heads,
         kv_heads=1,
         head_dim=width // heads,
-        qkv_bias=False,
         position=Rotary(fraction=0.5),
         window=window,
         conv_width=4,
