@@ -1,6 +1,6 @@
 """Blocks, the scanned period of blocks, and the decoder from tokens to logits."""
 
-from typing import Any, NamedTuple, assert_never
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,12 +16,10 @@ from lt_mia_jax.models.config import (
     Mlp,
     Residual,
     RgLru,
-    RwkvChannelMix,
     RwkvTimeMix,
     Tied,
-    Untied,
 )
-from lt_mia_jax.models.execution import INIT_STD, CallConfig
+from lt_mia_jax.models.execution import INIT_STD, CallConfig, Place
 from lt_mia_jax.models.feedforward import MlpLayer
 from lt_mia_jax.models.mixers.attention import SelfAttention
 from lt_mia_jax.models.mixers.mamba import MambaMixer
@@ -29,6 +27,14 @@ from lt_mia_jax.models.mixers.rglru import RgLruMixer
 from lt_mia_jax.models.mixers.rwkv import ChannelMix, TimeMix
 from lt_mia_jax.models.norm import Normalize
 from lt_mia_jax.models.projection import Projection, adapted, dropout, product
+
+MIXERS: dict[type, Any] = {
+    Attention: SelfAttention,
+    Mamba: MambaMixer,
+    RwkvTimeMix: TimeMix,
+    RgLru: RgLruMixer,
+}
+"""The layer of each mixer's config."""
 
 
 class Block(nn.Module):
@@ -38,65 +44,26 @@ class Block(nn.Module):
     context: CallConfig
 
     @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        positions: Int[Array, "T"],
-        layer: Int[Array, ""],
-    ) -> Float[Array, "B T D"]:
-        """The stream after this layer, the `layer`-th, counted from 1."""
-        block = self.block
+    def __call__(self, x: Float[Array, "B T D"], place: Place) -> Float[Array, "B T D"]:
+        """The stream after this layer."""
+        block, context = self.block, self.context
         normed = self._normalize(x, "mixer_norm")
-        mixed = self._mix(normed, positions, layer)
+        mixer = MIXERS[type(block.mixer)](block.mixer, context, name="mixer")
+        mixed = x + self._drop(mixer(normed, place))
         if block.feed_forward is None:
-            return x + mixed
-        match block.residual:
-            case Residual.SEQUENTIAL:
-                x = x + mixed
-                return x + self._feed(self._normalize(x, "feed_forward_norm"), layer)
-            case Residual.PARALLEL:
-                fed = self._feed(self._normalize(x, "feed_forward_norm"), layer)
-                return x + mixed + fed
-            case Residual.PARALLEL_SHARED_NORM:
-                return x + mixed + self._feed(normed, layer)
-            case _:
-                assert_never(block.residual)
+            return mixed
+        if block.residual is not Residual.PARALLEL_SHARED_NORM:
+            stream = mixed if block.residual is Residual.SEQUENTIAL else x
+            normed = self._normalize(stream, "feed_forward_norm")
+        if isinstance(block.feed_forward, Mlp):
+            fed = MlpLayer(block.feed_forward, context, name="feed_forward")(normed)
+        else:
+            mix = ChannelMix(block.feed_forward, context, name="feed_forward")
+            fed = mix(normed, place)
+        return mixed + self._drop(fed)
 
     def _normalize(self, x: Float[Array, "B T D"], name: str) -> Float[Array, "B T D"]:
         return Normalize(self.block.norm, self.context.param_dtype, name=name)(x)
-
-    def _mix(
-        self,
-        x: Float[Array, "B T D"],
-        positions: Int[Array, "T"],
-        layer: Int[Array, ""],
-    ) -> Float[Array, "B T D"]:
-        match self.block.mixer:
-            case Attention() as config:
-                mixer = SelfAttention(config, self.context, name="mixer")
-            case Mamba() as config:
-                mixer = MambaMixer(config, self.context, name="mixer")
-            case RwkvTimeMix() as config:
-                mixer = TimeMix(config, self.context, name="mixer")
-            case RgLru() as config:
-                mixer = RgLruMixer(config, self.context, name="mixer")
-            case _:
-                assert_never(self.block.mixer)
-        return self._drop(mixer(x, positions, layer))
-
-    def _feed(
-        self, x: Float[Array, "B T D"], layer: Int[Array, ""]
-    ) -> Float[Array, "B T D"]:
-        match self.block.feed_forward:
-            case Mlp() as config:
-                fed = MlpLayer(config, self.context, name="feed_forward")(x)
-            case RwkvChannelMix() as config:
-                fed = ChannelMix(config, self.context, name="feed_forward")(x, layer)
-            case None:
-                raise AssertionError("a block without a feed-forward feeds nothing")
-            case _:
-                assert_never(self.block.feed_forward)
-        return self._drop(fed)
 
     def _drop(self, y: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         rate = self.context.model.dropout.residual
@@ -140,7 +107,7 @@ class Period(nn.Module):
         """The stream after all slots, and nothing to stack."""
         for slot, block in enumerate(self.context.model.pattern):
             module = Block(block, self.context, name=f"slot_{slot}")
-            x = module(stream.x, positions, layers[slot])
+            x = module(stream.x, Place(positions, layers[slot]))
             stream = stream.passed(x, layers[slot], rows[slot], self.context)
         return stream, None
 
@@ -160,19 +127,15 @@ class Decoder(nn.Module):
         table = Embed(context, name="embedding")()
         x = self._embed(table, input_ids, dtype)
         stream = self._run_layers(x, jnp.arange(input_ids.shape[1]))
-        x = Normalize(model.final_norm, context.param_dtype, name="final_norm")(
-            stream.x
-        )
+        norm = Normalize(model.final_norm, context.param_dtype, name="final_norm")
+        flat = norm(stream.x).reshape(-1, model.width)
         bias = adapter = None
-        match model.head:
-            case Tied():
-                kernel = table["tokens"].T
-            case Untied(bias=with_bias):
-                head = Projection(model.vocab_size, with_bias, context, name="head")
-                kernel, bias, adapter, _ = head(model.width)
-            case _:
-                assert_never(model.head)
-        flat, kernel = x.reshape(-1, model.width), kernel.astype(dtype)
+        if isinstance(model.head, Tied):
+            kernel = table["tokens"].T
+        else:
+            head = Projection(model.vocab_size, model.head.bias, context, name="head")
+            kernel, bias, adapter, _ = head(model.width)
+        kernel = kernel.astype(dtype)
         if dtype == jnp.float32:
             logits = product(flat, kernel, context.execution.forward_mode)
         else:
@@ -202,8 +165,8 @@ class Decoder(nn.Module):
                 )
             rows = table["positions"][positions.offset : positions.offset + length]
             x = x + rows[None].astype(dtype)
-        if model.embedding.norm is not None:
-            norm = model.embedding.norm
+        norm = model.embedding.norm
+        if norm is not None:
             x = Normalize(norm, self.context.param_dtype, name="embedding_norm")(x)
         rate = model.dropout.embedding
         if self.context.train and rate > 0:
@@ -235,16 +198,15 @@ class Decoder(nn.Module):
                 unroll=min(context.execution.unroll, model.periods),
             )
             shape = (model.periods, len(model.pattern))
-            whole = shape[0] * shape[1]
+            whole = model.layers - len(model.tail)
             layers = jnp.arange(1, whole + 1).reshape(shape)
             rows = jnp.asarray(row_of[1 : whole + 1]).reshape(shape)
-            stream, _ = scanned(context, name="periods")(
-                stream, positions, layers, rows
-            )
+            periods = scanned(context, name="periods")
+            stream, _ = periods(stream, positions, layers, rows)
         for index, config in enumerate(model.tail):
             layer = model.layers - len(model.tail) + index + 1
             module = block(config, context, name=f"tail_{index}")
-            x = module(stream.x, positions, jnp.asarray(layer))
+            x = module(stream.x, Place(positions, jnp.asarray(layer)))
             stream = stream.passed(x, layer, row_of[layer], context)
         return stream
 

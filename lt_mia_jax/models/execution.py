@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from lt_mia_jax.arrays import Array, Int
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.models.mixers.recurrence import Form
 from lt_mia_jax.sharding import traced_for_cpu
@@ -83,6 +84,15 @@ class CallConfig:
         2.3: scaled by 1/sqrt(N) for N residual additions, two a layer.
         """
         return INIT_STD / math.sqrt(2 * self.model.layers)
+
+
+class Place(NamedTuple):
+    """What a block knows about its input beside the residual stream."""
+
+    positions: Int[Array, "T"]
+    """Absolute positions of the tokens."""
+    layer: Int[Array, ""]
+    """Number of the layer, from 1 on."""
 
 
 def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from model_zoo import configs, forward, random_ids, random_params
 from lt_mia_jax.models import ExecutionConfig, LanguageModel
 from lt_mia_jax.models.config import Dropout, Residual
 from lt_mia_jax.models.decoder import Block
-from lt_mia_jax.models.execution import CallConfig
+from lt_mia_jax.models.execution import CallConfig, Place
 
 
 def two_kinds(layers):
@@ -50,7 +50,8 @@ def test_stacked_rows_are_layers_in_order():
         rows = oracle.layer_params(config, params, layer)
         context = CallConfig(model=config, execution=ExecutionConfig())
         apply = jax.jit(Block(block, context).apply)
-        found = apply({"params": rows}, found, jnp.arange(5), jnp.asarray(layer + 1))
+        place = Place(jnp.arange(5), jnp.asarray(layer + 1))
+        found = apply({"params": rows}, found, place)
         expected = oracle.block(expected, block, rows)
     np.testing.assert_allclose(found, expected, atol=1e-4)
 

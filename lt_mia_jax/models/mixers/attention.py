@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lt_mia_jax.arrays import Array, Float, Int, Key
+from lt_mia_jax.arrays import Array, Float, Key
 from lt_mia_jax.models.config import Alibi, Attention, QueryKeyNorm, Rotary
-from lt_mia_jax.models.execution import CallConfig
+from lt_mia_jax.models.execution import CallConfig, Place
 from lt_mia_jax.models.norm import Normalize
 from lt_mia_jax.models.position import alibi_bias, rotary_frequencies, rotate
 from lt_mia_jax.models.projection import Projection, affine, affine_together, dropout
@@ -94,13 +94,8 @@ class SelfAttention(nn.Module):
     context: CallConfig
 
     @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        positions: Int[Array, "T"],
-        layer: Int[Array, ""],
-    ) -> Float[Array, "B T D"]:
-        """Mix tokens; `positions` are their absolute positions."""
+    def __call__(self, x: Float[Array, "B T D"], place: Place) -> Float[Array, "B T D"]:
+        """Mix tokens."""
         config = self.config
         batch, length, width = x.shape
         sizes = (config.heads, config.kv_heads, config.kv_heads)
@@ -125,10 +120,13 @@ class SelfAttention(nn.Module):
             case Rotary() as rotary:
                 frequencies = rotary_frequencies(rotary, config.rotary_dim)
                 query_key = rotate(
-                    query_key, positions, frequencies, interleaved=rotary.interleaved
+                    query_key,
+                    place.positions,
+                    frequencies,
+                    interleaved=rotary.interleaved,
                 )
             case Alibi() as alibi:
-                bias = alibi_bias(alibi, config.heads, positions)
+                bias = alibi_bias(alibi, config.heads, place.positions)
                 if alibi.before_scaling:
                     bias = bias * config.head_dim**-0.5
             case None:

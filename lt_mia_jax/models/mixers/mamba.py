@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lt_mia_jax.arrays import Array, Float, Int, Key
+from lt_mia_jax.arrays import Array, Float, Key
 from lt_mia_jax.models.config import Mamba
-from lt_mia_jax.models.execution import CallConfig
+from lt_mia_jax.models.execution import CallConfig, Place
 from lt_mia_jax.models.feedforward import activate
 from lt_mia_jax.models.mixers.convolution import ShortConvolution
 from lt_mia_jax.models.mixers.recurrence import selective_scan
@@ -26,12 +26,7 @@ class MambaMixer(nn.Module):
     context: CallConfig
 
     @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        positions: Int[Array, "T"],
-        layer: Int[Array, ""],
-    ) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], place: Place) -> Float[Array, "B T D"]:
         """Mix tokens."""
         config, context = self.config, self.context
         width, state, rank = config.width, config.state, config.step_rank

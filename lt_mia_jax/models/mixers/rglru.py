@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lt_mia_jax.arrays import Array, Float, Int, Key
+from lt_mia_jax.arrays import Array, Float, Key
 from lt_mia_jax.models.config import RgLru
-from lt_mia_jax.models.execution import CallConfig
+from lt_mia_jax.models.execution import CallConfig, Place
 from lt_mia_jax.models.feedforward import activate
 from lt_mia_jax.models.mixers.convolution import ShortConvolution
 from lt_mia_jax.models.mixers.recurrence import linear_recurrence
@@ -49,12 +49,7 @@ class RgLruMixer(nn.Module):
     context: CallConfig
 
     @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        positions: Int[Array, "T"],
-        layer: Int[Array, ""],
-    ) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], place: Place) -> Float[Array, "B T D"]:
         """Mix tokens."""
         config, context = self.config, self.context
         width, model_width = config.width, x.shape[-1]
@@ -72,7 +67,7 @@ class RgLruMixer(nn.Module):
             name="conv",
         )
         inner = convolve(both[..., width:])
-        y = GatedRecurrence(config, context, name="recurrence")(inner, positions)
+        y = GatedRecurrence(config, context, name="recurrence")(inner, place)
         output = Projection(model_width, True, context, to_residual=True, name="output")
         return affine(y * gate, *output(width))
 
@@ -84,9 +79,7 @@ class GatedRecurrence(nn.Module):
     context: CallConfig
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T D"], positions: Int[Array, "T"]
-    ) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], place: Place) -> Float[Array, "B T D"]:
         """The states, in the dtype of `x`; gates and states are float32."""
         heads, width = self.config.heads, self.config.width
         open_input = BlockGate(heads, self.context, name="input_gate")(x)
@@ -95,7 +88,7 @@ class GatedRecurrence(nn.Module):
         log_decay = -SHARPNESS * open_decay * rate[None, None, :]
         keep = bounded_sqrt(1.0 - jnp.exp(2.0 * log_decay))
         # Nothing precedes the first token that could make up for a smaller input.
-        first = (positions == 0)[None, :, None]
+        first = (place.positions == 0)[None, :, None]
         keep = jnp.where(first, 1.0, keep)
         entering = x * (open_input * keep).astype(x.dtype)
         return linear_recurrence(

@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lt_mia_jax.arrays import Array, Float, Int, Key
+from lt_mia_jax.arrays import Array, Float, Key
 from lt_mia_jax.models.config import RwkvChannelMix, RwkvTimeMix
-from lt_mia_jax.models.execution import CallConfig
+from lt_mia_jax.models.execution import CallConfig, Place
 from lt_mia_jax.models.mixers.convolution import shift
 from lt_mia_jax.models.mixers.recurrence import wkv
 from lt_mia_jax.models.projection import Projection, affine
@@ -22,18 +22,13 @@ class TimeMix(nn.Module):
     context: CallConfig
 
     @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        positions: Int[Array, "T"],
-        layer: Int[Array, ""],
-    ) -> Float[Array, "B T D"]:
-        """Mix tokens; `layer` (from 1 on) only shapes the initial parameters."""
+    def __call__(self, x: Float[Array, "B T D"], place: Place) -> Float[Array, "B T D"]:
+        """Mix tokens; the layer only shapes the initial parameters."""
         context, inner = self.context, self.config.width
         width, depth = x.shape[-1], context.model.layers
         before = shift(x)
-        done = (layer - 1) / max(depth - 1, 1)
-        ahead = 1.0 - (layer - 1) / depth
+        done = (place.layer - 1) / max(depth - 1, 1)
+        ahead = 1.0 - (place.layer - 1) / depth
 
         def decay(key: Key[Array, ""], shape: tuple[int]) -> Float[Array, "D"]:
             place = jnp.arange(inner) / max(inner - 1, 1)
@@ -73,13 +68,11 @@ class ChannelMix(nn.Module):
     context: CallConfig
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T D"], layer: Int[Array, ""]
-    ) -> Float[Array, "B T D"]:
-        """Transform each token; `layer` only shapes the initial parameters."""
+    def __call__(self, x: Float[Array, "B T D"], place: Place) -> Float[Array, "B T D"]:
+        """Transform each token; the layer only shapes the initial parameters."""
         context, width = self.context, x.shape[-1]
         before = shift(x)
-        ahead, none = 1.0 - (layer - 1) / context.model.layers, jnp.zeros(())
+        ahead, none = 1.0 - (place.layer - 1) / context.model.layers, jnp.zeros(())
         key_input = _mixed(self, "mix_key", x, before, ahead, none)
         gate_input = _mixed(self, "mix_receptance", x, before, ahead, none)
         key = Projection(self.config.width, False, context, name="key")(width)
