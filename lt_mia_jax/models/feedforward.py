@@ -9,7 +9,7 @@ import jax
 from lt_mia_jax.arrays import Array, Float
 from lt_mia_jax.models.config import Activation, Mlp
 from lt_mia_jax.models.execution import CallConfig, recomputed
-from lt_mia_jax.models.projection import Projection, Weights, affine
+from lt_mia_jax.models.projection import projected
 
 
 def activate(x: Float[Array, "..."], activation: Activation) -> Float[Array, "..."]:
@@ -40,16 +40,12 @@ class MlpLayer(nn.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Transform each token alone."""
         config, context = self.config, self.context
-        width = x.shape[-1]
-
-        def weights(name: str) -> Weights:
-            return Projection(config.width, config.bias, context, name=name)(width)
-
         activation = recomputed(partial(activate, activation=config.activation))
-        up = affine(x, *weights("up"))
+        middle = projected(x, config.width, config.bias, context, "up")
         if config.gated:
-            middle = activation(affine(x, *weights("gate"))) * up
+            gate = projected(x, config.width, config.bias, context, "gate")
+            middle = activation(gate) * middle
         else:
-            middle = activation(up)
-        down = Projection(width, config.bias, context, to_residual=True, name="down")
-        return affine(middle, *down(config.width))
+            middle = activation(middle)
+        width, bias = x.shape[-1], config.bias
+        return projected(middle, width, bias, context, "down", to_residual=True)

@@ -178,3 +178,17 @@ class Projection(nn.Module):
             key = self.make_rng("dropout") if active else None
             adapter = Adapter(down, up, context.adapter_dropout, key)
         return Weights(kernel, bias, adapter, context.execution.forward_mode)
+
+
+def projected(
+    x: Float[Array, "*batch I"],
+    features: int,
+    bias: bool,
+    context: CallConfig,
+    name: str,
+    *,
+    to_residual: bool = False,
+) -> Float[Array, "*batch O"]:
+    """`x` through a `Projection` of the module that is being called."""
+    layer = Projection(features, bias, context, to_residual=to_residual, name=name)
+    return affine(x, *layer(x.shape[-1]))

@@ -9,7 +9,7 @@ from lt_mia_jax.models.config import Alibi, Attention, QueryKeyNorm, Rotary
 from lt_mia_jax.models.execution import CallConfig, Place
 from lt_mia_jax.models.norm import Normalize
 from lt_mia_jax.models.position import alibi_bias, rotary_frequencies, rotate
-from lt_mia_jax.models.projection import Projection, affine, affine_together, dropout
+from lt_mia_jax.models.projection import Projection, affine_together, dropout, projected
 
 HIDDEN = -1e30
 """Added to scores of later tokens; finite, so that no gradient is NaN."""
@@ -96,18 +96,17 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], place: Place) -> Float[Array, "B T D"]:
         """Mix tokens."""
-        config = self.config
+        config, context = self.config, self.context
         batch, length, width = x.shape
         sizes = (config.heads, config.kv_heads, config.kv_heads)
-        parts = [
-            Projection(n * config.head_dim, config.qkv_bias, self.context, name=name)(
-                width
-            )
-            for name, n in zip(("query", "key", "value"), sizes, strict=True)
-        ]
+        names = ("query", "key", "value")
+        layers = (
+            Projection(n * config.head_dim, config.qkv_bias, context, name=name)
+            for name, n in zip(names, sizes, strict=True)
+        )
         # One wide product instead of three narrow ones; the rotation of queries and
         # keys is then one operation too.
-        fused = affine_together(x, parts)
+        fused = affine_together(x, [layer(width) for layer in layers])
         if config.clip_qkv is not None:
             fused = jnp.clip(fused, -config.clip_qkv, config.clip_qkv)
         fused = fused.reshape(batch, length, sum(sizes), config.head_dim)
@@ -131,8 +130,7 @@ class SelfAttention(nn.Module):
                     bias = bias * config.head_dim**-0.5
             case None:
                 pass
-        rate = self.context.model.dropout.attention
-        active = self.context.train and rate > 0
+        rate = context.model.dropout.attention if context.train else 0.0
         mixed = causal_attention(
             query_key[:, :, : config.heads],
             query_key[:, :, config.heads :],
@@ -141,31 +139,20 @@ class SelfAttention(nn.Module):
             window=config.window,
             bias=bias,
             dropout_rate=rate,
-            dropout_key=self.make_rng("dropout") if active else None,
+            dropout_key=self.make_rng("dropout") if rate > 0 else None,
         )
-        output = Projection(
-            width, config.out_bias, self.context, to_residual=True, name="output"
-        )
-        inner = config.heads * config.head_dim
-        return affine(mixed.reshape(batch, length, inner), *output(inner))
+        mixed = mixed.reshape(batch, length, config.heads * config.head_dim)
+        bias = config.out_bias
+        return projected(mixed, width, bias, context, "output", to_residual=True)
 
     def _normalize(
         self, query_key: Float[Array, "B T R K"], config: QueryKeyNorm
     ) -> Float[Array, "B T R K"]:
-        heads = self.config.heads
-        halves = {
-            "query_norm": query_key[:, :, :heads],
-            "key_norm": query_key[:, :, heads:],
-        }
-        return jnp.concatenate(
-            [
-                Normalize(
-                    config.norm,
-                    self.context.param_dtype,
-                    heads=half.shape[2] if config.per_head else None,
-                    name=name,
-                )(half)
-                for name, half in halves.items()
-            ],
-            axis=2,
-        )
+        def normalized(name: str, half: Array) -> Array:
+            heads, dtype = half.shape[2], self.context.param_dtype
+            own = heads if config.per_head else None
+            return Normalize(config.norm, dtype, heads=own, name=name)(half)
+
+        query = normalized("query_norm", query_key[:, :, : self.config.heads])
+        key = normalized("key_norm", query_key[:, :, self.config.heads :])
+        return jnp.concatenate([query, key], axis=2)

@@ -13,7 +13,7 @@ from lt_mia_jax.models.execution import CallConfig, Place
 from lt_mia_jax.models.feedforward import activate
 from lt_mia_jax.models.mixers.convolution import ShortConvolution
 from lt_mia_jax.models.mixers.recurrence import selective_scan
-from lt_mia_jax.models.projection import Projection, affine
+from lt_mia_jax.models.projection import projected
 
 
 class MambaMixer(nn.Module):
@@ -30,15 +30,13 @@ class MambaMixer(nn.Module):
         """Mix tokens."""
         config, context = self.config, self.context
         width, state, rank = config.width, config.state, config.step_rank
-        entry = Projection(2 * width, config.bias, context, name="input")
-        inner = affine(x, *entry(x.shape[-1]))
+        inner = projected(x, 2 * width, config.bias, context, "input")
         scanned, gate = inner[..., :width], inner[..., width:]
         convolve = ShortConvolution(
             config.conv_width, config.conv_bias, context, name="conv"
         )
         scanned = activate(convolve(scanned), config.activation)
-        select = Projection(rank + 2 * state, False, context, name="select")
-        selected = affine(scanned, *select(width))
+        selected = projected(scanned, rank + 2 * state, False, context, "select")
         step = TimeStep(width, context, name="step")(selected[..., :rank])
         # Float32 always: rounding a decay changes how long a channel remembers.
         log_decay = self.param("log_decay", _log_decay, (width, state), jnp.float32)
@@ -52,10 +50,9 @@ class MambaMixer(nn.Module):
             form=context.recurrence,
         )
         y = y + scanned * skip.astype(scanned.dtype)[None, None, :]
-        exit = Projection(
-            x.shape[-1], config.bias, context, to_residual=True, name="output"
-        )
-        return affine(y * jax.nn.silu(gate), *exit(width))
+        y = y * jax.nn.silu(gate)
+        width, bias = x.shape[-1], config.bias
+        return projected(y, width, bias, context, "output", to_residual=True)
 
 
 class TimeStep(nn.Module):
@@ -67,10 +64,9 @@ class TimeStep(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T R"]) -> Float[Array, "B T D"]:
         """softplus(x kernel + bias)."""
-        weights = Projection(self.width, False, self.context, name="up")(x.shape[-1])
+        step = projected(x, self.width, False, self.context, "up")
         bias = self.param("bias", _step_bias, (self.width,), jnp.float32)
-        step = affine(x, *weights).astype(jnp.float32)
-        return jax.nn.softplus(step + bias[None, None, :])
+        return jax.nn.softplus(step.astype(jnp.float32) + bias[None, None, :])
 
 
 def _log_decay(

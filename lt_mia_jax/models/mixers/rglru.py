@@ -12,7 +12,7 @@ from lt_mia_jax.models.execution import CallConfig, Place
 from lt_mia_jax.models.feedforward import activate
 from lt_mia_jax.models.mixers.convolution import ShortConvolution
 from lt_mia_jax.models.mixers.recurrence import linear_recurrence
-from lt_mia_jax.models.projection import Projection, affine, affine_together
+from lt_mia_jax.models.projection import Projection, affine_together, projected
 
 SHARPNESS = 8.0
 """Exponent of the decay; the constant c of the paper."""
@@ -68,8 +68,8 @@ class RgLruMixer(nn.Module):
         )
         inner = convolve(both[..., width:])
         y = GatedRecurrence(config, context, name="recurrence")(inner, place)
-        output = Projection(model_width, True, context, to_residual=True, name="output")
-        return affine(y * gate, *output(width))
+        y = y * gate
+        return projected(y, model_width, True, context, "output", to_residual=True)
 
 
 class GatedRecurrence(nn.Module):

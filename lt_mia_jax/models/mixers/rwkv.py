@@ -9,7 +9,7 @@ from lt_mia_jax.models.config import RwkvChannelMix, RwkvTimeMix
 from lt_mia_jax.models.execution import CallConfig, Place
 from lt_mia_jax.models.mixers.convolution import shift
 from lt_mia_jax.models.mixers.recurrence import wkv
-from lt_mia_jax.models.projection import Projection, affine
+from lt_mia_jax.models.projection import projected
 
 
 class TimeMix(nn.Module):
@@ -38,15 +38,14 @@ class TimeMix(nn.Module):
             zigzag = (jnp.arange(inner) + 1) % 3 - 1
             return jnp.log(0.3) + 0.5 * zigzag.astype(jnp.float32)
 
-        def part(name: str, features: int, exponent: Array, extra: Array) -> Array:
+        def part(name: str, exponent: Array, extra: Array) -> Array:
             mix = _mixed(self, f"mix_{name}", x, before, exponent, extra)
-            weights = Projection(features, False, context, name=name)(width)
-            return affine(mix, *weights)
+            return projected(mix, inner, False, context, name)
 
         none = jnp.zeros(())
-        key = part("key", inner, ahead, none)
-        value = part("value", inner, ahead, 0.3 * done)
-        receptance = part("receptance", inner, 0.5 * ahead, none)
+        key = part("key", ahead, none)
+        value = part("value", ahead, 0.3 * done)
+        receptance = part("receptance", 0.5 * ahead, none)
         mixed = wkv(
             self.param("decay", decay, (inner,)),
             self.param("bonus", bonus, (inner,)),
@@ -54,8 +53,8 @@ class TimeMix(nn.Module):
             value,
             form=context.recurrence,
         )
-        output = Projection(width, False, context, to_residual=True, name="output")
-        return affine(jax.nn.sigmoid(receptance) * mixed, *output(inner))
+        y = jax.nn.sigmoid(receptance) * mixed
+        return projected(y, width, False, context, "output", to_residual=True)
 
 
 class ChannelMix(nn.Module):
@@ -75,12 +74,11 @@ class ChannelMix(nn.Module):
         ahead, none = 1.0 - (place.layer - 1) / context.model.layers, jnp.zeros(())
         key_input = _mixed(self, "mix_key", x, before, ahead, none)
         gate_input = _mixed(self, "mix_receptance", x, before, ahead, none)
-        key = Projection(self.config.width, False, context, name="key")(width)
-        middle = jnp.square(jax.nn.relu(affine(key_input, *key)))
-        gate = Projection(width, False, context, name="receptance")(width)
-        value = Projection(width, False, context, to_residual=True, name="value")
-        fed = affine(middle, *value(self.config.width))
-        return jax.nn.sigmoid(affine(gate_input, *gate)) * fed
+        key = projected(key_input, self.config.width, False, context, "key")
+        middle = jnp.square(jax.nn.relu(key))
+        gate = projected(gate_input, width, False, context, "receptance")
+        fed = projected(middle, width, False, context, "value", to_residual=True)
+        return jax.nn.sigmoid(gate) * fed
 
 
 def _mixed(
