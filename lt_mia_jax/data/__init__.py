@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from lt_mia_jax.data.splits import attack_split as attack_split
     from lt_mia_jax.data.splits import membership as membership
     from lt_mia_jax.data.splits import role as role
-    from lt_mia_jax.data.splits import rows_by_part as rows_by_part
     from lt_mia_jax.data.splits import rows_by_role as rows_by_role
     from lt_mia_jax.data.splits import split_corpus as split_corpus
     from lt_mia_jax.data.texts import Text as Text

@@ -39,45 +39,28 @@ class Split(NamedTuple):
     validation: Int[np.ndarray, " E"]
 
 
-def role(seed: int, id: str, *, pretrain_fraction: float = PRETRAIN_FRACTION) -> Role:
+def role(seed: int, id: str) -> Role:
     """Whether a text may pretrain a base model or belongs to the attack pool."""
     drawn = hash_unit("role", seed, id)
-    return "pretrain" if drawn < pretrain_fraction else "attack"
+    return "pretrain" if drawn < PRETRAIN_FRACTION else "attack"
 
 
-def attack_split(
-    seed: int,
-    id: str,
-    *,
-    validation_fraction: float = ATTACK_VALIDATION_FRACTION,
-    test_fraction: float = ATTACK_TEST_FRACTION,
-) -> Part:
+def attack_split(seed: int, id: str) -> Part:
     """Which part of the learned attack's data a text is in, in all combinations."""
     drawn = hash_unit("attack", seed, id)
-    if drawn < test_fraction:
+    if drawn < ATTACK_TEST_FRACTION:
         return "test"
-    if drawn < test_fraction + validation_fraction:
-        return "validation"
-    return "train"
+    validation = drawn < ATTACK_TEST_FRACTION + ATTACK_VALIDATION_FRACTION
+    return "validation" if validation else "train"
 
 
-def membership(
-    seed: int,
-    model: str,
-    corpus: str,
-    id: str,
-    *,
-    member_fraction: float = MEMBER_FRACTION,
-    validation_fraction: float = FINETUNE_VALIDATION_FRACTION,
-) -> Membership:
+def membership(seed: int, model: str, corpus: str, id: str) -> Membership:
     """A text's part in fine-tuning `model` on `corpus`.
 
-    Independent across models, corpora and seeds. Members and non-members are equally
-    likely when the fractions are left alone.
+    Independent across models, corpora and seeds; members and non-members are equally
+    likely.
     """
-    return _membership_of(
-        _membership_draw(seed, model, corpus, id), member_fraction, validation_fraction
-    )
+    return _draw(seed, model, corpus, id)[0]
 
 
 def split_corpus(
@@ -91,9 +74,6 @@ def split_corpus(
     n_validation: int,
     pool: Role | None = "attack",
     parts: Collection[Part] | None = None,
-    pretrain_fraction: float = PRETRAIN_FRACTION,
-    member_fraction: float = MEMBER_FRACTION,
-    validation_fraction: float = FINETUNE_VALIDATION_FRACTION,
 ) -> Split:
     """Members, non-members and validation rows of one fine-tuning run.
 
@@ -112,9 +92,6 @@ def split_corpus(
       pool: use only texts with this `role`; None uses all (say, when nothing is
         pretrained here).
       parts: use only texts with these values of `attack_split`; None uses all.
-      pretrain_fraction: see `role`.
-      member_fraction: see `membership`.
-      validation_fraction: see `membership`.
 
     Returns:
       Row numbers into `ids`.
@@ -127,25 +104,19 @@ def split_corpus(
             f"corpus {corpus}: {len(ids) - len(set(ids))} ids occur more than once; "
             "remove duplicate texts before splitting"
         )
-    drawn: dict[Membership, list[tuple[float, int]]] = {
-        "member": [],
-        "nonmember": [],
-        "finetune_validation": [],
-    }
-    for row, id in enumerate(ids):
-        if pool is not None:
-            if role(seed, id, pretrain_fraction=pretrain_fraction) != pool:
-                continue
-        if parts is not None and attack_split(seed, id) not in parts:
-            continue
-        unit = _membership_draw(seed, model, corpus, id)
-        side = _membership_of(unit, member_fraction, validation_fraction)
-        drawn[side].append((unit, row))
     wanted: dict[Membership, int] = {
         "member": n_members,
         "nonmember": n_nonmembers,
         "finetune_validation": n_validation,
     }
+    drawn: dict[Membership, list[tuple[float, int]]] = {side: [] for side in wanted}
+    for row, id in enumerate(ids):
+        if pool is not None and role(seed, id) != pool:
+            continue
+        if parts is not None and attack_split(seed, id) not in parts:
+            continue
+        side, unit = _draw(seed, model, corpus, id)
+        drawn[side].append((unit, row))
     short = [
         f"{side}: {len(drawn[side])} found, {count} needed"
         for side, count in wanted.items()
@@ -156,11 +127,12 @@ def split_corpus(
             f"corpus {corpus} with {len(ids)} documents is too small for this run "
             f"({'; '.join(short)}); ask for fewer texts or use a larger corpus"
         )
-    rows = {
-        side: np.array(sorted(row for _, row in sorted(drawn[side])[:count]), np.int64)
-        for side, count in wanted.items()
-    }
-    return Split(rows["member"], rows["nonmember"], rows["finetune_validation"])
+    return Split(
+        *(
+            np.array(sorted(row for _, row in sorted(drawn[side])[:count]), np.int64)
+            for side, count in wanted.items()
+        )
+    )
 
 
 def hold_out(
@@ -178,39 +150,16 @@ def hold_out(
     return sorted(order[count:]), sorted(order[:count])
 
 
-def rows_by_role(
-    ids: Sequence[str], *, seed: int, pretrain_fraction: float = PRETRAIN_FRACTION
-) -> dict[Role, Int[np.ndarray, " N"]]:
+def rows_by_role(ids: Sequence[str], *, seed: int) -> dict[Role, Int[np.ndarray, " N"]]:
     """Rows of a corpus in the pretrain role and in the attack role."""
-    pretrain = np.array(
-        [
-            role(seed, id, pretrain_fraction=pretrain_fraction) == "pretrain"
-            for id in ids
-        ],
-        bool,
-    )
+    pretrain = np.array([role(seed, id) == "pretrain" for id in ids], bool)
     return {"pretrain": np.flatnonzero(pretrain), "attack": np.flatnonzero(~pretrain)}
 
 
-def rows_by_part(ids: Sequence[str], *, seed: int) -> dict[Part, Int[np.ndarray, " N"]]:
-    """Rows of a corpus by `attack_split`: train, validation and test."""
-    parts = np.array([attack_split(seed, id) for id in ids], str)
-    return {
-        "train": np.flatnonzero(parts == "train"),
-        "validation": np.flatnonzero(parts == "validation"),
-        "test": np.flatnonzero(parts == "test"),
-    }
-
-
-def _membership_draw(seed: int, model: str, corpus: str, id: str) -> float:
-    return hash_unit("membership", seed, model, corpus, id)
-
-
-def _membership_of(
-    unit: float, member_fraction: float, validation_fraction: float
-) -> Membership:
-    if unit < member_fraction:
-        return "member"
-    if unit < member_fraction + validation_fraction:
-        return "finetune_validation"
-    return "nonmember"
+def _draw(seed: int, model: str, corpus: str, id: str) -> tuple[Membership, float]:
+    """The part that a text's hash value gives it, and that value."""
+    unit = hash_unit("membership", seed, model, corpus, id)
+    if unit < MEMBER_FRACTION:
+        return "member", unit
+    validation = unit < MEMBER_FRACTION + FINETUNE_VALIDATION_FRACTION
+    return "finetune_validation" if validation else "nonmember", unit

@@ -47,5 +47,6 @@ class MlpLayer(nn.Module):
             middle = activation(gate) * middle
         else:
             middle = activation(middle)
-        width, bias = x.shape[-1], config.bias
-        return projected(middle, width, bias, context, "down", to_residual=True)
+        return projected(
+            middle, x.shape[-1], config.bias, context, "down", to_residual=True
+        )

@@ -8,7 +8,6 @@ from lt_mia_jax.data.splits import (
     hash_unit,
     membership,
     role,
-    rows_by_part,
     rows_by_role,
     split_corpus,
 )
@@ -68,16 +67,14 @@ def test_fractions():
     drawn = sides("m")
     assert np.mean(drawn == "member") == pytest.approx(0.45, abs=0.04)
     assert np.mean(drawn == "nonmember") == pytest.approx(0.45, abs=0.04)
-    parts = rows_by_part(IDS, seed=1)
-    assert len(parts["train"]) / len(IDS) == pytest.approx(0.7, abs=0.04)
-    roles = rows_by_role(IDS, seed=1, pretrain_fraction=0.2)
-    assert len(roles["pretrain"]) / len(IDS) == pytest.approx(0.2, abs=0.04)
-    assert {role(1, id, pretrain_fraction=0.0) for id in IDS} == {"attack"}
+    parts = np.array([attack_split(1, id) for id in IDS])
+    assert np.mean(parts == "train") == pytest.approx(0.7, abs=0.04)
+    assert np.mean(parts == "test") == pytest.approx(0.15, abs=0.04)
+    roles = rows_by_role(IDS, seed=1)
+    assert len(roles["pretrain"]) / len(IDS) == pytest.approx(0.5, abs=0.04)
 
 
 def test_rows_agree_with_the_draws_and_cover_everything():
-    for part, rows in rows_by_part(IDS, seed=5).items():
-        assert {attack_split(5, IDS[row]) for row in rows} == {part}
     roles = rows_by_role(IDS, seed=5)
     for name, rows in roles.items():
         assert {role(5, IDS[row]) for row in rows} == {name}

@@ -142,8 +142,9 @@ class SelfAttention(nn.Module):
             dropout_key=self.make_rng("dropout") if rate > 0 else None,
         )
         mixed = mixed.reshape(batch, length, config.heads * config.head_dim)
-        bias = config.out_bias
-        return projected(mixed, width, bias, context, "output", to_residual=True)
+        return projected(
+            mixed, width, config.out_bias, context, "output", to_residual=True
+        )
 
     def _normalize(
         self, query_key: Float[Array, "B T R K"], config: QueryKeyNorm

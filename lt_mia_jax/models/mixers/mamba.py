@@ -51,8 +51,9 @@ class MambaMixer(nn.Module):
         )
         y = y + scanned * skip.astype(scanned.dtype)[None, None, :]
         y = y * jax.nn.silu(gate)
-        width, bias = x.shape[-1], config.bias
-        return projected(y, width, bias, context, "output", to_residual=True)
+        return projected(
+            y, x.shape[-1], config.bias, context, "output", to_residual=True
+        )
 
 
 class TimeStep(nn.Module):
