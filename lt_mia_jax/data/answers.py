@@ -9,6 +9,7 @@ import numpy as np
 from lt_mia_jax.arrays import Bool, Int, UInt
 from lt_mia_jax.data.jsonl import well_formed
 from lt_mia_jax.data.questions import SLOT, AnswerTemplate, Question, value_span
+from lt_mia_jax.data.tokenize import padding_id, tokenize
 from lt_mia_jax.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -76,9 +77,9 @@ def encode_answers(
     template = AnswerTemplate() if template is None else template
     if max_length < 2:
         raise InputError(f"max_length {max_length}: expected at least 2 tokens a row")
-    begin, end, pad = _special_ids(tokenizer, template)
+    begin, end = _special_ids(tokenizer, template)
     shape = (len(questions), max_length)
-    input_ids = np.full(shape, pad, np.int32)
+    input_ids = np.full(shape, padding_id(tokenizer), np.int32)
     attention, labels, values = (np.zeros(shape, np.uint8) for _ in range(3))
     truncated = np.zeros(len(questions), bool)
     unfit: list[str] = []
@@ -86,16 +87,8 @@ def encode_answers(
     for start in range(0, len(questions), _CHUNK):
         chunk = questions[start : start + _CHUNK]
         rendered = [_render(row, template) for row in chunk]
-        encoded = tokenizer(
-            [text for text, _, _ in rendered],
-            add_special_tokens=False,
-            padding=False,
-            truncation=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
+        texts = (text for text, _, _ in rendered)
+        encoded = tokenize(tokenizer, texts, return_offsets_mapping=True)
         for row, (_, answer_start, span) in enumerate(rendered):
             ids = encoded["input_ids"][row]
             offsets = np.array(encoded["offset_mapping"][row], np.int64).reshape(-1, 2)
@@ -133,28 +126,21 @@ def encode_answers(
     return EncodedAnswers(input_ids, attention, labels, values, truncated)
 
 
-def _special_ids(
-    tokenizer: Any, template: AnswerTemplate
-) -> tuple[list[int], list[int], int]:
-    """Ids before the text, ids after it, and the id of padding."""
+def _special_ids(tokenizer: Any, template: AnswerTemplate) -> list[list[int]]:
+    """Ids before the text and ids after it."""
     if not tokenizer.is_fast:
         raise InputError(
             f"the tokenizer ({type(tokenizer).__name__}) is not a fast one, so answers "
             "cannot be found among its tokens; expected a model with tokenizer.json"
         )
     wanted = [("begin", tokenizer.bos_token_id), ("end", tokenizer.eos_token_id)]
-    added: list[list[int]] = []
     for name, token in wanted:
         if getattr(template, name) and token is None:
             raise InputError(
                 f"the template has {name} = true but the tokenizer has no {name}-of-"
                 f"text token; set {name} to false"
             )
-        added.append([token] if getattr(template, name) else [])
-    pad = tokenizer.pad_token_id
-    if pad is None:
-        pad = tokenizer.eos_token_id
-    return added[0], added[1], 0 if pad is None else pad
+    return [[token] if getattr(template, name) else [] for name, token in wanted]
 
 
 def _render(

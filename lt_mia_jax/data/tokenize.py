@@ -78,25 +78,13 @@ def encode(
     if length < 1:
         raise InputError(f"length {length}: at least one token a text is needed")
     eos = tokenizer.eos_token_id
-    pad = tokenizer.pad_token_id
-    if pad is None:
-        pad = 0 if eos is None else eos
     keep = length if eos is None else max(1, length - 1)
 
-    ids = np.full((len(texts), length), pad, np.int32)
+    ids = np.full((len(texts), length), padding_id(tokenizer), np.int32)
     mask = np.zeros((len(texts), length), np.uint8)
     truncated = np.zeros(len(texts), bool)
     for start in range(0, len(texts), _CHUNK):
-        chunk = [well_formed(text) for text in texts[start : start + _CHUNK]]
-        encoded = tokenizer(
-            chunk,
-            add_special_tokens=False,
-            padding=False,
-            truncation=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
+        encoded = tokenize(tokenizer, texts[start : start + _CHUNK])["input_ids"]
         for row, full in enumerate(encoded, start):
             kept = list(full[:keep] if side == "right" else full[-keep:])
             truncated[row] = len(full) > keep
@@ -107,17 +95,35 @@ def encode(
     return Encoded(ids, mask, truncated, mask.sum(1) < 2)
 
 
+def tokenize(tokenizer: Any, texts: Iterable[str], **options: Any) -> Any:
+    """What a tokenizer makes of whole texts, without special tokens and padding."""
+    return tokenizer(
+        [well_formed(text) for text in texts],
+        add_special_tokens=False,
+        padding=False,
+        truncation=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+        **options,
+    )
+
+
+def padding_id(tokenizer: Any) -> int:
+    """The id of padding, else that of end-of-text, else 0."""
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((id for id in ids if id is not None), 0)
+
+
 def flag_texts(encoded: Encoded) -> list[list[str]]:
     """Per-text warnings for readers of the scores: empty, short, truncated.
 
     The first token of a text is context only, so `T` real tokens give `T - 1` scores.
     """
     rows = []
+    counts = encoded.attention_mask[:, 1:].sum(axis=1)
     for n, empty, truncated in zip(
-        encoded.attention_mask[:, 1:].sum(axis=1),
-        encoded.empty,
-        encoded.truncated,
-        strict=True,
+        counts, encoded.empty, encoded.truncated, strict=True
     ):
         flags = []
         if empty:
