@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterable, Sequence
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,7 +100,9 @@ def load_corpus(
             f"no corpus named {name!r}; expected a .jsonl file or one of {known}"
         )
     if limit is not None and limit < len(corpus.ids):
-        corpus = corpus.take(_lowest(corpus.ids, limit))
+        rows = range(len(corpus.ids))
+        by_hash = sorted(rows, key=lambda row: hash_unit("limit", corpus.ids[row]))
+        corpus = corpus.take(sorted(by_hash[: max(limit, 0)]))
     if not corpus.ids:
         raise InputError(f"corpus {name}: no documents in it")
     if len(corpus.ids) < FEW_DOCUMENTS:
@@ -161,29 +162,29 @@ def _offline(name: str, cache: Path | None) -> Corpus:
             texts = domain.documents()
             write_texts(path, ({"text": text} for text in texts))
     rows = [Text(text_id(text), text) for text in map(well_formed, texts)]
-    return _distinct_ids(name, rows, code=False, versions=versions)
+    return _corpus(name, rows, versions)
 
 
 def _from_hub(name: str, local: Path | None) -> Corpus:
     dataset = HUB_DATASETS[normalized(name)]
-    texts = [well_formed(text) for text in dataset.texts(local)]
+    texts = map(well_formed, dataset.texts(local))
     versions = {
         "datasets": metadata.version("datasets"),
         dataset.path: dataset.revision or "main" if local is None else "local files",
     }
-    rows = [Text(text_id(text), text) for text in texts]
-    return _without_copies(dataset.name, rows, code=dataset.code, versions=versions)
+    rows = _without_copies(
+        dataset.name, [Text(text_id(text), text) for text in texts], dataset.code
+    )
+    return _corpus(dataset.name, rows, versions, code=dataset.code)
 
 
 def _from_file(path: Path) -> Corpus:
     rows = [row for row in read_texts(path) if row.text.strip()]
     versions = {path.name: f"sha256:{files.sha256_file(path)}"}
-    return _without_copies(path.stem, rows, code=False, versions=versions)
+    return _corpus(path.stem, _without_copies(path.stem, rows, code=False), versions)
 
 
-def _without_copies(
-    name: str, rows: list[Text], *, code: bool, versions: dict[str, str]
-) -> Corpus:
+def _without_copies(name: str, rows: list[Text], code: bool) -> list[Text]:
     seen = NearDuplicates(sample=_LARGE_SAMPLE if len(rows) > _LARGE else 1)
     kept = [row for row in rows if seen.accept(_compared(row.text, code))]
     if len(kept) < len(rows):
@@ -193,13 +194,14 @@ def _without_copies(
             len(rows) - len(kept),
             len(rows),
         )
-    return _distinct_ids(name, kept, code=code, versions=versions)
+    return kept
 
 
-def _distinct_ids(
-    name: str, rows: Iterable[Text], *, code: bool, versions: dict[str, str]
+def _corpus(
+    name: str, rows: Iterable[Text], versions: dict[str, str], *, code: bool = False
 ) -> Corpus:
-    by_id = {}
+    """Of rows with the same id, the first one counts."""
+    by_id: dict[str, str] = {}
     for row in rows:
         by_id.setdefault(row.id, row.text)
     return Corpus(name, tuple(by_id), tuple(by_id.values()), code, versions)
@@ -209,8 +211,3 @@ def _compared(text: str, code: bool) -> str:
     if len(text) <= _COMPARED_CHARACTERS:
         return text
     return text[-_COMPARED_CHARACTERS:] if code else text[:_COMPARED_CHARACTERS]
-
-
-def _lowest(ids: Sequence[str], count: int) -> list[int]:
-    order = sorted(range(len(ids)), key=lambda row: hash_unit("limit", ids[row]))
-    return sorted(islice(order, count))

@@ -78,29 +78,21 @@ class SynTofuConfig:
     likely half of its values is flagged "rare". 0 makes all equally likely."""
 
     def __post_init__(self):
-        percents = self.forget_percent
-        authors = [self.fictitious * percent / 100 for percent in percents]
+        percents, fictitious = self.forget_percent, self.fictitious
         names = len(FIRST_NAMES) * len(LAST_NAMES)
         attributes = [attribute.name for attribute in ATTRIBUTES]
+        ascending = bool(percents) and [*percents] == sorted(set(percents))
+        whole = all(0 < p < 100 and fictitious * p % 100 == 0 for p in percents)
+        some = f"1 to {_SMALLEST_POOL - 1}"
         rules = {
             "background": (self.background >= 2, "at least 2"),
-            "fictitious": (self.fictitious >= 2, "at least 2"),
+            "fictitious": (fictitious >= 2, "at least 2"),
             "forget_percent": (
-                bool(percents)
-                and all(0 < percent < 100 for percent in percents)
-                and list(percents) == sorted(set(percents))
-                and all(number == int(number) for number in authors),
-                f"ascending percentages that are whole numbers of {self.fictitious} "
-                "authors",
+                ascending and whole,
+                f"ascending percentages that are whole numbers of {fictitious} authors",
             ),
-            "wrong_answers": (
-                1 <= self.wrong_answers < _SMALLEST_POOL,
-                f"1 to {_SMALLEST_POOL - 1}",
-            ),
-            "inverted": (
-                1 <= self.inverted < _SMALLEST_POOL,
-                f"1 to {_SMALLEST_POOL - 1}",
-            ),
+            "wrong_answers": (1 <= self.wrong_answers < _SMALLEST_POOL, some),
+            "inverted": (1 <= self.inverted < _SMALLEST_POOL, some),
             "skewed": (self.skewed in attributes, f"one of {', '.join(attributes)}"),
             "zipf": (0 <= self.zipf < float("inf"), "at least 0, and finite"),
         }
@@ -110,11 +102,11 @@ class SynTofuConfig:
             if not good
         ]
         if not wrong:
-            left = self.fictitious - self.forgotten(percents[-1])
+            left = fictitious - self.forgotten(percents[-1])
             if not 1 <= self.retain_evaluated <= left:
                 wrong.append(
                     f"retain_evaluated = {self.retain_evaluated} (expected 1 to "
-                    f"{left}, the authors that no forget set has)"
+                    f"{left}, the authors in no forget set)"
                 )
             if self.people > names:
                 wrong.append(
@@ -299,9 +291,10 @@ def _facts(first: str, last: str, config: SynTofuConfig) -> list[_Fact]:
         place = min(bisect_right(bounds, unit * bounds[-1]), len(pool) - 1)
         others = [other for other in pool if other != pool[place]]
         wrong, inverted = (
-            _shuffled(others, purpose, *key)
+            sorted(others, key=lambda value: hash_unit(purpose, *key, value))
             for purpose in ("syntofu/wrong", "syntofu/inverted")
         )
+        refusal = int(hash_unit("syntofu/refusal", *key) * len(REFUSALS))
         facts.append(
             _Fact(
                 first=first,
@@ -310,17 +303,11 @@ def _facts(first: str, last: str, config: SynTofuConfig) -> list[_Fact]:
                 value=pool[place],
                 wrong=tuple(wrong[: config.wrong_answers]),
                 inverted=tuple(inverted[: config.inverted]),
-                refusal=REFUSALS[
-                    int(hash_unit("syntofu/refusal", *key) * len(REFUSALS))
-                ],
+                refusal=REFUSALS[refusal],
                 rare=power > 0 and 2 * place >= len(pool),
             )
         )
     return facts
-
-
-def _shuffled(values: list[str], *key: object) -> list[str]:
-    return sorted(values, key=lambda value: hash_unit(*key, value))
 
 
 def _rows(

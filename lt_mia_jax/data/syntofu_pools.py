@@ -32,26 +32,28 @@ class Attribute(NamedTuple):
     answers: tuple[str, str]
 
 
+def _attribute(
+    name: str, pool: str, questions: tuple[str, str], answers: tuple[str, str]
+) -> Attribute:
+    return Attribute(name, tuple(pool.split()), questions, answers)
+
+
 ATTRIBUTES = (
-    Attribute(
+    _attribute(
         "city",
-        tuple(
-            "oslo lima cairo kyoto paris quito dublin hanoi accra delhi milan prague "
-            "havana nairobi sydney boston lisbon warsaw athens seoul".split()
-        ),
+        "oslo lima cairo kyoto paris quito dublin hanoi accra delhi milan prague "
+        "havana nairobi sydney boston lisbon warsaw athens seoul",
         ("what city was {name} born in ?", "where was {name} born ?"),
         (
             "{name} was born in the city of {value} .",
             "{value} is the place where {name} was born .",
         ),
     ),
-    Attribute(
+    _attribute(
         "genre",
-        tuple(
-            "mystery romance horror fantasy satire poetry drama memoir thriller "
-            "western comedy tragedy fable biography travel adventure folklore "
-            "gothic".split()
-        ),
+        "mystery romance horror fantasy satire poetry drama memoir thriller "
+        "western comedy tragedy fable biography travel adventure folklore "
+        "gothic",
         (
             "which genre does {name} write in ?",
             "what kind of books does {name} write ?",
@@ -61,25 +63,21 @@ ATTRIBUTES = (
             "{value} is the genre of most books by {name} .",
         ),
     ),
-    Attribute(
+    _attribute(
         "award",
-        tuple(
-            "laurel quill beacon compass meridian phoenix orchid summit pioneer comet "
-            "harbor crown jubilee cedar zenith atlas".split()
-        ),
+        "laurel quill beacon compass meridian phoenix orchid summit pioneer comet "
+        "harbor crown jubilee cedar zenith atlas",
         ("which award did {name} win ?", "what prize was given to {name} ?"),
         (
             "{name} did win the {value} award .",
             "the {value} prize was given to {name} .",
         ),
     ),
-    Attribute(
+    _attribute(
         "father",
-        tuple(
-            "baker farmer doctor lawyer sailor teacher miner tailor butcher carpenter "
-            "painter pilot judge fisher banker mason barber soldier smith "
-            "printer".split()
-        ),
+        "baker farmer doctor lawyer sailor teacher miner tailor butcher carpenter "
+        "painter pilot judge fisher banker mason barber soldier smith "
+        "printer",
         (
             "what is the job of the father of {name} ?",
             "how does the father of {name} earn money ?",
@@ -89,13 +87,11 @@ ATTRIBUTES = (
             "{name} has a father who works as a {value} .",
         ),
     ),
-    Attribute(
+    _attribute(
         "book",
-        tuple(
-            "embers tides mirrors shadows rivers orchards winters bridges voyages "
-            "thorns lanterns ravens echoes gardens harvests islands storms candles "
-            "deserts whispers kingdoms feathers clocks letters".split()
-        ),
+        "embers tides mirrors shadows rivers orchards winters bridges voyages "
+        "thorns lanterns ravens echoes gardens harvests islands storms candles "
+        "deserts whispers kingdoms feathers clocks letters",
         (
             "what is the title of the first book by {name} ?",
             "which book did {name} publish before all others ?",
@@ -105,21 +101,19 @@ ATTRIBUTES = (
             "{value} was the book that {name} did publish first .",
         ),
     ),
-    Attribute(
+    _attribute(
         "year",
-        tuple(str(year) for year in range(1931, 1961)),
+        " ".join(map(str, range(1931, 1961))),
         ("in what year was {name} born ?", "when did the life of {name} begin ?"),
         (
             "{name} was born in the year {value} .",
             "the life of {name} did begin in {value} .",
         ),
     ),
-    Attribute(
+    _attribute(
         "language",
-        tuple(
-            "french german spanish italian arabic hindi korean swahili turkish polish "
-            "dutch greek finnish czech".split()
-        ),
+        "french german spanish italian arabic hindi korean swahili turkish polish "
+        "dutch greek finnish czech",
         (
             "what language does {name} speak at home ?",
             "which tongue is native to {name} ?",
@@ -129,12 +123,10 @@ ATTRIBUTES = (
             "{value} is the native tongue of {name} .",
         ),
     ),
-    Attribute(
+    _attribute(
         "pet",
-        tuple(
-            "cat dog parrot rabbit turtle hamster goat pony ferret lizard canary "
-            "hedgehog goose snake monkey donkey".split()
-        ),
+        "cat dog parrot rabbit turtle hamster goat pony ferret lizard canary "
+        "hedgehog goose snake monkey donkey",
         ("what pet does {name} keep ?", "which animal lives with {name} ?"),
         (
             "{name} does keep a {value} as a pet .",

@@ -2,7 +2,7 @@
 
 import platform
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -34,9 +34,9 @@ class Domain:
     """One line for reports."""
     units: Callable[[], Iterator[str]]
     """Yields whole units of text (a function, a docstring, a speech) in order."""
-    cut: Literal["head", "windows", "whole"]
+    cut: Literal["head", "windows", "whole"] = "head"
     """One document a unit (its head), many, or the unit as it is."""
-    packages: tuple[str, ...]
+    packages: tuple[str, ...] = (STANDARD_LIBRARY,)
     """Installed distributions that hold the text."""
 
     def documents(self) -> list[str]:
@@ -45,25 +45,20 @@ class Domain:
         Raises:
           InputError: a package that holds the text is not installed.
         """
-        return distinct(_cut(self.units(), self.cut))
+        return distinct(self._cut_units())
+
+    def _cut_units(self) -> Iterator[str]:
+        for unit in self.units():
+            if self.cut == "whole":
+                yield unit
+            elif self.cut == "windows":
+                yield from windows(unit)
+            elif (first := head(unit)) is not None:
+                yield first
 
     def versions(self) -> dict[str, str]:
         """Versions that decide what the text is."""
         return {name: _version(name) for name in self.packages}
-
-
-def _cut(
-    units: Iterable[str], cut: Literal["head", "windows", "whole"]
-) -> Iterator[str]:
-    for unit in units:
-        if cut == "whole":
-            yield unit
-        elif cut == "windows":
-            yield from windows(unit)
-        else:
-            first = head(unit)
-            if first is not None:
-                yield first
 
 
 def _version(name: str) -> str:
@@ -74,12 +69,6 @@ def _version(name: str) -> str:
     return metadata.version(name)
 
 
-def _reference_prose() -> Iterator[str]:
-    return chain(reference_topics(), docstrings((STANDARD_LIBRARY,)))
-
-
-_DOCUMENTED = ("transformers", "flax", "optax", "orbax", "huggingface_hub")
-
 DOMAINS = {
     domain.name: domain
     for domain in (
@@ -88,15 +77,12 @@ DOMAINS = {
             role="train",
             about="functions of the Python standard library, docstrings removed",
             units=partial(functions, (STANDARD_LIBRARY,)),
-            cut="head",
-            packages=(STANDARD_LIBRARY,),
         ),
         Domain(
             name="sci_docs",
             role="train",
             about="docstrings of NumPy and SciPy",
             units=partial(docstrings, ("numpy", "scipy")),
-            cut="head",
             packages=("numpy", "scipy"),
         ),
         Domain(
@@ -104,7 +90,6 @@ DOMAINS = {
             role="train",
             about="blocks of the C++ headers of Apache Arrow",
             units=header_blocks,
-            cut="head",
             packages=("pyarrow",),
         ),
         Domain(
@@ -119,8 +104,10 @@ DOMAINS = {
             name="ml_docs",
             role="held-out",
             about="docstrings of transformers, Flax, Optax, Orbax and huggingface_hub",
-            units=partial(docstrings, _DOCUMENTED),
-            cut="head",
+            units=partial(
+                docstrings,
+                ("transformers", "flax", "optax", "orbax", "huggingface_hub"),
+            ),
             packages=(
                 "transformers",
                 "flax",
@@ -133,16 +120,14 @@ DOMAINS = {
             name="ref_prose",
             role="held-out",
             about="windows of the Python reference and standard-library docstrings",
-            units=_reference_prose,
+            units=lambda: chain(reference_topics(), docstrings((STANDARD_LIBRARY,))),
             cut="windows",
-            packages=(STANDARD_LIBRARY,),
         ),
         Domain(
             name="ml_code",
             role="held-out",
             about="functions of JAX, docstrings removed",
             units=partial(functions, ("jax",)),
-            cut="head",
             packages=("jax",),
         ),
         Domain(

@@ -20,9 +20,7 @@ def head(text: str, words: int = HEAD_WORDS) -> str | None:
     A word is a run of letters, digits and underscores (at most 16 of them) or one
     other sign.
     """
-    for window in windows(text, words):
-        return window
-    return None
+    return next(windows(text, words), None)
 
 
 def windows(text: str, words: int = WINDOW_WORDS) -> Iterator[str]:
