@@ -34,7 +34,7 @@ MIXERS: dict[type, Any] = {
     RwkvTimeMix: TimeMix,
     RgLru: RgLruMixer,
 }
-"""The layer of each mixer's config."""
+"""Module by class of a mixer's config."""
 
 
 class Block(nn.Module):
@@ -73,17 +73,17 @@ class Block(nn.Module):
 
 
 class Stream(NamedTuple):
-    """What is carried from layer to layer."""
+    """State passed from layer to layer."""
 
     x: Float[Array, "B T D"]
     """The residual stream."""
     taps: Float[Array, "N B T D"] | None
-    """Kept copies of it, and one more row that is overwritten by all other layers."""
+    """Captured copies of it, and one extra row that all other layers overwrite."""
 
     def passed(
         self, x: Float[Array, "B T D"], layer: Any, row: Any, context: CallConfig
     ) -> "Stream":
-        """The stream after a layer: edited, and kept if asked for."""
+        """The stream after a layer: intervention applied, copy kept if requested."""
         if context.intervention is not None:
             x = context.intervention(x, jnp.asarray(layer)).astype(x.dtype)
         if self.taps is None:
@@ -92,7 +92,7 @@ class Stream(NamedTuple):
 
 
 class Period(nn.Module):
-    """One repetition of the pattern: the body of the scan over layers."""
+    """One repetition of the block pattern: the body of the scan over layers."""
 
     context: CallConfig
 
@@ -104,7 +104,7 @@ class Period(nn.Module):
         layers: Int[Array, "slots"],
         rows: Int[Array, "slots"],
     ) -> tuple[Stream, None]:
-        """The stream after all slots, and nothing to stack."""
+        """The stream after all blocks; the scan stacks nothing."""
         for slot, block in enumerate(self.context.model.pattern):
             module = Block(block, self.context, name=f"slot_{slot}")
             x = module(stream.x, Place(positions, layers[slot]))
@@ -121,7 +121,7 @@ class Decoder(nn.Module):
     def __call__(
         self, input_ids: Int[Array, "B T"]
     ) -> tuple[Float[Array, "B T V"], Float[Array, "N B T D"] | None]:
-        """Float32 logits, and the streams kept at the layers of `context.capture`."""
+        """Float32 logits, and the streams after the layers of `context.capture`."""
         context, model = self.context, self.context.model
         dtype = context.execution.resolve_compute_dtype()
         table = Embed(context, name="embedding")()
@@ -184,8 +184,7 @@ class Decoder(nn.Module):
         stream = Stream(x, taps).passed(x, 0, row_of[0], context)
         body, block = Period, Block
         if context.execution.remat:
-            # The scan is already a barrier, so common-subexpression elimination
-            # cannot undo the recomputation inside it.
+            # The scan already prevents common-subexpression elimination.
             body = nn.remat(Period, prevent_cse=False)
             block = nn.remat(Block)
         if model.periods:
@@ -212,13 +211,13 @@ class Decoder(nn.Module):
 
 
 class Embed(nn.Module):
-    """Token table and, where the model has one, the position table."""
+    """The token table and, if the model has one, the position table."""
 
     context: CallConfig
 
     @nn.compact
     def __call__(self) -> dict[str, Array]:
-        """The tables by name; the token table may serve as the head too."""
+        """The tables by name; a tied head uses the token table too."""
         model, dtype = self.context.model, self.context.param_dtype
         normal = nn.initializers.normal(INIT_STD)
         shape = (model.vocab_size, model.width)

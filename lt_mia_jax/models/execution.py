@@ -1,4 +1,4 @@
-"""How a model is evaluated; up to rounding, none of this changes the function."""
+"""How a model is evaluated: settings that change the result by rounding only."""
 
 import math
 from collections.abc import Callable
@@ -24,25 +24,26 @@ class ExecutionConfig:
     """Dtypes and memory policy of one run."""
 
     param_dtype: DType = "float32"
-    """Dtype of parameters, but for the few that are float32 always: decays and steps
-    of recurrences, where bfloat16 would change how long a model remembers."""
+    """Dtype of parameters. Decays and steps of recurrences are always float32, because
+    bfloat16 would change how long a model remembers."""
     compute_dtype: DType | None = None
     """Dtype of activations; None is bfloat16 on GPU and TPU, float32 on CPU. Norms,
-    softmax, recurrences and logits are float32 always; float32 here also forbids
+    softmax, recurrences and logits are always float32. float32 also disables
     reduced-precision multiplication (TF32, or bfloat16 passes on TPU)."""
     remat: bool = False
-    """Recompute each period in the backward pass: memory of one for ~30 % time."""
+    """Recompute each period in the backward pass: about 30 % more time, activations of
+    one period in memory."""
     unroll: int = 1
-    """Periods per step of the layer scan; more compiles longer and may run faster."""
+    """Periods per step of the layer scan; more compile longer and may run faster."""
     recurrence: Form = "chunked"
-    """How recurrent mixers walk along the tokens; see `models.recurrence`."""
+    """Algorithm of recurrent mixers; see `models.mixers.recurrence`."""
     forward_mode: bool = False
-    """Let `jax.jvp` and `jax.jacfwd` through. Gradients of kernels are then slower on
-    CPU, and "chunked" recurrences, whose gradient is written by hand, become
-    "associative". Reverse mode, and `jax.jvp` of `jax.grad`, never need it."""
+    """Support `jax.jvp` and `jax.jacfwd`. Gradients of kernels are then slower on CPU,
+    and "chunked" recurrences, which have a custom gradient, become "associative".
+    `jax.grad` and `jax.jvp` of `jax.grad` do not need it."""
 
     def resolve_compute_dtype(self) -> jnp.dtype:
-        """The dtype of activations on the platform that is compiled for."""
+        """The dtype of activations on the target platform."""
         if self.compute_dtype is not None:
             return jnp.dtype(self.compute_dtype)
         return jnp.dtype(jnp.float32 if traced_for_cpu() else jnp.bfloat16)
@@ -50,16 +51,16 @@ class ExecutionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CallConfig:
-    """What all modules of one call share."""
+    """Settings shared by all modules of one call."""
 
     model: ModelConfig
     execution: ExecutionConfig
     train: bool = False
     """Whether dropout is active."""
     adapter_dropout: float = 0.0
-    """Rate on the inputs of adapters, in training."""
+    """Dropout rate on the inputs of adapters during training."""
     capture: tuple[int, ...] = ()
-    """Layers after which the residual stream is kept; 0 is the embedding."""
+    """Layers whose output stream is returned; 0 is the embedding."""
     intervention: Callable[[Any, Any], Any] | None = None
     """Edits the residual stream: (stream, number of layers passed) to stream."""
 
@@ -70,7 +71,7 @@ class CallConfig:
 
     @property
     def recurrence(self) -> Form:
-        """The form of recurrences that the settings allow."""
+        """The algorithm of recurrences, given `forward_mode`."""
         form = self.execution.recurrence
         if self.execution.forward_mode and form == "chunked":
             return "associative"
@@ -78,10 +79,10 @@ class CallConfig:
 
     @property
     def residual_std(self) -> float:
-        """Initial deviation of projections that write to the residual stream.
+        """Initial standard deviation of projections that write to the residual stream.
 
         Source: "Language Models are Unsupervised Multitask Learners" (GPT-2), section
-        2.3: scaled by 1/sqrt(N) for N residual additions, two a layer.
+        2.3: scaled by 1/sqrt(N) for N residual additions, two per layer.
         """
         return INIT_STD / math.sqrt(2 * self.model.layers)
 
@@ -96,10 +97,10 @@ class Place(NamedTuple):
 
 
 def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, whose intermediate values the backward pass computes again.
+    """The function with its intermediate values recomputed in the backward pass.
 
-    For elementwise functions of one wide input: the arithmetic costs less than the
-    memory traffic of keeping every step of it for every layer.
+    For elementwise functions of one wide input: the arithmetic costs less than storing
+    and reading every intermediate value of every layer.
     """
-    # Merging the two computations is always right, merely a waste of this wrapper.
+    # If XLA merges the two computations, the result stays right: no barrier needed.
     return jax.checkpoint(function, prevent_cse=False)

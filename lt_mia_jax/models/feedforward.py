@@ -38,7 +38,7 @@ class MlpLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Transform each token alone."""
+        """Transform each token independently."""
         config, context = self.config, self.context
         activation = recomputed(partial(activate, activation=config.activation))
         middle = projected(x, config.width, config.bias, context, "up")

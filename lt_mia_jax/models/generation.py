@@ -1,4 +1,4 @@
-"""Greedy decoding with every family, by reading the whole text again for each token."""
+"""Greedy decoding for every family, recomputing the whole text for each token."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,12 +15,12 @@ from lt_mia_jax.models.language_model import Adapters, Intervention, LanguageMod
 
 
 class Generated(NamedTuple):
-    """What followed each prompt."""
+    """Continuations of prompts."""
 
     tokens: Int[Array, "B N"]
-    """New tokens; from the end of a row on, the end token again."""
+    """New tokens; after the end of a row, the end token repeated."""
     lengths: Int[Array, "B"]
-    """New tokens of each row, its end token included."""
+    """Number of new tokens of each row, its end token included."""
 
 
 def greedy(
@@ -34,31 +34,30 @@ def greedy(
     adapters: Adapters | None = None,
     intervention: Intervention | None = None,
 ) -> Generated:
-    """The most likely token, again and again; the lowest id among equals.
+    """Append the most likely token repeatedly; among equals, the lowest id.
 
-    One compiled program for each shape: the prompts stand at the left of a buffer of
-    `T + max_new_tokens - 1` tokens that is read as a whole for every new token, so
-    there is no cache to keep, whatever the mixer. What stands behind a prompt is never
-    read. Only the row of logits that decides is computed. Stops when all rows have
-    ended.
+    Each shape compiles once. The prompts are the left part of a buffer of
+    `T + max_new_tokens - 1` tokens, which the model reads as a whole for every new
+    token; there is no cache. Padding of any kind after a prompt is never read. Decoding
+    stops when all rows have ended.
 
     Args:
-      model: the model; not its adapted form, see `adapters`.
+      model: the model without its adapters.
       params: its parameters.
-      prompts: token ids, padding of any kind on the right.
+      prompts: token ids, padded on the right.
       lengths: tokens of each prompt, at least one; not checked under jit.
-      max_new_tokens: N, the most tokens to add.
-      end_token: a row that has produced it is done; None: every row gets N tokens.
-      adapters: as `LanguageModel.apply` takes them; of an adapted model they are
+      max_new_tokens: N, the maximum number of tokens to add.
+      end_token: ends a row; None: every row gets N tokens.
+      adapters: see `LanguageModel.apply`; for a fine-tuned model these are
         `finetune.lora.scaled(params["adapters"], scale)`, with `params["base"]`.
-      intervention: as `LanguageModel.apply` takes it; it sees prompts and new tokens
-        alike, in streams as long as the buffer. Arrays in it are data when it is a
-        pytree, such as those of `unlearning.interventions` or a
-        `jax.tree_util.Partial`; each new plain function compiles again.
+      intervention: see `LanguageModel.apply`; its streams are as long as the buffer. If
+        it is a pytree, such as those of `unlearning.interventions` or a
+        `jax.tree_util.Partial`, its arrays are data; each new plain function compiles
+        again.
 
     Raises:
-      InputError: no new token asked for, a length outside [1, T], or a buffer longer
-        than the model's learned positions.
+      InputError: N below 1, a length outside [1, T], or a buffer longer than the
+        model's learned positions.
     """
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens = {max_new_tokens}, expected at least 1")
@@ -70,7 +69,7 @@ def greedy(
                 f"prompts {wrong.tolist()} have lengths {found[wrong].tolist()}; "
                 f"expected 1 to {prompts.shape[1]}, the width of `prompts`"
             )
-    # Functions are part of the program, whatever else an intervention holds is data.
+    # Functions are part of the program, everything else in an intervention is data.
     leaves, tree = jax.tree.flatten(intervention)
     code = tuple(leaf if callable(leaf) else None for leaf in leaves)
     data = [None if callable(leaf) else leaf for leaf in leaves]
@@ -81,7 +80,7 @@ def greedy(
         params,
         jnp.asarray(prompts),
         jnp.asarray(lengths, jnp.int32),
-        # No id is negative, so that -1 ends no row.
+        # Ids are never negative, so -1 ends no row.
         jnp.asarray(-1 if end_token is None else end_token, jnp.int32),
         adapters,
         data,
@@ -127,7 +126,7 @@ def _greedy(
         token = jnp.where(state.ended, filler, token)
         return _State(
             state.step + 1,
-            # The last token of the longest row has no place: nothing reads it.
+            # The last token of the longest row is outside the buffer; nothing reads it.
             state.buffer.at[jnp.arange(rows), place].set(token, mode="drop"),
             lax.dynamic_update_index_in_dim(state.tokens, token, state.step, axis=1),
             state.lengths + ~state.ended,
@@ -153,11 +152,11 @@ def _logits_at(
     adapters: Adapters | None,
     intervention: Intervention | None,
 ) -> Float[Array, "B V"]:
-    """Logits after one token of each row, without those of all others.
+    """Logits after one token of each row only.
 
-    `apply` has no such thing, but it captures streams, and logits that nobody reads
-    are not computed under jit. The stream after the last layer is put into a text of
-    one token: final norm and head see nothing else.
+    The first call captures the stream after the last layer; under jit its logits are
+    never computed. The second call replaces the stream of a one-token text by it, so
+    that final norm and head see only that token.
     """
     last = model.config.layers
     _, streams = model.apply(

@@ -1,4 +1,4 @@
-"""The only door to models for the rest of the package."""
+"""The interface through which the rest of the package uses models."""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -20,18 +20,18 @@ from lt_mia_jax.trees import flatten, unflatten
 DEFAULT_EXECUTION = ExecutionConfig()
 
 Adapters = Mapping[str, tuple[Array, Array]]
-"""Low-rank pairs by the path of the kernel that they add to."""
+"""Low-rank pairs by path of the kernel to which they are added."""
 
 Intervention = Callable[[Array, Array], Array]
-"""(stream "B T D", number of layers passed) to the stream that goes on."""
+"""(stream "B T D", number of layers passed) to the edited stream."""
 
 
 @dataclass(frozen=True)
 class LanguageModel:
     """A causal language model as a value: two pure functions and their settings.
 
-    Frozen and hashable, so it may be closed over or passed as a static argument to
-    `jax.jit`; equal models share one compiled program.
+    It is frozen and hashable, so it can be a static argument of `jax.jit` or closed
+    over; equal models share one compiled program.
 
     Example:
       >>> import jax
@@ -44,24 +44,24 @@ class LanguageModel:
     """
 
     config: ModelConfig
-    """What the model is."""
+    """The function that the model computes."""
     execution: ExecutionConfig = DEFAULT_EXECUTION
     """How it is evaluated."""
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Random parameters: nested dicts, layers stacked on a leading axis.
 
-        Weights are normal with deviation 0.02, divided by sqrt(2 * layers) where they
-        write to the residual stream; biases are zero and norm scales one. Decays,
-        steps, gates and mixing factors of recurrences start as their papers have it.
+        Weights are normal with standard deviation 0.02, divided by sqrt(2 * layers)
+        where they write to the residual stream; biases are zero and norm scales one.
+        Decays, steps, gates and mixing factors of recurrences start as in their papers.
 
         Source: "Language Models are Unsupervised Multitask Learners" (GPT-2), 2.3.
         """
         return jax.jit(self._init)(key)
 
     def shapes(self) -> Params:
-        """The tree of `jax.ShapeDtypeStruct` that `init` returns, using no memory."""
-        # A fresh tree each time: the cached one must not be edited by a caller.
+        """The parameters as `jax.ShapeDtypeStruct`, without allocating memory."""
+        # A copy, so that callers cannot edit the cached tree.
         return jax.tree.map(lambda leaf: leaf, _shapes(self))
 
     @overload
@@ -104,25 +104,24 @@ class LanguageModel:
         Float[Array, "B T V"]
         | tuple[Float[Array, "B T V"], dict[int, Float[Array, "B T D"]]]
     ):
-        """Float32 logits; position t scores token t + 1. Not soft-maxed.
+        """Float32 logits before the softmax; position t predicts token t + 1.
 
         Padding must be on the right: logits at real tokens never depend on it, those
         at padding are meaningless. Ids outside [0, V) are not checked under jit.
 
-        Layers are numbered by how many the residual stream has passed: 0 is what the
-        first layer reads, `config.layers` what the final norm reads.
+        A layer number counts the layers that the residual stream has passed: 0 is the
+        input of the first layer, `config.layers` the input of the final norm.
 
         Args:
-          params: as `init` or `checkpoints.load_pretrained` returns them.
+          params: as returned by `init` or `checkpoints.load_pretrained`.
           input_ids: token ids.
-          dropout_key: switches on the dropout of `config.dropout` and of the adapters;
-            None evaluates.
-          adapters: by the path of a kernel a pair (A, B) that adds `x A B`, evaluated
-            beside the kernel; see `finetune.lora`.
-          adapter_dropout: rate on the inputs of the adapters.
+          dropout_key: enables the dropout of `config.dropout` and of the adapters.
+          adapters: pairs (A, B) by path of a kernel, to which they add `x A B`; see
+            `finetune.lora`.
+          adapter_dropout: dropout rate on the inputs of the adapters.
           intervention: a pure function (stream "B T D", layer number) to the stream
             that replaces it, called at 0 and after every layer. The number is traced:
-            choose by `jnp.where` or by indexing, not by `if`.
+            use `jnp.where` or indexing, not `if`.
           capture: layer numbers whose streams (after the intervention) are returned.
 
         Returns:
@@ -142,7 +141,7 @@ class LanguageModel:
             capture=captured,
             intervention=intervention,
         )
-        # Parameters may come as NumPy arrays, such as memory-mapped ones.
+        # Parameters may be NumPy arrays, such as memory-mapped ones.
         variables = {"params": jax.tree.map(jnp.asarray, params)}
         if adapters:
             self._check_adapters(adapters)
@@ -172,7 +171,7 @@ class LanguageModel:
         wrong = []
         for name, (down, up) in adapters.items():
             if name not in shapes or not name.endswith("/kernel"):
-                # Only projections know adapters; other leaves would ignore them.
+                # Only projections read adapters.
                 wrong.append(f"{name} is no kernel of this model")
                 continue
             *stacked, inputs, outputs = shapes[name].shape
@@ -192,8 +191,7 @@ class LanguageModel:
         return cast(Params, variables["params"])
 
     def _matmul_precision(self) -> contextlib.AbstractContextManager:
-        # On accelerators a float32 product is rounded to TF32 or bfloat16 unless told
-        # otherwise; whoever asked for float32 wants float32.
+        # By default accelerators round float32 products to TF32 or bfloat16.
         if self.execution.resolve_compute_dtype() == jnp.float32:
             return jax.default_matmul_precision("highest")
         return contextlib.nullcontext()

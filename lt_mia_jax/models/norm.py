@@ -19,10 +19,10 @@ def layer_norm(
     *,
     eps: float,
 ) -> Float[Array, "*batch D"]:
-    """Zero mean and unit variance over D, then scale and bias; dtype of `x`.
+    """Normalize to zero mean and unit variance over D, then apply scale and bias.
 
-    Statistics are float32 whatever the dtype of `x`. Parameters match the last axes
-    of `x`; None leaves that step out.
+    The result has the dtype of `x`, statistics are float32. Parameters match the last
+    axes of `x`; None skips that step.
 
     Source: "Layer Normalization", arXiv 1607.06450, eq. 4, with biased variance.
     """
@@ -41,7 +41,7 @@ def layer_norm(
 def rms_norm(
     x: Float[Array, "*batch D"], scale: Float[Array, "*heads D"], *, eps: float
 ) -> Float[Array, "*batch D"]:
-    """Unit root mean square over D, then scale; dtype of `x`, statistics float32.
+    """Normalize to unit root mean square over D, then scale; dtypes as `layer_norm`.
 
     Source: "Root Mean Square Layer Normalization", arXiv 1910.07467, eq. 4.
     """
@@ -52,17 +52,17 @@ def rms_norm(
 
 
 def _lead(parameter: Float[Array, "*heads D"], ndim: int) -> Array:
-    """The parameter with leading axes of one, since ranks are never promoted."""
+    """The parameter with leading axes of length one up to `ndim` axes."""
     return parameter.reshape((1,) * (ndim - parameter.ndim) + parameter.shape)
 
 
 class Normalize(nn.Module):
-    """Parameters of one norm; the class of `config` picks the function."""
+    """A normalization layer; the class of `config` selects the function."""
 
     config: Norm
     param_dtype: jnp.dtype
     heads: int | None = None
-    """With it, each of so many heads (the last axis but one) has its own parameters."""
+    """Number of heads (last axis but one) with their own parameters; None: shared."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:

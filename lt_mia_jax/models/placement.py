@@ -1,4 +1,4 @@
-"""Where interventions act: at which layers, one after the other, on which tokens."""
+"""Interventions at chosen layers, in sequence, or on chosen tokens."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from lt_mia_jax.trees import pytree
 
 @pytree
 class Composed:
-    """One after the other; see `compose`."""
+    """Interventions in sequence; see `compose`."""
 
     parts: tuple[Intervention, ...]
 
@@ -27,13 +27,13 @@ class Composed:
 
 
 def compose(*interventions: Intervention) -> Intervention:
-    """All of them, the first one first; none is the identity."""
+    """All interventions in the given order; without any, the identity."""
     return Composed(interventions)
 
 
 @pytree
 class AtLayers:
-    """At some layers only; see `at_layers`."""
+    """An intervention at some layers; see `at_layers`."""
 
     inner: Intervention
     layers: Int[Array | np.ndarray, "N"]
@@ -47,20 +47,18 @@ class AtLayers:
 def at_layers(intervention: Intervention, layers: Sequence[int]) -> Intervention:
     """The intervention at these layers only.
 
-    Args:
-      intervention: any.
-      layers: how many layers the stream has passed: 0 is the embedding, n follows the
-        n-th layer. A number beyond the last layer is never met.
+    Layer 0 is the embedding, n the output of the n-th layer. Numbers beyond the last
+    layer have no effect.
 
     Raises:
-      InputError: no layer at all, or a negative one.
+      InputError: no layers, or a negative one.
     """
     return AtLayers(intervention, _layer_numbers(layers))
 
 
 @pytree
 class ByLayer:
-    """One kind with numbers of each layer's own, stacked; see `by_layer`."""
+    """Interventions of one kind, stacked over layers; see `by_layer`."""
 
     stacked: Any
     layers: Int[Array | np.ndarray, "N"]
@@ -74,14 +72,12 @@ class ByLayer:
 
 
 def by_layer(interventions: Mapping[int, Intervention]) -> Intervention:
-    """A layer's own numbers in one kind of intervention.
+    """One intervention per layer (numbered as in `at_layers`), all of the same kind.
 
-    Args:
-      interventions: by layer, as in `at_layers`; of one kind and one shape, without
-        plain functions.
+    They must be pytrees without plain functions, of one structure and shape.
 
     Raises:
-      InputError: no layer at all, or a negative one.
+      InputError: no layers, or a negative one.
       ValueError: they differ in kind or shape.
     """
     layers = _layer_numbers(list(interventions))
@@ -92,19 +88,15 @@ def by_layer(interventions: Mapping[int, Intervention]) -> Intervention:
 def on_prompt(
     intervention: Intervention, lengths: Int[Array | np.ndarray, "B"]
 ) -> Intervention:
-    """The intervention on the prompt only: what follows `lengths` tokens is kept."""
+    """The intervention on the first `lengths` tokens of each text only."""
     return OnPrompt(intervention, lengths)
 
 
 def prompted(intervention: Any, lengths: Int[Array | np.ndarray, "B"]) -> Any:
-    """The intervention told where the prompts of a batch end; None stays None.
+    """The intervention with the prompt lengths of a batch set; None stays None.
 
-    What depends on the prompt (`InputAware`, `OnPrompt`, `gates.GatedRotation`) has to
-    be told for every batch; all others stay as they are.
-
-    Args:
-      intervention: any.
-      lengths: tokens of each prompt.
+    Only `InputAware`, `OnPrompt` and `gates.GatedRotation` depend on them, and need
+    them for every batch; all others stay as they are.
     """
 
     def waits(node: Any) -> bool:
@@ -119,13 +111,13 @@ def prompted(intervention: Any, lengths: Int[Array | np.ndarray, "B"]) -> Any:
 
 @pytree
 class OnPrompt:
-    """On the first tokens only; see `on_prompt`."""
+    """An intervention on the first tokens; see `on_prompt`."""
 
     inner: Intervention
     lengths: Int[Array | np.ndarray, "B"] | None = None
 
     def for_prompts(self, lengths: Int[Array | np.ndarray, "B"]) -> "OnPrompt":
-        """The same for texts with prompts of these lengths."""
+        """The same intervention for prompts of these lengths."""
         return OnPrompt(prompted(self.inner, lengths), lengths)
 
     def __call__(self, stream: Array, layer: Array) -> Array:
@@ -141,10 +133,10 @@ def before(stream: Float[Array, "B T D"], lengths: Int[Array, "B"]) -> Any:
 
 
 def check_rows(name: str, given: Any, stream: Array) -> None:
-    """Refuse numbers of another batch: one row would silently be taken for all texts.
+    """Refuse values of another batch, which broadcasting could silently accept.
 
     Raises:
-      ValueError: none at all, or not as many rows as texts.
+      ValueError: no values, or a number of rows that differs from that of the texts.
     """
     if given is None:
         raise ValueError(f"{name} of this batch are missing; see `prompted`")

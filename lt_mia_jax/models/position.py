@@ -11,7 +11,7 @@ from lt_mia_jax.models.config import Alibi, LinearScaling, Llama3Scaling, Rotary
 
 
 def rotary_frequencies(config: Rotary, dim: int) -> Float[Array, "half"]:
-    """Angle per token of each pair, in radians, for `dim` rotated dimensions.
+    """Rotation angle per token of each pair of `dim` dimensions, in radians.
 
     Source: "RoFormer", arXiv 2104.09864, section 3.2.2; the scaled variants follow
     the `rope_parameters` types "linear" and "llama3" of Hugging Face configs.
@@ -34,8 +34,7 @@ def _llama3_frequencies(
 ) -> Float[Array, "half"]:
     turns = scaling.original_context * frequencies / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    # 0 where a frequency makes fewer than `low` turns in the old context, 1 above
-    # `high`, linear between: the two limits meet the plain and divided frequencies.
+    # 0 below `low` turns within the old context, 1 above `high`, linear between.
     keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
     return keep * frequencies + (1.0 - keep) * frequencies / scaling.factor
 
@@ -49,17 +48,11 @@ def rotate(
 ) -> Float[Array, "B T H K"]:
     """Rotate the first `2 * half` dimensions of each head by its position.
 
-    Angles are float32, the result has the dtype of `x`. Dimensions beyond the rotated
-    ones pass through.
+    Further dimensions pass through. Angles are float32, the result has the dtype of
+    `x`. Pairs are (i, i + half), or (2i, 2i + 1) if `interleaved`.
 
-    Args:
-      x: heads.
-      positions: of the tokens.
-      frequencies: angle per token of each pair.
-      interleaved: pairs are (2i, 2i + 1) as in the paper, not (i, i + half).
-
-    Source: "RoFormer", arXiv 2104.09864, eq. 34; the half-split pairing is that of
-    GPT-NeoX, a permutation of the paper's.
+    Source: "RoFormer", arXiv 2104.09864, eq. 34, which is interleaved; the other
+    pairing, that of GPT-NeoX, is a permutation of it.
     """
     half = frequencies.shape[0]
     angles = positions[:, None].astype(jnp.float32) * frequencies[None, :]
@@ -77,10 +70,10 @@ def rotate(
 
 
 def alibi_slopes(heads: int) -> Float[np.ndarray, "H"]:
-    """Slope of each head: 2^(-8 h / H), h = 1..H, for a power of two.
+    """Slope of each head: 2^(-8 h / H), h = 1..H, if H is a power of two.
 
-    Otherwise those of the power of two below, and then every other one of the power
-    of two above, from its first on.
+    Otherwise the slopes of the power of two below H, then every second slope of the
+    power of two above, starting with the first.
 
     Source: "Train Short, Test Long", arXiv 2108.12409, section 3 and its released
     code for head counts that are no power of two.
@@ -94,10 +87,10 @@ def alibi_slopes(heads: int) -> Float[np.ndarray, "H"]:
 def alibi_bias(
     config: Alibi, heads: int, positions: Int[Array, "T"]
 ) -> Float[Array, "H T"]:
-    """What is added to the scores of a key at each position, float32.
+    """Bias added to the attention scores, by head and key position; float32.
 
-    Slope times position, not minus slope times distance: the two differ by a constant
-    of the query, which the softmax ignores.
+    It is slope times position. Minus slope times distance differs from it by a
+    constant per query, which the softmax ignores.
 
     Source: "Train Short, Test Long", arXiv 2108.12409, section 3; rounding to
     bfloat16 as in `modeling_falcon.py` of transformers.

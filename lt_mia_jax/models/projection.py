@@ -14,36 +14,36 @@ from lt_mia_jax.sharding import traced_for_cpu
 
 
 class Adapter(NamedTuple):
-    """A low-rank addition to a kernel, evaluated beside it."""
+    """A low-rank addition to a kernel, evaluated separately from it."""
 
     down: Float[Array, "I R"]
     up: Float[Array, "R O"]
-    """Already multiplied by the adapter's scale."""
+    """Includes the adapter's scale."""
     rate: float
-    """Dropout of its input."""
+    """Dropout rate on its input."""
     key: Key[Array, ""] | None
-    """Switches the dropout on."""
+    """None disables dropout."""
 
 
 class Weights(NamedTuple):
-    """The parameters of one affine map."""
+    """Parameters of one affine map."""
 
     kernel: Float[Array, "I O"]
     bias: Float[Array, "O"] | None
     adapter: Adapter | None = None
     forward_mode: bool = False
-    """Whether `jax.jvp` must get through; see `product`."""
+    """Whether `jax.jvp` must be supported; see `product`."""
 
 
 def product(
     x: Float[Array, "N I"], kernel: Float[Array, "I O"], forward_mode: bool = False
 ) -> Float[Array, "N O"]:
-    """`x kernel` in the dtype of its factors; its kernel's gradient is fast on CPU.
+    """`x kernel` in the dtype of its factors, with a fast kernel gradient on CPU.
 
-    That gradient sums over the rows of two matrices. XLA's CPU products then walk both
-    down their columns; a transposed copy of `x` costs less (512 x 8192 for 1024 rows
-    on one core: 401 ms become 298 for both gradients). The rule is a `custom_vjp`,
-    which `jax.jvp` refuses: with `forward_mode` it is left out.
+    That gradient sums over the rows of both factors, which XLA's CPU products read
+    column by column; a transposed copy of `x` is cheaper (512 x 8192 for 1024 rows on
+    one core: 401 ms become 298 for both gradients). The rule is a `custom_vjp`, which
+    `jax.jvp` refuses; `forward_mode` disables it.
     """
     if forward_mode or not traced_for_cpu():
         return x @ kernel
@@ -56,7 +56,7 @@ def _cpu_product(x: Array, kernel: Array) -> Array:
 
 
 def _forward(x: Any, kernel: Any) -> tuple[Array, tuple[Array | None, Array | None]]:
-    # A frozen factor needs no gradient, and then the other one need not be kept.
+    # A frozen factor needs no gradient, so the other factor need not be kept.
     kept = (
         x.value if kernel.perturbed else None,
         kernel.value if x.perturbed else None,
@@ -72,8 +72,8 @@ def _backward(
         return None, None
     columns = None
     if x is not None:
-        # Without the barriers the transposition is folded into a product again. A copy
-        # in strips would use the caches better, but not when rows are sharded.
+        # The barriers keep XLA from folding the transposition into the product. A copy
+        # in strips would use the caches better, but not with sharded rows.
         columns = jax.lax.optimization_barrier(jax.lax.optimization_barrier(x).T)
     return (
         None if kernel is None else cotangent @ kernel.T,
@@ -91,10 +91,10 @@ def affine(
     adapter: Adapter | None = None,
     forward_mode: bool = False,
 ) -> Float[Array, "*batch O"]:
-    """`x kernel + bias`, and the adapter's part, in the dtype of `x`.
+    """`x kernel + bias`, plus the adapter's output, in the dtype of `x`.
 
-    Batch axes are flattened for the product: on CPU the gradient of a large kernel is
-    then twice as fast, because no cotangent is copied to another layout.
+    Batch axes are flattened for the product. This doubles the speed of a large kernel's
+    gradient on CPU, because no cotangent is copied to another layout.
     """
     flat = x.reshape(-1, x.shape[-1])
     y = product(flat, kernel.astype(x.dtype), forward_mode)
@@ -108,7 +108,7 @@ def affine(
 def affine_together(
     x: Float[Array, "*batch I"], parts: Sequence[Weights]
 ) -> Float[Array, "*batch O"]:
-    """Several affine maps of one input, results side by side: one wide product."""
+    """Several affine maps of one input as one wide product; results concatenated."""
     kernel = jnp.concatenate([part.kernel for part in parts], axis=-1)
     biases = [part.bias for part in parts if part.bias is not None]
     assert len(biases) in (0, len(parts)), "all parts have a bias, or none"
@@ -127,17 +127,17 @@ def affine_together(
 
 
 def adapted(x: Float[Array, "N I"], adapter: Adapter) -> Float[Array, "N O"]:
-    """What an adapter adds, with its own dropout when that is on."""
+    """The adapter's output, with dropout on its input if it has a key."""
     if adapter.key is not None:
         x = dropout(x, adapter.rate, adapter.key)
     return (x @ adapter.down.astype(x.dtype)) @ adapter.up.astype(x.dtype)
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""]) -> Array:
-    """Zero each element with probability `rate` and rescale so the mean is kept.
+    """Zero each element with probability `rate`; rescale the rest to keep the mean.
 
-    Compares raw 32-bit draws: on CPU that is cheaper than making uniform floats, and
-    than the 16-bit draws that would halve the memory.
+    Comparing raw 32-bit draws is cheaper on CPU than uniform floats, and than 16-bit
+    draws, which would halve the memory.
     """
     dropped = round(rate * 2**32)
     if dropped == 0:
@@ -148,21 +148,21 @@ def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""]) -> Array:
 
 
 class Projection(nn.Module):
-    """Holds `kernel` (in, out) and perhaps `bias`; returns them rather than apply.
+    """Returns a `kernel` (in, out) and an optional `bias` instead of applying them.
 
-    The caller multiplies, so that it may fuse several projections into one product.
-    An adapter is found in the collection "adapters", under the kernel's own path.
+    The caller multiplies, so that it can fuse several projections into one product.
+    An adapter is read from the collection "adapters", under the path of the kernel.
     """
 
     features: int
     bias: bool
     context: CallConfig
     to_residual: bool = False
-    """It writes to the residual stream, and starts smaller."""
+    """Whether it writes to the residual stream; initial weights are then smaller."""
 
     @nn.compact
     def __call__(self, inputs: int) -> Weights:
-        """The weights for `inputs` input features."""
+        """The weights for a given number of input features."""
         context = self.context
         std = context.residual_std if self.to_residual else INIT_STD
         dtype, shape = context.param_dtype, (inputs, self.features)
@@ -189,6 +189,6 @@ def projected(
     *,
     to_residual: bool = False,
 ) -> Float[Array, "*batch O"]:
-    """`x` through a `Projection` of the module that is being called."""
+    """Apply a new `Projection` of the calling module to `x`."""
     layer = Projection(features, bias, context, to_residual=to_residual, name=name)
     return affine(x, *layer(x.shape[-1]))

@@ -17,10 +17,10 @@ HIDDEN = -1e30
 
 @jax.custom_jvp
 def softmax(scores: Float[Array, "*batch S"]) -> Float[Array, "*batch S"]:
-    """Exponentials over the last axis, divided by their sum.
+    """Softmax over the last axis.
 
-    Its derivative is written in terms of the result, so that training keeps one array
-    of T x T weights a layer rather than two.
+    Its derivative is a function of the result, so that training keeps one array of
+    T x T weights per layer instead of two.
     """
     largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     powers = jnp.exp(scores - largest)
@@ -48,17 +48,11 @@ def causal_attention(
     """Softmax attention of each token over itself and earlier tokens.
 
     Query head h reads key/value head `h // (H // G)`. Scores are normalized in
-    float32. Padding on the right needs no mask: no earlier token sees it.
+    float32. Padding on the right needs no mask, because no earlier token sees it.
 
-    Args:
-      query: queries.
-      key: keys.
-      value: values.
-      scale: factor on the scores; None is K^-1/2.
-      window: how many tokens each one sees, itself included; None is all.
-      bias: added to the scaled scores of every query, by head and key position.
-      dropout_rate: of the weights.
-      dropout_key: switches the dropout on.
+    `scale` is a factor on the scores (None: K^-1/2), to which `bias` is then added by
+    head and key position. `window` limits each token to so many tokens, itself
+    included. `dropout_key` enables dropout of the weights.
 
     Source: "Attention Is All You Need", arXiv 1706.03762, eq. 1; grouping as in
     "GQA", arXiv 2305.13245; the window as in "Longformer", arXiv 2004.05150, 3.1.
@@ -66,8 +60,8 @@ def causal_attention(
     batch, length, heads, size = query.shape
     groups = key.shape[2]
     factor = size**-0.5 if scale is None else scale
-    # Heads before tokens, and an added rather than selected mask: on CPU the backward
-    # pass is two to three times faster than with the axes in their given order.
+    # Heads before tokens, and an added instead of a selected mask, make the backward
+    # pass on CPU two to three times faster.
     query = (query * factor).reshape(batch, length, groups, heads // groups, size)
     query = query.transpose(0, 2, 3, 1, 4)  # B G H/G T K
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)  # B G T K
@@ -104,8 +98,7 @@ class SelfAttention(nn.Module):
             Projection(n * config.head_dim, config.qkv_bias, context, name=name)
             for name, n in zip(names, sizes, strict=True)
         )
-        # One wide product instead of three narrow ones; the rotation of queries and
-        # keys is then one operation too.
+        # One wide product instead of three, and one rotation of queries and keys.
         fused = affine_together(x, [layer(width) for layer in layers])
         if config.clip_qkv is not None:
             fused = jnp.clip(fused, -config.clip_qkv, config.clip_qkv)

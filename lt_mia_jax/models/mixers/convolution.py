@@ -1,4 +1,4 @@
-"""The short causal convolution in front of a recurrence, and the token shift."""
+"""The short causal convolution before a recurrence, and the token shift."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ from lt_mia_jax.models.execution import CallConfig
 def short_convolution(
     x: Float[Array, "B T D"], taps: Float[Array, "W D"], bias: Float[Array, "D"] | None
 ) -> Float[Array, "B T D"]:
-    """Every channel's weighted sum of its last W values, and a bias; dtype of `x`.
+    """Weighted sum of each channel's last W values, plus a bias; dtype of `x`.
 
-    The last tap weighs the token itself; before the text there are zeros.
+    The last tap is the weight of the current token. Values before the text are zero.
 
     Source: "Mamba", arXiv 2312.00752, section 3.4, figure 3.
     """
@@ -32,22 +32,22 @@ def short_convolution(
 
 
 def shift(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    """The token before each token; zeros before the first."""
+    """The previous token's values; zeros at the first token."""
     return jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))
 
 
 class ShortConvolution(nn.Module):
-    """Parameters of `short_convolution`."""
+    """A layer of `short_convolution`."""
 
     width: int
     bias: bool
     context: CallConfig
     std: float | None = None
-    """Initial deviation of the taps; None is uniform in +-W^-1/2."""
+    """Initial standard deviation of the taps; None is uniform in +-W^-1/2."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Convolve along the tokens."""
+        """Convolve along the token axis."""
         channels, dtype = x.shape[-1], self.context.param_dtype
         bound = self.width**-0.5
 
@@ -55,7 +55,7 @@ class ShortConvolution(nn.Module):
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
         initial = uniform if self.std is None else nn.initializers.normal(self.std)
-        # Not called a kernel: it is no matrix, and adapters leave it alone.
+        # Not named "kernel", because adapters must not change it.
         taps = self.param("taps", initial, (self.width, channels), dtype)
         bias = None
         if self.bias:

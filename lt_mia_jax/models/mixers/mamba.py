@@ -17,7 +17,7 @@ from lt_mia_jax.models.projection import projected
 
 
 class MambaMixer(nn.Module):
-    """Input and gate, a short convolution, a selective scan, and the way back.
+    """Input projection and gate, short convolution, selective scan, output projection.
 
     Source: "Mamba", arXiv 2312.00752, section 3.4 and algorithm 2.
     """
@@ -38,7 +38,7 @@ class MambaMixer(nn.Module):
         scanned = activate(convolve(scanned), config.activation)
         selected = projected(scanned, rank + 2 * state, False, context, "select")
         step = TimeStep(width, context, name="step")(selected[..., :rank])
-        # Float32 always: rounding a decay changes how long a channel remembers.
+        # Always float32: rounding a decay changes how long a channel remembers.
         log_decay = self.param("log_decay", _log_decay, (width, state), jnp.float32)
         skip = self.param("skip", nn.initializers.ones, (width,), jnp.float32)
         y = selective_scan(
@@ -73,14 +73,14 @@ class TimeStep(nn.Module):
 def _log_decay(
     key: Key[Array, ""], shape: tuple[int, int], dtype: Any
 ) -> Float[Array, "D S"]:
-    """Log of 1..S in every channel: the real part of the S4D initialization."""
+    """Initial values log 1..S in every channel, the real part of S4D."""
     return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[1] + 1, dtype=dtype)), shape)
 
 
 def _step_bias(
     key: Key[Array, ""], shape: tuple[int, ...], dtype: Any
 ) -> Float[Array, "D"]:
-    """Such that softplus of it is log-uniform in [0.001, 0.1]."""
+    """Initial values whose softplus is log-uniform in [0.001, 0.1]."""
     low, high = math.log(0.001), math.log(0.1)
     step = jnp.exp(jax.random.uniform(key, shape, dtype, low, high))
     return step + jnp.log(-jnp.expm1(-step))

@@ -25,8 +25,9 @@ LARGEST_SQRT_SLOPE = 1000.0
 def bounded_sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Square root whose derivative is at most 1000.
 
-    Source: `SqrtBoundDerivative` of RecurrentGemma; without it a decay of one gives
-    an infinite gradient.
+    The exact derivative is infinite at a decay of one.
+
+    Source: `SqrtBoundDerivative` of RecurrentGemma.
     """
     return jnp.sqrt(x)
 
@@ -87,7 +88,7 @@ class GatedRecurrence(nn.Module):
         rate = jax.nn.softplus(self.param("decay", _decay, (width,), jnp.float32))
         log_decay = -SHARPNESS * open_decay * rate[None, None, :]
         keep = bounded_sqrt(1.0 - jnp.exp(2.0 * log_decay))
-        # Nothing precedes the first token that could make up for a smaller input.
+        # The first token has no earlier state that would make up for a smaller input.
         first = (place.positions == 0)[None, :, None]
         keep = jnp.where(first, 1.0, keep)
         entering = x * (open_input * keep).astype(x.dtype)
@@ -108,7 +109,7 @@ class BlockGate(nn.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Values in (0, 1), float32."""
         size, dtype = x.shape[-1] // self.heads, self.context.param_dtype
-        # Not called a kernel: it is no matrix, and adapters leave it alone.
+        # Not named "kernel", because adapters must not change it.
         normal = nn.initializers.normal(size**-0.5)
         blocks = self.param("blocks", normal, (self.heads, size, size), dtype)
         zeros = nn.initializers.zeros
@@ -122,6 +123,6 @@ class BlockGate(nn.Module):
 def _decay(
     key: Key[Array, ""], shape: tuple[int, ...], dtype: Any
 ) -> Float[Array, "D"]:
-    """Such that exp(-2 softplus) is uniform between the squares of .9 and .999."""
+    """Initial values with exp(-2 softplus) uniform between .9^2 and .999^2."""
     square = jax.random.uniform(key, shape, dtype, 0.9**2, 0.999**2)
     return jnp.log(jnp.expm1(-0.5 * jnp.log(square)))

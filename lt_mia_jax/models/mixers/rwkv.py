@@ -1,4 +1,4 @@
-"""RWKV-4: time mix, the linear attention, and channel mix, its feed-forward."""
+"""RWKV-4: the time mix (linear attention) and the channel mix (feed-forward)."""
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,7 @@ from lt_mia_jax.models.projection import projected
 
 
 class TimeMix(nn.Module):
-    """Weighted average of past values, gated by a receptance.
+    """A weighted average of past values, gated by a receptance.
 
     Source: "RWKV", arXiv 2305.13048, eq. 11-14.
     """
@@ -58,7 +58,7 @@ class TimeMix(nn.Module):
 
 
 class ChannelMix(nn.Module):
-    """Squared-ReLU perceptron over a token and its predecessor, gated.
+    """A gated squared-ReLU perceptron of each token and its predecessor.
 
     Source: "RWKV", arXiv 2305.13048, eq. 16-18.
     """
@@ -89,7 +89,7 @@ def _mixed(
     exponent: Float[Array, ""],
     extra: Float[Array, ""],
 ) -> Float[Array, "B T D"]:
-    """`before + mix (x - before)`, channel by channel."""
+    """`before + mix (x - before)` with a trained `mix` per channel."""
     width = x.shape[-1]
 
     def initial(key: Key[Array, ""], shape: tuple[int]) -> Float[Array, "D"]:
