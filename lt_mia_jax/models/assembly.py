@@ -1,4 +1,4 @@
-"""From flat settings to `ModelConfig` and back: the middle between a table and a model.
+"""From flat settings, such as those of a config.json, to `ModelConfig` and back.
 
 Each function takes the settings of one kind of model by keyword. They are fields of the
 parts of `ModelConfig` under their own name unless a docstring says otherwise; `eps` is
@@ -208,17 +208,16 @@ def _sizes(settings: dict[str, Any]) -> dict[str, Any]:
 def bfloat16_root(width: int) -> float:
     """The square root of a width, rounded to bfloat16.
 
-    RecurrentGemma keeps this factor of its embedding in bfloat16, whatever it computes
-    in; see `modeling_recurrent_gemma.py` of transformers.
+    RecurrentGemma stores this factor of its embedding in bfloat16; see
+    `modeling_recurrent_gemma.py` of transformers.
     """
     return float(np.sqrt(width).astype(ml_dtypes.bfloat16))
 
 
 def settings_of(config: ModelConfig) -> dict[str, Any]:
-    """The settings that a model may have been assembled from.
+    """Settings from which a model may have been assembled.
 
-    Only what can be read off; whether assembling them again gives the same model is
-    for the caller to check.
+    The caller has to check that assembling them gives the same model.
     """
     block, mixers = config.pattern[0], [block.mixer for block in config.pattern]
     found: dict[str, Any] = {
@@ -240,7 +239,7 @@ def settings_of(config: ModelConfig) -> dict[str, Any]:
     for mixer in mixers:
         if not isinstance(mixer, Attention):
             found |= {**vars(mixer), "inner": mixer.width, "width": config.width}
-    # Where both kinds of mixer have a field, it is attention's that counts.
+    # If both kinds of mixer have a field, that of attention counts.
     attentions = [mixer for mixer in mixers if isinstance(mixer, Attention)]
     for mixer in attentions:
         found |= {**vars(mixer), "qk_norm": None}

@@ -1,7 +1,7 @@
-"""What a model is, as data: two models with equal configs are one function.
+"""Configs that describe a model's function; equal configs mean equal functions.
 
-A config says what a block does, never who published it. Numbers that change only
-how the function is evaluated (dtypes, remat) are in `execution.py`.
+A config says what a block does, never who published it. Settings that change only how
+the function is evaluated (dtypes, remat) are in `execution.py`.
 """
 
 import enum
@@ -45,9 +45,9 @@ class Learned:
     """A trained vector per absolute position, added to the token embedding."""
 
     size: int
-    """Longest sequence that the model can read."""
+    """Maximum sequence length."""
     offset: int = 0
-    """Unused rows in front: token t reads row t + offset."""
+    """Unused rows at the start: token t reads row t + offset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +55,12 @@ class LinearScaling:
     """Positions are divided by `factor` before rotation."""
 
     factor: float
-    """How many times longer the context became."""
+    """Factor by which the context was extended."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Llama3Scaling:
-    """Slow frequencies are divided by `factor`, fast ones kept, blended between."""
+    """Slow frequencies are divided by `factor`, fast ones kept, a blend between."""
 
     factor: float
     """Divisor of the slow frequencies."""
@@ -79,24 +79,21 @@ class Rotary:
     theta: float = 10000.0
     """Base of the geometric series of wavelengths."""
     fraction: float = 1.0
-    """Share of each head's dimensions that is rotated, from the first on."""
+    """Fraction of each head's dimensions that is rotated, starting with the first."""
     interleaved: bool = False
     """Dimensions (2i, 2i + 1) form a pair, instead of (i, i + n/2)."""
     scaling: LinearScaling | Llama3Scaling | None = None
-    """How the frequencies were changed for a longer context."""
+    """Change of the frequencies for a longer context."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alibi:
-    """Scores fall linearly with the distance, by a slope of each head's own.
-
-    The slopes are 2^(-8 h / H) for head h = 1..H when H is a power of two.
-    """
+    """Scores decrease linearly with distance, with a slope per head (`alibi_slopes`)."""
 
     before_scaling: bool = False
-    """Added to the scores before they are divided by sqrt(K), not after."""
+    """Added to the scores before, not after, they are divided by sqrt(K)."""
     bfloat16: bool = False
-    """Slope times key position is rounded to bfloat16, whatever the compute dtype."""
+    """Slope times key position is rounded to bfloat16 for any compute dtype."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +103,7 @@ class QueryKeyNorm:
     norm: Norm
     """Over the head's dimensions."""
     per_head: bool = False
-    """Every head has parameters of its own, instead of one set for all."""
+    """Each head has its own parameters, instead of one set for all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +121,7 @@ class Attention:
     out_bias: bool = False
     """Bias on the output projection."""
     position: Rotary | Alibi | None = None
-    """How scores know about distance; None when positions enter elsewhere."""
+    """Positions in the attention scores; None when positions enter elsewhere."""
     window: int | None = None
     """Each token sees itself and at most `window - 1` earlier ones; None: all."""
     scale: float | None = None
@@ -153,7 +150,7 @@ class Attention:
         """Rotated dimensions of each head."""
         if not isinstance(self.position, Rotary):
             return 0
-        # The fraction may be the quotient of the very number that is wanted.
+        # The fraction may be the quotient of the wanted number and `head_dim`.
         return int(self.head_dim * self.position.fraction + 1e-6)
 
 
@@ -166,7 +163,7 @@ class Mamba:
     state: int = 16
     """State size of each channel."""
     step_rank: int
-    """Rank of the projection that makes the time steps."""
+    """Rank of the projection that produces the time steps."""
     conv_width: int = 4
     """Taps of the causal convolution."""
     conv_bias: bool = True
@@ -227,17 +224,17 @@ class RwkvChannelMix:
 
 
 Mixer = Attention | Mamba | RwkvTimeMix | RgLru
-"""What moves information between tokens."""
+"""Layers that move information between tokens."""
 
 FeedForward = Mlp | RwkvChannelMix
-"""What acts on each token, almost alone."""
+"""Layers that transform each token, at most with its predecessor."""
 
 
 class Residual(enum.Enum):
     """How a block's two halves are added to the stream."""
 
     SEQUENTIAL = "sequential"
-    """x + mixer(norm(x)), and then the same with the feed-forward."""
+    """y = x + mixer(norm1(x)), then y + feed_forward(norm2(y))."""
     PARALLEL = "parallel"
     """x + mixer(norm1(x)) + feed_forward(norm2(x))."""
     PARALLEL_SHARED_NORM = "parallel_shared_norm"
@@ -251,14 +248,14 @@ class BlockConfig:
     mixer: Mixer
     """The token mixer."""
     feed_forward: FeedForward | None
-    """The position-wise network; None when the mixer is the whole block."""
+    """The position-wise network; None if the mixer is the whole block."""
     norm: Norm
     """Applied before each half (pre-norm)."""
     residual: Residual = Residual.SEQUENTIAL
     """How the halves are added."""
 
     def __post_init__(self):
-        """Check that there are halves to add in parallel."""
+        """Check that a parallel block has a feed-forward."""
         if self.feed_forward is None and self.residual is not Residual.SEQUENTIAL:
             raise InputError(
                 f"residual = {self.residual.value!r} needs a feed_forward; a block "
@@ -271,7 +268,7 @@ class Embedding:
     """From token ids to the first layer's input."""
 
     positions: Learned | None = None
-    """Added position vectors, if any."""
+    """Position table added to the token embedding, if any."""
     scale: float | None = None
     """Factor on the token embedding, rounded to the compute dtype; None: one."""
     norm: Norm | None = None
@@ -293,7 +290,7 @@ class Untied:
 
 @dataclass(frozen=True, kw_only=True)
 class Dropout:
-    """Rates used in training only; they do not change the evaluated function."""
+    """Dropout rates, used in training only."""
 
     embedding: float = 0.0
     """On the summed embeddings."""
@@ -304,11 +301,9 @@ class Dropout:
 
     def __post_init__(self):
         """Check the ranges."""
-        for name in ("embedding", "attention", "residual"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise InputError(
-                    f"dropout.{name} = {getattr(self, name)}, expected a rate in [0, 1)"
-                )
+        for name, rate in vars(self).items():
+            if not 0.0 <= rate < 1.0:
+                raise InputError(f"dropout.{name} = {rate}, expected a rate in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,9 +332,9 @@ class ModelConfig:
     head: Tied | Untied
     """Output side."""
     context: int
-    """Longest sequence, in tokens, that the model was made for."""
+    """Maximum sequence length in tokens."""
     logit_softcap: float | None = None
-    """Logits become cap * tanh(logits / cap); None: they stay."""
+    """Logits become cap * tanh(logits / cap); None: no cap."""
     dropout: Dropout = Dropout()
     """Training-time dropout rates."""
 
@@ -358,10 +353,10 @@ class ModelConfig:
 
     @property
     def periods(self) -> int:
-        """Whole repetitions of `pattern`; these are scanned."""
+        """Complete repetitions of `pattern`, which are scanned."""
         return self.layers // len(self.pattern)
 
     @property
     def tail(self) -> tuple[BlockConfig, ...]:
-        """Blocks after the last whole period; these are unrolled."""
+        """Blocks after the last complete period, which are unrolled."""
         return self.pattern[: self.layers % len(self.pattern)]

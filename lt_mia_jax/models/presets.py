@@ -1,6 +1,6 @@
-"""Small bases to train from scratch, of all four families.
+"""Configs of small models of all four families, to train from scratch.
 
-Each can be saved and opened by transformers under the family's `model_type`.
+`save_pretrained` writes each under its family's `model_type` for transformers.
 """
 
 from typing import Any
@@ -68,15 +68,9 @@ def llama_like(
 ) -> ModelConfig:
     """Rotary positions, RMS norm, no biases, gated SiLU MLP of 8/3 x width.
 
-    Args:
-      vocab_size: tokens.
-      width: of the residual stream; `heads` must divide it.
-      layers: number of blocks.
-      heads: query heads.
-      context: longest sequence, in tokens.
-      kv_heads: key/value heads; None is `heads`.
-      feed_forward: middle width; None is 8/3 x width rounded up to a multiple of 8.
-      tied: whether the head reuses the token embedding.
+    `heads` must divide `width`. `kv_heads` is `heads` unless given, `feed_forward` (the
+    middle width) 8/3 x width rounded up to a multiple of 8. `tied` makes the head reuse
+    the token embedding.
     """
     return assembly.transformer(
         **_sizes(vocab_size, width, layers, context),
@@ -130,7 +124,7 @@ def mamba_like(
 def rwkv_like(
     vocab_size: int, width: int, layers: int, *, context: int = 1024
 ) -> ModelConfig:
-    """RWKV-4: channel mix of 4 x width, a head of its own."""
+    """RWKV-4: channel mix of 4 x width, untied head."""
     return assembly.rwkv(
         **_sizes(vocab_size, width, layers, context),
         inner=width,
@@ -143,7 +137,7 @@ def rwkv_like(
 def griffin_like(
     vocab_size: int, width: int, layers: int, heads: int, *, window: int = 2048
 ) -> ModelConfig:
-    """RecurrentGemma: two gated recurrences, then local attention, and so on."""
+    """RecurrentGemma: two gated recurrences, then local attention, repeated."""
     return assembly.griffin(
         **_sizes(vocab_size, width, layers, 8192),
         kinds=("recurrent", "recurrent", "attention"),

@@ -1,11 +1,11 @@
 """Recurrences over time: RG-LRU, Mamba's selective scan and RWKV-4's average.
 
-Each comes in three forms that differ in speed and memory only. "chunked" is the one to
-use. "sequential" is a plain `jax.lax.scan`, whose backward pass keeps every state.
+Each has three forms that differ in speed and memory only. "chunked" is the recommended
+one. "sequential" is a plain `jax.lax.scan`, whose backward pass stores every state.
 "associative" is a tree of logarithmic depth for machines with many idle lanes.
 
-All keep states, exponentials and sums in float32 whatever the dtype of their inputs.
-The batch may be sharded over devices; time and width are walked as a whole.
+States, exponentials and sums are float32 for inputs of any dtype. The batch may be
+sharded over devices, time and width may not.
 """
 
 import functools
@@ -18,27 +18,25 @@ import jax.numpy as jnp
 from lt_mia_jax.arrays import Array, Float
 
 Form = Literal["sequential", "chunked", "associative"]
-"""How time is walked; values and gradients agree up to rounding."""
+"""Algorithm of a recurrence; values and gradients agree up to rounding."""
 
 CHUNK = 16
-"""Steps whose states the backward pass holds at once.
+"""Steps per chunk: the backward pass stores T / CHUNK + CHUNK states.
 
-It holds T / CHUNK + CHUNK states. On a CPU neither 8 nor 32 is faster.
+On a CPU neither 8 nor 32 is faster.
 """
 
 LOWEST = -1e30
 """Running maximum before the first key; finite, so that no gradient is NaN."""
-
 
 _einsum = functools.partial(jnp.einsum, precision="highest")  # float32 on TPU as well
 _recomputed = functools.partial(jax.checkpoint, prevent_cse=False)  # for scan bodies
 
 
 def _split(array: Array, chunk: int) -> Array:
-    """From B T ... to chunks, steps, B ... in float32, padded on the right by zeros.
+    """Reshape B T ... to chunks, steps, B ... in float32, padded with zeros at the end.
 
-    Chunks are of equal length, at most `chunk`: fewer padded steps than chunks, and no
-    remainder to compile a second time.
+    Chunks have equal length, at most `chunk`, so that only one length is compiled.
     """
     length = array.shape[1]
     chunks = -(-length // chunk)
@@ -57,7 +55,7 @@ def _join(array: Array, like: Array) -> Array:
 def _compose(
     earlier: tuple[Array, Array], later: tuple[Array, Array]
 ) -> tuple[Array, Array]:
-    """The map h -> decay * h + offset of `later`, applied after that of `earlier`."""
+    """Composition of two maps h -> decay * h + offset."""
     return later[0] * earlier[0], later[0] * earlier[1] + later[1]
 
 
@@ -72,11 +70,8 @@ def linear_recurrence(
 
     Source: "Griffin", arXiv 2402.19427, eq. 4, whose input gate is already in `x`.
 
-    Args:
-      decay: any sign and size; RG-LRU's lies in (0, 1).
-      x: what each step adds.
-      form: see `Form`. "chunked" keeps nothing but the states, which are the result.
-      chunk: has no effect here; taken so that all recurrences are called alike.
+    `decay` may have any sign and size. The "chunked" form stores nothing but states;
+    `chunk` has no effect and exists for a uniform signature.
     """
     wide = decay.astype(jnp.float32), x.astype(jnp.float32)
     match form:
@@ -101,10 +96,10 @@ def linear_recurrence(
 def _solve(decay: Array, x: Array) -> Array:
     """The solution h of h - decay * delayed(h) = x.
 
-    Told that this is a linear system, JAX differentiates it, in either mode, by solving
-    it again: the transposed system is the same walk from the end. On a CPU that is 1.3
-    times as fast as differentiating a scan, in half its memory, and 2.5 times as fast
-    as recomputing chunks of it (gradients, 8 x 128 x 512).
+    As a linear system, it is differentiated in both modes by solving it again; the
+    transposed system is the same recurrence in reverse. On a CPU this is 1.3 times as
+    fast as differentiating a scan, in half its memory, and 2.5 times as fast as
+    recomputing chunks of it (gradients, 8 x 128 x 512).
     """
 
     def residual(state: Array) -> Array:
@@ -121,7 +116,7 @@ def _solve(decay: Array, x: Array) -> Array:
 
 
 def _walk(decay: Array, x: Array, *, reverse: bool) -> Array:
-    """States of one walk over axis 1, which `jax.lax.scan` would move to the front."""
+    """States of a loop over axis 1, which `jax.lax.scan` would move to the front."""
     length = x.shape[1]
 
     def advance(step: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -150,10 +145,10 @@ def selective_scan(
     """Mamba's outputs y_t[d] = sum_s output_map_t[s] h_t[d, s]; dtype of `x`.
 
     From h_{-1} = 0, the states are h_t[d, s] = exp(step_t[d] decay[d, s]) h_{t-1}[d, s]
-    + step_t[d] input_map_t[s] x_t[d]. The skip D x and the gate are the caller's.
+    + step_t[d] input_map_t[s] x_t[d]. The caller adds the skip D x and the gate.
 
     Source: "Mamba", arXiv 2312.00752, eq. 2 and algorithm 2; as in the authors' code,
-    the input is discretized by Euler's rule rather than by eq. 4.
+    the input is discretized by Euler's rule instead of eq. 4.
 
     Args:
       x: inputs after convolution and activation.
@@ -161,16 +156,16 @@ def selective_scan(
       decay: the matrix A, negative; not its logarithm.
       input_map: the matrix B of each step.
       output_map: the matrix C of each step.
-      form: see `Form`. "chunked" has a backward pass written by hand, so `jax.jvp`
-        takes "sequential" or "associative"; `jax.jvp` of `jax.grad` takes any.
-      chunk: the longest stretch of time whose states exist at once, except in the
+      form: see `Form`. "chunked" has a custom backward pass, so `jax.jvp` needs
+        "sequential" or "associative"; `jax.jvp` of `jax.grad` accepts any.
+      chunk: maximum number of steps whose states are stored at once, except in the
         backward pass of "sequential".
     """
     if form == "sequential":
         chunk = x.shape[1]
     steps, into, out = (_split(a, chunk) for a in (step, input_map, output_map))
     inputs = steps, steps * _split(x, chunk), into, out
-    # The width last, where it fills vector registers.
+    # The width comes last, where it fills vector registers.
     rate = decay.astype(jnp.float32).T[None]  # 1 S D
     match form:
         case "chunked":
@@ -200,7 +195,7 @@ def _selective_forward(
     def one_step(state: Array, inputs: Any) -> tuple[Array, Array]:
         *inputs, out = inputs
         state = _advance(rate, state, *inputs)
-        # Not a sum of products: that is 6 times slower on a CPU for a batch of one.
+        # A sum of products is 6 times slower on a CPU for a batch of one.
         return state, _einsum("bsd,bs->bd", state, out)
 
     def one_chunk(state: Array, inputs: Any) -> tuple[Array, tuple[Array, Array]]:
@@ -214,7 +209,7 @@ def _selective_forward(
 
 @jax.custom_vjp
 def _selective(*inputs: Array) -> Array:
-    """Outputs; the backward pass is half the time of the one JAX derives."""
+    """Outputs; the backward pass takes half the time of the one JAX derives."""
     return _selective_forward(*inputs)[0]
 
 
@@ -238,11 +233,11 @@ def _selective_bwd(residuals: Any, grads: Array) -> tuple[Array, ...]:
         drive_grad = _einsum("bsd,bs->bd", state_grad, into)
         later = jnp.exp(step[:, None] * rate) * state_grad
         exponent_grad = later * before
-        # Not `sum`, which makes the whole pass 2.5 times slower for a batch of one.
+        # `sum` makes the whole pass 2.5 times slower for a batch of one.
         weighted = exponent_grad * rate
         terms = [weighted[:, state] for state in range(rate.shape[1])]
         step_grad = functools.reduce(operator.add, terms)
-        # The batch is summed at the end: no communication between devices within loops.
+        # The batch is summed after the loops, which then need no communication.
         total = total + exponent_grad * step[:, None]
         return (before, later, total), (step_grad, drive_grad, into_grad, out_grad)
 
@@ -296,22 +291,16 @@ def wkv(
 ) -> Float[Array, "B T D"]:
     """RWKV-4's average of values so far; dtype of `value`.
 
-    Step t weighs value i < t by exp(key_i - (t - 1 - i) exp(decay)), and its own by
-    exp(key_t + bonus). Sums are kept relative to a running maximum of these exponents,
-    so that keys of any size are safe.
+    At step t the weight of value i < t is exp(key_i - (t - 1 - i) exp(decay)), and that
+    of its own value exp(key_t + bonus). Sums are relative to a running maximum of these
+    exponents, so that keys of any size are safe. `decay` and `bonus` (u) are stored as
+    `time_decay` and `time_first` in checkpoints. The backward pass stores one state per
+    chunk and the states of one chunk.
 
     Source: "RWKV", arXiv 2305.13048, section 3.1.2, in the stable form of its appendix.
-
-    Args:
-      decay: logarithm of the fall per step, as `time_decay` in checkpoints.
-      bonus: u, as `time_first` in checkpoints.
-      key: logarithms of weights.
-      value: what is averaged.
-      form: see `Form`.
-      chunk: the backward pass keeps one state per chunk and those of one chunk.
     """
     lanes = key.shape[0], key.shape[2]
-    # One copy a text: gradients then meet across the batch once, after all steps.
+    # With a copy per text, gradients are summed over the batch once, after all steps.
     fall, bonus = (
         jnp.broadcast_to(a.astype(jnp.float32)[None], lanes)
         for a in (jnp.exp(decay.astype(jnp.float32)), bonus)
@@ -361,7 +350,7 @@ State = tuple[Array, Array, Array]
 
 def _add(earlier: State, shift: Array, later: State) -> State:
     """Both states as one, the exponents of `earlier` moved by `shift`."""
-    # Which maximum is divided out changes no result, so none has a gradient.
+    # The result does not depend on the maximum, so it needs no gradient.
     top = jax.lax.stop_gradient(jnp.maximum(earlier[0] + shift, later[0]))
     old, new = jnp.exp(earlier[0] + shift - top), jnp.exp(later[0] - top)
     return (top, old * earlier[1] + new * later[1], old * earlier[2] + new * later[2])
