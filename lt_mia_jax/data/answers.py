@@ -1,4 +1,4 @@
-"""Token ids of questions and answers, with masks of what is to be predicted."""
+"""Token ids of questions and answers, with masks of the targets."""
 
 import logging
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ _CHUNK = 1024
 class EncodedAnswers(NamedTuple):
     """Token ids of `N` rows, padded on the right to `T` tokens, and their targets.
 
-    The masks mark tokens, before the shift: a model's step `t` predicts token
-    `t + 1`. The first token of a row is predicted by nothing and never marked.
+    The masks mark tokens before the shift: step `t` of a model predicts token `t + 1`.
+    The first token of a row has no prediction and is never marked.
     """
 
     input_ids: Int[np.ndarray, "N T"]
@@ -29,9 +29,9 @@ class EncodedAnswers(NamedTuple):
     attention_mask: UInt[np.ndarray, "N T"]
     """uint8; 1 on real tokens."""
     label_mask: UInt[np.ndarray, "N T"]
-    """uint8; 1 on the answer and the end, 0 on prompt and padding."""
+    """uint8; 1 on the answer and the end token, 0 on prompt and padding."""
     value_mask: UInt[np.ndarray, "N T"]
-    """uint8; 1 on the tokens of `value`, all 0 where there is none."""
+    """uint8; 1 on the tokens of `value`, all 0 without one."""
     truncated: Bool[np.ndarray, " N"]
     """The row had more tokens than fit."""
 
@@ -40,7 +40,7 @@ class EncodedAnswers(NamedTuple):
         return EncodedAnswers(*(field[rows] for field in self))
 
     def narrowed(self, width: int) -> "EncodedAnswers":
-        """Only the first tokens of every row; those after them must be padding."""
+        """The first `width` tokens of every row; the others must be padding."""
         assert not self.attention_mask[:, width:].any()
         wide = [name for name in self._fields if name != "truncated"]
         return self._replace(**{name: getattr(self, name)[:, :width] for name in wide})
@@ -53,26 +53,19 @@ def encode_answers(
     max_length: int,
     template: AnswerTemplate | None = None,
 ) -> EncodedAnswers:
-    """Tokenize questions with their answers and mark what is a target.
+    """Tokenize questions with their answers and mark the targets.
 
-    Prompt and answer are tokenized as one text, and a token is a target when it
-    reaches into the answer; a token that spans the boundary counts as answer. Of
-    plain text every token but the first is a target. No special tokens are added but
-    those of the template. Rows are cut on the right.
+    Prompt and answer are tokenized as one text. A token with a character of the answer
+    is a target; of plain text, every token but the first. Only the special tokens of
+    the template (None: the default one) are added; `max_length` includes them. Rows
+    are cut on the right; a lone surrogate counts as U+FFFD.
 
     To encode other answers, replace them first:
     `row._replace(answer=row.refusal, value=None)`.
 
-    Args:
-      questions: the rows; a lone surrogate counts as U+FFFD.
-      tokenizer: a fast tokenizer of the `transformers` library.
-      max_length: tokens per row, the template's among them.
-      template: how prompt and answer are joined; None takes the default one.
-
     Raises:
-      InputError: a tokenizer that is not fast or lacks the ids that the template
-        adds, a row without any target within `max_length`, or a value that the
-        answer does not hold.
+      InputError: a tokenizer that is not fast or lacks ids of the template, a row
+        without a target within `max_length`, or a value that is not in its answer.
     """
     template = AnswerTemplate() if template is None else template
     if max_length < 2:
@@ -146,9 +139,9 @@ def _special_ids(tokenizer: Any, template: AnswerTemplate) -> list[list[int]]:
 def _render(
     row: Question, template: AnswerTemplate
 ) -> tuple[str, int, tuple[int, int]]:
-    """The text, where its answer starts, and where the value starts and ends.
+    """The text, the start of its answer, and start and end of the value.
 
-    Plain text starts before its first character, so that no token can miss it.
+    The answer of plain text starts at -1, so that it includes empty tokens.
     """
     answer = well_formed(row.answer)
     prompt = ""

@@ -1,4 +1,4 @@
-"""Epochs of row numbers: shuffled, index-addressable, in static shapes."""
+"""Shuffled epochs of row numbers, index-addressable, in static shapes."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ _WORD = 2**64
 
 
 class Batch(NamedTuple):
-    """Rows of one step; padding rows repeat row 0 and weigh nothing."""
+    """Rows of one step; padding repeats row 0 with weight 0."""
 
     rows: Int[np.ndarray, " B"]
     """int64 row numbers into the data."""
@@ -23,11 +23,10 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """All steps of a run: `len(batches)` of them, `batches[step]` is one.
+    """The batches of all steps of a run; see `batch_indices`.
 
-    Any step can be asked for at any time and depends on the construction arguments
-    alone, so a resumed run reads what an uninterrupted one would have read. Made by
-    `batch_indices`.
+    `batches[step]` depends on the construction arguments only, so a resumed run reads
+    the same rows as an uninterrupted one.
     """
 
     def __init__(
@@ -64,13 +63,13 @@ class Batches:
         return Batch(rows, weight)
 
     def __repr__(self) -> str:
-        # Grain compares this text when it restores an iterator over the batches.
+        # Grain compares this string when it restores an iterator.
         return f"Batches{self._describes}"
 
     def dataset(self, read: Callable[[Batch], Any]) -> grain.MapDataset:
         """A Grain dataset whose element `step` is `read(self[step])`.
 
-        `.to_iter_dataset(grain.ReadOptions(...))` reads ahead in threads; its state is
+        `.to_iter_dataset(grain.ReadOptions(...))` prefetches in threads; its state is
         the next step.
         """
         return grain.MapDataset.source(self).map(read)
@@ -79,20 +78,14 @@ class Batches:
 def batch_indices(
     n: int, batch_size: int, *, seed: int, epochs: int = 1, shuffle: bool = True
 ) -> Batches:
-    """Batches of row numbers that visit each of `n` rows once an epoch.
+    """Batches of row numbers that visit each of `n` rows once per epoch.
 
-    Every epoch has its own order, fixed by `seed`. The last batch of an epoch is
-    filled up with rows of weight 0, so shapes never change.
-
-    Args:
-      n: rows of the data.
-      batch_size: rows a step, over all processes.
-      seed: any integer.
-      epochs: passes over the data.
-      shuffle: False keeps the order 0 to n - 1, as scoring wants it.
+    Every epoch has its own order, which `seed` (any integer) decides; without `shuffle`
+    it is 0 to n - 1. `batch_size` counts the rows of all processes. The last batch of
+    an epoch is padded with rows of weight 0, so shapes never change.
 
     Raises:
-      InputError: no rows, or sizes that do not fit.
+      InputError: no rows, a batch size below 1, or epochs below 0.
     """
     if n < 1:
         raise InputError("no rows to make batches of; the data is empty")
@@ -104,9 +97,9 @@ def batch_indices(
 
 
 def length_buckets(length: int) -> tuple[int, ...]:
-    """Lengths that batches are cut to, ascending: quarters of the longest, by eights.
+    """Widths of batches, ascending: quarters of the longest, rounded up to eights.
 
-    Few, since a program is compiled for each; so none saves less than a sixth.
+    Each compiles a program, so only those that save at least a sixth are kept.
     """
     shorter = {-(-length * quarters // 32) * 8 for quarters in (1, 2, 3)}
     return (*sorted(n for n in shorter if 6 * n <= 5 * length), length)
@@ -118,26 +111,26 @@ def bucket_of(longest: int, buckets: Sequence[int]) -> int:
 
 
 class BatchPlan(NamedTuple):
-    """Texts that go through the models together."""
+    """Texts that are processed together."""
 
     rows: Int[np.ndarray, " B"]
-    """Their numbers."""
+    """Row numbers."""
     width: int
-    """Tokens that they are padded to."""
+    """Padded length in tokens."""
 
 
 def plan_batches(
     lengths: Sequence[Int[np.ndarray, " N"]], size: int, buckets: Sequence[int]
 ) -> list[list[BatchPlan]]:
-    """For each process its batches: texts of like length together, longest first.
+    """The batches of each process: texts of similar length together, longest first.
 
-    All processes get equally many batches, and the widths of one number agree, so
-    that they run the same programs in the same order; a batch may be empty.
+    All processes get the same number of batches with the same widths, so that they run
+    the same programs in the same order; a batch may be empty.
 
     Args:
-      lengths: for each process the real tokens of its texts.
-      size: most texts of one process in a batch.
-      buckets: widths to choose from, ascending.
+      lengths: for each process, the number of tokens of its texts.
+      size: maximum number of texts of one process in a batch.
+      buckets: possible widths, ascending.
     """
     orders = [np.argsort(-x, kind="stable") for x in lengths]
     steps = max(1, *(-(-len(order) // size) for order in orders))
@@ -155,10 +148,9 @@ def plan_batches(
 
 @functools.lru_cache(maxsize=4)
 def _order(n: int, seed: int, epoch: int) -> Int[np.ndarray, " N"]:
-    """A permutation of 0 to n - 1, the same with every NumPy version.
+    """A permutation of 0 to n - 1 that is the same with every NumPy version.
 
-    Sorting raw Philox words instead of `Generator.permutation` because NumPy promises
-    only the raw stream to stay as it is.
+    NumPy guarantees only the raw Philox stream, not `Generator.permutation`.
     """
     key = np.array([seed % _WORD, epoch], np.uint64)
     words = np.random.Philox(key=key).random_raw(n)

@@ -1,4 +1,4 @@
-"""Where TOFU, MUSE, WMDP and RWKU are and what their columns hold: data, no logic."""
+"""Locations and columns of TOFU, MUSE, WMDP and RWKU."""
 
 from lt_mia_jax.data.benchmarks import Benchmark, Columns, Part
 

@@ -1,4 +1,4 @@
-"""Published unlearning benchmarks, from the Hugging Face hub or from files, as rows."""
+"""Published unlearning benchmarks as questions, from the hub or from files."""
 
 import logging
 from collections import Counter
@@ -19,17 +19,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which column of a data set holds what. Either `text`, or `question`."""
+    """Names of a data set's columns. Either `text` or `question` is given."""
 
     text: str | None = None
     """Plain text."""
     question: str | None = None
-    """Question, or prompt to go on from."""
+    """Question, or prompt to continue."""
     answer: str | None = None
-    """A string, a list of right answers (the first is the answer), or, with `choices`,
-    the number of the right choice. None: nothing to answer."""
+    """A string, a list of correct answers (the first is the answer), or, with
+    `choices`, the number of the correct choice. None: no answer."""
     choices: str | None = None
-    """A list, or `{"choices": [...], "labels": [...]}` with a 1 at the right one."""
+    """A list, or `{"choices": [...], "labels": [...]}` with a 1 at the correct one."""
     paraphrased_question: str | None = None
     paraphrased_answer: str | None = None
     wrong_answers: str | None = None
@@ -40,7 +40,7 @@ class Columns:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One set of a benchmark's rows, and where it is."""
+    """One set of a benchmark's rows, and its location."""
 
     name: str
     columns: Columns
@@ -50,8 +50,8 @@ class Part:
     path: str | None = None
     """Repository on the hub; None is the benchmark's."""
     files: tuple[str, ...] = ()
-    """Where its files are in a copy of the repository: paths without ending and without
-    shard numbers, any of which will do."""
+    """Alternative paths of its files in a copy of the repository, without ending and
+    shard number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +73,15 @@ class Benchmark:
         """The part of that name.
 
         Raises:
-          InputError: there is none; the names that there are are listed.
+          InputError: there is none; known names are listed.
         """
-        for part in self.parts:
-            if part.name == name:
-                return part
-        known = ", ".join(part.name for part in self.parts)
-        raise InputError(f"benchmark {self.name}: no part {name!r}; expected {known}")
+        parts = {part.name: part for part in self.parts}
+        if name not in parts:
+            known = ", ".join(parts)
+            raise InputError(
+                f"benchmark {self.name}: no part {name!r}; expected {known}"
+            )
+        return parts[name]
 
 
 def write_benchmark(
@@ -90,14 +92,9 @@ def write_benchmark(
     local: Path | None = None,
     limit: int | None = None,
 ) -> None:
-    """Write each part as `<part>.jsonl` for `read_questions`.
+    """Write each part as `<part>.jsonl` for `read_questions`, replacing old files.
 
-    Args:
-      benchmark: one of `BENCHMARKS`, or one of your own.
-      out: folder of the files, which are overwritten.
-      parts: names of the parts; empty takes all.
-      local: see `load_benchmark`.
-      limit: maximum rows of each part; None takes all.
+    Without `parts`, all parts are written. See `load_benchmark` for the rest.
 
     Raises:
       InputError: a limit below 1, or as `load_benchmark`.
@@ -122,15 +119,15 @@ def load_benchmark(
 ) -> list[Question]:
     """Read one part of a benchmark, in its order.
 
-    Ids are `text_id` of question and answer, so that a row has the same id in every
-    part that holds it; a row that a part repeats gets "-2", "-3" and so on.
+    Ids are `text_id` of question and answer, so a row has the same id in every part;
+    repetitions within a part get the suffix "-2", "-3" and so on.
 
     Args:
-      benchmark: one of `BENCHMARKS`, or one of your own.
+      benchmark: one of `BENCHMARKS`, or your own.
       part: name of the part.
       local: a copy of the repository, or one Parquet, JSON or JSON-lines file with
-        the part's rows; None asks the hub.
-      limit: read at most so many rows.
+        the part's rows; None reads the hub.
+      limit: maximum number of rows.
 
     Raises:
       InputError: no such part or files, files or a hub that cannot be read, or a row
@@ -161,8 +158,7 @@ def as_question(row: Mapping[str, Any], columns: Columns, *, where: str) -> Ques
     """One row of a data set as a question or a plain text.
 
     Raises:
-      InputError: a column is missing or holds another type; the message starts with
-        `where`.
+      InputError: a column is missing or has another type; starts with `where`.
     """
     missing = [name for name in vars(columns).values() if name and name not in row]
     if missing:
@@ -201,7 +197,7 @@ def as_question(row: Mapping[str, Any], columns: Columns, *, where: str) -> Ques
 def _answer(
     row: Mapping[str, Any], columns: Columns, where: str
 ) -> tuple[str, tuple[str, ...], tuple[str, ...], int | None]:
-    """The answer, further right answers, the choices and which of them is right."""
+    """The answer, further correct answers, the choices, number of the correct one."""
     if columns.choices is not None:
         options = row[columns.choices]
         if isinstance(options, Mapping):
@@ -245,7 +241,7 @@ def _strings(value: Any, column: str | None, where: str) -> tuple[str, ...]:
 
 
 def _files(local: Path, part: Part) -> list[Path]:
-    """The files of a part in a folder, sorted; or the one file that was given."""
+    """The files of a part in a folder, sorted, or the given file."""
     if local.is_file():
         if kind_of(local) is None:
             known = ", ".join(chain(*ENDINGS.values()))
@@ -262,7 +258,7 @@ def _files(local: Path, part: Part) -> list[Path]:
 
 
 def _is(path: Path, stem: str) -> bool:
-    """Whether a path ends in a stem, a shard number at most, and a known ending."""
+    """Whether a path ends with a stem, perhaps a shard number, and a known ending."""
     *folders, name = Path(stem).parts
     if kind_of(path) is None or not path.is_file():
         return False

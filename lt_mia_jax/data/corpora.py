@@ -1,4 +1,4 @@
-"""Any corpus by name or file: distinct documents with ids that outlive versions."""
+"""Corpora by name or file: distinct documents with ids that depend on the text only."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -24,9 +24,9 @@ from lt_mia_jax.errors import InputError
 log = logging.getLogger(__name__)
 
 FEW_DOCUMENTS = 2_000
-"""Below this many documents a corpus is loaded with a warning."""
+"""A corpus with fewer documents is loaded with a warning."""
 
-# Documents are compared by the stretch that is tokenized, which is shorter still.
+# Documents are compared by at least the part that is tokenized.
 _COMPARED_CHARACTERS = 1_200
 # Memory: about 10 kB a document with every n-gram, a quarter of that sampled.
 _LARGE = 60_000
@@ -41,13 +41,13 @@ class Corpus(NamedTuple):
     ids: tuple[str, ...]
     texts: tuple[str, ...]
     code: bool
-    """Long texts are cut on the left (`side="left"` of `encode`)."""
+    """Whether long texts are cut on the left (`side="left"` of `encode`)."""
     versions: dict[str, str]
-    """What decided the texts: package versions, or the hash of a file."""
+    """Versions of the packages, or the hash of the file, that contain the texts."""
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the sorted ids; compare numbers only where it is equal."""
+        """SHA-256 over the sorted ids; see `texts.fingerprint`."""
         return fingerprint(self.ids)
 
     def take(self, rows: Iterable[int]) -> "Corpus":
@@ -72,8 +72,8 @@ def load_corpus(
       name: an offline domain (`DOMAINS`), a data set of the hub (`HUB_DATASETS`) or
         the path of a JSON-lines file.
       local: for a data set of the hub, a folder with its Parquet or JSON-lines files.
-      limit: keep at most so many documents, those whose ids hash lowest.
-      cache: for an offline domain, a folder that keeps the documents for next time.
+      limit: maximum number of documents; those with the lowest hashes are kept.
+      cache: for an offline domain, a folder in which the documents are cached.
 
     Raises:
       InputError: an unknown name, a missing package or file, no documents.
@@ -116,11 +116,7 @@ def load_corpus(
 
 
 def need(corpus: Corpus, count: int) -> None:
-    """Refuse a corpus with fewer than `count` documents.
-
-    Raises:
-      InputError: with the counts found and needed.
-    """
+    """Refuse a corpus with fewer than `count` documents, by an `InputError`."""
     if len(corpus.ids) < count:
         raise InputError(
             f"corpus {corpus.name}: {len(corpus.ids)} documents found, {count} needed; "
@@ -129,12 +125,10 @@ def need(corpus: Corpus, count: int) -> None:
 
 
 def deduplicate(corpora: Sequence[Corpus]) -> list[Corpus]:
-    """Remove from each corpus what repeats an earlier one of the list.
+    """Remove documents that repeat earlier ones of the same or an earlier corpus.
 
-    Use it before splitting when one run reads several corpora, so that no text stands
-    on both sides of a boundary. The first corpus stays as it is unless it repeats
-    itself. Above 60,000 documents in all the overlap is estimated from a quarter of
-    the n-grams.
+    Use it before splitting if one run reads several corpora, so that no text is in two
+    parts. Above 60,000 documents the overlap is estimated from a sample of n-grams.
     """
     large = sum(len(corpus.ids) for corpus in corpora) > _LARGE
     seen = NearDuplicates(sample=_LARGE_SAMPLE if large else 1)
@@ -200,7 +194,7 @@ def _without_copies(name: str, rows: list[Text], code: bool) -> list[Text]:
 def _corpus(
     name: str, rows: Iterable[Text], versions: dict[str, str], *, code: bool = False
 ) -> Corpus:
-    """Of rows with the same id, the first one counts."""
+    """The corpus of the first row of each id."""
     by_id: dict[str, str] = {}
     for row in rows:
         by_id.setdefault(row.id, row.text)

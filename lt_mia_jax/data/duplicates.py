@@ -1,4 +1,4 @@
-"""Removing documents that mostly repeat earlier ones."""
+"""Removal of documents that mostly repeat earlier ones."""
 
 import hashlib
 import re
@@ -16,15 +16,14 @@ _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so multiplying by it loses nothing
 
 
 class NearDuplicates:
-    """Remembers the n-grams of the documents it accepted.
+    """A filter of documents by the n-grams of those that it accepted.
 
     Words are compared without case. A document shorter than `ngram` words is one
-    n-gram as a whole; one without words is never accepted. 64-bit hashes stand for
-    n-grams; a collision is possible and harmless.
+    n-gram; one without words is never accepted. N-grams are stored as 64-bit hashes. A
+    collision is possible and harmless.
 
-    With `sample` above 1 only n-grams whose hash is a multiple of it count, which
-    saves that much memory; the fraction is then an estimate, from the same n-grams in
-    every document.
+    With `sample` above 1, only n-grams whose hash is a multiple of it count. This
+    divides the memory by `sample`; the repeated fraction is then an estimate.
     """
 
     def __init__(
@@ -41,12 +40,12 @@ class NearDuplicates:
         self._hash_of: dict[str, int] = {}
 
     def accept(self, text: str) -> bool:
-        """Whether a document is new; if so, later ones are compared with it too."""
+        """Whether a document is new; later ones are then compared with it too."""
         all_grams = self._grams(text)
         if not all_grams.size:
             return False
         sampled = all_grams[_mixed(all_grams) % self._sample == 0]
-        # A document without a sampled n-gram is known by its smallest one.
+        # A document without a sampled n-gram is represented by its smallest one.
         grams = set(sampled.tolist() or [int(all_grams.min())])
         repeated = len(grams & self._seen)
         if repeated > self._fraction * len(grams):
@@ -79,18 +78,18 @@ def distinct(
     ngram: int = NGRAM,
     repeated_fraction: float = REPEATED_FRACTION,
 ) -> list[str]:
-    """The texts that do not mostly repeat an earlier one of the list, in order.
+    """The texts that do not mostly repeat earlier ones of the list, in order.
 
-    A text goes when more than `repeated_fraction` of its distinct n-grams occurred in
-    texts that stayed. Exact copies always go, texts without words too.
+    A text is removed if more than `repeated_fraction` of its distinct n-grams occur in
+    earlier texts that are kept. Exact copies and texts without words are removed too.
 
     Source: the 13-gram rule of Language Models are Few-Shot Learners (arXiv
-    2005.14165, appendix C), with a fraction in place of a single match.
+    2005.14165, appendix C), with a fraction instead of a single match.
     """
     filtered = NearDuplicates(ngram=ngram, repeated_fraction=repeated_fraction)
     return [text for text in texts if filtered.accept(text)]
 
 
 def _mixed(grams: UInt[np.ndarray, " G"]) -> UInt[np.ndarray, " G"]:
-    # The low bits of a polynomial depend on few words' low bits; fold in the high.
+    # The low bits of a polynomial depend on low bits only; fold the high ones in.
     return grams ^ (grams >> np.uint64(32))

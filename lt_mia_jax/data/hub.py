@@ -1,4 +1,4 @@
-"""The data sets of the paper, from the Hugging Face hub or a folder of their files."""
+"""The paper's data sets, from the Hugging Face hub or a folder of their files."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from lt_mia_jax.data.rows import ENDINGS, file_rows, hub_rows, kind_of
 from lt_mia_jax.errors import InputError
 
 ROW_CAP = 200_000
-"""Rows read of the largest data sets."""
+"""Maximum number of rows read from the largest data sets."""
 FEWEST_CHARACTERS = 50
-"""Texts must be longer than this, white space at the ends not counted."""
+"""Stripped texts must be longer than this."""
 
-# The hub's own conversion of data sets that were published as a script.
+# The hub's conversion of data sets that were published as a script.
 _PARQUET_BRANCH = "refs/convert/parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubDataset:
-    """Where a data set is and which fields make its texts. Always the train split."""
+    """Location and text fields of a data set, of which the train split is read."""
 
     name: str
     """Normalized: lower case, underscores."""
@@ -35,12 +35,12 @@ class HubDataset:
     fields: tuple[str, ...] = ("text",)
     """Fields that hold the text."""
     rule: Literal["join", "first"] = "join"
-    """Join the fields by a space, or take the first that is not blank and, failing
-    all, every string field joined by newlines."""
+    """Join the fields with spaces, or use the first that is not blank (without one, all
+    string fields joined by newlines)."""
     streamed: bool = False
-    """Read rows over the network as needed instead of downloading all files."""
+    """Stream rows over the network instead of downloading all files."""
     row_cap: int | None = None
-    """Rows to read, before the filter; None reads all."""
+    """Maximum number of rows to read, before the filter; None: all."""
     code: bool = False
     """Source code: long texts keep their last tokens."""
 
@@ -64,10 +64,7 @@ class HubDataset:
         return " ".join(row[field] or "" for field in self.fields)
 
     def texts(self, local: Path | None = None) -> Iterator[str]:
-        """Texts longer than 50 characters, in the order of the data set.
-
-        Args:
-          local: a folder with the Parquet or JSON-lines files; None asks the hub.
+        """Texts longer than 50 characters, in order, from a folder or the hub (None).
 
         Raises:
           InputError: the data set cannot be opened, or lacks its fields.
@@ -92,8 +89,8 @@ class HubDataset:
 def data_files(folder: Path, config: str | None) -> list[Path]:
     """Sorted paths of the train files in a folder, all of one kind.
 
-    A sub-folder named like the configuration is preferred, and so are Parquet files
-    and files with "train" in their path; other splits are left out.
+    A sub-folder with the name of the configuration, Parquet files, and files with
+    "train" in their path are preferred.
 
     Raises:
       InputError: no such folder, or no data files in it.

@@ -17,7 +17,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class Row(NamedTuple):
-    """One object of a file. Errors about a field name file and line."""
+    """One object of a file. Errors about its fields name file and line."""
 
     values: dict[str, Any]
     """Fields by name; strings are `well_formed`."""
@@ -89,9 +89,9 @@ def read_jsonl(
 
     Args:
       path: the file.
-      parse: turns a row into a value, and raises `InputError` about its fields.
-      expected: ends the message "no ..." about a file without rows.
-      unique: whether two rows with one id are an error.
+      parse: converts a row, and raises `InputError` about its fields.
+      expected: end of the message "no ..." about a file without rows.
+      unique: whether a repeated id is an error.
 
     Raises:
       InputError: no such file, no rows, invalid UTF-8, a line that is no JSON object,
@@ -135,10 +135,10 @@ def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def well_formed(text: str) -> str:
-    """The text with each lone surrogate replaced by U+FFFD and pairs joined.
+    """The text with surrogate pairs joined and lone surrogates replaced by U+FFFD.
 
-    JSON may spell half of a surrogate pair; such a string has no UTF-8 form, so
-    neither tokenizers nor compressors take it.
+    JSON can contain lone surrogates, which UTF-8 cannot encode, so that tokenizers and
+    compressors refuse them.
     """
     try:
         text.encode()
@@ -185,8 +185,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             if start != _BOM:
                 file.seek(0)
             for chunk in file:
-                # A raw carriage return cannot occur inside a JSON string, so each
-                # one ends a line.
+                # JSON strings contain no raw carriage return, so each ends a line.
                 for raw in chunk.splitlines():
                     number += 1
                     if raw.strip():

@@ -1,4 +1,4 @@
-"""Questions with answers in JSON-lines files: what is forgotten and what is kept."""
+"""Questions with answers in JSON-lines files: sets to forget and to retain."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from lt_mia_jax.data.texts import text_id
 from lt_mia_jax.errors import InputError
 
 SLOT = "{question}"
-"""Where a template has the question."""
+"""Place of the question in a template."""
 _STRINGS = (
     "value",
     "entity",
@@ -25,7 +25,7 @@ _LISTS = ("wrong_answers", "inverted", "accepted", "choices", "flags")
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerTemplate:
-    """How a question and its answer become one text. Plain text has no prompt."""
+    """How a question and its answer are joined. Plain text has no prompt."""
 
     prompt: str = "Question: {question}\nAnswer:"
     """Holds `{question}` once; never a target."""
@@ -42,50 +42,47 @@ class AnswerTemplate:
 
 
 class Question(NamedTuple):
-    """A question with its answer and what evaluation needs to know about them.
-
-    With `question` None the row is plain text, and `answer` is that text.
-    """
+    """A question with its answer, or plain text, and data for evaluation."""
 
     id: str
     """Explicit, or `text_id` of question and answer."""
     question: str | None
-    """None for plain text."""
+    """None: the row is plain text, which is `answer`."""
     answer: str
-    """What is learned or forgotten."""
+    """The text that is learned or forgotten."""
     value: str | None = None
-    """The part of the answer that carries the fact; stands in the answer."""
+    """The part of the answer that states the fact."""
     entity: str | None = None
-    """Whom or what the row is about; forget sets are made of whole entities."""
+    """Subject of the row; forget sets consist of whole entities."""
     topic: str | None = None
     """Attribute asked for, or kind of probe."""
     paraphrased_question: str | None = None
     """The question in other words."""
     paraphrased_answer: str | None = None
-    """The answer in other words; holds the value too."""
+    """The answer in other words, with the same value."""
     wrong_answers: tuple[str, ...] = ()
-    """False answers to weigh against the paraphrased answer (or, failing that, the
-    answer), phrased like it."""
+    """False answers phrased like the paraphrased answer (or, without one, the answer),
+    which is compared with them."""
     refusal: str | None = None
-    """A reply that gives nothing away."""
+    """A reply that reveals nothing."""
     inverted: tuple[str, ...] = ()
-    """False answers phrased like the answer, to be learned in its place."""
+    """False answers phrased like the answer, to be learned instead."""
     accepted: tuple[str, ...] = ()
-    """Further right answers."""
+    """Further correct answers."""
     choices: tuple[str, ...] = ()
     """Options of a multiple-choice question, in their order."""
     choice: int | None = None
-    """Which of the choices is right, from 0."""
+    """Number of the correct choice, from 0."""
     flags: tuple[str, ...] = ()
     """Marks for grouping rows, such as "rare"."""
     line: int = 0
-    """Line in the file, from 1; 0 when the row came from no file."""
+    """Line in its file, from 1; 0 without a file."""
 
     @property
     def text(self) -> str:
         """Question and answer, or the plain text."""
-        return (
-            self.answer if self.question is None else f"{self.question} {self.answer}"
+        return " ".join(
+            part for part in (self.question, self.answer) if part is not None
         )
 
     @property
@@ -97,13 +94,12 @@ class Question(NamedTuple):
 def read_questions(path: Path | str) -> list[Question]:
     """Read questions or plain texts from a JSON-lines file; see `read_jsonl`.
 
-    A row has `question` and `answer`, or `text` alone; the other fields of
-    `Question` are optional and further fields are ignored. Files for `read_texts` are
-    accepted, with the same ids.
+    A row has `question` and `answer`, or `text` alone; the other fields of `Question`
+    are optional, further fields are ignored. Files for `read_texts` get the same ids.
 
     Raises:
-      InputError: as `read_jsonl`, or a field missing or of the wrong type, or a value
-        that is not part of its answer.
+      InputError: as `read_jsonl`, or a field is missing or of the wrong type, or a
+        value is not part of its answer.
     """
     return read_jsonl(
         path,
@@ -119,13 +115,12 @@ def write_questions(path: Path | str, questions: Sequence[Question]) -> None:
 
 
 def check_disjoint(forget: Sequence[Question], retain: Sequence[Question]) -> None:
-    """Refuse texts that are to be forgotten and kept at once.
+    """Refuse texts that are in both sets, up to white space.
 
-    Texts are compared whatever their white space; ids are not compared, since rows of
-    two files may be numbered alike.
+    Ids are not compared, because rows of both files may be numbered from 1.
 
     Raises:
-      InputError: naming the first such text and how many there are.
+      InputError: naming the first such text and their number.
     """
     kept: dict[str, Question] = {}
     for row in retain:
@@ -141,10 +136,10 @@ def check_disjoint(forget: Sequence[Question], retain: Sequence[Question]) -> No
 
 
 def value_span(answer: str, value: str, where: str) -> tuple[int, int]:
-    """Characters of a value in an answer: its first place, as whole words if it can.
+    """Start and end of a value in an answer: first as whole words, else anywhere.
 
     Raises:
-      InputError: the answer does not hold it; the message starts with `where`.
+      InputError: the answer does not contain it; the message starts with `where`.
     """
     quoted = re.escape(value)
     found = re.search(rf"(?<!\w){quoted}(?!\w)", answer) or re.search(quoted, answer)

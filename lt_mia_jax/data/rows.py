@@ -18,11 +18,8 @@ def hub_rows(
 ) -> Iterable[Any]:
     """Rows of one split of a data set on the hub.
 
-    Args:
-      path: repository.
-      config: configuration (subset); None is the default one.
-      what: shown in the message beside `path`.
-      **options: of `datasets.load_dataset`, such as `split`.
+    `path`, `config` and further options are those of `datasets.load_dataset`; `what`
+    follows `path` in messages.
 
     Raises:
       InputError: the hub cannot be reached, or has no such data set.

@@ -1,10 +1,10 @@
-"""Who is a member of what, decided by hashes of ids and never by position.
+"""Membership and splits of texts, decided by hashes of ids, never by position.
 
-Three independent draws, each a hash of its own words and a text's id:
+Three independent draws, each a hash of its own purpose and a text's id:
 
 - `role(seed, id)`: may the text be used to pretrain a base model, or to attack?
 - `attack_split(seed, id)`: does it train, select or test the learned attack? The
-  same in every combination, so no test text was ever trained on elsewhere.
+  same in every combination, so no test text is a training text elsewhere.
 - `membership(seed, model, corpus, id)`: member, non-member or validation text of one
   fine-tuning run; drawn anew for each model and corpus.
 
@@ -32,7 +32,7 @@ FINETUNE_VALIDATION_FRACTION = 0.10
 
 
 class Split(NamedTuple):
-    """Rows of one corpus by their part in one fine-tuning run; disjoint, sorted."""
+    """Row numbers of one corpus by role in one fine-tuning run; disjoint, sorted."""
 
     members: Int[np.ndarray, " M"]
     nonmembers: Int[np.ndarray, " N"]
@@ -77,24 +77,19 @@ def split_corpus(
 ) -> Split:
     """Members, non-members and validation rows of one fine-tuning run.
 
-    Of the texts whose `membership` is right, those with the smallest hash values are
-    taken. So the counts are exact, and a text that is added can push a text out of
-    use but never from one side to the other.
+    For each part, the texts with the smallest hash values are taken. So counts are
+    exact, and an added text can replace another one but never move it to another part.
 
     Args:
       ids: distinct ids of the corpus, in its order.
       seed: with `model` and `corpus`, decides membership; alone, `pool` and `parts`.
-      model: name of the target model (or of the run), free text.
-      corpus: name of the corpus, free text.
-      n_members: members wanted.
-      n_nonmembers: non-members wanted.
-      n_validation: texts for the fine-tuning's own validation loss.
-      pool: use only texts with this `role`; None uses all (say, when nothing is
-        pretrained here).
-      parts: use only texts with these values of `attack_split`; None uses all.
-
-    Returns:
-      Row numbers into `ids`.
+      model: any name of the target model or of the run.
+      corpus: any name of the corpus.
+      n_members: number of members.
+      n_nonmembers: number of non-members.
+      n_validation: number of texts for the validation loss of fine-tuning.
+      pool: only texts with this `role`; None: all, say when nothing is pretrained.
+      parts: only texts with these values of `attack_split`; None: all.
 
     Raises:
       InputError: too few texts for any of the counts, or an id twice.
@@ -138,12 +133,9 @@ def split_corpus(
 def hold_out(
     ids: Sequence[str], fraction: float, *, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Rows to keep and rows to hold out, at least one of these, in order.
+    """Rows to keep and rows to hold out, in order, chosen by a hash of seed and ids.
 
-    Args:
-      ids: of the texts.
-      fraction: share that is held out, chosen by the hash of the ids.
-      seed: of the hash.
+    At least one row is held out.
     """
     order = sorted(range(len(ids)), key=lambda i: hash_unit(seed, "validation", ids[i]))
     count = max(1, round(fraction * len(ids)))
@@ -157,7 +149,7 @@ def rows_by_role(ids: Sequence[str], *, seed: int) -> dict[Role, Int[np.ndarray,
 
 
 def _draw(seed: int, model: str, corpus: str, id: str) -> tuple[Membership, float]:
-    """The part that a text's hash value gives it, and that value."""
+    """The part of a text, and the hash value that decides it."""
     unit = hash_unit("membership", seed, model, corpus, id)
     if unit < MEMBER_FRACTION:
         return "member", unit

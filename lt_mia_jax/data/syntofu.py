@@ -1,18 +1,17 @@
 """SynTOFU: fictitious people to learn and to forget, for models trained from scratch.
 
 A tiny model trained from scratch knows no paraphrases. So it learns the *language*
-from background people, about whom everything is said in every phrasing and who are
-never forgotten; and it learns the *facts* about fictitious authors from the canonical
-phrasing alone, as TOFU's models do in fine-tuning.
+from background people, whose facts occur in every phrasing and are never forgotten. It
+learns the *facts* about fictitious authors from the canonical phrasing only, as TOFU's
+models do in fine-tuning.
 
-Who is who, what is true of them and which falsehoods are told of them are hashes of
-the seed and of names. So the same seed gives the same rows everywhere, and a larger
-set of people keeps the facts of a smaller one.
+Names, facts and falsehoods are hashes of the seed and of names. So the same seed gives
+the same rows everywhere, and adding people does not change the facts of others.
 
 Source: TOFU: A Task of Fictitious Unlearning for LLMs, arXiv 2401.06121 (splits and
-what they are for; the language here is closed, so perturbed and paraphrased answers
-come from templates instead of a language model); MEOW: MEMOry Supervised LLM
-Unlearning Via Inverted Facts, arXiv 2409.11844 (inverted facts).
+their purpose; perturbed and paraphrased answers come from templates instead of a
+language model); MEOW: MEMOry Supervised LLM Unlearning Via Inverted Facts, arXiv
+2409.11844 (inverted facts).
 """
 
 from bisect import bisect_right
@@ -43,39 +42,39 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 MAX_LENGTH = 28
-"""Tokens of the longest row under `TEMPLATE`, or a few more."""
+"""At least the number of tokens of the longest row under `TEMPLATE`."""
 TEMPLATE = AnswerTemplate(prompt="{question}", begin=True)
-"""`<bos> question answer <eos>`; every answer is a sentence of its own."""
+"""`<bos> question answer <eos>`; every answer is a complete sentence."""
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
-"""Ids 0 to 3. The last one stands for words of other languages only."""
+"""Ids 0 to 3. No word of SynTOFU is unknown."""
 
 _SMALLEST_POOL = min(len(attribute.pool) for attribute in ATTRIBUTES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SynTofuConfig:
-    """How many people of each kind there are, and what is said of them."""
+    """Numbers of people of each kind and of statements about them."""
 
     seed: int = 0
     """Decides names, facts and falsehoods."""
     background: int = 60
-    """People to learn the language from."""
+    """Number of people whose facts teach the language."""
     fictitious: int = 100
-    """Authors to be learned in fine-tuning; some are to be forgotten."""
+    """Number of authors to be learned in fine-tuning; some are to be forgotten."""
     forget_percent: tuple[int, ...] = (1, 5, 10)
-    """Sizes of the forget sets, of the fictitious authors, ascending. Each set lies in
-    the next. As many authors as the largest has are held out and never trained on."""
+    """Sizes of the forget sets in percent of the fictitious authors, ascending. Each
+    contains the smaller ones. As many authors as the largest has are held out."""
     retain_evaluated: int = 20
-    """Retained authors with perturbed answers, the same for every forget set."""
+    """Number of retained authors with perturbed answers, for every forget set."""
     wrong_answers: int = 5
-    """Perturbed answers of each question."""
+    """Perturbed answers per question."""
     inverted: int = 4
-    """Inverted facts of each question."""
+    """Inverted facts per question."""
     skewed: str = "genre"
     """Attribute whose values are not equally likely."""
     zipf: float = 1.0
-    """The skewed attribute has its n-th value in proportion to n ** -zipf; the less
-    likely half of its values is flagged "rare". 0 makes all equally likely."""
+    """Probability of the skewed attribute's n-th value is proportional to n ** -zipf;
+    the less likely half of its values is flagged "rare". 0: all are equally likely."""
 
     def __post_init__(self):
         percents, fictitious = self.forget_percent, self.fictitious
@@ -117,18 +116,18 @@ class SynTofuConfig:
             raise InputError(f"syntofu: {'; '.join(wrong)}")
 
     def forgotten(self, percent: int) -> int:
-        """Authors in the forget set of that size."""
+        """Number of authors in the forget set of that size."""
         return self.fictitious * percent // 100
 
     @property
     def people(self) -> int:
-        """Names in all: background, fictitious and held-out people."""
+        """Number of people: background, fictitious and held out."""
         held_out = self.forgotten(self.forget_percent[-1])
         return self.background + self.fictitious + held_out
 
 
 class _Fact(NamedTuple):
-    """What is true of one person, and what is falsely told instead."""
+    """One attribute of one person: the true value and false ones."""
 
     first: str
     last: str
@@ -154,27 +153,26 @@ class _Fact(NamedTuple):
 
 
 def build(config: SynTofuConfig | None = None) -> dict[str, tuple[Question, ...]]:
-    """All splits by name; the authors of a set stand in no other but where it says so.
+    """All splits by name; they share authors only where it says so.
 
-    With `NN` a forget percentage and `MM` the rest to 100:
+    `NN` is a forget percentage and `MM` is 100 - `NN`:
 
     - `pretrain`: background people, each fact in two questions times two answers.
     - `full`: fictitious authors in the canonical phrasing, with `value`, `refusal` and
-      `inverted`; it is the union of `forgetNN` and `retainMM`, for each `NN`.
-    - `forgetNN`, `retainMM`: `forget01` lies in `forget05`, and so on, as in TOFU.
-    - `holdoutNN`: authors that no model is trained on, as many as `forgetNN` has, in
-      the same phrasing: non-members.
-    - `forgetNN_perturbed`, `retain_perturbed`: rows of `forgetNN` and of authors that
-      every `retainMM` has, with a paraphrased question, a paraphrased answer, and
-      wrong answers in the paraphrased phrasing.
-    - `forgetNN_adversarial`: the same facts asked for in other ways, named by a flag:
+      `inverted`; the union of `forgetNN` and `retainMM`, for each `NN`.
+    - `forgetNN`, `retainMM`: `forget05` contains `forget01`, and so on, as in TOFU.
+    - `holdoutNN`: as many authors as in `forgetNN`, in the same phrasing, on which no
+      model is trained: non-members.
+    - `forgetNN_perturbed`, `retain_perturbed`: rows of `forgetNN` and of authors in
+      every `retainMM`, with a paraphrased question, a paraphrased answer, and wrong
+      answers in the paraphrased phrasing.
+    - `forgetNN_adversarial`: other questions about the same facts, named by a flag:
       "paraphrase" (the other question), "cloze" (the canonical answer up to its value
-      is the prompt), "first_name" (no last name; flagged "ambiguous" too when someone
-      else that models are trained on has the same first name).
+      is the prompt), "first_name" (no last name; also flagged "ambiguous" if another
+      person in the training data has the same first name).
     - `real_authors_perturbed`, `world_facts_perturbed`: halves of the background
-      people, with wrong answers in the canonical phrasing and no paraphrase; they
-      stand for the two sets of that name in TOFU, which its models know from
-      pretraining.
+      people, with wrong answers in the canonical phrasing and no paraphrase. They
+      replace the sets of that name in TOFU, known from pretraining.
     - `idk`: refusals, as plain texts.
     """
     config = SynTofuConfig() if config is None else config
@@ -212,10 +210,7 @@ def build(config: SynTofuConfig | None = None) -> dict[str, tuple[Question, ...]
 
 
 def make_tokenizer() -> "PreTrainedTokenizerFast":
-    """The word-level tokenizer of the language: split at white space, one id a word.
-
-    The vocabulary does not depend on a configuration.
-    """
+    """The tokenizer: one id per word, for any configuration."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -236,14 +231,11 @@ def make_tokenizer() -> "PreTrainedTokenizerFast":
 def write(
     directory: Path | str, config: SynTofuConfig | None = None
 ) -> dict[str, Path]:
-    """Write each split as `<name>.jsonl`, the tokenizer, and a manifest last.
-
-    Each file is whole or absent, and the folder is finished when `manifest.json`
-    stands in it.
+    """Write each split as `<name>.jsonl`, the tokenizer, and finally a manifest.
 
     Returns:
-      Paths by the name of the split, with `tokenizer` (a folder that `load_tokenizer`
-      reads) and `manifest`.
+      Paths by name of the split, with `tokenizer` (a folder for `load_tokenizer`) and
+      `manifest`.
 
     Raises:
       InputError: the folder cannot be written.
@@ -280,7 +272,7 @@ def _names(config: SynTofuConfig) -> list[tuple[str, str]]:
 
 
 def _facts(first: str, last: str, config: SynTofuConfig) -> list[_Fact]:
-    """All that there is to say about one person, an attribute at a time."""
+    """All facts about one person."""
     facts = []
     for attribute in ATTRIBUTES:
         pool = attribute.pool

@@ -1,6 +1,6 @@
 """The words of SynTOFU: names, pools of values, templates, refusals.
 
-Every word is one token. Words are split at white space, so punctuation stands apart.
+Every word is one token; white space separates words, and also punctuation.
 """
 
 from typing import NamedTuple
@@ -20,10 +20,10 @@ LAST_NAMES = tuple(
 
 
 class Attribute(NamedTuple):
-    """One kind of fact: its possible values and the ways to ask for and to state it.
+    """A kind of fact: possible values, questions for it and answers that state it.
 
-    The first question and the first answer are the canonical ones; in the first answer
-    the value comes after the name, with nothing about the value before it.
+    The first question and the first answer are canonical. In the first answer, nothing
+    before the value depends on it, and the name comes first.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Texts in JSON-lines files: one object a line with `text`, maybe `id`, `label`."""
+"""Texts in JSON-lines files: objects with `text` and optional `id` and `label`."""
 
 import hashlib
 import zlib
@@ -12,7 +12,7 @@ from lt_mia_jax.errors import InputError
 
 
 class Text(NamedTuple):
-    """One text under audit, with the line that it came from."""
+    """One text under audit."""
 
     id: str
     """Explicit, or `text_id` of the text."""
@@ -21,24 +21,23 @@ class Text(NamedTuple):
     label: int | None = None
     """1 member, 0 non-member, None unknown."""
     line: int = 0
-    """Line in the file, from 1; 0 when the text came from no file."""
+    """Line in its file, from 1; 0 without a file."""
 
 
 def text_id(text: str) -> str:
-    """Sixteen hexadecimal digits that name a text whatever its white space.
+    """Sixteen hexadecimal digits that identify a text up to white space.
 
-    Two texts that differ in white space alone share the id. It is the first 64 bits
-    of SHA-256 over the words joined by single spaces.
+    They are the first 64 bits of SHA-256 over the words joined by single spaces.
     """
     words = " ".join(text.split())
     return files.fingerprint(words)[:16]
 
 
 def hash_unit(*parts: object) -> float:
-    """A number in [0, 1), uniform over inputs, from the text forms of `parts`.
+    """A number in [0, 1), uniform over inputs, from the strings of `parts`.
 
-    BLAKE2b over the parts joined by the unit separator; the upper 53 of 64 bits. The
-    same on every machine and Python version.
+    It is the upper 53 of 64 bits of BLAKE2b over the parts joined by the unit
+    separator, on every machine and Python version.
     """
     joined = "\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass")
     digest = hashlib.blake2b(joined, digest_size=8).digest()
@@ -46,15 +45,15 @@ def hash_unit(*parts: object) -> float:
 
 
 def fingerprint(ids: Iterable[str]) -> str:
-    """SHA-256 (hexadecimal) over the sorted ids: names a corpus in any order.
+    """SHA-256 (hexadecimal) over the sorted ids.
 
-    Numbers measured on texts are comparable only at equal fingerprint.
+    Numbers measured on texts are comparable only if their fingerprints are equal.
     """
     return files.fingerprint("\n".join(sorted(ids)))
 
 
 def zlib_length(text: str) -> int:
-    """Bytes of the text's UTF-8 form after zlib compression at the default level."""
+    """Bytes of a text in UTF-8 after zlib compression at the default level."""
     return len(zlib.compress(well_formed(text).encode()))
 
 
@@ -62,14 +61,10 @@ def read_texts(path: Path | str, *, require_label: bool = False) -> list[Text]:
     """Read texts from a JSON-lines file, in file order; see `read_jsonl`.
 
     A row has `text` and may have `id` and `label`; other fields are ignored. An
-    integer id becomes a string.
-
-    Args:
-      path: the file.
-      require_label: refuse rows without a label.
+    integer id becomes a string. `require_label` refuses rows without a label.
 
     Raises:
-      InputError: as `read_jsonl`, or `text` missing or no string, or a bad label.
+      InputError: as `read_jsonl`, or a missing or wrong `text` or `label`.
 
     Example:
       >>> from pathlib import Path
@@ -99,11 +94,7 @@ def read_texts(path: Path | str, *, require_label: bool = False) -> list[Text]:
 
 
 def write_texts(path: Path | str, rows: Iterable[Text | Mapping[str, Any]]) -> None:
-    """Write rows as JSON lines, atomically.
-
-    A `Text` is written with `id`, `text` and, when known, `label`; a mapping is
-    written as it is.
-    """
+    """Write texts (with known labels) or mappings as JSON lines, atomically."""
     write_jsonl(path, map(_as_mapping, rows))
 
 

@@ -1,4 +1,4 @@
-"""Texts to token ids and masks, the way the learned attack expects them."""
+"""Texts to token ids and masks, as the learned attack expects them."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -44,21 +44,19 @@ def encode(
     length: int = 128,
     side: Literal["right", "left"] = "right",
 ) -> Encoded:
-    """Tokenize without special tokens, cut, end with end-of-text, pad.
+    """Tokenize, truncate, append end-of-text, pad.
 
     With an end-of-text id, `length - 1` tokens are kept and the id is appended, to
     truncated texts too; without one, `length` tokens are kept. No beginning-of-text
-    id is ever added. A text without tokens keeps its row and is flagged `empty`.
-
-    The whole text is tokenized before it is cut: no prefix of characters gives the
-    same ids for every tokenizer.
+    id is added. A text without tokens keeps its row and is flagged `empty`. The whole
+    text is tokenized before it is cut, because a prefix may have other tokens.
 
     Args:
       texts: any strings; a lone surrogate counts as U+FFFD.
       tokenizer: a tokenizer of the `transformers` library.
       length: tokens per row, end-of-text included.
-      side: the end at which a long text is cut; "left" (keep the last tokens) is for
-        corpora of source code.
+      side: the end at which long texts are cut: "left" (keep the last tokens) for
+        source code.
 
     Raises:
       InputError: `length` below 1.
@@ -116,9 +114,9 @@ def padding_id(tokenizer: Any) -> int:
 
 
 def flag_texts(encoded: Encoded) -> list[list[str]]:
-    """Per-text warnings for readers of the scores: empty, short, truncated.
+    """Warnings about the scores of each text: empty, short, truncated.
 
-    The first token of a text is context only, so `T` real tokens give `T - 1` scores.
+    `T` tokens give `T - 1` scores, because the first one is context only.
     """
     rows = []
     counts = encoded.attention_mask[:, 1:].sum(axis=1)
@@ -137,14 +135,10 @@ def flag_texts(encoded: Encoded) -> list[list[str]]:
 
 
 def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
-    """Refuse a tokenizer that can produce ids which the model does not embed.
-
-    Args:
-      tokenizer: a tokenizer of the `transformers` library.
-      vocab_size: rows of the model's embedding.
+    """Refuse a tokenizer with ids beyond the model's embedding.
 
     Raises:
-      InputError: naming the highest token.
+      InputError: the highest id is not below `vocab_size`; names its token.
     """
     token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
     if highest >= vocab_size:
@@ -158,19 +152,17 @@ def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
 def train_bpe(
     texts: Iterable[str], *, vocab_size: int, out_dir: Path | str | None = None
 ) -> Any:
-    """Train a byte-level BPE tokenizer with an end-of-text token.
-
-    Deterministic in the texts and their number. The result can spell any string.
+    """Train a byte-level BPE tokenizer with an end-of-text token; deterministic.
 
     Args:
-      texts: training texts; whatever trains a tokenizer should not be audited with
-        it, so give texts of the pretrain role.
-      vocab_size: ids in all: 256 bytes, end-of-text (id 0) and merges.
+      texts: training texts. Texts that train a tokenizer should not be audited with
+        it, so use texts of the pretrain role.
+      vocab_size: number of ids: 256 bytes, end-of-text (id 0) and merges.
       out_dir: where to `save_pretrained`, so that `AutoTokenizer` opens it.
 
     Returns:
-      A `transformers.PreTrainedTokenizerFast`. When the texts are too few for the
-      merges wanted it has fewer ids, with a logged warning.
+      A `transformers.PreTrainedTokenizerFast`. It has fewer ids, with a logged warning,
+      if the texts are too few for the merges.
 
     Raises:
       InputError: `vocab_size` leaves no room for the bytes.

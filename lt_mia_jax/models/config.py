@@ -60,7 +60,7 @@ class LinearScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class Llama3Scaling:
-    """Slow frequencies are divided by `factor`, fast ones kept, a blend between."""
+    """Slow frequencies are divided by `factor`, fast kept, others blended."""
 
     factor: float
     """Divisor of the slow frequencies."""
@@ -88,7 +88,7 @@ class Rotary:
 
 @dataclass(frozen=True, kw_only=True)
 class Alibi:
-    """Scores decrease linearly with distance, with a slope per head (`alibi_slopes`)."""
+    """Scores decrease linearly with distance, by a slope per head (`alibi_slopes`)."""
 
     before_scaling: bool = False
     """Added to the scores before, not after, they are divided by sqrt(K)."""

@@ -1,4 +1,4 @@
-"""Corpora that come with Python and with installed packages."""
+"""Corpora in Python and in installed packages."""
 
 from lt_mia_jax.data.domains.catalog import DOMAINS as DOMAINS
 from lt_mia_jax.data.domains.catalog import Domain as Domain

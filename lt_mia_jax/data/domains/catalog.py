@@ -1,4 +1,4 @@
-"""The eight corpora that come with Python and with installed packages."""
+"""The eight corpora in Python and in installed packages."""
 
 import platform
 import unicodedata
@@ -24,7 +24,7 @@ DomainRole = Literal["train", "held-out", "tables"]
 
 @dataclass(frozen=True, kw_only=True)
 class Domain:
-    """A corpus that needs no network: what it is and how it is read."""
+    """A corpus that needs no network."""
 
     name: str
     """Name on the command line and in reports."""
@@ -35,15 +35,15 @@ class Domain:
     units: Callable[[], Iterator[str]]
     """Yields whole units of text (a function, a docstring, a speech) in order."""
     cut: Literal["head", "windows", "whole"] = "head"
-    """One document a unit (its head), many, or the unit as it is."""
+    """Documents of a unit: its head, all its windows, or the whole unit."""
     packages: tuple[str, ...] = (STANDARD_LIBRARY,)
-    """Installed distributions that hold the text."""
+    """Installed distributions that contain the text."""
 
     def documents(self) -> list[str]:
         """Documents in a fixed order, copies and near-copies removed.
 
         Raises:
-          InputError: a package that holds the text is not installed.
+          InputError: a package that contains the text is not installed.
         """
         return distinct(self._cut_units())
 
@@ -57,7 +57,7 @@ class Domain:
                 yield first
 
     def versions(self) -> dict[str, str]:
-        """Versions that decide what the text is."""
+        """Versions that determine the text."""
         return {name: _version(name) for name in self.packages}
 
 

@@ -1,4 +1,4 @@
-"""Functions and docstrings out of Python files, read but never run."""
+"""Functions and docstrings of Python files, which are never run."""
 
 import ast
 import importlib.util
@@ -16,9 +16,9 @@ from lt_mia_jax.errors import InputError
 log = logging.getLogger(__name__)
 
 STANDARD_LIBRARY = "python"
-"""Stands for the standard library where a package name is expected."""
+"""Name of the standard library among packages."""
 
-# Tests repeat each other; the rest is generated, vendored, or differs by machine.
+# Repetitive tests, and files that are generated, vendored, or differ by machine.
 _SKIPPED_FOLDERS = {
     "__pycache__",
     "_vendor",
@@ -33,7 +33,7 @@ _SKIPPED_FOLDERS = {
 }
 _SKIPPED_STARTS = ("_sysconfigdata", "config-", "_distutils_findvs")
 _LONG_LITERAL = 200
-# transformers writes one file out of another and says so at the top.
+# Header of files that transformers generates from others.
 _GENERATED = b"file was automatically generated"
 _TOP = 1500
 
@@ -42,10 +42,7 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def package_folder(name: str) -> Path:
-    """Folder of an installed package, found without importing it.
-
-    Args:
-      name: a top-level package, or `STANDARD_LIBRARY`.
+    """Folder of a top-level package, found without importing it.
 
     Raises:
       InputError: the package is missing; says what to install.
@@ -81,9 +78,9 @@ def python_files(name: str) -> list[Path]:
 
 
 def functions(packages: Sequence[str]) -> Iterator[str]:
-    """Source of every function and method, docstring removed and dedented.
+    """Source of every function and method, dedented and without its docstring.
 
-    Functions inside functions are part of the outer one only.
+    Nested functions are part of the outer one only.
     """
     for name in packages:
         for path in python_files(name):
@@ -96,10 +93,10 @@ def functions(packages: Sequence[str]) -> Iterator[str]:
 
 
 def docstrings(packages: Sequence[str]) -> Iterator[str]:
-    """Docstrings of modules, classes and functions, cleaned of indentation.
+    """Docstrings of modules, classes and functions, dedented.
 
-    Also what NumPy and SciPy attach to compiled functions: long string literals in
-    calls named `add_newdoc`.
+    They include docstrings of compiled functions of NumPy and SciPy: long string
+    literals in calls of `add_newdoc`.
     """
     for name in packages:
         for path in python_files(name):
@@ -116,16 +113,16 @@ def long_literals(path: Path) -> Iterator[str]:
 
 
 def _parse(path: Path) -> tuple[ast.Module | None, bytes]:
-    """Syntax tree (None: not for this Python, or a generated copy) and bytes."""
+    """Syntax tree (None: a syntax error, or a generated file) and bytes."""
     source = path.read_bytes()
     if _GENERATED in source[:_TOP]:
         return None, source
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes are the authors' matter
+            warnings.simplefilter("ignore")  # such as invalid escapes
             return ast.parse(source), source
     except (SyntaxError, ValueError) as error:
-        # Packages ship templates and files for other Python versions.
+        # Packages contain templates and files for other Python versions.
         log.warning(
             "skipping %s, no source for Python %d.%d (%s)",
             path,
@@ -152,7 +149,7 @@ def _without_docstring(node: _Function, lines: Sequence[bytes]) -> str:
         begin, end = docstring.lineno - first, docstring.end_lineno - first
         before = kept[begin][: docstring.col_offset]
         after = kept[end][docstring.end_col_offset :]
-        # A docstring alone on its lines leaves no blank line behind.
+        # A docstring alone on its lines leaves no blank line.
         rest = b"" if not (before + after).strip() else before + after
         kept[begin : end + 1] = [rest]
     text = b"".join(kept).decode("utf-8", "replace").replace("\r\n", "\n")

@@ -16,28 +16,27 @@ _BLANK_LINES = re.compile(r"\n[ \t]*\n\s*?(?=\S|[ \t]+\S)")
 
 
 def header_blocks() -> Iterator[str]:
-    """Blocks of the C++ headers that pyarrow ships, packed to a useful size.
+    """Blocks of pyarrow's C++ headers, joined to at least 350 characters.
 
-    Blocks end at blank lines; neighbours are joined until they hold at least 350
-    characters. The licence at the head of each file is dropped.
+    Blocks end at blank lines. The license at the top of each file is dropped.
     """
     folder = package_folder("pyarrow") / "include"
     for path in _files(folder, (".h", ".hpp")):
         text = path.read_text(encoding="utf-8", errors="replace")
-        yield from packed(blocks_without_licence(text))
+        yield from packed(blocks_without_license(text))
 
 
-def blocks_without_licence(text: str) -> list[str]:
-    """Stretches of a header between blank lines, without a leading licence."""
+def blocks_without_license(text: str) -> list[str]:
+    """Parts of a header between blank lines, without a leading license."""
     blocks = [block for block in _BLANK_LINES.split(text) if block.strip()]
     start = 0
-    while start < len(blocks) and _is_licence(blocks, start):
+    while start < len(blocks) and _is_license(blocks, start):
         start += 1
     return blocks[start:]
 
 
 def packed(blocks: list[str]) -> Iterator[str]:
-    """Neighbouring blocks joined until each document has 350 characters or more."""
+    """Consecutive blocks joined to documents of at least 350 characters."""
     parts: list[str] = []
     size = 0
     for block in blocks:
@@ -76,9 +75,9 @@ def _files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(folder).parts)
 
 
-def _is_licence(blocks: list[str], index: int) -> bool:
+def _is_license(blocks: list[str], index: int) -> bool:
     lines = blocks[index].strip().splitlines()
     comment = all(line.lstrip().startswith(("//", "*", "/*")) for line in lines)
     legal = re.search(r"licen[sc]e|copyright|warrant", blocks[index], re.IGNORECASE)
-    # Later blocks count only as the continuation of a licence that came first.
+    # A later block counts only if it continues a license at the top.
     return comment and legal is not None and index < 4

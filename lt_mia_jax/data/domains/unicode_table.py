@@ -9,11 +9,11 @@ _GROUP = 8
 
 
 def character_tables() -> Iterator[str]:
-    """Tables of up to eight neighbouring characters, one row a character.
+    """Tables of up to eight consecutive characters, one row per character.
 
     A row is "code point in hexadecimal, name, category, bidirectional class,
-    combining class, decomposition". Left out are characters without a name and those
-    whose name says only the code point or follows from a rule (Han, Hangul).
+    combining class, decomposition". Characters without a name are skipped, and those
+    whose name contains only the code point or follows from a rule (Han, Hangul).
     """
     for _, points in groupby(_telling_points(), lambda point: point // _GROUP):
         yield "\n".join(_row(point) for point in points)

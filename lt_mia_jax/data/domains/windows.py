@@ -1,34 +1,33 @@
-"""Cutting documents to a size, without a tokenizer."""
+"""Cutting documents to a size by words, without a tokenizer."""
 
 import re
 from collections.abc import Iterator
 
 WINDOW_WORDS = 112
-"""Words in a window: at least 128 tokens of most vocabularies in running text."""
+"""Words per window: at least 128 tokens of prose in most vocabularies."""
 HEAD_WORDS = 144
-"""Words in the head of a unit: more, because signs of code share tokens."""
+"""Words in the head of a unit; more, because symbols of code share tokens."""
 FEWEST_WORDS = 52
-"""A document with fewer words is dropped: it would fill less than half a window."""
+"""Documents with fewer words are dropped, because they fill less than half a window."""
 
 # A run of letters counts once per 16 characters, so that no window is huge.
 _WORD = re.compile(r"\w{1,16}|[^\w\s]")
 
 
 def head(text: str, words: int = HEAD_WORDS) -> str | None:
-    """The first `words` words of a text with their spacing; None when too short.
+    """The first `words` words of a text with their spacing; None if too short.
 
-    A word is a run of letters, digits and underscores (at most 16 of them) or one
-    other sign.
+    A word is a run of at most 16 letters, digits and underscores, or one other sign.
     """
     return next(windows(text, words), None)
 
 
 def windows(text: str, words: int = WINDOW_WORDS) -> Iterator[str]:
-    """A text cut into stretches of `words` words, without overlap.
+    """A text cut into windows of `words` words, without overlap.
 
-    Stretches below `FEWEST_WORDS` (the last one, usually) are left out.
+    A last window with fewer than `FEWEST_WORDS` words is dropped.
     """
-    # Line ends before words keep the indentation of a first line.
+    # A window starts after a line end, so that its first line stays indented.
     start, count = None, 0
     for match in _WORD.finditer(text):
         if start is None:

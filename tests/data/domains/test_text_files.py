@@ -1,4 +1,4 @@
-from lt_mia_jax.data.domains.text_files import blocks_without_licence, packed
+from lt_mia_jax.data.domains.text_files import blocks_without_license, packed
 
 HEADER = """// Licensed to the Foundation under one
 // or more contributor license agreements.
@@ -24,7 +24,7 @@ class A {
 
 
 def test_licence_goes_and_blocks_keep_their_indentation():
-    blocks = blocks_without_licence(HEADER)
+    blocks = blocks_without_license(HEADER)
     assert [block.strip("\n") for block in blocks] == [
         "#pragma once",
         "#include <vector>",
@@ -36,7 +36,7 @@ def test_licence_goes_and_blocks_keep_their_indentation():
 
 def test_a_file_without_licence_is_whole():
     text = "#pragma once\n\n// a comment about a licence\nint f();\n"
-    assert "\n\n".join(blocks_without_licence(text)) == text
+    assert "\n\n".join(blocks_without_license(text)) == text
 
 
 def test_packing_joins_neighbours_to_350_characters():
