@@ -1,10 +1,9 @@
 """Shuffled epochs of row numbers, index-addressable, in static shapes."""
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import grain
 import numpy as np
 
 from lt_mia_jax.arrays import Float, Int
@@ -35,7 +34,6 @@ class Batches:
         self._n = n
         self._batch_size = batch_size
         self._seed = seed if shuffle else None
-        self._describes = (n, batch_size, seed, epochs, shuffle)
         self.steps_per_epoch = -(-n // batch_size)
         self._steps = self.steps_per_epoch * epochs
 
@@ -61,18 +59,6 @@ class Batches:
             rows[:real] = _order(self._n, self._seed, epoch)[first : first + real]
         weight[:real] = 1.0
         return Batch(rows, weight)
-
-    def __repr__(self) -> str:
-        # Grain compares this string when it restores an iterator.
-        return f"Batches{self._describes}"
-
-    def dataset(self, read: Callable[[Batch], Any]) -> grain.MapDataset:
-        """A Grain dataset whose element `step` is `read(self[step])`.
-
-        `.to_iter_dataset(grain.ReadOptions(...))` prefetches in threads; its state is
-        the next step.
-        """
-        return grain.MapDataset.source(self).map(read)
 
 
 def batch_indices(

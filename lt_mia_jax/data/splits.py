@@ -11,7 +11,7 @@ Three independent draws, each a hash of its own purpose and a text's id:
 Adding or removing a document changes no other document's draw.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -73,7 +73,6 @@ def split_corpus(
     n_nonmembers: int,
     n_validation: int,
     pool: Role | None = "attack",
-    parts: Collection[Part] | None = None,
 ) -> Split:
     """Members, non-members and validation rows of one fine-tuning run.
 
@@ -82,14 +81,13 @@ def split_corpus(
 
     Args:
       ids: distinct ids of the corpus, in its order.
-      seed: with `model` and `corpus`, decides membership; alone, `pool` and `parts`.
+      seed: with `model` and `corpus`, decides membership; alone, `pool`.
       model: any name of the target model or of the run.
       corpus: any name of the corpus.
       n_members: number of members.
       n_nonmembers: number of non-members.
       n_validation: number of texts for the validation loss of fine-tuning.
       pool: only texts with this `role`; None: all, say when nothing is pretrained.
-      parts: only texts with these values of `attack_split`; None: all.
 
     Raises:
       InputError: too few texts for any of the counts, or an id twice.
@@ -107,8 +105,6 @@ def split_corpus(
     drawn: dict[Membership, list[tuple[float, int]]] = {side: [] for side in wanted}
     for row, id in enumerate(ids):
         if pool is not None and role(seed, id) != pool:
-            continue
-        if parts is not None and attack_split(seed, id) not in parts:
             continue
         side, unit = _draw(seed, model, corpus, id)
         drawn[side].append((unit, row))

@@ -57,11 +57,11 @@ def zlib_length(text: str) -> int:
     return len(zlib.compress(well_formed(text).encode()))
 
 
-def read_texts(path: Path | str, *, require_label: bool = False) -> list[Text]:
+def read_texts(path: Path | str) -> list[Text]:
     """Read texts from a JSON-lines file, in file order; see `read_jsonl`.
 
     A row has `text` and may have `id` and `label`; other fields are ignored. An
-    integer id becomes a string. `require_label` refuses rows without a label.
+    integer id becomes a string.
 
     Raises:
       InputError: as `read_jsonl`, or a missing or wrong `text` or `label`.
@@ -81,10 +81,6 @@ def read_texts(path: Path | str, *, require_label: bool = False) -> list[Text]:
             raise InputError(
                 f"{row.where}: label {short(label)}; expected 1 (member) or 0 "
                 "(non-member)"
-            )
-        if label is None and require_label:
-            raise InputError(
-                f"{row.where}: no 'label'; expected 1 (member) or 0 (non-member)"
             )
         label = None if label is None else int(label)
         return Text(row.id or text_id(text), text, label, row.line)

@@ -1,4 +1,3 @@
-import grain
 import numpy as np
 import pytest
 
@@ -66,20 +65,6 @@ def test_without_shuffling():
 @pytest.mark.parametrize("seed", [-1, 0, 2**40, 2**70])
 def test_any_integer_is_a_seed(seed):
     assert sorted(visited(batch_indices(9, 4, seed=seed), 0)) == list(range(9))
-
-
-def test_read_ahead_through_grain_and_resumed():
-    data = np.arange(30) ** 2
-    batches = batch_indices(30, 4, seed=5, epochs=2)
-    stream = batches.dataset(lambda batch: data[batch.rows])
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=3)
-    expected = [data[batch.rows] for batch in batches]
-    iterator = iter(stream.to_iter_dataset(options))
-    first = [next(iterator) for _ in range(6)]
-    state = iterator.get_state()
-    resumed = iter(stream.to_iter_dataset(options))
-    resumed.set_state(state)
-    np.testing.assert_array_equal([*first, *resumed], expected)
 
 
 def test_outside_the_run():

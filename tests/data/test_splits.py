@@ -93,21 +93,6 @@ def test_split_has_exact_counts_and_disjoint_rows_of_the_right_kind():
         assert sorted(rows) == list(rows)
 
 
-def test_parts_confine_a_split():
-    split = split_corpus(
-        IDS,
-        seed=7,
-        model="m",
-        corpus="c",
-        n_members=100,
-        n_nonmembers=100,
-        n_validation=5,
-        parts=("test",),
-    )
-    kinds = {attack_split(7, IDS[row]) for rows in split for row in rows}
-    assert kinds == {"test"}
-
-
 def split_ids(ids, **changes):
     split = split_corpus(
         ids, **(dict(seed=7, model="m", corpus="c") | COUNTS | changes)

@@ -98,13 +98,6 @@ def test_missing_file_and_folder(tmp_path):
         read_texts(tmp_path)
 
 
-def test_required_labels(tmp_path):
-    path = write(tmp_path, b'{"text": "a", "label": 0}\n{"text": "b"}')
-    assert len(read_texts(path)) == 2
-    with pytest.raises(InputError, match=r":2: no 'label'"):
-        read_texts(path, require_label=True)
-
-
 def test_write_then_read_gives_the_texts_back(tmp_path):
     pick = random.Random(0)
     letters = 'ab \n\r\t"\\\u2028é漢😀\x00\x7f'

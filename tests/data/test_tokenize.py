@@ -3,7 +3,6 @@ import pytest
 
 from lt_mia_jax.data.tokenize import (
     SHORT,
-    Encoded,
     check_vocabulary,
     encode,
     flag_texts,
@@ -135,15 +134,6 @@ def test_a_megabyte(tokenizer):
     tail = encode([text[-2_000:]], tokenizer, side="left")
     np.testing.assert_array_equal(left.input_ids, tail.input_ids)
     assert left.truncated.all()
-
-
-def test_take(tokenizer):
-    encoded = encode(TEXTS, tokenizer, length=16)
-    rows = np.array([3, 0])
-    taken = encoded.take(rows)
-    assert isinstance(taken, Encoded)
-    np.testing.assert_array_equal(taken.input_ids, encoded.input_ids[rows])
-    np.testing.assert_array_equal(taken.empty, encoded.empty[rows])
 
 
 def test_length_must_be_positive(tokenizer):

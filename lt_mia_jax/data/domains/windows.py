@@ -14,12 +14,12 @@ FEWEST_WORDS = 52
 _WORD = re.compile(r"\w{1,16}|[^\w\s]")
 
 
-def head(text: str, words: int = HEAD_WORDS) -> str | None:
-    """The first `words` words of a text with their spacing; None if too short.
+def head(text: str) -> str | None:
+    """The first `HEAD_WORDS` words of a text with their spacing; None if too short.
 
     A word is a run of at most 16 letters, digits and underscores, or one other sign.
     """
-    return next(windows(text, words), None)
+    return next(windows(text, HEAD_WORDS), None)
 
 
 def windows(text: str, words: int = WINDOW_WORDS) -> Iterator[str]:
