@@ -52,10 +52,9 @@ def is_gguf(path: str | Path) -> bool:
 
 
 class GgufReader:
-    """Named float32 tensors of a llama GGUF file; headers now, data on request.
+    """Named float32 tensors of a Llama GGUF file, used like `TensorReader`.
 
-    Reads like `safetensors.TensorReader`, a context manager too. Tensors that no llama
-    model has keep their own name, for the loader to report.
+    Tensors that no Llama model has keep their name, and the loader reports them.
 
     Raises:
       InputError: no `gguf` package, or a file that is broken or of another kind.
@@ -121,7 +120,7 @@ def _hf_name(name: str) -> str:
     if match := NAME.fullmatch(name):
         layer = f"model.layers.{match[1]}." if match[1] else ""
         return f"{layer}{NAMES[match[2]]}.{match[3]}"
-    # A name of the other convention says nothing about the order of the rows.
+    # A name in Hugging Face's convention says nothing about the order of rows.
     foreign = re.match(r"(model|layers|embed_tokens|norm|lm_head)\.", name)
     return f"gguf:{name}" if foreign else name
 
@@ -137,7 +136,7 @@ def _open(path: Path) -> tuple[dict[str, Any], list[Any]]:
         if reader.byte_order != "I":
             raise ValueError("the byte order is not this machine's")
         metadata = {name: field.contents() for name, field in reader.fields.items()}
-    # Wrong offsets surface as whatever numpy raises for the slices that they lead to.
+    # Wrong offsets cause arbitrary exceptions of numpy.
     except Exception as error:
         raise InputError(
             f"{path}: not a complete GGUF file ({type(error).__name__}: {error}); it "
@@ -154,7 +153,7 @@ def _llama_metadata(metadata: dict[str, Any], path: Path) -> dict[str, Any]:
             "in one (llama-gguf-split --merge joins); use the safetensors checkpoint"
         )
     llama = {
-        # Files keep float32: the shortest decimal is the number before rounding.
+        # Files store float32; the shortest decimal is the number before rounding.
         key[6:]: float(str(np.float32(value))) if type(value) is float else value
         for key, value in metadata.items()
         if key.startswith("llama.")
@@ -177,10 +176,10 @@ def _llama_metadata(metadata: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def read_gguf_config(reader: GgufReader) -> dict[str, Any]:
-    """The content of the config.json that describes the file's model.
+    """The content of a config.json that describes the file's model.
 
     Raises:
-      InputError: metadata that we do not implement; all are listed.
+      InputError: metadata that are not implemented; all are listed.
     """
     meta, names = reader.metadata, reader.names
     head_dim = meta["attention.key_length"]
@@ -216,8 +215,8 @@ def read_gguf_config(reader: GgufReader) -> dict[str, Any]:
 def load_gguf_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer.json beside a GGUF file, else the tokenizer inside the file.
 
-    For the latter transformers (up to 5.24) needs torch, and it knows few of the rules
-    by which text is split before merging: `smollm` is mended here, others are logged.
+    For the latter transformers (up to 5.24) needs torch, and it implements few of the
+    rules that split text before merging: `smollm` is added here, others are logged.
 
     Raises:
       InputError: there is no tokenizer, or it cannot be built.
@@ -232,7 +231,7 @@ def load_gguf_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
         tokenizer = AutoTokenizer.from_pretrained(
             str(path.parent), gguf_file=path.name, local_files_only=True
         )
-    # Metadata that are missing or contradictory raise anything, in Python and in Rust.
+    # Missing or contradictory metadata raise arbitrary exceptions, also from Rust.
     except Exception as error:
         raise InputError(
             f"{path}: the tokenizer inside cannot be built ({type(error).__name__}: "
@@ -242,7 +241,7 @@ def load_gguf_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     core = tokenizer.backend_tokenizer
     plain = isinstance(core.pre_tokenizer, ByteLevel)
     if plain and rule == "smollm":
-        # Digits stand alone, so that spaces before a number stay together.
+        # Split digits first, so that spaces before a number stay together.
         core.pre_tokenizer = Sequence([Digits(True), core.pre_tokenizer])
     elif plain and rule != "gpt-2":
         logger.warning("%s: unknown split rule %r, tokens may differ", path, rule)

@@ -1,7 +1,7 @@
 """config.json of Hugging Face to `ModelConfig` and back.
 
-`families` says what each `model_type` means. The raw file is read, because field names
-change between versions of transformers.
+`families` defines each `model_type`. The raw file is read, because field names change
+between versions of transformers.
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,7 @@ from lt_mia_jax.models.config import ModelConfig
 
 
 def read_config(data: Any, where: str) -> ModelConfig:
-    """The model that the content of a config.json describes.
-
-    Args:
-      data: the parsed file.
-      where: its name, for messages.
+    """The model that a parsed config.json describes; `where` starts messages.
 
     Raises:
       InputError: an unknown `model_type`, or field values that are wrong or not
@@ -53,11 +49,9 @@ def read_config(data: Any, where: str) -> ModelConfig:
 def write_config(
     config: ModelConfig, *, prefer: str | None = None
 ) -> tuple[str, dict[str, Any]]:
-    """The `model_type` that expresses a model, and its config.json content.
+    """The `model_type` that expresses a model, and the content of its config.json.
 
-    Args:
-      config: the model.
-      prefer: the `model_type` to use when it can express the model; several may.
+    Of several that can, `prefer` is used.
 
     Raises:
       InputError: no supported family can express it.

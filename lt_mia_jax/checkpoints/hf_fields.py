@@ -27,7 +27,7 @@ ACTIVATION_NAMES: dict[Activation, str] = {
     "relu": "relu",
     "silu": "silu",
 }
-"""The name that we write for each activation."""
+"""The name that is written for each activation."""
 
 NEUTRAL = frozenset(
     """
@@ -62,13 +62,13 @@ ROPE_SCALINGS = {
         },
     ),
 }
-"""Implemented values of `rope_type` but "default": class, and their names and ours."""
+"""Implemented values of `rope_type` but "default": class, and our names by theirs."""
 
 ROPE_COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
 
 class Fields:
-    """Reads fields with their defaults and collects every problem it meets."""
+    """A reader of fields with their defaults, which collects all problems."""
 
     def __init__(self, data: Mapping[str, Any]):
         self._data = data
@@ -76,22 +76,28 @@ class Fields:
         self.problems: list[str] = []
 
     def raw(self, name: str, default: Any = None) -> Any:
-        """The value as it stands; null counts as absent."""
+        """The unchecked value; null counts as absent."""
         self._read.add(name)
         value = self._data.get(name)
         return default if value is None else value
 
     def first(self, *names: str) -> str:
-        """The first of several names of one field that is present."""
+        """The first name of a field that is present."""
         return next((n for n in names if self._data.get(n) is not None), names[0])
 
+    def _checked(
+        self, name: str, value: Any, good: bool, allowed: str, default: Any
+    ) -> Any:
+        """The value if it is good, else the default and a problem."""
+        if not good:
+            self.problems.append(f"{name} = {value!r}, {allowed}")
+        return value if good else default
+
     def nested(self, name: str) -> "Fields":
-        """The fields of an object inside; its problems are collected here."""
+        """The fields of a nested object; its problems are collected here."""
         value = self.raw(name, {})
-        if not isinstance(value, Mapping):
-            self.problems.append(f"{name} = {value!r}, expected an object")
-            value = {}
-        inner = Fields(value)
+        good = isinstance(value, Mapping)
+        inner = Fields(self._checked(name, value, good, "expected an object", {}))
         inner.problems = self.problems
         return inner
 
@@ -103,8 +109,7 @@ class Fields:
         if value is None:
             return None
         number = self._number(name, value, 1.0)
-        if number <= 0:
-            self.problems.append(f"{name} = {value!r}, expected null or positive")
+        self._checked(name, value, number > 0, "expected null or positive", None)
         return number
 
     def optional_size(self, name: str, default: int | None) -> int | None:
@@ -116,10 +121,8 @@ class Fields:
     def size(self, name: str, default: int) -> int:
         """A positive integer."""
         value = self.raw(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self.problems.append(f"{name} = {value!r}, expected a positive integer")
-            return default
-        return value
+        good = type(value) is int and value > 0
+        return self._checked(name, value, good, "expected a positive integer", default)
 
     def number(self, name: str, default: float) -> float:
         """A finite number."""
@@ -128,44 +131,32 @@ class Fields:
     def flag(self, name: str, default: bool) -> bool:
         """True or false."""
         value = self.raw(name, default)
-        if not isinstance(value, bool):
-            self.problems.append(f"{name} = {value!r}, expected true or false")
-            return default
-        return value
+        good = isinstance(value, bool)
+        return self._checked(name, value, good, "expected true or false", default)
 
     def require(self, name: str, only: Any, default: Any) -> None:
-        """Refuse every value but `only`: the others are not implemented."""
+        """Refuse every value but `only`, because others are not implemented."""
         value = self.raw(name, default)
-        if value != only:
-            self.problems.append(f"{name} = {value!r}, only {only!r} is implemented")
+        self._checked(name, value, value == only, f"only {only!r} is implemented", only)
 
     def activation(self, name: str, default: str) -> Activation:
-        """An activation by its transformers name."""
+        """An activation by its name in transformers."""
         value = self.raw(name, default)
-        if not isinstance(value, str) or value not in ACTIVATIONS:
-            self.problems.append(
-                f"{name} = {value!r}, implemented are {sorted(ACTIVATIONS)}"
-            )
-            return ACTIVATIONS[default]
-        return ACTIVATIONS[value]
+        good = isinstance(value, str) and value in ACTIVATIONS
+        allowed = f"implemented are {sorted(ACTIVATIONS)}"
+        return ACTIVATIONS[self._checked(name, value, good, allowed, default)]
 
     def rotary(
         self, theta_name: str, fraction_name: str | None, fraction: float
     ) -> Rotary:
-        """Rotary settings from `rope_parameters` or the older separate fields.
-
-        Args:
-          theta_name: older name of the base.
-          fraction_name: older name of the rotated share; None when it must be all.
-          fraction: the share when nothing says otherwise.
-        """
-        # transformers lets rope_scaling win over rope_parameters.
+        """Settings from `rope_parameters` or older fields; see `hf_rows.rope`."""
+        # In transformers rope_scaling has priority over rope_parameters.
         rope = self.raw("rope_scaling", None) or self.raw("rope_parameters", {})
         self._read.add("rope_parameters")
         if not isinstance(rope, Mapping):
             self.problems.append(f"rope parameters {rope!r}, expected an object")
             rope = {}
-        # Both versions of a field may stand side by side, such as after an update.
+        # Both versions of a field may be present, such as after an update.
         newer = self.raw("rope_parameters", {})
         newer = newer if isinstance(newer, Mapping) else {}
         theta = self._number(
@@ -212,17 +203,11 @@ class Fields:
         return made and made(**values)
 
     def _number(self, name: str, value: Any, default: float) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self.problems.append(f"{name} = {value!r}, expected a number")
-            return default
-        return float(value)
+        good = type(value) in (int, float)
+        return float(self._checked(name, value, good, "expected a number", default))
 
     def finish(self, where: str) -> None:
-        """Raise all problems as one error; log fields that nothing reads.
-
-        Raises:
-          InputError: any field had a value that cannot be honored.
-        """
+        """Raise all problems as one `InputError`; log fields that nothing reads."""
         self.require("quantization_config", None, None)
         self.require("is_encoder_decoder", False, False)
         if self.problems:

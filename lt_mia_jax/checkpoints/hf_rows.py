@@ -1,8 +1,8 @@
-"""Correspondences between fields of a config.json and our settings, both ways.
+"""Conversion of config.json fields to settings of `models.assembly` and back.
 
-A row reads its fields into a dict of settings and writes them back, so that one tuple
-of rows describes a family for loading and for saving. Readers refuse values that would
-change the logits and that we do not implement.
+A row reads fields into a dict of settings and writes them back, so that one tuple of
+rows describes a family for loading and for saving. Rows refuse values that change the
+logits and are not implemented.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ Default = Any | Callable[[Settings], Any]
 
 
 class Row(NamedTuple):
-    """One correspondence."""
+    """One or more fields and the settings for which they stand."""
 
     read: Callable[[Fields, Settings], None]
     """Adds settings; problems are collected in the fields."""

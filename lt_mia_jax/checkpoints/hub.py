@@ -1,4 +1,4 @@
-"""Where a model argument points: a local directory, or a snapshot from the hub."""
+"""From a model argument to a local directory, perhaps a snapshot from the hub."""
 
 import re
 from pathlib import Path
@@ -18,11 +18,11 @@ SNAPSHOT_FILES = (
     "merges.txt",
     "*.model",
 )
-"""All that we read; pickled weights are never fetched."""
+"""Files to fetch; pickled weights are never fetched."""
 
 
 def resolve(path_or_id: str | Path) -> Path:
-    """The local directory of a model, fetched from the hub when it is not a path.
+    """The local directory of a model, fetched from the hub if it is not a path.
 
     Raises:
       InputError: it is neither an existing directory nor a hub id that can be fetched.
@@ -40,8 +40,8 @@ def resolve(path_or_id: str | Path) -> Path:
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(SNAPSHOT_FILES)))
-    # Which class is raised for no network, no such repository or no permission has
-    # changed with every major version; all mean that the model is not to be had.
+    # The exception for no network, no repository or no permission changes with every
+    # major version.
     except Exception as error:
         raise InputError(
             f"{name}: no such local directory, and the hub did not give it "

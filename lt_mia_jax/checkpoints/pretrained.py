@@ -48,13 +48,13 @@ def load_pretrained(
     """A model and its tokenizer from a directory in Hugging Face layout or the hub.
 
     Args:
-      path_or_id: a local directory, a Llama-type GGUF file, else a hub id.
-      dtype: of the parameters, "float32" or "bfloat16", whatever is stored; decays
-        and steps of recurrences are float32 always.
+      path_or_id: a local directory, a Llama-type GGUF file, or a hub id.
+      dtype: of the parameters, "float32" or "bfloat16"; decays and steps of
+        recurrences are always float32.
       mesh: shards the parameters as they are read; None uses the default device.
 
     Raises:
-      InputError: anything missing, broken, contradictory or not supported.
+      InputError: files are missing, broken, contradictory or not supported.
 
     Example:
       >>> import jax
@@ -69,7 +69,7 @@ def load_pretrained(
       >>> loaded.config == config, loaded.tokenizer("be").input_ids
       (True, [66, 69])
     """
-    # First, because it is quick: a missing tokenizer should not cost a long load.
+    # First, so that a missing tokenizer is reported before a long load.
     tokenizer = tokenizer_of(path_or_id)
     config, params = load_model(path_or_id, dtype=dtype, mesh=mesh)
     return Pretrained(config, params, tokenizer)
@@ -121,7 +121,7 @@ def _load(
 
     def put(name: str, leaf: np.ndarray) -> jax.Array:
         placed = jax.device_put(leaf, shardings and shardings[name])
-        # The copy is made in the background: until it is done, both are in memory.
+        # The copy runs in the background; until it ends, both arrays are in memory.
         return placed.block_until_ready()
 
     return unflatten(rules.load(reader, table, config, flatten(shapes), put=put))
@@ -135,33 +135,31 @@ def save_pretrained(
     *,
     like: str | Path | None = None,
 ) -> None:
-    """Write a model that `load_pretrained` and transformers both open.
+    """Write a model that `load_pretrained` and transformers can open.
 
-    Each file appears whole or not at all, config.json last: without it the directory
-    is not a model yet. The dtype stored is that of the parameters.
+    Files are written atomically, config.json last. The stored dtype is that of the
+    parameters.
 
     Args:
-      directory: made if needed; may be overwritten by a model of the same layout.
-      config: what the model is.
-      params: its parameters, as `LanguageModel.init` shapes them.
-      tokenizer: written beside the weights; None leaves it out.
-      like: a model whose config.json lends the fields that do not change the logits,
-        such as special token ids, and its `model_type` where several would do.
+      directory: created if needed; a model of the same layout is overwritten.
+      config: config of the model.
+      params: its parameters, shaped as those of `LanguageModel.init`.
+      tokenizer: None writes no tokenizer.
+      like: a model whose config.json provides the fields that do not change the
+        logits, such as special token ids, and the `model_type` if several are possible.
 
     Raises:
       InputError: no family can express the model, the parameters do not fit it or
         have mixed dtypes, or the files cannot be written.
 
     Example:
-      >>> import jax
-      >>> from lt_mia_jax import LanguageModel, load_pretrained, save_pretrained
-      >>> from lt_mia_jax.data import train_bpe
-      >>> from lt_mia_jax.models import gpt2_like
-      >>> tokenizer = train_bpe(["to be or not to be"], vocab_size=257)
-      >>> config = gpt2_like(257, width=16, layers=1, heads=2, context=8)
-      >>> params = LanguageModel(config).init(jax.random.key(0))
-      >>> save_pretrained("tiny", config, params, tokenizer)
       >>> import json, pathlib
+      >>> import jax
+      >>> from lt_mia_jax import LanguageModel, save_pretrained
+      >>> from lt_mia_jax.models import gpt2_like
+      >>> config = gpt2_like(64, width=16, layers=1, heads=2, context=8)
+      >>> params = LanguageModel(config).init(jax.random.key(0))
+      >>> save_pretrained("tiny", config, params)
       >>> json.loads(pathlib.Path("tiny/config.json").read_text())["model_type"]
       'gpt2'
     """
@@ -215,6 +213,7 @@ def _neutral_fields(
     if lent:
         drop = {"architectures", "model_type", "torch_dtype", "transformers_version"}
         return {k: v for k, v in lent.items() if k in NEUTRAL - drop}
-    # Absent ids would be read as the family's defaults, which another vocabulary lacks.
+    # Absent ids would be read as the family's defaults, which may not be in the
+    # vocabulary.
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {name: getattr(tokenizer, name, None) for name in names}

@@ -1,8 +1,7 @@
-"""From a table of names to parameters and back, with nothing left over.
+"""Loading and saving of parameters by a table of tensor names.
 
-A table names stored tensors exactly, `{i}` being the layer and `{h}` a head. Which
-period, slot or tail block a layer lands in is worked out here and never written in a
-table.
+A table names every stored tensor, with `{i}` for the layer and `{h}` for a head. This
+module maps layers to periods, slots and tail blocks.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,33 +24,33 @@ Reader = TensorReader | GgufReader
 
 
 class Rule(NamedTuple):
-    """One stored tensor (one a layer when the name has `{i}`) and its leaves."""
+    """One stored tensor (one per layer if the name has `{i}`) and its leaves."""
 
     name: str
     leaves: tuple[str, ...]
     operation: Operation
     mixer: type | None = None
-    """Only for layers with this class of mixer; two kinds may share leaf names."""
+    """Only for layers with this class of mixer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """How one checkpoint family names its tensors."""
+    """Names of all tensors of a checkpoint family."""
 
     rules: tuple[Rule, ...]
     """Rules whose leaves a model does not have (such as absent biases) are skipped."""
     prefix: str
-    """Leading part of names that bare decoders (saved without a head) omit."""
+    """Prefix of names that decoders saved without a head omit."""
     token_embedding: str
     """Name of the token embedding."""
     heads: tuple[str, ...]
     """Names of the output matrix; the first is written, all are read."""
     ignored: tuple[str, ...] = ()
-    """Globs of stored buffers that carry no parameters."""
+    """Globs of stored buffers that are not parameters."""
 
 
 class Place(NamedTuple):
-    """A leaf, and the index of the part of it that one stored tensor fills."""
+    """A leaf, and the index of its part that one stored tensor fills."""
 
     path: str
     part: tuple[int, ...]
@@ -59,7 +58,7 @@ class Place(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """One stored tensor with the exact places that it fills."""
+    """One stored tensor with the places that it fills."""
 
     name: str
     places: tuple[Place, ...]
@@ -77,13 +76,9 @@ def locate(config: ModelConfig, layer: int) -> tuple[str, int | None]:
 def expand(
     table: Table, config: ModelConfig, shapes: Mapping[str, Any]
 ) -> list[list[Assignment]]:
-    """Every tensor that a model of this config stores, grouped by rule.
+    """Every stored tensor of a model, grouped by rule.
 
-    Args:
-      table: the family's rules.
-      config: says how many layers there are and how they are stacked.
-      shapes: the model's leaves (or their shapes) by path; all must be covered, each
-        part once.
+    Together they fill each part of the leaves, given by path as arrays or shapes, once.
     """
     groups = [_expand_rule(rule, config, shapes) for rule in table.rules]
     filled = [p for group in groups for a in group for p in a.places]
@@ -128,13 +123,13 @@ def load(
     *,
     put: Callable[[str, np.ndarray], Any],
 ) -> dict[str, Any]:
-    """Leaves by path, in the dtypes of `shapes`, each complete and placed by `put`.
+    """Complete leaves by path, in the dtypes of `shapes`, placed by `put`.
 
     Reads one tensor at a time; host memory peaks at the stacked leaves of one rule.
 
     Raises:
-      InputError: missing, unexpected or mis-shaped tensors (all listed), types that
-        are not floating point, NaN or infinite weights, a head that contradicts tying.
+      InputError: missing, unexpected or mis-shaped tensors (all listed), types other
+        than floating point, NaN or infinite weights, or a head that contradicts tying.
     """
     groups = expand(table, config, shapes)
     expected = {
@@ -159,7 +154,7 @@ def load(
             for place, part in zip(assignment.places, parts, strict=True):
                 leaf = stacked[place.path]
                 leaf[place.part or ...] = part.astype(leaf.dtype, copy=False)
-        # One at a time, each host array given up before the next is placed.
+        # One at a time, so that each host array is freed before the next is placed.
         for path in list(stacked):
             leaves[path] = put(path, stacked.pop(path))
     if broken:
@@ -178,7 +173,7 @@ def _slice_shape(shapes: Mapping[str, Any], place: Place) -> Shape:
 def _match_names(
     reader: Reader, table: Table, config: ModelConfig, expected: Mapping[str, Shape]
 ) -> dict[str, str]:
-    """Stored name of each expected tensor; the three-list error otherwise."""
+    """Stored name of each expected tensor."""
     stored: dict[str, str] = {}
     unexpected: list[str] = []
     tied_heads: list[str] = []
@@ -230,7 +225,7 @@ def _check_tied_heads(reader: Reader, embedding: str, heads: list[str]) -> None:
 def export(
     table: Table, config: ModelConfig, flat: Mapping[str, Any]
 ) -> Iterator[Tensor]:
-    """Every stored tensor; its array comes to the host when it is made."""
+    """Every stored tensor; its array is copied to the host when `make` is called."""
     for group in expand(table, config, flat):
         for assignment in group:
             shape = assignment.operation.stored_shape(

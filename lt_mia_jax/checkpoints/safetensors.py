@@ -1,4 +1,4 @@
-"""Reading and writing safetensors, in one file or in shards with an index."""
+"""Reading and writing safetensors in one file, or in shards with an index."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ SHARD_BYTES = 5 * 10**9
 
 
 class Tensor(NamedTuple):
-    """An array to be written, made when its turn comes."""
+    """An array to be written, which `make` creates."""
 
     name: str
     shape: Shape
@@ -37,9 +37,9 @@ class Tensor(NamedTuple):
 
 
 class TensorReader:
-    """Named tensors of a checkpoint directory; headers now, data on request.
+    """Named tensors of a checkpoint directory; data is read on request.
 
-    A context manager: it holds the files open.
+    It is a context manager, because it keeps the files open.
     """
 
     def __init__(self, directory: Path):
@@ -90,7 +90,7 @@ class TensorReader:
         return str(self._slices[name].get_dtype())
 
     def real(self, name: str) -> bool:
-        """Whether the tensor is an unquantized floating-point one."""
+        """Whether the tensor is floating point and not quantized."""
         return self.dtype(name) in REAL_DTYPES
 
     def read(self, name: str) -> np.ndarray:
@@ -110,7 +110,7 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 
 def _find_files(directory: Path) -> tuple[Path, dict[Path, list[str] | None]]:
-    """What to name in messages, and the files with the tensors wanted from each."""
+    """The file to name in messages, and the tensors (None: all) of each file."""
     if (directory / INDEX).is_file():
         index = directory / INDEX
         return index, _read_index(index)
@@ -160,7 +160,7 @@ def write_tensors(
     Only one shard is in host memory at a time.
 
     Raises:
-      InputError: the disk is full, or the directory holds a checkpoint in the other
+      InputError: the disk is full, or the directory contains a checkpoint in the other
         layout, which would be read instead of this one.
     """
     shards: list[list[Tensor]] = [[]]
@@ -180,7 +180,7 @@ def write_tensors(
     if len(shards) == 1:
         _write_file(directory / SINGLE, shards[0])
         return
-    # Without it, old and new shards side by side are no model.
+    # Without an index, a mixture of old and new shards is not a model.
     (directory / INDEX).unlink(missing_ok=True)
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
@@ -200,7 +200,7 @@ def _write_file(path: Path, tensors: Sequence[Tensor]) -> None:
     )
     os.close(handle)
     try:
-        # transformers asks for this metadata entry; the content is the same for all.
+        # transformers requires this metadata entry.
         save_file(arrays, temporary, metadata={"format": "pt"})
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())

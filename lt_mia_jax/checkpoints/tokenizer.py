@@ -1,4 +1,4 @@
-"""The tokenizer that stands beside a model's weights."""
+"""The tokenizer in a model directory."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
-"""One of them must be there."""
+"""One of them must be present."""
 
 
 def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":

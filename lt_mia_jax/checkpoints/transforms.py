@@ -1,6 +1,6 @@
-"""Invertible operations between a checkpoint tensor and our parameter leaves.
+"""Invertible operations between stored tensors and parameter leaves.
 
-Each goes both ways, bit for bit, so that one table serves loading and saving.
+Both directions are exact, so that one table serves loading and saving.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ Shape = tuple[int, ...]
 
 
 class Operation(NamedTuple):
-    """How one stored tensor becomes one or more leaves, and how they become it."""
+    """Conversion of one stored tensor to one or more leaves and back."""
 
     forward: Callable[[np.ndarray], tuple[np.ndarray, ...]]
     """Leaves of the stored tensor."""

@@ -1,6 +1,6 @@
-"""Every `model_type` of config.json: its fields and the names of its tensors, as data.
+"""Every `model_type` of config.json: its fields and the names of its tensors.
 
-A new one is a `Family` in the file of its relatives and a row of `FAMILIES`.
+To add one, define a `Family` in the file of its relatives and add it to `FAMILIES`.
 """
 
 from lt_mia_jax.checkpoints.families import alibi, gpt, llama, recurrent

@@ -1,6 +1,6 @@
-"""What makes a `model_type`, and the fields that several of them share.
+"""The definition of a `model_type`, and fields that several of them share.
 
-Defaults are those of transformers: a field that a config.json leaves out has them.
+Defaults are those of transformers for fields that are missing in a config.json.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,12 +44,12 @@ class Family:
     tensors: Table | Callable[[ModelConfig], Table]
     """Names of the stored tensors, or a function of the model."""
     constants: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that every model of the family has, or functions of the others."""
+    """Settings of every model of the family, or functions of the other settings."""
     assemble: Callable[..., ModelConfig] = assembly.transformer
     """Makes the model from all settings."""
 
     def table(self, config: ModelConfig) -> Table:
-        """Names of the tensors that a model stores."""
+        """Names of the stored tensors of a model."""
         return self.tensors if isinstance(self.tensors, Table) else self.tensors(config)
 
 
