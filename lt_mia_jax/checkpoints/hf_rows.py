@@ -36,12 +36,8 @@ def field(
 ) -> Row:
     """One field and one setting, or several settings of one value.
 
-    Args:
-      name: the name that is written.
-      setting: name or names in the settings.
-      kind: method of `Fields` that reads and checks the value.
-      default: value of an absent field.
-      *aliases: names in other versions of transformers.
+    `kind` is the method of `Fields` that reads and checks the value. `aliases` are
+    names in other versions of transformers, which are read but not written.
     """
     names = (setting,) if isinstance(setting, str) else setting
 
@@ -80,11 +76,8 @@ def activation(name: str, default: str) -> Row:
 def choice(name: str, setting: str, *options: tuple[Any, Any]) -> Row:
     """One field whose values stand for values of a setting.
 
-    Args:
-      name: of the field.
-      setting: name in the settings.
-      *options: (value in config.json, value of the setting). The first one is the
-        default; of several that mean the same, the first one is written.
+    Options are (value in config.json, value of the setting). The first one is the
+    default; of several that mean the same, the first one is written.
     """
 
     def read(fields: Fields, settings: Settings) -> None:
@@ -151,10 +144,8 @@ def rope(
 ) -> Row:
     """Rotary settings in the fields of all versions of transformers.
 
-    Args:
-      theta_name: older name of the base.
-      fraction_name: older name of the rotated share; None if all of a head is rotated.
-      fraction: the share if no field gives it.
+    The names are older ones of the base and the rotated fraction (None: always 1);
+    `fraction` is the default of the latter.
     """
 
     def read(fields: Fields, settings: Settings) -> None:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from lt_mia_jax.data.corpora import Corpus as Corpus
     from lt_mia_jax.data.corpora import deduplicate as deduplicate
     from lt_mia_jax.data.corpora import load_corpus as load_corpus
-    from lt_mia_jax.data.corpora import need as need
     from lt_mia_jax.data.domains import DOMAINS as DOMAINS
     from lt_mia_jax.data.domains import Domain as Domain
     from lt_mia_jax.data.hub import HUB_DATASETS as HUB_DATASETS

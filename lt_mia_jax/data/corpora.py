@@ -115,15 +115,6 @@ def load_corpus(
     return corpus
 
 
-def need(corpus: Corpus, count: int) -> None:
-    """Refuse a corpus with fewer than `count` documents, by an `InputError`."""
-    if len(corpus.ids) < count:
-        raise InputError(
-            f"corpus {corpus.name}: {len(corpus.ids)} documents found, {count} needed; "
-            "use a larger corpus or ask for fewer texts"
-        )
-
-
 def deduplicate(corpora: Sequence[Corpus]) -> list[Corpus]:
     """Remove documents that repeat earlier ones of the same or an earlier corpus.
 

@@ -44,7 +44,9 @@ class NearDuplicates:
         all_grams = self._grams(text)
         if not all_grams.size:
             return False
-        sampled = all_grams[_mixed(all_grams) % self._sample == 0]
+        # The low bits of a polynomial depend on low bits only; fold the high ones in.
+        mixed = all_grams ^ (all_grams >> np.uint64(32))
+        sampled = all_grams[mixed % self._sample == 0]
         # A document without a sampled n-gram is represented by its smallest one.
         grams = set(sampled.tolist() or [int(all_grams.min())])
         repeated = len(grams & self._seen)
@@ -88,8 +90,3 @@ def distinct(
     """
     filtered = NearDuplicates(ngram=ngram, repeated_fraction=repeated_fraction)
     return [text for text in texts if filtered.accept(text)]
-
-
-def _mixed(grams: UInt[np.ndarray, " G"]) -> UInt[np.ndarray, " G"]:
-    # The low bits of a polynomial depend on low bits only; fold the high ones in.
-    return grams ^ (grams >> np.uint64(32))

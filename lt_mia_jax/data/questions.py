@@ -156,11 +156,8 @@ def _as_mapping(row: Question) -> dict[str, Any]:
         shown: dict[str, Any] = {"id": row.id, "text": row.answer}
     else:
         shown = {"id": row.id, "question": row.question, "answer": row.answer}
-    for name in (*_STRINGS, *_LISTS, "choice"):
-        value = getattr(row, name)
-        if value is not None and value != ():
-            shown[name] = value
-    return shown
+    given = {name: getattr(row, name) for name in (*_STRINGS, *_LISTS, "choice")}
+    return shown | {name: v for name, v in given.items() if v not in (None, ())}
 
 
 def _question(row: Row) -> Question:

@@ -132,7 +132,6 @@ class Attention:
     """Normalization of queries and keys."""
 
     def __post_init__(self):
-        """Check the divisibility rules."""
         if self.kv_heads < 1 or self.heads % self.kv_heads:
             raise InputError(
                 f"kv_heads = {self.kv_heads} must divide heads = {self.heads}"
@@ -196,7 +195,6 @@ class RgLru:
     """Applied to the multiplicative branch."""
 
     def __post_init__(self):
-        """Check the divisibility rule."""
         if self.heads < 1 or self.width % self.heads:
             raise InputError(f"heads = {self.heads} must divide width = {self.width}")
 
@@ -255,7 +253,6 @@ class BlockConfig:
     """How the halves are added."""
 
     def __post_init__(self):
-        """Check that a parallel block has a feed-forward."""
         if self.feed_forward is None and self.residual is not Residual.SEQUENTIAL:
             raise InputError(
                 f"residual = {self.residual.value!r} needs a feed_forward; a block "
@@ -300,7 +297,6 @@ class Dropout:
     """On what each half of a block adds to the stream."""
 
     def __post_init__(self):
-        """Check the ranges."""
         for name, rate in vars(self).items():
             if not 0.0 <= rate < 1.0:
                 raise InputError(f"dropout.{name} = {rate}, expected a rate in [0, 1)")
@@ -339,7 +335,6 @@ class ModelConfig:
     """Training-time dropout rates."""
 
     def __post_init__(self):
-        """Check sizes and that the parts fit together."""
         sizes = ("vocab_size", "width", "layers", "context")
         wrong = [name for name in sizes if getattr(self, name) < 1]
         if wrong or not self.pattern:

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from lt_mia_jax.data.corpora import Corpus, deduplicate, load_corpus, need
+from lt_mia_jax.data.corpora import Corpus, deduplicate, load_corpus
 from lt_mia_jax.data.splits import split_corpus
 from lt_mia_jax.data.texts import fingerprint, text_id, write_texts
 from lt_mia_jax.errors import InputError
@@ -116,13 +116,6 @@ def test_deduplicate_across_corpora():
     kept = deduplicate([first, second])
     assert kept[0] == first
     assert kept[1] == made_corpus("second", texts[20:])
-
-
-def test_need():
-    corpus = made_corpus("small", made_texts(3))
-    need(corpus, 3)
-    with pytest.raises(InputError, match="small: 3 documents found, 4 needed"):
-        need(corpus, 4)
 
 
 @pytest.mark.parametrize(

@@ -26,14 +26,10 @@ def rules(
     fused: Operation | None = None,
     mixer: type | None = None,
 ) -> tuple[Rule, ...]:
-    """The rules of a table of names.
+    """The rules of a table of names, for layers with this class of mixer (None: all).
 
-    Args:
-      names: see `Names`.
-      kernel: how weights of projections are stored; `LINEAR` is (out, in).
-      fused: how the one matrix (and bias) of queries, keys and values is stored, whose
-        module is called "mixer/qkv".
-      mixer: only layers with this class of mixer have them.
+    Weights of projections are stored as `kernel` says; the fused matrix and bias of
+    queries, keys and values, module "mixer/qkv", as `fused` says.
     """
     found: list[Rule] = []
     for module, name in names.items():
@@ -82,17 +78,10 @@ def table(
     ignored: tuple[str, ...] = (),
     extra: Names | None = None,
 ) -> Table:
-    """A table of all tensors.
+    """A table of all tensors: `rules` of a layer's names, of its environment and heads.
 
-    Args:
-      names: the prefix of all names but heads; then, without it, the token embedding,
-        the final norm, and the prefix of the names of a layer.
-      layer: names of a layer, or their rules.
-      kernel: as in `rules`.
-      fused: as in `rules`.
-      heads: see `Table`.
-      ignored: see `Table`.
-      extra: further names outside of the layers.
+    `names` are the prefix of all names but heads; then, without it, token embedding,
+    final norm, and the prefix of a layer. `extra` are names outside of the layers.
     """
     prefix, embedding, final_norm, block = names
     if isinstance(layer, Mapping):
