@@ -38,7 +38,7 @@ class Columns:
     topic: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Part:
     """One set of a benchmark's rows, and its location."""
 

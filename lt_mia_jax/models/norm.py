@@ -1,14 +1,13 @@
 """Layer and root-mean-square normalization."""
 
 from functools import partial
-from typing import assert_never
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from lt_mia_jax.arrays import Array, Float
-from lt_mia_jax.models.config import LayerNorm, Norm, RmsNorm
+from lt_mia_jax.models.config import LayerNorm, Norm
 from lt_mia_jax.models.execution import recomputed
 
 
@@ -67,23 +66,18 @@ class Normalize(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """Normalize over the last axis."""
+        config = self.config
         shape = x.shape[-1:] if self.heads is None else (self.heads, x.shape[-1])
 
-        def parameter(name: str, present: bool, initial: float) -> Array | None:
-            if not present:
-                return None
+        def parameter(name: str, initial: float) -> Array:
             value = nn.initializers.constant(initial)
             return self.param(name, value, shape, self.param_dtype)
 
-        match self.config:
-            case LayerNorm(eps=eps) as config:
-                function = recomputed(partial(layer_norm, eps=eps))
-                scale = parameter("scale", config.scale, 1.0)
-                return function(x, scale, parameter("bias", config.bias, 0.0))
-            case RmsNorm(eps=eps, unit_offset=offset):
-                scale = parameter("scale", True, 0.0 if offset else 1.0)
-                if offset and scale is not None:
-                    scale = 1.0 + scale.astype(jnp.float32)
-                return recomputed(partial(rms_norm, eps=eps))(x, scale)
-            case _:
-                assert_never(self.config)
+        if isinstance(config, LayerNorm):
+            scale = parameter("scale", 1.0) if config.scale else None
+            bias = parameter("bias", 0.0) if config.bias else None
+            return recomputed(partial(layer_norm, eps=config.eps))(x, scale, bias)
+        scale = parameter("scale", 0.0 if config.unit_offset else 1.0)
+        if config.unit_offset:
+            scale = 1.0 + scale.astype(jnp.float32)
+        return recomputed(partial(rms_norm, eps=config.eps))(x, scale)

@@ -10,34 +10,16 @@ from lt_mia_jax.checkpoints.rules import Table
 from lt_mia_jax.checkpoints.transforms import split_grouped
 from lt_mia_jax.models.config import Alibi, ModelConfig, Residual
 
-
-def _fused_by_groups(config: ModelConfig, norms: tuple[str, str], **more: Any) -> Table:
-    """BLOOM and Falcon: queries, keys and values fused by groups of heads."""
-    mixer = tensors.attention_of(config)
-    return tensors.table(
-        ("transformer.", "word_embeddings", "ln_f", "h.{i}."),
-        {
-            "mixer_norm": norms[0],
-            "mixer/qkv": "self_attention.query_key_value",
-            "mixer/output": "self_attention.dense",
-            "feed_forward_norm": norms[1],
-            "feed_forward/up": "mlp.dense_h_to_4h",
-            "feed_forward/down": "mlp.dense_4h_to_h",
-        },
-        fused=split_grouped(mixer.kv_heads, mixer.heads // mixer.kv_heads),
-        **more,
-    )
-
-
-NORMS = ("input_layernorm", "post_attention_layernorm")
+NAMES = ("transformer.", "word_embeddings", "ln_f", "h.{i}.")
 
 
 def _falcon_tensors(config: ModelConfig) -> Table:
     parallel = config.pattern[0].residual is Residual.PARALLEL
-    return _fused_by_groups(
+    return tensors.grouped(
         config,
-        ("ln_attn", "ln_mlp") if parallel else NORMS,
-        ignored=("*.rotary_emb.inv_freq", "*.maybe_rotary.inv_freq"),
+        NAMES,
+        ("ln_attn", "ln_mlp") if parallel else tensors.NORMS,
+        ignored=(*tensors.INV_FREQ, "*.maybe_rotary.inv_freq"),
     )
 
 
@@ -181,7 +163,7 @@ MPT = Family(
 
 def _bloom_tensors(config: ModelConfig) -> Table:
     extra = {"embedding_norm": "word_embeddings_layernorm"}
-    return _fused_by_groups(config, NORMS, extra=extra)
+    return tensors.grouped(config, NAMES, extra=extra)
 
 
 BLOOM = Family(

@@ -7,7 +7,7 @@ from lt_mia_jax.checkpoints.families import family, tensors
 from lt_mia_jax.checkpoints.families.family import Family
 from lt_mia_jax.checkpoints.hf_fields import Fields
 from lt_mia_jax.checkpoints.rules import Table
-from lt_mia_jax.checkpoints.transforms import COPY, split_chunks, split_grouped
+from lt_mia_jax.checkpoints.transforms import COPY, split_chunks
 from lt_mia_jax.models.config import ModelConfig, Rotary
 
 
@@ -107,24 +107,12 @@ GPTJ = Family(
 
 
 def _neox_tensors(config: ModelConfig) -> Table:
-    """Queries, keys and values are fused head by head."""
-    return tensors.table(
+    return tensors.grouped(
+        config,
         ("gpt_neox.", "embed_in", "final_layer_norm", "layers.{i}."),
-        {
-            "mixer_norm": "input_layernorm",
-            "mixer/qkv": "attention.query_key_value",
-            "mixer/output": "attention.dense",
-            "feed_forward_norm": "post_attention_layernorm",
-            "feed_forward/up": "mlp.dense_h_to_4h",
-            "feed_forward/down": "mlp.dense_4h_to_h",
-        },
-        fused=split_grouped(tensors.attention_of(config).heads),
+        attention="attention",
         heads=("embed_out.weight", "lm_head.weight"),
-        ignored=(
-            "*.attention.bias",
-            "*.attention.masked_bias",
-            "*.rotary_emb.inv_freq",
-        ),
+        ignored=("*.attention.bias", "*.attention.masked_bias", *tensors.INV_FREQ),
     )
 
 

@@ -1,13 +1,15 @@
 """Shorthand for tables of tensor names; `rules.py` says what a table means."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lt_mia_jax.checkpoints.rules import Rule, Table
-from lt_mia_jax.checkpoints.transforms import COPY, LINEAR, Operation
+from lt_mia_jax.checkpoints.transforms import COPY, LINEAR, Operation, split_grouped
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models.config import Attention, ModelConfig
 
 QKV = ("mixer/query", "mixer/key", "mixer/value")
+NORMS = ("input_layernorm", "post_attention_layernorm")
 INV_FREQ = ("*.rotary_emb.inv_freq",)
 """A stored buffer of rotary frequencies."""
 
@@ -56,18 +58,6 @@ def attention(projection: str, output: str) -> dict[str, str]:
     return {**names, "mixer/output": output}
 
 
-def attention_of(config: ModelConfig) -> Attention:
-    """The attention of a model.
-
-    Raises:
-      InputError: it has another mixer.
-    """
-    mixer = config.pattern[0].mixer
-    if not isinstance(mixer, Attention):
-        raise InputError(f"expected an attention model, found {type(mixer).__name__}")
-    return mixer
-
-
 def table(
     names: tuple[str, str, str, str],
     layer: Names | Sequence[Rule],
@@ -98,4 +88,34 @@ def table(
             *rules({"head": heads[0].removesuffix(".weight")}),
             *(rule._replace(name=f"{prefix}{block}{rule.name}") for rule in layer),
         ),
+    )
+
+
+def grouped(
+    config: ModelConfig,
+    names: tuple[str, str, str, str],
+    norms: tuple[str, str] = NORMS,
+    attention: str = "self_attention",
+    **more: Any,
+) -> Table:
+    """A table with queries, keys and values fused by groups of heads.
+
+    Raises:
+      InputError: the model has another mixer than attention.
+    """
+    mixer = config.pattern[0].mixer
+    if not isinstance(mixer, Attention):
+        raise InputError(f"expected an attention model, found {type(mixer).__name__}")
+    return table(
+        names,
+        {
+            "mixer_norm": norms[0],
+            "mixer/qkv": f"{attention}.query_key_value",
+            "mixer/output": f"{attention}.dense",
+            "feed_forward_norm": norms[1],
+            "feed_forward/up": "mlp.dense_h_to_4h",
+            "feed_forward/down": "mlp.dense_4h_to_h",
+        },
+        fused=split_grouped(mixer.kv_heads, mixer.heads // mixer.kv_heads),
+        **more,
     )
