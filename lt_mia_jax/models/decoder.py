@@ -1,6 +1,7 @@
 """Blocks, the scanned period of blocks, and the decoder from tokens to logits."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, assert_never
 
 import flax.linen as nn
 import jax
@@ -28,14 +29,6 @@ from lt_mia_jax.models.mixers.rwkv import ChannelMix, TimeMix
 from lt_mia_jax.models.norm import Normalize
 from lt_mia_jax.models.projection import Projection, adapted, dropout, product
 
-MIXERS: dict[type, Any] = {
-    Attention: SelfAttention,
-    Mamba: MambaMixer,
-    RwkvTimeMix: TimeMix,
-    RgLru: RgLruMixer,
-}
-"""Module by class of a mixer's config."""
-
 
 class Block(nn.Module):
     """One layer: norm and mixer, norm and feed-forward, added to the stream."""
@@ -48,19 +41,37 @@ class Block(nn.Module):
         """The stream after this layer."""
         block, context = self.block, self.context
         normed = self._normalize(x, "mixer_norm")
-        mixer = MIXERS[type(block.mixer)](block.mixer, context, name="mixer")
-        mixed = x + self._drop(mixer(normed, place))
+        mixed = x + self._drop(self._mixer()(normed, place))
         if block.feed_forward is None:
             return mixed
-        if block.residual is not Residual.PARALLEL_SHARED_NORM:
-            stream = mixed if block.residual is Residual.SEQUENTIAL else x
-            normed = self._normalize(stream, "feed_forward_norm")
+        match block.residual:
+            case Residual.SEQUENTIAL:
+                normed = self._normalize(mixed, "feed_forward_norm")
+            case Residual.PARALLEL:
+                normed = self._normalize(x, "feed_forward_norm")
+            case Residual.PARALLEL_SHARED_NORM:
+                pass
+            case _:
+                assert_never(block.residual)
         if isinstance(block.feed_forward, Mlp):
             fed = MlpLayer(block.feed_forward, context, name="feed_forward")(normed)
         else:
             mix = ChannelMix(block.feed_forward, context, name="feed_forward")
             fed = mix(normed, place)
         return mixed + self._drop(fed)
+
+    def _mixer(self) -> Callable[[Array, Place], Array]:
+        match self.block.mixer:
+            case Attention() as config:
+                return SelfAttention(config, self.context, name="mixer")
+            case Mamba() as config:
+                return MambaMixer(config, self.context, name="mixer")
+            case RwkvTimeMix() as config:
+                return TimeMix(config, self.context, name="mixer")
+            case RgLru() as config:
+                return RgLruMixer(config, self.context, name="mixer")
+            case _:
+                assert_never(self.block.mixer)
 
     def _normalize(self, x: Float[Array, "B T D"], name: str) -> Float[Array, "B T D"]:
         return Normalize(self.block.norm, self.context.param_dtype, name=name)(x)

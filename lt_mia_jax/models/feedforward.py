@@ -1,7 +1,7 @@
 """Plain and gated multi-layer perceptrons."""
 
-from collections.abc import Callable
 from functools import partial
+from typing import assert_never
 
 import flax.linen as nn
 import jax
@@ -11,20 +11,23 @@ from lt_mia_jax.models.config import Activation, Mlp
 from lt_mia_jax.models.execution import CallConfig, recomputed
 from lt_mia_jax.models.projection import projected
 
-ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-}
-
 
 def activate(x: Float[Array, "..."], activation: Activation) -> Float[Array, "..."]:
     """Apply the named activation elementwise, in the dtype of `x`.
 
     Source: GELU and its tanh form, arXiv 1606.08415, section 2; SiLU, section 4.
     """
-    return ACTIVATIONS[activation](x)
+    match activation:
+        case "gelu":
+            return jax.nn.gelu(x, approximate=False)
+        case "gelu_tanh":
+            return jax.nn.gelu(x, approximate=True)
+        case "relu":
+            return jax.nn.relu(x)
+        case "silu":
+            return jax.nn.silu(x)
+        case _:
+            assert_never(activation)
 
 
 class MlpLayer(nn.Module):

@@ -1,6 +1,7 @@
 """Rotary and ALiBi positions."""
 
 import math
+from typing import assert_never
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,16 +18,19 @@ def rotary_frequencies(config: Rotary, dim: int) -> Float[Array, "half"]:
     """
     exponents = jnp.arange(0, dim, 2, dtype=jnp.float32) / dim
     frequencies = 1.0 / (config.theta**exponents)
-    scaling = config.scaling
-    if isinstance(scaling, LinearScaling):
-        return frequencies / scaling.factor
-    if isinstance(scaling, Llama3Scaling):
-        turns = scaling.original_context * frequencies / (2 * math.pi)
-        low, high = scaling.low_freq_factor, scaling.high_freq_factor
-        # 0 below `low` turns within the old context, 1 above `high`, linear between.
-        keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
-        return keep * frequencies + (1.0 - keep) * frequencies / scaling.factor
-    return frequencies
+    match config.scaling:
+        case None:
+            return frequencies
+        case LinearScaling(factor=factor):
+            return frequencies / factor
+        case Llama3Scaling() as scaling:
+            turns = scaling.original_context * frequencies / (2 * math.pi)
+            low, high = scaling.low_freq_factor, scaling.high_freq_factor
+            # 0 below `low` turns within the old context, 1 above `high`, else linear.
+            keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+            return keep * frequencies + (1.0 - keep) * frequencies / scaling.factor
+        case _:
+            assert_never(config.scaling)
 
 
 def rotate(
