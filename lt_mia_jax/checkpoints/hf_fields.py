@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, get_args
 
 from lt_mia_jax.errors import InputError
@@ -50,19 +51,11 @@ NEUTRAL = frozenset(
 """Fields that do not change the logits of a causal language model: bookkeeping; tokens
 and generation; initial values and choices of kernels; other heads and outputs."""
 
-ROPE_SCALINGS = {
-    "linear": (LinearScaling, {"factor": "factor"}),
-    "llama3": (
-        Llama3Scaling,
-        {
-            "factor": "factor",
-            "low_freq_factor": "low_freq_factor",
-            "high_freq_factor": "high_freq_factor",
-            "original_max_position_embeddings": "original_context",
-        },
-    ),
-}
-"""Implemented values of `rope_type` but "default": class, and our names by theirs."""
+ROPE_SCALINGS = {"linear": LinearScaling, "llama3": Llama3Scaling}
+"""Implemented values of `rope_type` beside "default"."""
+
+ROPE_NAMES = {"original_context": "original_max_position_embeddings"}
+"""Names of fields of a scaling in `rope_parameters`, where they differ from ours."""
 
 ROPE_COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
@@ -186,7 +179,11 @@ class Fields:
                 f"{sorted(['default', *ROPE_SCALINGS])}"
             )
             return None
-        made, names = ROPE_SCALINGS.get(kind, (None, {}))
+        if kind == "default":
+            made, names = None, {}
+        else:
+            made = ROPE_SCALINGS[kind]
+            names = {ROPE_NAMES.get(f.name, f.name): f.name for f in fields(made)}
         unknown = sorted(set(rope) - ROPE_COMMON - set(names))
         missing = [name for name in names if rope.get(name) is None]
         if unknown or missing:
@@ -195,7 +192,7 @@ class Fields:
                 f"not understood {unknown}"
             )
             return None
-        values = {
+        values: dict[str, Any] = {
             our: self._number(name, rope[name], 1.0) for name, our in names.items()
         }
         if "original_context" in values:
@@ -226,9 +223,9 @@ class Fields:
 
 def rope_fields(rotary: Rotary) -> dict[str, Any]:
     """The value of `rope_parameters` for a rotary position."""
-    for kind, (made, names) in ROPE_SCALINGS.items():
+    for kind, made in ROPE_SCALINGS.items():
         if isinstance(rotary.scaling, made):
-            values = {name: getattr(rotary.scaling, our) for name, our in names.items()}
+            values = {ROPE_NAMES.get(n, n): v for n, v in vars(rotary.scaling).items()}
             return {"rope_type": kind, **values, "rope_theta": rotary.theta}
     return {"rope_type": "default", "rope_theta": rotary.theta}
 

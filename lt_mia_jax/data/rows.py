@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from lt_mia_jax.errors import InputError
 
-ENDINGS = {
+ENDINGS: dict[Literal["parquet", "json"], tuple[str, ...]] = {
     "parquet": (".parquet",),
     "json": (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst"),
 }
@@ -62,6 +62,5 @@ def file_rows(files: Sequence[Path]) -> Iterator[Mapping[str, Any]]:
 
 def kind_of(path: Path) -> Literal["parquet", "json"] | None:
     """Loader for a file, by its ending; None for other files."""
-    if path.name.endswith(ENDINGS["parquet"]):
-        return "parquet"
-    return "json" if path.name.endswith(ENDINGS["json"]) else None
+    kinds = (kind for kind, ends in ENDINGS.items() if path.name.endswith(ends))
+    return next(kinds, None)
