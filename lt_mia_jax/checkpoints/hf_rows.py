@@ -6,6 +6,7 @@ logits and are not implemented.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from lt_mia_jax.checkpoints.hf_fields import ACTIVATION_NAMES, Fields, rope_fields
@@ -28,9 +29,9 @@ class Row(NamedTuple):
 
 
 def field(
+    kind: Literal["size", "number", "flag", "activation", "optional"],
     name: str,
     setting: str | tuple[str, ...],
-    kind: Literal["size", "number", "flag", "activation", "optional"],
     default: Default,
     *aliases: str,
 ) -> Row:
@@ -53,24 +54,17 @@ def field(
     return Row(read, write)
 
 
-def size(name: str, setting: str, default: Default, *aliases: str) -> Row:
-    """A positive integer."""
-    return field(name, setting, "size", default, *aliases)
-
-
-def number(name: str, setting: str | tuple[str, ...], default: float) -> Row:
-    """A finite number."""
-    return field(name, setting, "number", default)
-
-
-def flag(name: str, setting: str | tuple[str, ...], default: bool) -> Row:
-    """True or false."""
-    return field(name, setting, "flag", default)
+size = partial(field, "size")
+"""A positive integer."""
+number = partial(field, "number")
+"""A finite number."""
+flag = partial(field, "flag")
+"""True or false."""
 
 
 def activation(name: str, default: str) -> Row:
     """The activation, by its name in transformers."""
-    return field(name, "activation", "activation", default)
+    return field("activation", name, "activation", default)
 
 
 def choice(name: str, setting: str, *options: tuple[Any, Any]) -> Row:

@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -221,10 +221,6 @@ def check_dtype(name: str) -> DType:
     Raises:
       InputError: it is not "float32" or "bfloat16".
     """
-    match name:
-        case "float32" | "bfloat16":
-            return name
-        case _:
-            raise InputError(
-                f"dtype {name!r}: expected one of {sorted(get_args(DType))}"
-            )
+    if name not in get_args(DType):
+        raise InputError(f"dtype {name!r}: expected one of {sorted(get_args(DType))}")
+    return cast(DType, name)

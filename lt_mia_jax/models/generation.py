@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from lt_mia_jax.arrays import Array, Float, Int, Params
+from lt_mia_jax.arrays import Array, Int, Params
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models.language_model import Adapters, Intervention, LanguageModel
 
@@ -114,14 +114,32 @@ def _greedy(
     rows = prompts.shape[0]
     filler = jnp.maximum(end, 0).astype(prompts.dtype)
 
+    def logits_at(text: Int[Array, "B W"], place: Int[Array, "B"]) -> Array:
+        """Logits after one token of each row only.
+
+        The first call captures the stream after the last layer; under jit its logits
+        are never computed. The second call replaces the stream of a one-token text by
+        it, so that final norm and head see only that token.
+        """
+        last = model.config.layers
+        _, streams = model.apply(
+            params, text, adapters=adapters, intervention=intervention, capture=(last,)
+        )
+        stream = jnp.take_along_axis(streams[last], place[:, None, None], axis=1)
+        logits = model.apply(
+            params,
+            text[:, :1],
+            adapters=adapters,
+            intervention=lambda x, layer: jnp.where(layer == last, stream, x),
+        )
+        return logits[:, 0]
+
     def goes_on(state: _State) -> Array:
         return (state.step < count) & ~state.ended.all()
 
     def add_token(state: _State) -> _State:
         place = lengths + state.step
-        logits = _logits_at(
-            model, params, state.buffer, place - 1, adapters, intervention
-        )
+        logits = logits_at(state.buffer, place - 1)
         token = jnp.argmax(logits, axis=-1).astype(prompts.dtype)
         token = jnp.where(state.ended, filler, token)
         return _State(
@@ -142,31 +160,3 @@ def _greedy(
     )
     state = lax.while_loop(goes_on, add_token, start)
     return Generated(state.tokens, state.lengths)
-
-
-def _logits_at(
-    model: LanguageModel,
-    params: Params,
-    input_ids: Int[Array, "B T"],
-    place: Int[Array, "B"],
-    adapters: Adapters | None,
-    intervention: Intervention | None,
-) -> Float[Array, "B V"]:
-    """Logits after one token of each row only.
-
-    The first call captures the stream after the last layer; under jit its logits are
-    never computed. The second call replaces the stream of a one-token text by it, so
-    that final norm and head see only that token.
-    """
-    last = model.config.layers
-    _, streams = model.apply(
-        params, input_ids, adapters=adapters, intervention=intervention, capture=(last,)
-    )
-    stream = jnp.take_along_axis(streams[last], place[:, None, None], axis=1)
-    logits = model.apply(
-        params,
-        input_ids[:, :1],
-        adapters=adapters,
-        intervention=lambda x, layer: jnp.where(layer == last, stream, x),
-    )
-    return logits[:, 0]

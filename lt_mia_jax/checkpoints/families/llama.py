@@ -203,7 +203,7 @@ OLMO = Family(
         *family.modern(2048, 11008, "silu"),
         row.head_dim("head_dim"),
         family.ATTENTION_BIAS,
-        row.field("clip_qkv", "clip_qkv", "optional", None),
+        row.field("optional", "clip_qkv", "clip_qkv", None),
         row.rope(),
         family.UNTIED,
     ),
