@@ -49,7 +49,7 @@ def _read_layout(fields: Fields, settings: row.Settings) -> None:
 
 
 def _write_layout(settings: row.Settings) -> dict[str, Any]:
-    """Flags of the oldest generation that fits."""
+    """Flags of the oldest generation that can express the model."""
     residual, groups = settings["residual"], settings["kv_heads"]
     new = residual == "parallel"
     new |= residual == "parallel_shared_norm" and groups != 1
@@ -77,7 +77,7 @@ FALCON = Family(
         row.activation("activation", "gelu"),
         family.layer_eps("layer_norm_epsilon"),
         row.flag("bias", family.ALL_BIASES, False),
-        # Applied in places of their own; no released model uses them.
+        # Applied at other places; no released model uses them.
         row.only("hidden_dropout", 0.0),
         row.only("attention_dropout", 0.0),
         row.Row(_read_layout, _write_layout),

@@ -87,7 +87,7 @@ def _read_layer_windows(fields: Fields, settings: row.Settings) -> None:
 
 
 def _write_layer_windows(settings: row.Settings) -> dict[str, Any]:
-    """All four fields, so that every version of transformers understands."""
+    """All four fields, for all versions of transformers."""
     windows, layers = settings["windows"], settings["layers"]
     every = [windows[i % len(windows)] for i in range(layers)]
     widths = sorted({w for w in every if w is not None})
@@ -144,7 +144,7 @@ GEMMA = Family(
         family.ATTENTION_DROPOUT,
         row.head_dim("head_dim", 256),
         family.RMS_EPS,
-        # Releases say "gelu" and mean the tanh form.
+        # Released models write "gelu" for the tanh form.
         row.choice(
             "hidden_act",
             "activation",

@@ -12,7 +12,7 @@ from lt_mia_jax.models.config import Attention, RgLru
 
 
 def _read_mamba_sizes(fields: Fields, settings: row.Settings) -> None:
-    """Inner width as a multiple of the family.width, and the rank of the steps."""
+    """Inner width as a multiple of the width, and rank of the time steps."""
     settings["inner"] = fields.size("expand", 2) * settings["width"]
     stored = fields.raw("intermediate_size", settings["inner"])
     if stored != settings["inner"]:
@@ -27,7 +27,7 @@ def _read_mamba_sizes(fields: Fields, settings: row.Settings) -> None:
 
 
 def _write_mamba_sizes(settings: row.Settings) -> dict[str, Any]:
-    """Both fields; nothing when the inner width is no multiple."""
+    """Both fields; none if the inner width is not a multiple."""
     expand, rest = divmod(settings["inner"], settings["width"])
     if rest:
         return {}
@@ -120,7 +120,7 @@ def _read_kinds(fields: Fields, settings: row.Settings) -> None:
 
 
 def _read_doubled(fields: Fields, settings: row.Settings) -> None:
-    """The feed-forward width is stored doubled."""
+    """The stored feed-forward width is twice ours."""
     doubled = fields.size("intermediate_size", 3 * settings["width"])
     if doubled % 2:
         fields.problems.append(

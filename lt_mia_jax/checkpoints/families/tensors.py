@@ -1,4 +1,4 @@
-"""Shorthand for tables of tensor names; `rules.py` says what a table means."""
+"""Helpers for tables of tensor names, which `rules.py` defines."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -53,7 +53,7 @@ def rules(
 
 
 def attention(projection: str, output: str) -> dict[str, str]:
-    """Separate projections; `{}` stands for q, k and v."""
+    """Names of separate projections; `{}` is replaced by q, k and v."""
     names = {module: projection.format(module[6]) for module in QKV}
     return {**names, "mixer/output": output}
 
