@@ -61,7 +61,7 @@ class UnlearningBatches:
 
         def nll(texts: EncodedAnswers) -> Float[np.ndarray, "N T"]:
             found = np.zeros(texts.input_ids.shape, np.float32)
-            for rows, batch in self._in_order(texts, np.arange(len(texts.input_ids))):
+            for rows, batch in self._in_order(texts):
                 own = fetch(_reference_nll(apply_fn, trained, batch))
                 found[rows, : own.shape[1]] = own[: len(rows)]
             return found
@@ -71,9 +71,7 @@ class UnlearningBatches:
 
     def all_forget(self) -> Iterator[TextBatch]:
         """Forget texts in order, on the devices."""
-        every = np.arange(len(self.forget.input_ids))
-        for _, batch in self._in_order(self.forget, every):
-            yield batch
+        return (batch for _, batch in self._in_order(self.forget))
 
     def some_retain(self) -> Iterator[TextBatch]:
         """An even sample of the retain texts (files may be sorted), on the devices."""
@@ -85,8 +83,9 @@ class UnlearningBatches:
             yield batch
 
     def _in_order(
-        self, texts: EncodedAnswers, chosen: Int[np.ndarray, " n"]
+        self, texts: EncodedAnswers, chosen: Int[np.ndarray, " n"] | None = None
     ) -> Iterator[tuple[Int[np.ndarray, " B"], TextBatch]]:
+        chosen = np.arange(len(texts.input_ids)) if chosen is None else chosen
         for start in range(0, len(chosen), self.size):
             rows = chosen[start : start + self.size]
             batch = self._texts(texts, *self._filled(rows))
@@ -105,21 +104,15 @@ class UnlearningBatches:
         rows, weight = self._filled(rows, weight)
         batch = self._texts(self.forget, rows, weight, self.reference)
         if self.alternatives:
-            which = self._draw(_ALTERNATIVE, step, len(self.alternatives), len(rows))
+            options = len(self.alternatives)
+            which = _draw(self.config.seed, _ALTERNATIVE, step, options, len(rows))
             batch = batch._replace(alternative=self._alternative(rows, weight, which))
         retain = None
         if self.retain is not None:
-            count = self.config.batch_size
-            drawn = self._draw(_RETAIN, step, len(self.retain.input_ids), count)
+            options, count = len(self.retain.input_ids), self.config.batch_size
+            drawn = _draw(self.config.seed, _RETAIN, step, options, count)
             retain = self._texts(self.retain, *self._filled(drawn))
         return PairBatch(batch, retain)
-
-    def _draw(self, stream: int, step: int, options: int, count: int) -> np.ndarray:
-        """Integers below `options`, independent of machine and NumPy version."""
-        philox = np.random.Philox(
-            key=[self.config.seed % 2**64, step], counter=[stream, 0, 0, 0]
-        )
-        return (philox.random_raw(count) % np.uint64(options)).astype(np.int64)
 
     def _filled(
         self, rows: np.ndarray, weight: np.ndarray | None = None
@@ -168,11 +161,16 @@ def _reference_nll(apply_fn: Any, trained: Any, batch: TextBatch) -> Array:
     return objectives.cached_reference_nll(trained, batch, apply_fn=apply_fn)
 
 
+def _draw(seed: int, stream: int, step: int, options: int, count: int) -> np.ndarray:
+    """Integers below `options`, independent of machine and NumPy version."""
+    philox = np.random.Philox(key=[seed % 2**64, step], counter=[stream, 0, 0, 0])
+    return (philox.random_raw(count) % np.uint64(options)).astype(np.int64)
+
+
 def _random_labels(texts: EncodedAnswers, vocabulary: int, seed: int) -> EncodedAnswers:
     """The same prompts with random tokens for targets, drawn once."""
-    philox = np.random.Philox(key=[seed % 2**64, 0], counter=[_RANDOM, 0, 0, 0])
-    words = philox.random_raw(texts.input_ids.size) % np.uint64(vocabulary)
-    drawn = words.reshape(texts.input_ids.shape).astype(np.int32)
+    drawn = _draw(seed, _RANDOM, 0, vocabulary, texts.input_ids.size)
+    drawn = drawn.reshape(texts.input_ids.shape).astype(np.int32)
     return texts._replace(
         input_ids=np.where(texts.label_mask != 0, drawn, texts.input_ids)
     )

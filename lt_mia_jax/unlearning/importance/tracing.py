@@ -115,10 +115,8 @@ def causal_layers(trace: Trace, count: int) -> tuple[int, ...]:
 
 def _deviation(stream: Float[Array, "B T D"], hidden: Array) -> Float[Array, ""]:
     """Standard deviation over all numbers of the hidden tokens."""
-    wide = stream.astype(jnp.float32)
-    count = jnp.maximum(hidden.sum() * stream.shape[-1], 1)
-    mean = jnp.where(hidden, wide, 0.0).sum() / count
-    return jnp.sqrt(jnp.where(hidden, jnp.square(wide - mean), 0.0).sum() / count)
+    found = jnp.std(stream.astype(jnp.float32), where=hidden)
+    return jnp.where(hidden.any(), found, 0.0)
 
 
 def _answer_probability(

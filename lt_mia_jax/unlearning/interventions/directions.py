@@ -14,6 +14,7 @@ from lt_mia_jax.arrays import Array, Float, Int, UInt
 from lt_mia_jax.errors import InputError
 
 Rows = Float[Array | np.ndarray, "N D"]
+Others = Float[Array | np.ndarray, "M D"]
 
 
 def token_rows(
@@ -23,13 +24,10 @@ def token_rows(
     return np.asarray(stream).astype(np.float64)[np.asarray(mask) > 0]
 
 
-def mean_difference(
-    towards: Rows, away: Float[Array | np.ndarray, "M D"]
-) -> Float[np.ndarray, "D"]:
+def mean_difference(towards: Rows, away: Others) -> Float[np.ndarray, "D"]:
     """From the mean of `away` to the mean of `towards`, float32."""
-    return _narrow(
-        _rows("towards", towards).mean(axis=0) - _rows("away", away).mean(axis=0)
-    )
+    there, here = _rows("towards", towards), _rows("away", away)
+    return _narrow(there.mean(axis=0) - here.mean(axis=0))
 
 
 class Clusters(NamedTuple):
@@ -74,9 +72,7 @@ def cluster(
 
 
 def cluster_vectors(
-    forget: Rows,
-    labels: Int[Array | np.ndarray, "N"],
-    retain: Float[Array | np.ndarray, "M D"],
+    forget: Rows, labels: Int[Array | np.ndarray, "N"], retain: Others
 ) -> Float[np.ndarray, "K D"]:
     """Steering vectors of `edits.Rotation`, one per cluster.
 
@@ -156,9 +152,7 @@ def threshold_for_recall(
     return float(middles[np.argmax(np.where(best, widths, -1.0))])
 
 
-def null_basis(
-    retain: Float[Array | np.ndarray, "M D"], share: float = 0.3
-) -> Float[np.ndarray, "D R"]:
+def null_basis(retain: Others, share: float = 0.3) -> Float[np.ndarray, "D R"]:
     """Orthonormal columns along which retain activations are smallest, float64.
 
     They are that share of the eigenvectors of `H^T H`, with the smallest eigenvalues.
@@ -202,11 +196,7 @@ def erasure_factor(
 
 
 def forget_rows(
-    forget: Rows,
-    retain: Float[Array | np.ndarray, "M D"],
-    *,
-    count: int,
-    retain_rank: int | None = None,
+    forget: Rows, retain: Others, *, count: int, retain_rank: int | None = None
 ) -> Float[np.ndarray, "K D"]:
     """Rows of `edits.Projection`: main directions of the forget activations alone.
 

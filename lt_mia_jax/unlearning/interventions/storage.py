@@ -75,9 +75,7 @@ def load_intervention(
 ) -> Intervention | None:
     """The intervention beside a model; None if there is none.
 
-    Args:
-      directory: the model's directory; it need not exist.
-      model: the model that it must fit; None skips this check.
+    The directory need not exist. With a model, the intervention must fit it.
 
     Raises:
       InputError: a file is missing, broken or changed, or fits another model.

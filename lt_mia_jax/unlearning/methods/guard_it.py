@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from lt_mia_jax.arrays import Array, Float
+from lt_mia_jax.arrays import Array
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import fetch
 from lt_mia_jax.models.config import ModelConfig
@@ -104,14 +104,13 @@ class GuardIt(Method):
             found = _means(setting.apply_fn, setting.trained, batch, self.layer)
             return [x[fetch(batch.weight) > 0] for x in fetch(found)]
 
-        forget, retain = (_Means(*side) for side in setting.both_sides(means))
-        topics = directions.cluster(
-            forget.prompts, counts=range(2, self.most_topics + 1), seed=0
-        )
-        vectors = directions.cluster_vectors(forget.whole, topics.labels, retain.whole)
+        (near, forget), (far, retain) = setting.both_sides(means)
+        counts = range(2, self.most_topics + 1)
+        topics = directions.cluster(near, counts=counts, seed=0)
+        vectors = directions.cluster_vectors(forget, topics.labels, retain)
         threshold = self.threshold
         if threshold is None:
-            threshold = self._fitted_threshold(forget, retain, topics.centroids)
+            threshold = self._fitted_threshold(near, far, topics.centroids)
         gate = GatedRotation(
             vectors,
             topics.centroids,
@@ -122,11 +121,11 @@ class GuardIt(Method):
         return Prepared(start=AtLayers(gate, np.asarray([self.layer], np.int32)))
 
     def _fitted_threshold(
-        self, forget: "_Means", retain: "_Means", centroids: Float[np.ndarray, "K D"]
+        self, forget: np.ndarray, retain: np.ndarray, centroids: np.ndarray
     ) -> float:
         near, far = (
-            np.asarray(cosine_similarity(side.prompts, centroids))
-            for side in (forget, retain)
+            np.asarray(cosine_similarity(prompts, centroids))
+            for prompts in (forget, retain)
         )
         threshold = directions.threshold_for_recall(near, far, self.penalty)
         opened = [float((x.max(axis=1) > threshold).mean()) for x in (near, far)]
@@ -139,17 +138,11 @@ class GuardIt(Method):
         return threshold
 
 
-class _Means(NamedTuple):
-    prompts: Float[np.ndarray, "N D"]
-    """Mean stream over each prompt."""
-    whole: Float[np.ndarray, "N D"]
-    """Mean stream over prompt and answer."""
-
-
 @partial(jax.jit, static_argnames="layer")
 def _means(
     apply_fn: ApplyFn, params: Any, batch: TextBatch, layer: int
 ) -> tuple[Array, Array]:
+    """Mean stream over each prompt, and over prompt and answer."""
     _, streams = apply_fn(params, batch.input_ids, capture=(layer,))
     stream, whole = streams[layer], batch.attention_mask
     prompt = prompt_mask(whole, batch.label_mask)

@@ -110,10 +110,7 @@ def text_average(
 ) -> tuple[Float[Array, ""], LossAux]:
     """Sum of the weighted terms of texts with tokens, divided by their number.
 
-    Args:
-      terms: one finite number per text.
-      tokens: number of scored tokens; texts with none are left out.
-      weight: per-text loss weight.
+    Terms are finite; a text without scored tokens is left out.
     """
     scored = tokens > 0
     terms = jnp.where(scored, terms, 0.0)

@@ -108,12 +108,11 @@ def project_realized_update(
     inner = optax.with_extra_args_support(inner)
     equality = form == "equality"
 
+    def is_mask(x: Any) -> bool:
+        return isinstance(x, MaskState)
+
     def init(params: Tree) -> RealizedState:
         state = inner.init(params)
-
-        def is_mask(x: Any) -> bool:
-            return isinstance(x, MaskState)
-
         if any(map(is_mask, jax.tree.leaves(state, is_leaf=is_mask))):
             raise ValueError(
                 "project_realized_update would move masked parameters again; put "
