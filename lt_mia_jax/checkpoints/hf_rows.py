@@ -25,7 +25,7 @@ class Row(NamedTuple):
     read: Callable[[Fields, Settings], None]
     """Adds settings; problems are collected in the fields."""
     write: Callable[[Settings], dict[str, Any]]
-    """The fields that stand for these settings."""
+    """The fields that express these settings."""
 
 
 def field(
@@ -68,7 +68,7 @@ def activation(name: str, default: str) -> Row:
 
 
 def choice(name: str, setting: str, *options: tuple[Any, Any]) -> Row:
-    """One field whose values stand for values of a setting.
+    """One field whose values correspond to values of a setting.
 
     Options are (value in config.json, value of the setting). The first one is the
     default; of several that mean the same, the first one is written.
@@ -88,7 +88,7 @@ def choice(name: str, setting: str, *options: tuple[Any, Any]) -> Row:
         for theirs, ours in options:
             if ours == settings[setting]:
                 return {name: theirs}
-        return {}  # No value stands for this setting.
+        return {}  # No value expresses this setting.
 
     return Row(read, write)
 

@@ -241,5 +241,5 @@ def _stored(assignment: Assignment, flat: Mapping[str, Any]) -> np.ndarray:
         np.asarray(flat[p.path][p.part] if p.part else flat[p.path])
         for p in assignment.places
     ]
-    # safetensors writes the buffer as it lies in memory, whatever the strides.
+    # safetensors writes the buffer in memory order and ignores strides.
     return np.ascontiguousarray(assignment.operation.inverse(leaves))

@@ -1,4 +1,4 @@
-"""Language models: what they are (config), how they run, and the one door."""
+"""Language models: configs, execution settings, and the interface `LanguageModel`."""
 
 from typing import TYPE_CHECKING
 

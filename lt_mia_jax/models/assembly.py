@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from lt_mia_jax.models.config import (
+    SIZES,
     Activation,
     Attention,
     BlockConfig,
@@ -32,9 +33,6 @@ from lt_mia_jax.models.config import (
     Tied,
     Untied,
 )
-
-SIZES = ("vocab_size", "width", "layers", "context")
-"""Fields of `ModelConfig` that every kind of model needs."""
 
 
 def transformer(

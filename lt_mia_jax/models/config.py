@@ -302,6 +302,10 @@ class Dropout:
                 raise InputError(f"dropout.{name} = {rate}, expected a rate in [0, 1)")
 
 
+SIZES = ("vocab_size", "width", "layers", "context")
+"""Fields of `ModelConfig` that are positive integers."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A causal language model.
@@ -335,8 +339,7 @@ class ModelConfig:
     """Training-time dropout rates."""
 
     def __post_init__(self):
-        sizes = ("vocab_size", "width", "layers", "context")
-        wrong = [name for name in sizes if getattr(self, name) < 1]
+        wrong = [name for name in SIZES if getattr(self, name) < 1]
         if wrong or not self.pattern:
             raise InputError(f"{wrong or ['pattern']} must be at least 1 in a model")
         positions = self.embedding.positions

@@ -6,12 +6,12 @@
 from typing import Any
 
 from lt_mia_jax.models import assembly
-from lt_mia_jax.models.config import ModelConfig, Rotary
+from lt_mia_jax.models.config import SIZES, ModelConfig, Rotary
 
 
 def _sizes(vocab_size: int, width: int, layers: int, context: int) -> dict[str, Any]:
     sizes = (vocab_size, width, layers, context)
-    return dict(zip(assembly.SIZES, sizes, strict=True))
+    return dict(zip(SIZES, sizes, strict=True))
 
 
 def _with_biases(

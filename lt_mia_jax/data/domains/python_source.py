@@ -9,6 +9,7 @@ import sysconfig
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from lt_mia_jax.errors import InputError
@@ -82,14 +83,11 @@ def functions(packages: Sequence[str]) -> Iterator[str]:
 
     Nested functions are part of the outer one only.
     """
-    for name in packages:
-        for path in python_files(name):
-            tree, source = _parse(path)
-            if tree is None:
-                continue
-            lines = source.splitlines(keepends=True)
-            for node in _functions_of(tree):
-                yield _without_docstring(node, lines)
+    for path in chain.from_iterable(map(python_files, packages)):
+        tree, source = _parse(path)
+        lines = source.splitlines(keepends=True)
+        for node in _functions_of(tree):
+            yield _without_docstring(node, lines)
 
 
 def docstrings(packages: Sequence[str]) -> Iterator[str]:
@@ -98,25 +96,20 @@ def docstrings(packages: Sequence[str]) -> Iterator[str]:
     They include docstrings of compiled functions of NumPy and SciPy: long string
     literals in calls of `add_newdoc`.
     """
-    for name in packages:
-        for path in python_files(name):
-            tree, _ = _parse(path)
-            if tree is not None:
-                yield from _docstrings_of(tree)
+    for path in chain.from_iterable(map(python_files, packages)):
+        yield from _docstrings_of(_parse(path)[0])
 
 
 def long_literals(path: Path) -> Iterator[str]:
     """String literals of at least 200 characters in a Python file, in order."""
-    tree, _ = _parse(path)
-    if tree is not None:
-        yield from _long_literals(tree)
+    yield from _long_literals(_parse(path)[0])
 
 
-def _parse(path: Path) -> tuple[ast.Module | None, bytes]:
-    """Syntax tree (None: a syntax error, or a generated file) and bytes."""
+def _parse(path: Path) -> tuple[ast.Module, bytes]:
+    """Syntax tree (empty: a syntax error, or a generated file) and bytes."""
     source = path.read_bytes()
     if _GENERATED in source[:_TOP]:
-        return None, source
+        return ast.Module([], []), source
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as invalid escapes
@@ -129,7 +122,7 @@ def _parse(path: Path) -> tuple[ast.Module | None, bytes]:
             *sys.version_info[:2],
             error,
         )
-        return None, source
+        return ast.Module([], []), source
 
 
 def _functions_of(scope: _Scope) -> Iterator[_Function]:

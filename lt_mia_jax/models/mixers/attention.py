@@ -51,7 +51,7 @@ def causal_attention(
     float32. Padding on the right needs no mask, because no earlier token sees it.
 
     `scale` is a factor on the scores (None: K^-1/2), to which `bias` is then added by
-    head and key position. `window` limits each token to so many tokens, itself
+    head and key position. `window` is the number of tokens that each one sees, itself
     included. `dropout_key` enables dropout of the weights.
 
     Source: "Attention Is All You Need", arXiv 1706.03762, eq. 1; grouping as in
