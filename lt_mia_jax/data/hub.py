@@ -18,7 +18,7 @@ FEWEST_CHARACTERS = 50
 _PARQUET_BRANCH = "refs/convert/parquet"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class HubDataset:
     """Location and text fields of a data set, of which the train split is read."""
 
@@ -120,40 +120,34 @@ def normalized(name: str) -> str:
 HUB_DATASETS = {
     dataset.name: dataset
     for dataset in (
-        HubDataset(name="ag_news", path="fancyzhx/ag_news"),
+        HubDataset("ag_news", "fancyzhx/ag_news"),
         HubDataset(
-            name="xsum",
-            path="EdinburghNLP/xsum",
-            revision=_PARQUET_BRANCH,
-            fields=("document",),
+            "xsum", "EdinburghNLP/xsum", revision=_PARQUET_BRANCH, fields=("document",)
         ),
         HubDataset(
-            name="wikitext103",
-            path="Salesforce/wikitext",
+            "wikitext103",
+            "Salesforce/wikitext",
             config="wikitext-103-raw-v1",
             row_cap=ROW_CAP,
         ),
         HubDataset(
-            name="wikipedia",
-            path="wikimedia/wikipedia",
+            "wikipedia",
+            "wikimedia/wikipedia",
             config="20231101.en",
             streamed=True,
             row_cap=ROW_CAP,
         ),
         HubDataset(
-            name="news_category_dataset",
-            path="heegyu/news-category-dataset",
+            "news_category_dataset",
+            "heegyu/news-category-dataset",
             fields=("headline", "short_description"),
         ),
         HubDataset(
-            name="cnndm",
-            path="abisee/cnn_dailymail",
-            config="3.0.0",
-            fields=("article",),
+            "cnndm", "abisee/cnn_dailymail", config="3.0.0", fields=("article",)
         ),
         HubDataset(
-            name="arxiv",
-            path="ccdv/arxiv-summarization",
+            "arxiv",
+            "ccdv/arxiv-summarization",
             revision=_PARQUET_BRANCH,
             folder="document",
             fields=("abstract",),
@@ -161,8 +155,8 @@ HUB_DATASETS = {
             row_cap=ROW_CAP,
         ),
         HubDataset(
-            name="swallow_code",
-            path="tokyotech-llm/swallow-code",
+            "swallow_code",
+            "tokyotech-llm/swallow-code",
             config="swallow-code",
             fields=("text", "content", "code", "body", "document"),
             rule="first",
