@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lt_mia_jax.errors import InputError
 
-ENDINGS: dict[Literal["parquet", "json"], tuple[str, ...]] = {
+ENDINGS = {
     "parquet": (".parquet",),
     "json": (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst"),
 }
@@ -60,7 +60,7 @@ def file_rows(files: Sequence[Path]) -> Iterator[Mapping[str, Any]]:
         ) from error
 
 
-def kind_of(path: Path) -> Literal["parquet", "json"] | None:
+def kind_of(path: Path) -> str | None:
     """Loader for a file, by its ending; None for other files."""
     kinds = (kind for kind, ends in ENDINGS.items() if path.name.endswith(ends))
     return next(kinds, None)
