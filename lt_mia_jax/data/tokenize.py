@@ -32,6 +32,10 @@ class Encoded(NamedTuple):
     empty: Bool[np.ndarray, " N"]
     """Fewer than two tokens, so no step can be scored."""
 
+    def take(self, rows: Int[np.ndarray, " M"]) -> "Encoded":
+        """The texts of the given rows, in that order."""
+        return Encoded(*(field[rows] for field in self))
+
 
 def encode(
     texts: Sequence[str],

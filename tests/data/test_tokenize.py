@@ -3,6 +3,7 @@ import pytest
 
 from lt_mia_jax.data.tokenize import (
     SHORT,
+    Encoded,
     check_vocabulary,
     encode,
     flag_texts,
@@ -107,7 +108,7 @@ def test_rows_do_not_depend_on_their_neighbors(tokenizer):
     together = encode(TEXTS * 200, tokenizer, length=32)
     alone = [encode([text], tokenizer, length=32) for text in TEXTS]
     for row, text in enumerate(alone):
-        same = [field[[row + len(TEXTS) * 130]] for field in together]
+        same = together.take(np.array([row + len(TEXTS) * 130]))
         for a, b in zip(same, text, strict=True):
             np.testing.assert_array_equal(a, b)
 
@@ -134,6 +135,15 @@ def test_a_megabyte(tokenizer):
     tail = encode([text[-2_000:]], tokenizer, side="left")
     np.testing.assert_array_equal(left.input_ids, tail.input_ids)
     assert left.truncated.all()
+
+
+def test_take(tokenizer):
+    encoded = encode(TEXTS, tokenizer, length=16)
+    rows = np.array([3, 0])
+    taken = encoded.take(rows)
+    assert isinstance(taken, Encoded)
+    np.testing.assert_array_equal(taken.input_ids, encoded.input_ids[rows])
+    np.testing.assert_array_equal(taken.empty, encoded.empty[rows])
 
 
 def test_length_must_be_positive(tokenizer):
