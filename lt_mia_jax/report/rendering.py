@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lt_mia_jax.errors import InputError
@@ -12,7 +12,7 @@ from lt_mia_jax.report.forgetting.comparison import comparison_page, pareto
 from lt_mia_jax.report.forgetting.page import forgetting_page
 from lt_mia_jax.report.forgetting.runs import (
     CONTROLS,
-    CardJson,
+    Sections,
     group_cards,
     group_runs,
     is_run,
@@ -22,9 +22,6 @@ from lt_mia_jax.report.membership.page import membership_page
 from lt_mia_jax.report.membership.run import read_run
 from lt_mia_jax.report.panels import Page
 from lt_mia_jax.verification import storage
-
-Sections = Mapping[str, Mapping[str, Sequence[CardJson]]]
-"""Cards as in files, one a seed, by title of a section and name of a method."""
 
 
 def render(runs: Sequence[Path]) -> str:

@@ -102,32 +102,22 @@ def relearning_card(
         if name != "before"
     }
 
-    def area(group: tuple[np.ndarray, np.ndarray]) -> float:
-        ours, theirs = (x.mean(axis=0) for x in group)
-        return relearning_area(STEPS, ours, theirs)
-
-    def robustness(group: tuple[np.ndarray, np.ndarray]) -> float:
-        ours, theirs = (x.mean(axis=0) for x in group)
-        return relearning_robustness(
-            unlearned_before=float(ours[0]),
-            unlearned_after=float(ours[-1]),
-            retrained_before=float(theirs[0]),
-            retrained_after=float(theirs[-1]),
-        )
-
-    def compared(value: Callable[..., float]) -> Estimate | None:
+    def compared(measure: Callable[..., float]) -> Estimate | None:
+        """A measure of the mean curves of both models."""
         if "retrained" not in curves:
             return None
         both = (curves["after"].T, curves["retrained"].T)
-        return estimate(value, both, seed=seed)
+        return estimate(
+            lambda group: measure(*(x.mean(axis=0) for x in group)), both, seed=seed
+        )
 
     return Relearning(
         steps=STEPS,
         taught=len(taught),
         asked=len(asked),
         models={name: tuple(x.mean(axis=1).tolist()) for name, x in curves.items()},
-        area=compared(area),
-        robustness=compared(robustness),
+        area=compared(partial(relearning_area, STEPS)),
+        robustness=compared(relearning_robustness),
     )
 
 

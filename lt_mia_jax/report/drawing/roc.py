@@ -53,14 +53,11 @@ def roc_band(
     # How many members lie strictly above each non-member: the only thresholds needed.
     above = m - np.searchsorted(np.sort(members), negatives, side="right")
     rng = np.random.default_rng(seed)
-    boots = np.stack(
-        [
-            _tpr(allowed, above, _resample(rng, n), _resample(rng, m))
-            for _ in range(n_boot)
-        ]
-    )
-    ones = np.ones
-    tpr = _tpr(allowed, above, ones(n, np.int64), ones(m, np.int64))
+    boots = [
+        _tpr(allowed, above, _resample(rng, n), _resample(rng, m))
+        for _ in range(n_boot)
+    ]
+    tpr = _tpr(allowed, above, np.ones(n, np.int64), np.ones(m, np.int64))
     low, high = np.quantile(boots, [0.025, 0.975], axis=0)
     return RocBand(allowed / n, tpr, low, high)
 

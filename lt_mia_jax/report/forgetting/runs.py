@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import read_json
-from lt_mia_jax.verification.records import Card, Example, Said, UnlearningRun
+from lt_mia_jax.verification.records import Card, Example, UnlearningRun
 from lt_mia_jax.verification.storage import (
     CARD,
     KIND,
@@ -18,8 +18,8 @@ from lt_mia_jax.verification.storage import (
 
 CONTROLS = ("before", "full", "retrained")
 """How the names of models begin that are no method's result."""
-CardJson = Mapping[str, Any]
-"""A card as it stands in files."""
+Sections = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
+"""Cards as in files, one a seed, by title of a section and name of a row."""
 
 
 class Entry(NamedTuple):
@@ -76,17 +76,10 @@ def group_runs(directories: Sequence[Path]) -> list[Group]:
     return [_group(runs) for runs in gathered.values()]
 
 
-def group_cards(
-    groups: Mapping[str, Mapping[str, Sequence[CardJson]]],
-    controls: Sequence[str] = CONTROLS,
-) -> list[Group]:
-    """Groups from bare cards, by title and name, one card a seed.
+def group_cards(groups: Sections, controls: Sequence[str] = CONTROLS) -> list[Group]:
+    """Groups from bare cards; `{"failed": WHY}` is a run that gave no result.
 
-    A card `{"failed": WHY}` is a run that gave no result.
-
-    Args:
-      groups: cards by title of the group and name of the row.
-      controls: how the names of rows begin that are no method's result.
+    Names of rows that begin as one of `controls` are no method's result.
 
     Raises:
       InputError: no cards, or entries of the wrong type.
@@ -96,12 +89,12 @@ def group_cards(
         entries = []
         for name, cards in rows.items():
             where = f"{title}, {name}: card"
+            failed = [str(card["failed"]) for card in cards if "failed" in card]
             good = [
                 card_from_json({"n_forget": 0, **card}, where)
                 for card in cards
                 if "failed" not in card
             ]
-            failed = [str(card["failed"]) for card in cards if "failed" in card]
             why = "" if good else next(iter(failed), "no result")
             entries.append(Entry(name, name.startswith(tuple(controls)), good, why))
         if entries:
@@ -136,17 +129,16 @@ def _group(runs: Sequence[tuple[str, UnlearningRun]]) -> Group:
         for part, found in (verification.layers or {}).items():
             row = layers.setdefault(part, {"before": found.models["before"]})
             row[name] = found.models["after"]
-    first = next(iter(named.values()))
-    asked = {each.id: each for each in first.verification.examples}
-    said: dict[str, dict[str, Said]] = {
-        id: {n: x for n, x in each.said.items() if n in ("before", "retrained")}
-        for id, each in asked.items()
+    answers = {
+        name: {each.id: each.said["after"] for each in verification.examples}
+        for name, verification in every.items()
     }
-    for name, verification in every.items():
-        for each in verification.examples:
-            if each.id in said:
-                said[each.id][name] = each.said["after"]
-    examples = [replace(each, said=said[id]) for id, each in asked.items()]
+    first = runs[0][1]
+    examples = []
+    for each in first.verification.examples:
+        said = {n: x for n, x in each.said.items() if n in ("before", "retrained")}
+        said |= {n: found[each.id] for n, found in answers.items() if each.id in found}
+        examples.append(replace(each, said=said))
     about = first.about
     file = Path(about.forget.file if about.forget else "texts").stem
     model = Path(about.model or "a model").name

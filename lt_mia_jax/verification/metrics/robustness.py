@@ -7,7 +7,6 @@ the model from before unlearning.
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -118,22 +117,18 @@ def recovered_fraction(value: float, *, original: float, retrained: float) -> fl
 
 
 def relearning_area(
-    steps: Sequence[int] | np.ndarray,
-    unlearned: Values,
-    retrained: Values,
-    *,
-    axis: Literal["log", "linear"] = "log",
+    steps: Sequence[int] | np.ndarray, unlearned: Values, retrained: Values
 ) -> float:
-    """Mean gap of two relearning curves, in units of their metric.
+    """Mean gap of two relearning curves over log(1 + steps), in units of their metric.
 
-    The trapezoidal area between them over the span of the axis. Positive: the unlearned
-    model knows, or relearns, more than a model that never knew.
+    The trapezoidal area between them over the span of the axis, which gives each decade
+    of steps its weight. Positive: the unlearned model knows, or relearns, more than a
+    model that never knew.
 
     Args:
       steps: training steps after which the metric was taken, rising, from 0.
       unlearned: the metric after each, on forget items not trained on.
       retrained: of the retrained model under the same recipe.
-      axis: log(1 + steps), which gives each decade its weight, or steps.
 
     Raises:
       InputError: fewer than two points, or steps that do not rise.
@@ -146,36 +141,25 @@ def relearning_area(
         raise InputError(
             f"steps are {at.tolist()}; expected at least two, each larger than the last"
         )
-    if axis not in ("log", "linear"):
-        raise InputError(f"axis is {axis!r}; expected 'log' or 'linear'")
-    x = np.log1p(at) if axis == "log" else at
+    x = np.log1p(at)
     return float(np.trapezoid(ours - theirs, x) / (x[-1] - x[0]))
 
 
-def relearning_robustness(
-    *,
-    unlearned_before: float,
-    unlearned_after: float,
-    retrained_before: float,
-    retrained_after: float,
-) -> float:
+def relearning_robustness(unlearned: Values, retrained: Values) -> float:
     """Gain of the retrained model over that of the unlearned one, clipped to [0, 1].
 
-    The metric rises with knowledge of the forget set and is taken before and after the
-    same relearning of both. 1 where the unlearned model relearns no faster than one
-    that never knew, and where it gains nothing at all.
+    The metric rises with knowledge of the forget set; each model has its values from
+    the first to the last step of the same relearning. 1 where the unlearned model
+    relearns no faster than one that never knew, and where it gains nothing at all.
 
     Source: OpenUnlearning, arXiv 2506.12618 (robustness of a metric to relearning).
     """
-    ours = number("unlearned_after", unlearned_after) - number(
-        "unlearned_before", unlearned_before
-    )
-    theirs = number("retrained_after", retrained_after) - number(
-        "retrained_before", retrained_before
-    )
-    if ours <= 0:
+    ours = per_item("metric of the unlearned model", unlearned)
+    theirs = per_item("metric of the retrained model", retrained)
+    gained = float(ours[-1] - ours[0])
+    if gained <= 0:
         return 1.0
-    return float(np.clip(theirs / ours, 0, 1))
+    return float(np.clip((theirs[-1] - theirs[0]) / gained, 0, 1))
 
 
 def _levels(bits: int) -> Float[Array, ""]:
