@@ -121,12 +121,11 @@ def check_models(options: Evaluation, tokenizer: Any) -> None:
       InputError: a model is not there, or has other tokens.
     """
     for role in ("retrained", "retrained_again", "reference"):
-        name = getattr(options, role)
-        try:
-            own = None if name is None else tokenizer_of(name)
-        except InputError as error:
-            raise InputError(f"--{role.replace('_', '-')}: {error}") from error
-        if own is not None:
+        if (name := getattr(options, role)) is not None:
+            try:
+                own = tokenizer_of(name)
+            except InputError as error:
+                raise InputError(f"--{role.replace('_', '-')}: {error}") from error
             _check_tokens(name, role, own, tokenizer)
 
 
