@@ -6,6 +6,7 @@ made again, or compared, from what was stored.
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -165,9 +166,8 @@ def _kept(measured: Measured, seed: int, notes: list[str]) -> dict[str, Any]:
                 name: estimate_mean(column, seed)
                 for name, column in tofu.utility_columns(sets).items()
             }
-            groups = [tuple(items) for items in sets.values()]
             found["model_utility"] = bootstrap_interval(
-                _model_utility, *groups, seed=seed
+                _model_utility, *sets.values(), seed=seed
             )
         else:
             notes.append(
@@ -224,14 +224,13 @@ def _against(
             None if original is None else original.sets["forget"].probability,
             truth.probability[None],
         )
-        found["completeness"] = estimate_mean(complete.score, seed)
+        score, gap = complete
+        found["completeness"] = estimate_mean(score, seed)
         found["completeness_gap"] = {
-            f"p{percent:02d}": estimate(
-                lambda gap, at=percent / 100: float(np.quantile(gap, at)),
-                complete.gap,
-                seed=seed,
+            f"p{n:02d}": estimate(
+                partial(np.quantile, q=n / 100), complete.gap, seed=seed
             )
-            for percent in (5, 50, 95)
+            for n in (5, 50, 95)
         }
     if original is not None:
         found["forget_knowledge_left"] = knowledge_left(
@@ -267,9 +266,6 @@ def _utility(name: str, items: Items) -> tofu.UtilityItems:
     return tofu.UtilityItems(probability, items.rouge, items.truth_ratio)
 
 
-def _model_utility(*groups: tuple[np.ndarray, ...]) -> float:
-    sets = {
-        name: tofu.UtilityItems(*group)
-        for name, group in zip(tofu.UTILITY_SETS, groups, strict=True)
-    }
+def _model_utility(*groups: tofu.UtilityItems) -> float:
+    sets = dict(zip(tofu.UTILITY_SETS, groups, strict=True))
     return tofu.model_utility(tofu.utility_parts(sets))

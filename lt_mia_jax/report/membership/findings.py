@@ -33,8 +33,8 @@ def findings(run: Run) -> list[Finding]:
     combinations = [c for c in run.summary.combinations if c.attacks]
     found = _Labeled(run.summary.primary, combinations)
     checks = (_text_only, _permutation, _few_texts, _refused, _against_chance, _novelty)
-    labeled = [each for check in checks for each in check(found)]
-    first = labeled if combinations else [*_unlabeled(run)]
+    labeled = (each for check in checks for each in check(found))
+    first = labeled if combinations else _unlabeled(run)
     return in_order([*first, *_p_values(run), *_coverage(run)])
 
 
