@@ -227,9 +227,7 @@ def _against(
         score, gap = complete
         found["completeness"] = estimate_mean(score, seed)
         found["completeness_gap"] = {
-            f"p{n:02d}": estimate(
-                partial(np.quantile, q=n / 100), complete.gap, seed=seed
-            )
+            f"p{n:02d}": estimate(partial(np.quantile, q=n / 100), gap, seed=seed)
             for n in (5, 50, 95)
         }
     if original is not None:
