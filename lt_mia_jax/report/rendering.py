@@ -57,9 +57,8 @@ def render(runs: Sequence[Path]) -> str:
 def render_comparison(cards: Sections, controls: Sequence[str] = CONTROLS) -> str:
     """The page that compares methods, from cards that lie in no run directory.
 
-    Args:
-      cards: by section and method; `{"failed": WHY}` stands for a run without result.
-      controls: how the names begin that are no methods but models to compare with.
+    A card `{"failed": WHY}` stands for a run without result. Names that begin as one of
+    `controls` are no methods but models to compare with.
 
     Raises:
       InputError: no cards, or malformed ones.

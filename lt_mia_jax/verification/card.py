@@ -92,10 +92,8 @@ def report_card(
 def accepted_runs(cards: Sequence[Card], confidence: float = 0.95) -> list[bool]:
     """Which models keep the extraction risk below the level, all with this confidence.
 
-    Args:
-      cards: of models that forgot the same texts; a card without a risk is accepted
-        never, and does not count.
-      confidence: that no accepted model is above the level (Bonferroni).
+    The models forgot the same texts, and the error is divided among them (Bonferroni).
+    A card without a risk is never accepted and does not count.
 
     Source: FROC, arXiv 2512.13337 (risk-controlled set); Learn then Test, arXiv
     2110.01052.

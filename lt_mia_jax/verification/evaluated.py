@@ -69,12 +69,8 @@ def in_batches(
 ) -> Any:
     """Concatenated `reduce(rows, intervention)` of batches of one shape.
 
-    Args:
-      evaluated: whose intervention is handed over.
-      encoded: the texts.
-      reduce: row numbers in, arrays with one row a text out; the last batch repeats the
-        last text, whose copies are dropped.
-      size: of a batch.
+    `reduce` turns row numbers into arrays with one row a text; the last batch repeats
+    the last text, whose copies are dropped.
     """
     count, prompts = len(encoded.input_ids), encoded.label_mask.argmax(axis=1)
     parts = []
@@ -143,9 +139,7 @@ def continuations(
     wanted: np.ndarray,
     least: int = 0,
 ) -> list[str]:
-    """Greedy continuations of at least `wanted` tokens, where the context has room.
-
-    More than that, `least`, is generated as far as the context has room.
+    """Greedy continuations of at least `wanted` and `least` tokens, room permitting.
 
     One program serves all rows, unless the longest prompt and the longest answer do
     not fit the context together; then rows of similar prompts share one.

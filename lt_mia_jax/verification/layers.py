@@ -39,11 +39,7 @@ def streams(
 ) -> Streams:
     """Residual streams at every layer, on the tokens that predict the answers.
 
-    Args:
-      evaluated: the model, edited by its intervention if it has one.
-      rows: questions with answers.
-      tokens: stop after so many.
-      last_only: only those of the last layer.
+    The model is edited by its intervention if it has one. Stops after so many `tokens`.
 
     Raises:
       InputError: no rows.
@@ -93,14 +89,8 @@ def similarity(streams: Streams, retrained: Streams) -> list[float]:
 def trace(before: Sequence[Streams], after: Sequence[Streams]) -> Trace | None:
     """Whether a classifier tells the model after from the one before unlearning.
 
-    It sees the last layer at the last token of each text.
-
-    Args:
-      before: of one or more sets of texts; forgotten ones and others, if possible.
-      after: of the same texts.
-
-    Returns:
-      None for fewer texts than the classifier has folds.
+    It sees the last layer at the last token of each text. Both sides have the same sets
+    of texts: forgotten ones and others, if possible. None for fewer texts than folds.
     """
     pair = [np.concatenate([_ends(each) for each in side]) for side in (before, after)]
     return None if len(pair[0]) < FOLDS else trace_accuracy(*pair)

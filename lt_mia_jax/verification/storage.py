@@ -49,11 +49,9 @@ def card_to_json(card: Card | MuseCard) -> dict[str, Any]:
 
 
 def card_from_json(content: Any, where: str = "card") -> Card:
-    """The inverse of `card_to_json`; entries that no card has are left out.
+    """The inverse of `card_to_json`, of this version or an earlier one.
 
-    Args:
-      content: parsed JSON, of this version or an earlier one.
-      where: its name in messages.
+    Entries that no card has are left out; `where` names the file in messages.
 
     Raises:
       InputError: an entry is missing or of the wrong type; the message has its path.

@@ -49,13 +49,8 @@ def rounding_card(
     """What models with rounded weights know of forgotten questions.
 
     All models are rounded alike, so that what rounding itself destroys is not taken for
-    forgetting: 1 is what the rounded model before unlearning knows.
-
-    Args:
-      models: `before`, `after`, and `retrained` if there is one.
-      rows: the forgotten questions.
-      bits: of the rounded weights.
-      seed: of the bootstrap.
+    forgetting: 1 is what the rounded model before unlearning knows. The models are
+    `before`, `after`, and `retrained` if there is one.
 
     Source: Catastrophic Failure of LLM Unlearning via Quantization, arXiv 2410.16454.
     """
@@ -85,13 +80,8 @@ def relearning_card(
 ) -> Relearning | None:
     """How fast models relearn: some forgotten questions are taught, others asked.
 
-    Args:
-      models: `after`, and `retrained` if there is one; `before` is left out.
-      rows: the forgotten questions; every other one may be taught.
-      seed: of the bootstrap over the questions that are asked.
-
-    Returns:
-      None for fewer than two questions.
+    The models are `after`, and `retrained` if there is one; `before` is left out. Every
+    other question may be taught. None for fewer than two questions.
     """
     if len(rows) < 2:
         return None
@@ -132,18 +122,11 @@ def relearn(
     """Train on some forgotten questions, and ask for others.
 
     Adam on one batch, the first 64 texts at most, the same at every step; an
-    intervention stays in place. The same recipe on the retrained model is what the
-    curve is to be compared with.
-
-    Args:
-      evaluated: the model; left as it is.
-      taught: forgotten questions to train on.
-      asked: other forgotten questions, which are measured.
-      steps: after how many updates, rising.
-      learning_rate: of Adam.
+    intervention stays in place, and the model is left as it is. The same recipe on the
+    retrained model is what the curve is to be compared with.
 
     Returns:
-      Probability of each answer that was not taught, after each number of steps.
+      Probability of each answer that is asked for, after each number of steps.
 
     Raises:
       InputError: nothing to teach or to ask, or steps that do not rise from 0.

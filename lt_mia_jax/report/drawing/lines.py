@@ -28,12 +28,7 @@ def line_figure(
 ) -> svg.Figure:
     """Curves over layers or steps; every point is marked.
 
-    Args:
-      lines: the curves.
-      titles: of the horizontal and the vertical axis.
-      ticks: labels of the horizontal axis by value.
-      title: of the figure.
-      caption: of the figure.
+    `titles` are those of the axes, `ticks` labels of the horizontal one by value.
     """
     width, height = 460, 300
     every = np.concatenate([line.y for line in lines])

@@ -57,11 +57,7 @@ def pareto_figure(
 ) -> Markup:
     """Utility to the right, forgetting upwards; the best results are joined.
 
-    Args:
-      spots: results; those of kind "control" are not joined.
-      x_label: name of the horizontal axis.
-      y_label: name of the vertical axis.
-      passing: where a dotted line goes.
+    Those of kind "control" are not joined. `passing` is where a dotted line goes.
     """
     width, height = PARETO
     ends = [v for s in spots for v in (s.x, s.low, s.high) if v is not None]
@@ -140,9 +136,8 @@ def _overlap(a: Box, b: Box) -> bool:
 def picture(figures: Mapping[str, svg.Figure], style: Markup) -> str:
     """An SVG document: the key, then each plot under its title.
 
-    Args:
-      figures: Pareto plots by title, with the same key.
-      style: the page's CSS, whose colors follow the reader's light or dark screen.
+    All plots have the same key. `style` is the page's CSS, whose colors follow the
+    reader's light or dark screen.
     """
     width, height = PARETO
     marks, x = [], 20.0

@@ -164,15 +164,8 @@ def axes(
 ) -> list[Markup]:
     """Grid lines with labels, and the titles of both axes.
 
-    Args:
-      x: scale of the horizontal axis.
-      y: scale of the vertical axis.
-      height: of the figure, at whose foot `x_label` stands.
-      x_label: title of the horizontal axis.
-      y_label: title of the vertical axis.
-      x_ticks: labels by value; round numbers where None.
-      y_ticks: likewise.
-      vertical: whether lines cross the figure at `x_ticks`, or stand below it.
+    Ticks are labels by value, round numbers where None. Lines at `x_ticks` cross the
+    figure if `vertical`, and else stand below it, at whose foot `x_label` stands.
     """
     marks = []
     stop, css = (y.stop, "grid") if vertical else (y.start + 4, "tick")
