@@ -34,6 +34,17 @@ from lt_mia_jax.report.tables import Column, Table
 from lt_mia_jax.report.wording import NBSP
 from lt_mia_jax.verification.records import Card, UnlearningRun
 
+_CAPTIONS = {
+    "what-is-left": "What is left of the forgotten texts. Good is what the retrained "
+    f"model has, not less; brackets are 95{NBSP}% intervals over questions.",
+    "what-is-kept": "What is left of everything else; more is better.",
+    "what-leaks": "What an attacker still sees: forgotten texts against texts that no "
+    "model has seen. An AUC far from the retrained model's, on either side, leaks.",
+    "muse": "The questions of MUSE: continuations, answers, leakage.",
+    "parts-of-utility": "What model utility is the harmonic mean of.",
+}
+"""Of the tables of numbers."""
+
 
 def _tiles(run: UnlearningRun) -> Iterator[Tile]:
     models = run.verification.models
@@ -61,44 +72,25 @@ def _tiles(run: UnlearningRun) -> Iterator[Tile]:
 def _numbers(run: UnlearningRun, place: Place) -> Markup:
     names = models_of(run)
     cards = [run.verification.models[name] for name in names]
-    attacks = attacks_of(cards)
-    rates = [attack_metric(name, "tpr") for name in attacks]
-    rates = [each for each in rates if any(each.measured(card) for card in cards)]
-    parts: list[tuple[str, str, Sequence[Metric]]] = [
-        (
-            "what-is-left",
-            "What is left of the forgotten texts. Good is what the retrained model "
-            f"has, not less; brackets are 95{NBSP}% intervals over questions.",
-            METRICS["left"],
-        ),
-        (
-            "what-is-kept",
-            "What is left of everything else; more is better.",
-            METRICS["kept"],
-        ),
-        (
-            "what-leaks",
-            "What an attacker still sees: forgotten texts against texts that no model "
-            "has seen. An AUC far from the retrained model's, on either side, leaks.",
-            [*METRICS["leaks"], *(attack_metric(n, "auc") for n in attacks), *rates],
-        ),
-        (
-            "muse",
-            "The questions of MUSE: continuations, answers, leakage.",
-            METRICS["muse"],
-        ),
-        (
-            "parts-of-utility",
-            "What model utility is the harmonic mean of.",
-            _utility_parts(cards),
-        ),
+    attacks = [
+        attack_metric(name, part)
+        for part in ("auc", "tpr")
+        for name in attacks_of(cards)
     ]
+    parts: dict[str, Sequence[Metric]] = {
+        "what-is-left": METRICS["left"],
+        "what-is-kept": METRICS["kept"],
+        "what-leaks": [*METRICS["leaks"], *attacks],
+        "muse": METRICS["muse"],
+        "parts-of-utility": _utility_parts(cards),
+    }
     tables = []
-    for anchor, caption, metrics in parts:
+    for anchor, metrics in parts.items():
         corner = "Part" if anchor == "parts-of-utility" else "Metric"
         columns = [Column(corner, kind="text"), *map(Column, names)]
         if rows := metric_rows(metrics, cards):
-            tables.append(show.table(Table(place.id(anchor), caption, columns, rows)))
+            table = Table(place.id(anchor), _CAPTIONS[anchor], columns, rows)
+            tables.append(show.table(table))
     return Markup("\n").join(tables)
 
 
@@ -151,12 +143,7 @@ PANELS: tuple[Panel[UnlearningRun], ...] = (
         lambda run, place: show.table(leakage_table(run, place)),
         lambda run: bool(run.verification.models["after"].group_leakage),
     ),
-    Panel(
-        "Figures",
-        lambda run, _: show.figures(figures(run)),
-        _drawable,
-        "Figures",
-    ),
+    Panel("Figures", lambda run, _: show.figures(figures(run)), _drawable, "Figures"),
     Panel("Example by example", examples, name="Examples"),
     Panel("Record of the run", _record, name="Record"),
 )

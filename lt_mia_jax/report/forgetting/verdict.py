@@ -6,6 +6,15 @@ from lt_mia_jax.report.forgetting.metrics import FAR, PASSED, leak_of, metric_of
 from lt_mia_jax.report.wording import NBSP, percentage, plural, signed, unit
 from lt_mia_jax.verification.records import Card, UnlearningRun
 
+_KEPT = {
+    "model_utility": ("utility", "Model utility is {new}; it was {old} before."),
+    "retain_probability": (
+        "the probability of kept answers",
+        "Answers that were to be kept have a mean probability of {new}; it was {old}.",
+    ),
+}
+"""Measures of what was kept, best first: a noun and a sentence."""
+
 
 def verdict(run: UnlearningRun) -> list[str]:
     """The verdict, the most important sentence first."""
@@ -51,10 +60,7 @@ def _did(before: Card, after: Card) -> str:
 
 
 def _utility(before: Card, after: Card) -> str:
-    for name, what in (
-        ("model_utility", "utility"),
-        ("retain_probability", "the probability of kept answers"),
-    ):
+    for name, (what, _) in _KEPT.items():
         found = both(name, before, after)
         if found and found[0]:
             return f"{percentage(found[1] / found[0])} of {what} is left"
@@ -111,12 +117,8 @@ def _quality(after: Card) -> Iterator[str]:
 
 
 def _kept(before: Card, after: Card) -> Iterator[str]:
-    if found := both("model_utility", before, after):
-        old, new = (unit(value, 2) for value in found)
-        yield f"Model utility is {new}; it was {old} before."
-    elif found := both("retain_probability", before, after):
-        old, new = (unit(value, 2) for value in found)
-        yield (
-            f"Answers that were to be kept have a mean probability of {new}; it was "
-            f"{old}."
-        )
+    for name, (_, sentence) in _KEPT.items():
+        if found := both(name, before, after):
+            old, new = (unit(value, 2) for value in found)
+            yield sentence.format(old=old, new=new)
+            return
