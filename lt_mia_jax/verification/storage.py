@@ -10,7 +10,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from lt_mia_jax.attacks.estimate import Estimate
 from lt_mia_jax.configs import read_record, refuse, to_dict
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import read_json, write_json
@@ -86,9 +85,17 @@ def _empty(card: Card) -> list[str]:
     """Problems of estimates that have no number."""
     return [
         f"{name}.value is null instead of a number"
-        for name, found in vars(card).items()
-        if isinstance(found, Estimate) and found.value is None
+        for name, found in card_to_json(card).items()
+        if isinstance(found, Mapping) and found.get("value", found) is None
     ]
+
+
+def _blank(value: Any, where: str) -> list[str]:
+    """Curves without a point."""
+    if isinstance(value, Mapping):
+        parts = (_blank(item, f"{where}.{name}") for name, item in value.items())
+        return [problem for part in parts for problem in part]
+    return [f"{where} is empty"] if value == [] else []
 
 
 def _with_records(entry: Any) -> Any:
@@ -130,6 +137,8 @@ def run_from_json(content: Any, where: str = CARD) -> UnlearningRun:
     if isinstance(models, Mapping):
         missing = [name for name in ("before", "after") if name not in models]
         problems += [f"models.{name} is missing" for name in missing]
+    for name in ("scores", "layers", "map", "relearning"):
+        problems += _blank(inner.get(name), name)
     problems.sort(key=lambda problem: not problem.endswith(" is missing"))
     if not problems:
         problems = [

@@ -144,6 +144,19 @@ def test_entries_that_no_card_has_are_left_out():
             r"models\.after\.priv_leak\.value is null instead of a number",
         ),
         (
+            lambda d: d["scores"]["after"]["forget"].update(loss=[]),
+            r"scores\.after\.forget\.loss is empty",
+        ),
+        (
+            lambda d: d["layers"]["forget"]["models"].update(after=[]),
+            r"layers\.forget\.models\.after is empty",
+        ),
+        (lambda d: d["relearning"].update(steps=[]), r"relearning\.steps is empty"),
+        (
+            lambda d: d["models"]["retrained"]["auc_loss"].update(value=None),
+            r"models\.retrained\.auc_loss\.value is null instead of a number",
+        ),
+        (
             lambda d: d["examples"][1]["said"]["after"].update(probability="high"),
             r"examples\[1\]\.said\.after\.probability is 'high'",
         ),
