@@ -10,7 +10,7 @@ import numpy as np
 
 from lt_mia_jax.arrays import Float, Int
 from lt_mia_jax.audit.records import RunSummary
-from lt_mia_jax.configs import read_record, refuse
+from lt_mia_jax.configs import Count, read_record, refuse
 from lt_mia_jax.data.jsonl import Row, read_jsonl
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import read_json
@@ -26,7 +26,7 @@ class ScoredText:
     """One row of `scores.jsonl`."""
 
     id: str
-    n_tokens: int
+    n_tokens: Count
     scores: Mapping[str, float | None]
     flags: tuple[str, ...]
     label: Literal[0, 1] | None = None

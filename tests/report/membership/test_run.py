@@ -109,6 +109,7 @@ def test_bad_summary_is_named(run, change, message):
     ("change", "message"),
     [
         (lambda row: row.pop("scores"), "scores is missing"),
+        (lambda row: row.update(n_tokens=-1), "n_tokens is -1 instead"),
         (lambda row: row.update(label=2), "label is 2 instead of one of 0, 1"),
         (lambda row: row["scores"].update(loss=float("nan")), "loss is nan instead"),
         (lambda row: row.update(combination="other"), "combination is 'other'"),
