@@ -29,7 +29,6 @@ from lt_mia_jax.verification.metrics.intervals import (
 )
 from lt_mia_jax.verification.records import (
     Card,
-    ForgetQuality,
     Risk,
     ToldFromRetrained,
     TraceAccuracy,
@@ -201,15 +200,8 @@ def _against(
             "truth ratio from."
         )
     else:
-        quality = tofu.forget_quality(forget.truth_ratio, truth.truth_ratio)
-        found["forget_quality"] = ForgetQuality(
-            value=quality.p_value,
-            log10=quality.log10_p,
-            distance=quality.distance,
-            n=(quality.n_unlearned, quality.n_retrained),
-            log10_floor=quality.log10_floor,
-            note=quality.note,
-        )
+        ratios = forget.truth_ratio, truth.truth_ratio
+        found["forget_quality"] = tofu.forget_quality(*ratios)
     found["told_from_retrained"] = _told(forget.probability, truth.probability, seed)
     if measured.distance is not None:
         found["retrain_distance"] = estimate_mean(measured.distance, seed)

@@ -39,11 +39,16 @@ class ForgetQuality:
     value: float
     """p-value."""
     log10: float
+    """Finite even where `value` is below the smallest float."""
     distance: float
+    """The largest difference of the distribution functions: comparable between sets of
+    different sizes, unlike p."""
     n: tuple[int, int]
     """Questions under the model and under the retrained one."""
     log10_floor: float | None = None
+    """The smallest value that `log10` can take at these sizes."""
     note: str
+    """A caution where the samples do not overlap, so that p measures nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from lt_mia_jax.verification.metrics.checks import (
     per_item,
     same_items,
 )
+from lt_mia_jax.verification.records import ForgetQuality
 
 Alternatives = Float[np.ndarray | Array, "_ K"]
 
@@ -136,31 +137,6 @@ def model_utility(parts: Mapping[str, float]) -> float:
     return len(values) / math.fsum(1 / value for value in values)
 
 
-class ForgetQuality(NamedTuple):
-    """Two-sample Kolmogorov-Smirnov test of truth ratios, exact."""
-
-    p_value: float
-    log10_p: float
-    """Finite even where `p_value` is below the smallest float."""
-    distance: float
-    """D, the largest difference of the distribution functions. Comparable between sets
-    of different sizes, unlike p."""
-    n_unlearned: int
-    n_retrained: int
-    log10_floor: float
-    """The smallest value that p can take at these sizes."""
-
-    @property
-    def note(self) -> str:
-        """A caution where the samples do not overlap, so that p measures nothing."""
-        if self.distance < 1:
-            return ""
-        return (
-            f"disjoint samples: log10 p = {self.log10_p:.1f} is the floor for "
-            f"n = {self.n_unlearned} and {self.n_retrained}, not a degree"
-        )
-
-
 def forget_quality(unlearned: Values, retrained: Values) -> ForgetQuality:
     """Whether truth ratios on the forget set could be those of a retrained model.
 
@@ -180,13 +156,18 @@ def forget_quality(unlearned: Values, retrained: Values) -> ForgetQuality:
     # Below the normal range floats lose digits and then become 0.
     tiny = p < float(np.finfo(np.float64).tiny)
     log_p = _log_p_value(len(a), len(b), distance) if tiny else math.log(p)
+    log10, sizes = log_p / math.log(10), (len(a), len(b))
+    note = (
+        f"disjoint samples: log10 p = {log10:.1f} is the floor for n = {sizes[0]} and "
+        f"{sizes[1]}, not a degree"
+    )
     return ForgetQuality(
-        p_value=p,
-        log10_p=log_p / math.log(10),
+        value=p,
+        log10=log10,
         distance=distance,
-        n_unlearned=len(a),
-        n_retrained=len(b),
+        n=sizes,
         log10_floor=floor / math.log(10),
+        note=note if distance == 1 else "",
     )
 
 

@@ -81,9 +81,9 @@ def test_p_equals_the_closed_forms(n, shift):
     found = tofu.forget_quality(a, b)
     h = distance_oracle(a, b) * n
     assert found.distance == pytest.approx(h / n)
-    assert found.p_value == pytest.approx(float(ks_exact(n, int(h))), rel=1e-11)
-    assert found.p_value == pytest.approx(ks_log_gamma(n, int(h)), rel=1e-10)
-    assert found.log10_p == pytest.approx(math.log10(found.p_value))
+    assert found.value == pytest.approx(float(ks_exact(n, int(h))), rel=1e-11)
+    assert found.value == pytest.approx(ks_log_gamma(n, int(h)), rel=1e-10)
+    assert found.log10 == pytest.approx(math.log10(found.value))
     assert found.note == ""
 
 
@@ -91,7 +91,7 @@ def test_p_equals_the_closed_forms(n, shift):
 def test_p_counts_orders(n, m):
     a, b = samples(n, m, shift=1, seed=n)
     expected = ks_by_orders(n, m, distance_oracle(a, b))
-    assert tofu.forget_quality(a, b).p_value == pytest.approx(float(expected))
+    assert tofu.forget_quality(a, b).value == pytest.approx(float(expected))
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,8 @@ def test_p_counts_orders(n, m):
 def test_disjoint_samples_stand_on_the_floor(n, p):
     low, high = np.linspace(0.1, 0.2, n), np.linspace(0.3, 0.4, n)
     found = tofu.forget_quality(low, high)
-    assert found.p_value == pytest.approx(p, rel=1e-2 if n != 32 else 1e-4)
-    assert found.log10_p == pytest.approx(found.log10_floor)
+    assert found.value == pytest.approx(p, rel=1e-2 if n != 32 else 1e-4)
+    assert found.log10 == pytest.approx(found.log10_floor)
     assert found.distance == 1
     assert "floor" in found.note
 
@@ -120,9 +120,9 @@ def test_log_p_below_the_smallest_float(overlap):
     found = tofu.forget_quality(low, low + n - overlap)
     p = ks_exact(n, n - overlap)
     expected = math.log10(p.numerator) - math.log10(p.denominator)
-    assert found.p_value == 0
+    assert found.value == 0
     assert expected < -320
-    assert found.log10_p == pytest.approx(expected, rel=1e-12)
+    assert found.log10 == pytest.approx(expected, rel=1e-12)
     assert (found.distance == 1) == bool(found.note) == (overlap == 0)
 
 
@@ -133,20 +133,20 @@ def test_log_p_of_unequal_samples_below_the_smallest_float(overlap):
     expected = math.log10(p.numerator) - math.log10(p.denominator)
     assert expected < -308
     found = tofu.forget_quality(low, high)
-    assert found.log10_p == pytest.approx(expected, rel=1e-12)
+    assert found.log10 == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_model_compared_with_itself():
     a, _ = samples(32)
     found = tofu.forget_quality(a, a[::-1].copy())
-    assert (found.p_value, found.log10_p, found.distance) == (1, 0, 0)
+    assert (found.value, found.log10, found.distance) == (1, 0, 0)
 
 
 @pytest.mark.parametrize(("n", "m"), [(32, 32), (20, 33)])
 def test_the_direction_of_the_ratio_does_not_matter(n, m):
     a, b = samples(n, m, shift=0.7)
     found, turned = tofu.forget_quality(a, b), tofu.forget_quality(1 / a, 1 / b)
-    assert turned.p_value == pytest.approx(found.p_value, rel=1e-12)
+    assert turned.value == pytest.approx(found.value, rel=1e-12)
     assert turned.distance == pytest.approx(found.distance)
 
 
@@ -154,13 +154,13 @@ def test_power_at_eighty_items():
     """Equal models pass; a shift of one deviation is found in nearly every draw."""
     rng = np.random.default_rng(0)
     draws = rng.normal(size=(400, 2, 80))
-    equal = [tofu.forget_quality(*np.exp(d)).p_value for d in draws]
+    equal = [tofu.forget_quality(*np.exp(d)).value for d in draws]
     # A discrete test: P(p <= t) <= t, and little below it.
     assert np.mean(np.array(equal) <= 0.05) < 0.075
     assert 0.45 < np.median(equal) < 0.7
     assert 0.03 < np.quantile(equal, 0.05) < 0.1
     moved = draws[:100] + np.array([0.0, 1.0])[:, None]
-    different = [tofu.forget_quality(*np.exp(d)).p_value for d in moved]
+    different = [tofu.forget_quality(*np.exp(d)).value for d in moved]
     assert np.mean(np.array(different) < 0.01) > 0.95
 
 
