@@ -255,5 +255,6 @@ def _utility(name: str, items: Items) -> tofu.UtilityItems:
 
 
 def _model_utility(*groups: tofu.UtilityItems) -> float:
-    sets = dict(zip(tofu.UTILITY_SETS, groups, strict=True))
-    return tofu.model_utility(tofu.utility_parts(sets))
+    names: tuple[str, ...] = tofu.UTILITY_SETS
+    parts = tofu.utility_parts(dict(zip(names, groups, strict=True)))
+    return tofu.model_utility(parts)
