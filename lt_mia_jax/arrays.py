@@ -20,14 +20,4 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree, UInt
 Params = dict[str, Any]
 """Parameters: nested plain dicts of arrays, stacked over layers where scanned."""
 
-__all__ = [
-    "Array",
-    "Bool",
-    "Float",
-    "Int",
-    "Key",
-    "Num",
-    "Params",
-    "PyTree",
-    "UInt",
-]
+__all__ = ["Array", "Bool", "Float", "Int", "Key", "Num", "Params", "PyTree", "UInt"]

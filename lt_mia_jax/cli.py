@@ -48,8 +48,7 @@ COMMANDS = {
         "Turn texts of known membership into a feature store, for train and evaluate.",
     ),
     "train": Command(
-        "Train",
-        "Train the learned attack on feature stores made by `lt-mia extract`.",
+        "Train", "Train the learned attack on feature stores made by `lt-mia extract`."
     ),
     "evaluate": Command(
         "Evaluate",

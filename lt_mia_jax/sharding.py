@@ -19,9 +19,7 @@ SMALLEST_SHARDED = 2**14
 
 
 def make_mesh(
-    data: int | None = None,
-    fsdp: int = 1,
-    devices: Sequence[Any] | None = None,
+    data: int | None = None, fsdp: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
     """A mesh of all devices (or the first `data * fsdp`) with axes data and fsdp.
 

@@ -141,11 +141,7 @@ def audit(
         dataset=dataset,
         calibration=calibrated,
         verdict=verdict(
-            [summary],
-            primary,
-            p_values=p_values,
-            q_values=q_values,
-            dataset=dataset,
+            [summary], primary, p_values=p_values, q_values=q_values, dataset=dataset
         ),
         notes=(*notes, *ez_notes([scored])),
         fingerprints=fingerprints,

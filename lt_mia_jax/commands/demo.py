@@ -71,7 +71,7 @@ def run(config: Demo) -> None:
             notes=[
                 "Tiny models (about a million parameters) on code, technical text and "
                 "speeches: figures show the mechanism, not the size of the effect on "
-                "production models.",
+                "production models."
             ],
         )
         title = "Demo: one signature of memorization, tiny models, real text"

@@ -92,10 +92,7 @@ def run(config: Extract) -> None:
     pair = load_pair(config.reference, config.target, config.devices.make())
     encoded, lower = (
         encode(
-            written,
-            pair.reference.tokenizer,
-            length=config.length,
-            side=config.side,
+            written, pair.reference.tokenizer, length=config.length, side=config.side
         )
         for written in (
             [text.text for text in texts],

@@ -15,8 +15,7 @@ from lt_mia_jax.features.statistics import TokenStatistics, token_statistics
 
 
 @partial(
-    jax.jit,
-    static_argnames=("k", "log_probabilities", "vocab_size", "vocab_chunk"),
+    jax.jit, static_argnames=("k", "log_probabilities", "vocab_size", "vocab_chunk")
 )
 def lt_mia_features(
     target_logits: Float[Array | np.ndarray, "B T V"],

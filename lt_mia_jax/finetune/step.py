@@ -13,12 +13,7 @@ import optax
 
 from lt_mia_jax.arrays import Array, Float, Int, Key, Params, UInt
 from lt_mia_jax.configs import to_dict
-from lt_mia_jax.data.batches import (
-    Batches,
-    batch_indices,
-    bucket_of,
-    length_buckets,
-)
+from lt_mia_jax.data.batches import Batches, batch_indices, bucket_of, length_buckets
 from lt_mia_jax.data.tokenize import Encoded
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor, digest, per_device_key, psum

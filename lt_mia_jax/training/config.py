@@ -2,13 +2,7 @@
 
 from dataclasses import dataclass
 
-from lt_mia_jax.errors import (
-    BELOW_1,
-    NOT_NEGATIVE,
-    POSITIVE,
-    UNIT,
-    check_fields,
-)
+from lt_mia_jax.errors import BELOW_1, NOT_NEGATIVE, POSITIVE, UNIT, check_fields
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -319,10 +319,7 @@ class _SaveClock:
 
 
 def _check_finite(
-    values: dict[str, Any],
-    step: int,
-    label: str,
-    checkpointer: Checkpointer | None,
+    values: dict[str, Any], step: int, label: str, checkpointer: Checkpointer | None
 ) -> None:
     wrong = [f"{name} = {x}" for name, x in values.items() if not math.isfinite(x)]
     if wrong:

@@ -10,11 +10,7 @@ from lt_mia_jax.arrays import Params
 from lt_mia_jax.attacks.learned.classifier_config import Architecture, ClassifierConfig
 from lt_mia_jax.errors import InputError
 
-_ENCODER_LINEARS = {
-    "output": "self_attn.out_proj",
-    "up": "linear1",
-    "down": "linear2",
-}
+_ENCODER_LINEARS = {"output": "self_attn.out_proj", "up": "linear1", "down": "linear2"}
 
 
 class _Source:

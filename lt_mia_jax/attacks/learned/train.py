@@ -128,11 +128,7 @@ class TrainStep:
         return x.reshape(-1, slices, *x.shape[1:]).swapaxes(0, 1)
 
     def _loss(
-        self,
-        params: Params,
-        constants: Params,
-        batch: StepBatch,
-        key: Array | None,
+        self, params: Params, constants: Params, batch: StepBatch, key: Array | None
     ) -> Array:
         """Weighted sum over texts; those of weight 0 may have any logit, even NaN."""
         recipe = self.recipe
