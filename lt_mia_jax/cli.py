@@ -1,5 +1,6 @@
 """The command line: parse, run one command, explain a mistake in one line."""
 
+import ast
 import dataclasses
 import functools
 import importlib
@@ -9,7 +10,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import tyro
 
@@ -22,54 +23,28 @@ DESCRIPTION = f"""lt-mia {__version__}: was this text in the fine-tuning data?
 Try it first without any model of your own: lt-mia demo --out runs/demo"""
 
 
-class Command(NamedTuple):
-    """A module of `lt_mia_jax.commands` named after the command, with a `run`."""
-
-    config: str
-    """Name of its class of flags."""
-    about: str
-    """First line of that class's docstring: --help imports no other command."""
-
-
 COMMANDS = {
-    "demo": Command(
-        "Demo",
-        "Find what a tiny Mamba was fine-tuned on, with an attack trained on "
-        "transformers.",
-    ),
-    "audit": Command(
-        "Audit", "Was each text in the fine-tuning data of the target model?"
-    ),
-    "finetune": Command(
-        "Finetune", "Fine-tune a model on texts and write a Hugging Face directory."
-    ),
-    "extract": Command(
-        "Extract",
-        "Turn texts of known membership into a feature store, for train and evaluate.",
-    ),
-    "train": Command(
-        "Train", "Train the learned attack on feature stores made by `lt-mia extract`."
-    ),
-    "evaluate": Command(
-        "Evaluate",
-        "Score feature stores with a learned attack and every published score.",
-    ),
-    "unlearn": Command(
-        "Unlearn",
-        "Make a model forget texts; write a Hugging Face directory and a report.",
-    ),
-    "syntofu": Command(
-        "SynTofu",
-        "Write SynTOFU, the offline analogue of TOFU, and train its tiny models.",
-    ),
-    "benchmark": Command(
-        "Benchmark",
-        "Write the parts of a published benchmark as JSONL files for `lt-mia unlearn`.",
-    ),
-    "report": Command(
-        "Report", "Make one self-contained HTML page from the folders of finished runs."
-    ),
+    "demo": "Demo",
+    "audit": "Audit",
+    "finetune": "Finetune",
+    "extract": "Extract",
+    "train": "Train",
+    "evaluate": "Evaluate",
+    "unlearn": "Unlearn",
+    "syntofu": "SynTofu",
+    "benchmark": "Benchmark",
+    "report": "Report",
 }
+"""Modules of `lt_mia_jax.commands`, each with a `run`, and their classes of flags."""
+
+
+def about(name: str) -> str:
+    """First line of a command's flags, from the source: --help imports no command."""
+    source = (Path(__file__).parent / "commands" / f"{name}.py").read_text("utf-8")
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef) and node.name == COMMANDS[name]:
+            return (ast.get_docstring(node) or "").splitlines()[0]
+    raise LookupError(f"commands/{name}.py has no class {COMMANDS[name]}")
 
 
 def command_module(name: str) -> Any:
@@ -88,12 +63,12 @@ def parse(arguments: list[str]) -> Any:
     chosen = arguments[0] if arguments else ""
     classes: dict[str, Any] = {
         # Commands that were not chosen only have to show their names.
-        name: dataclasses.make_dataclass(command.config, [])
-        for name, command in COMMANDS.items()
+        name: dataclasses.make_dataclass(config, [])
+        for name, config in COMMANDS.items()
     }
     if chosen in COMMANDS:
         module = command_module(chosen)
-        classes[chosen] = getattr(module, COMMANDS[chosen].config)
+        classes[chosen] = getattr(module, COMMANDS[chosen])
         if hasattr(module, "choose"):
             classes[chosen], arguments = module.choose(arguments)
     subcommands: list[Any] = [
@@ -102,7 +77,7 @@ def parse(arguments: list[str]) -> Any:
             tyro.conf.subcommand(
                 name,
                 prefix_name=False,
-                description=None if name == chosen else COMMANDS[name].about,
+                description=None if name == chosen else about(name),
             ),
         ]
         for name, cls in classes.items()

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from lt_mia_jax.errors import NOT_NEGATIVE, InputError, Range
-from lt_mia_jax.files import read_json, write_json
 
 ConfigT = TypeVar("ConfigT")
 Count = Annotated[int, NOT_NEGATIVE]
@@ -89,10 +88,7 @@ def read_record(
 def refuse(source: Any, problems: Sequence[str], fix: str = "") -> None:
     """Raise an `InputError` with the first six problems of `source`, if there are any.
 
-    Args:
-      source: the file, or empty.
-      problems: phrases, as of `read_record`.
-      fix: a sentence on what to do.
+    `source` is the file, or empty; `fix` is a sentence on what to do.
     """
     if problems:
         more = "; and more" if len(problems) > 6 else ""
@@ -244,23 +240,3 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 
 def _at(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
-
-
-def save_json(path: Path | str, config: Any) -> None:
-    """Write a config as JSON, atomically."""
-    write_json(path, to_dict(config))
-
-
-def load_json(path: Path | str, cls: type[ConfigT]) -> ConfigT:
-    """Read a config written by `save_json`.
-
-    Raises:
-      InputError: the file is missing or broken, or does not describe a `cls`.
-    """
-    try:
-        return from_dict(cls, read_json(path))
-    except InputError as error:
-        message = str(error)
-        raise InputError(
-            message if str(path) in message else f"{path}: {message}"
-        ) from error

@@ -16,10 +16,8 @@ class Devices:
     executor: Literal["jit", "pmap", "single"] = "jit"
     """jit splits batches, and with --fsdp parameters, over all devices; pmap keeps a
     whole copy of the parameters on every device; single uses one device."""
-
     fsdp: int = 1
     """Devices that share one copy of the parameters, for models too large for one."""
-
     distributed: str = "off"
     """Several processes as one run: auto (TPU slice, GKE, Slurm, Open MPI), off, or
     HOST:PORT,ID,COUNT: address of process 0, index of this process, number of

@@ -60,21 +60,15 @@ class Range(NamedTuple):
 POSITIVE = Range("more than 0", lambda x: 0 < x < math.inf)
 NOT_NEGATIVE = Range("0 or more", lambda x: 0 <= x < math.inf)
 AT_LEAST_1 = Range("at least 1", lambda x: 1 <= x < math.inf)
-AT_LEAST_2 = Range("at least 2", lambda x: 2 <= x < math.inf)
 FRACTION = Range("more than 0, at most 1", lambda x: 0 < x <= 1)
 BELOW_1 = Range("0 or more, below 1", lambda x: 0 <= x < 1)
 UNIT = Range("0 to 1", lambda x: 0 <= x <= 1)
 
 
 def check_ranges(where: str, **values: tuple[float | int | None, Range]) -> None:
-    """Refuse numbers outside their ranges; None is not checked.
+    """Refuse numbers outside their ranges, naming all of them; None is not checked.
 
-    Args:
-      where: what the numbers belong to; opens the message.
-      **values: by name, each number and its range.
-
-    Raises:
-      InputError: naming every number outside its range.
+    `where` opens the message: what the numbers belong to.
     """
     wrong = [
         f"{name} = {value:g}, expected {allowed.expected}"

@@ -310,22 +310,3 @@ def _assemble(rows: Any, mesh: Mesh) -> Any:
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), rows
     )
-
-
-__all__ = [
-    "AXIS",
-    "Executor",
-    "Kind",
-    "broadcast_from_primary",
-    "check_shared",
-    "digest",
-    "fetch",
-    "gather",
-    "hide_progress",
-    "initialize",
-    "is_primary",
-    "make_executor",
-    "per_device_key",
-    "psum",
-    "wait_for_all",
-]

@@ -20,6 +20,11 @@ def sha256_file(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_record(path: Path | str) -> dict[str, Any]:
+    """Size and SHA-256 of a file, as manifests hold them."""
+    return {"bytes": Path(path).stat().st_size, "sha256": sha256_file(path)}
+
+
 def fingerprint(*parts: Any) -> str:
     """SHA-256 of values, one after the other, as lower-case hexadecimal.
 
@@ -110,24 +115,11 @@ def write_manifest(
 ) -> dict[str, Any]:
     """Write `manifest.json` with size and SHA-256 of each named file, and its own.
 
-    Write it last: a folder without a manifest is unfinished.
-
-    Args:
-      directory: the folder; `names` are relative to it.
-      names: files to vouch for.
-      **extra: further top-level entries (JSON values), not `files` or `digest`.
-
-    Returns:
-      The manifest as written.
+    Write it last: a folder without a manifest is unfinished. `names` are relative to
+    `directory`, `extra` are further entries (JSON values). Returns what was written.
     """
     directory = Path(directory)
-    files = {
-        name: {
-            "bytes": (directory / name).stat().st_size,
-            "sha256": sha256_file(directory / name),
-        }
-        for name in sorted(names)
-    }
+    files = {name: file_record(directory / name) for name in sorted(names)}
     manifest = {"files": files, **extra}
     manifest["digest"] = _digest(manifest)
     write_json(directory / MANIFEST, manifest)

@@ -15,10 +15,6 @@ def lazy_exports(
     The names are those imported under `if TYPE_CHECKING:`, so type checkers read the
     same list:
 
-        from typing import TYPE_CHECKING
-
-        from lt_mia_jax.lazy import lazy_exports
-
         if TYPE_CHECKING:
             from lt_mia_jax.features.store import FeatureStore as FeatureStore
 
@@ -26,10 +22,6 @@ def lazy_exports(
 
     A name must not be that of a submodule, unless it is the submodule: importing that
     would hide it.
-
-    Args:
-      package: `__name__` of the package.
-      file: its `__file__`.
     """
     sources = exported_names(Path(file).read_text(encoding="utf-8"))
 

@@ -18,10 +18,6 @@ TERMINATED = 143
 def exit_code(run: Callable[[], object], program: str) -> int:
     """Call `run`; explain a mistake or a stop in one line on stderr.
 
-    Args:
-      run: the work.
-      program: opens the line.
-
     Returns:
       0 on success, 2 on bad input, 75 when other processes of the run did not come, 130
       when interrupted, 143 when stopped by SIGTERM with the state saved.
@@ -59,6 +55,16 @@ def use_machine() -> None:
     keep_freed_memory()
 
 
+def cores() -> int:
+    """Processor cores that this process may use; on CPUs they decide rounding.
+
+    Training carries such differences in the last digits further.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def use_all_cores() -> None:
     """One JAX device per CPU core (at most eight), unless the user chose a number.
 
@@ -69,8 +75,7 @@ def use_all_cores() -> None:
     if not chosen:
         import jax  # the command line needs none of it to print --help
 
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        jax.config.update("jax_num_cpu_devices", min(cores, 8))
+        jax.config.update("jax_num_cpu_devices", min(cores(), 8))
 
 
 def keep_freed_memory() -> None:

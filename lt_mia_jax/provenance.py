@@ -1,7 +1,6 @@
 """What a result was made with: versions, commit, command, configuration."""
 
 import contextlib
-import os
 import platform
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from lt_mia_jax.configs import to_dict
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import is_primary
 from lt_mia_jax.files import write_atomic, write_json
+from lt_mia_jax.process import cores
 from lt_mia_jax.version import __version__
 
 RECORD = ("config.json", "run.json")
@@ -43,17 +43,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def cores() -> int:
-    """Processor cores that this process may use: on CPUs they decide rounding.
-
-    What was computed with other cores differs in the last digits, and training carries
-    that further.
-    """
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def git_commit() -> str | None:

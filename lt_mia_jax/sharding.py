@@ -23,10 +23,7 @@ def make_mesh(
 ) -> Mesh:
     """A mesh of all devices (or the first `data * fsdp`) with axes data and fsdp.
 
-    Args:
-      data: size of the data axis; None takes all devices.
-      fsdp: size of the parameter-sharding axis.
-      devices: `jax.Device`s to take; None is those present.
+    Parameters are split over `fsdp`; `devices` are those present by default.
 
     Raises:
       InputError: the sizes do not fit the number of devices.

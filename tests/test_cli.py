@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from lt_mia_jax.cli import COMMANDS, command_module, main
+from lt_mia_jax.cli import COMMANDS, about, command_module, main
 
 HEAVY = ["jax", "numpy", "scipy", "sklearn", "pandas", "transformers", "matplotlib"]
 LOADED = """
@@ -51,11 +51,11 @@ def test_help_shows_every_command_with_the_first_line_of_its_class(capsys):
         main(["--help"])
     assert end.value.code == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for name, command in COMMANDS.items():
-        config = getattr(command_module(name), command.config)
+    for name, title in COMMANDS.items():
+        config = getattr(command_module(name), title)
         assert config.__name__.lower() == name
-        assert command.about == config.__doc__.splitlines()[0]
-        assert f"• {name} {command.about}" in shown
+        assert about(name) == config.__doc__.splitlines()[0]
+        assert f"• {name} {about(name)}" in shown
 
 
 @pytest.mark.parametrize(

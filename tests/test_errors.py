@@ -5,7 +5,6 @@ import pytest
 
 from lt_mia_jax.errors import (
     AT_LEAST_1,
-    AT_LEAST_2,
     FRACTION,
     NOT_NEGATIVE,
     POSITIVE,
@@ -21,7 +20,6 @@ from lt_mia_jax.errors import (
         (POSITIVE, [1e-9, 7], [0, -1]),
         (NOT_NEGATIVE, [0, 7], [-1e-9]),
         (AT_LEAST_1, [1, 2.5], [0, 0.99]),
-        (AT_LEAST_2, [2, 7], [1]),
         (FRACTION, [0.1, 1], [0, 1.1]),
     ],
 )

@@ -1,7 +1,7 @@
 """From scores to error rates: conformal p-values and dataset inference."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -84,11 +84,8 @@ def uniformity_p_value(p_values: Scores, n_calibration: int | None = None) -> fl
     return float(kstwo.sf(test.statistic, effective))
 
 
-class _Held(NamedTuple):
-    """Held-out projections of one seed."""
-
-    suspects: np.ndarray
-    nonmembers: np.ndarray
+_Held = tuple[np.ndarray, np.ndarray]
+"""Held-out projections of one split: suspects and non-members."""
 
 
 def dataset_inference(
@@ -177,8 +174,8 @@ def _matrix(scores: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarra
 def _halves(
     values: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    order = rng.permutation(len(values))
-    return values[order[: len(values) // 2]], values[order[len(values) // 2 :]]
+    one, other = np.split(values[rng.permutation(len(values))], [len(values) // 2])
+    return one, other
 
 
 def _project(
@@ -199,17 +196,16 @@ def _project(
 
     truth = np.repeat([1.0, 0.0], [len(fit_suspects), len(fit_nonmembers)])
     model = Ridge(alpha=1.0).fit(prepare(fitting), truth)
-    return _Held(
-        model.predict(prepare(held_suspects)), model.predict(prepare(held_nonmembers))
+    return model.predict(prepare(held_suspects)), model.predict(
+        prepare(held_nonmembers)
     )
 
 
 def _welch(held: _Held) -> float:
     if np.ptp(np.concatenate(held)) < 1e-12:
         return 1.0  # nothing varies, so nothing speaks for membership
-    test: Any = ttest_ind(  # Any: the stub does not know its result's fields
-        held.suspects, held.nonmembers, equal_var=False, alternative="greater"
-    )
+    # Any: the stub does not know its result's fields.
+    test: Any = ttest_ind(*held, equal_var=False, alternative="greater")
     return float(test.pvalue)
 
 

@@ -29,23 +29,12 @@ Labels = Integer[np.ndarray, " N"] | Bool[np.ndarray, " N"] | Float[np.ndarray, 
 Scores = Float[np.ndarray, " N"]
 
 
-class Roc(NamedTuple):
-    """Points of the ROC curve from (0, 0) to (1, 1), thresholds falling."""
-
-    fpr: Float[np.ndarray, " P"]
-    tpr: Float[np.ndarray, " P"]
-    thresholds: Float[np.ndarray, " P"]
-
-
 class TprAtFpr(NamedTuple):
-    """True-positive rate at a false-positive rate, read in two ways."""
+    """The numbers of a `TprEstimate`."""
 
     conservative: float
-    """The largest TPR among thresholds whose FPR does not exceed the rate."""
     interpolated: float
-    """Linear between the neighboring points of the curve."""
     refused: bool
-    """Fewer than 10 false positives are expected: the number means little."""
 
 
 def auc(labels: Labels, scores: Scores) -> float:
@@ -59,17 +48,6 @@ def auc(labels: Labels, scores: Scores) -> float:
     return float(roc_auc_score(truth, _finite_order(values)))
 
 
-def roc(labels: Labels, scores: Scores) -> Roc:
-    """The ROC curve without intermediate collinear points.
-
-    Raises:
-      InputError: one of the classes has no score.
-    """
-    truth, values = _both_classes(labels, scores)
-    fpr, tpr, thresholds = roc_curve(truth, _finite_order(values))
-    return Roc(fpr, tpr, thresholds)
-
-
 def tpr_at_fpr(labels: Labels, scores: Scores, f: float) -> TprAtFpr:
     """True-positive rate at false-positive rate `f`.
 
@@ -80,7 +58,13 @@ def tpr_at_fpr(labels: Labels, scores: Scores, f: float) -> TprAtFpr:
     2604.03199): index i = searchsorted(fpr, f, side=right) on the ROC, linear between
     the points i - 1 and i, the last TPR past the end.
     """
-    truth, values = _both_classes(labels, scores)
+    truth, values = _usable(labels, scores)
+    members = int(truth.sum())
+    if not 0 < members < truth.size:
+        raise InputError(
+            f"found {members} scored members and {truth.size - members} scored "
+            "non-members; a ROC curve needs at least one of each"
+        )
     # Every threshold, since the conservative reading may stop at a collinear one;
     # dropping those leaves the lines between points as they are.
     fpr, tpr, _ = roc_curve(truth, _finite_order(values), drop_intermediate=False)
@@ -89,7 +73,7 @@ def tpr_at_fpr(labels: Labels, scores: Scores, f: float) -> TprAtFpr:
     if i < len(fpr):
         slope = (tpr[i] - tpr[i - 1]) / (fpr[i] - fpr[i - 1])
         interpolated += float(slope * (f - fpr[i - 1]))
-    refused = refuses(f, int((truth == 0).sum()))
+    refused = refuses(f, truth.size - members)
     return TprAtFpr(conservative, interpolated, refused)
 
 
@@ -104,16 +88,8 @@ def summarize(
     """AUC and TPR at 5, 1 and 0.1 % with 95 % intervals and counts.
 
     The same seed resamples the same texts for every attack, so that intervals of
-    attacks on the same texts are comparable.
-
-    Args:
-      labels: 1 member, 0 non-member.
-      scores: higher = more likely a member; NaN = no score.
-      seed: of the resampling.
-      n_boot: resamples; 0 leaves the intervals empty.
-
-    Returns:
-      Estimates without a value where a rate is refused or a class is empty.
+    attacks on the same texts are comparable. Without resamples (`n_boot` 0) there are
+    no intervals. Where a rate is refused or a class is empty, there is no value.
     """
     truth, values = _usable(labels, scores)
     members, nonmembers = int(truth.sum()), int(truth.size - truth.sum())
@@ -148,29 +124,19 @@ def loss_gap(
     """Mean loss of non-members minus that of members, in nats per token.
 
     How far the target overfits its members; the strength of any attack follows it.
-
-    Args:
-      labels: 1 member, 0 non-member.
-      mean_loss: mean negative log-likelihood per text, in nats; NaN is left out.
-      seed: of the resampling.
-      n_boot: resamples of the 95 % percentile interval.
-
-    Returns:
-      The gap, or None when a class has no text.
+    None when a class has no text with a `mean_loss` (nats a token, NaN without one).
     """
     truth, values = _usable(labels, mean_loss)
     inside, outside = values[truth == 1], values[truth == 0]
     if len(inside) == 0 or len(outside) == 0:
         return None
     rng = np.random.default_rng(seed)
-    gaps = np.array(
-        [
-            rng.choice(outside, len(outside)).mean()
-            - rng.choice(inside, len(inside)).mean()
-            for _ in range(n_boot)
-        ]
-    )
-    return _estimate(float(outside.mean() - inside.mean()), gaps)
+    gaps = [
+        rng.choice(outside, len(outside)).mean()
+        - rng.choice(inside, len(inside)).mean()
+        for _ in range(n_boot)
+    ]
+    return _estimate(float(outside.mean() - inside.mean()), np.array(gaps))
 
 
 def _estimate(value: float, resampled: Float[np.ndarray, " R"]) -> Estimate:
@@ -198,17 +164,6 @@ def _usable(labels: Labels, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
         )
     keep = ~np.isnan(values)
     return truth[keep].astype(np.int64), values[keep]
-
-
-def _both_classes(labels: Labels, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
-    truth, values = _usable(labels, scores)
-    if not 0 < truth.sum() < truth.size:
-        raise InputError(
-            f"found {int(truth.sum())} scored members and "
-            f"{int(truth.size - truth.sum())} scored non-members; a ROC curve needs "
-            "at least one of each"
-        )
-    return truth, values
 
 
 def _finite_order(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
@@ -244,14 +199,10 @@ class _Resampled:
         points: list[np.ndarray] = [np.zeros((2, len(rates), 0))]
         for tp, fp in self._curves(seed, n_boot):
             # Trapezia: a tied level contributes half of its pairs.
-            width = np.diff(fp, axis=1)
-            height = tp[:, 1:] + tp[:, :-1]
+            width, height = np.diff(fp, axis=1), tp[:, 1:] + tp[:, :-1]
             areas.append((width * height).sum(axis=1) / 2)
-            points.append(
-                np.stack([self._read(tp, fp, f) for f in rates], axis=1)
-                if rates
-                else np.zeros((2, 0, len(tp)))
-            )
+            if rates:
+                points.append(np.stack([self._read(tp, fp, f) for f in rates], axis=1))
         pairs = len(self.members) * len(self.nonmembers)
         self.auc = np.concatenate(areas) / pairs
         both = np.concatenate(points, axis=2) / len(self.members)

@@ -1,5 +1,6 @@
 """`audit`: texts and two models in, p-values and a verdict out."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -97,21 +98,17 @@ def audit(
     suspects = _as_texts(texts)
     known, labels, notes = check_texts(suspects, _as_texts(nonmembers or ()), corpus)
 
-    def score(rows: Sequence[Text], label: str) -> ScoredTexts:
-        return score_texts(
-            rows,
-            pair,
-            attack=attack,
-            length=length,
-            side=side,
-            batch_size=batch_size,
-            name=name,
-            corpus=corpus,
-            labels=labels if rows is suspects else None,
-            label=label,
-        )
-
-    scored = score(suspects, "scoring texts")
+    score = functools.partial(
+        score_texts,
+        pair=pair,
+        attack=attack,
+        length=length,
+        side=side,
+        batch_size=batch_size,
+        name=name,
+        corpus=corpus,
+    )
+    scored = score(suspects, labels=labels)
     primary = primary_score(scored.scores)
     if attack is None:
         notes.append(
@@ -122,7 +119,7 @@ def audit(
     fingerprints = {"texts": fingerprint(list(scored.ids))}
     p_values = q_values = dataset = calibrated = None
     if known:
-        against = score(known, "scoring non-members")
+        against = score(known, label="scoring non-members")
         fingerprints["nonmembers"] = fingerprint(list(against.ids))
         usable = against.scores[primary]
         p_values = calibration.conformal_p_values(scored.scores[primary], usable)
@@ -156,11 +153,7 @@ def check_texts(
 ) -> tuple[list[Text], Int[np.ndarray, " N"] | None, list[str]]:
     """What `audit` takes and refuses, before any model is needed.
 
-    Args:
-      texts: the suspects.
-      nonmembers: known non-members; none turns calibration off.
-      corpus: opens messages about `texts`.
-      known: the same for `nonmembers`.
+    `corpus` opens messages about the texts, `known` those about the non-members.
 
     Returns:
       Non-members that are not among the texts, which would bias p-values; labels of
@@ -212,9 +205,9 @@ def evaluate_stores(
 
     Args:
       attack: the learned attack.
-      stores: feature stores, one a combination; texts that the attack was trained or
-        selected on are left out.
-      split: every text that the attack never saw, or of those the rows marked test.
+      stores: one a combination.
+      split: every text that the attack was neither trained nor selected on, or of those
+        the rows marked test.
       bootstraps: resamples behind each 95 % interval.
       seed: of every resampling.
       notes: sentences to add to those of the result.

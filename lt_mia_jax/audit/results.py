@@ -10,7 +10,7 @@ import logging
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +48,10 @@ class AuditResult:
     combination after the other.
 
     Example:
-      >>> import jax
-      >>> from lt_mia_jax import LanguageModel, audit, load_pair, save_pretrained
-      >>> from lt_mia_jax.data import train_bpe
-      >>> from lt_mia_jax.executor import make_executor
-      >>> from lt_mia_jax.models import gpt2_like
-      >>> tokenizer = train_bpe(["to be or not to be"], vocab_size=257)
-      >>> config = gpt2_like(257, width=16, layers=1, heads=2, context=32)
-      >>> for seed, name in enumerate(["before", "after"]):
-      ...     params = LanguageModel(config).init(jax.random.key(seed))
-      ...     save_pretrained(name, config, params, tokenizer)
-      >>> pair = load_pair("before", "after", make_executor())
-      >>> others = [f"line {number}" for number in range(30)]
-      >>> result = audit(pair, ["To be"], others, attack=None, length=32, bootstraps=20)
-      >>> result.p_values.shape, bool(0 < result.p_values[0] <= 1)
-      ((1,), True)
+      >>> from lt_mia_jax import AuditResult
+      >>> found = AuditResult(primary="ez", groups=(), combinations=())
+      >>> found.ids, found.p_values
+      ((), None)
     """
 
     primary: str
@@ -139,9 +128,9 @@ def summarize_combination(
 ) -> CombinationSummary:
     """Counts, and with labels the figures of every score and of the controls."""
     labels = scored.labels
-    members = nonmembers = None
-    if labels is not None:
-        members, nonmembers = int(np.sum(labels == 1)), int(np.sum(labels == 0))
+    members, nonmembers = (
+        None if labels is None else int(np.sum(labels == label)) for label in (1, 0)
+    )
     summary = CombinationSummary(
         name=scored.name,
         target=scored.target,
@@ -162,11 +151,8 @@ def summarize_combination(
         return summary
     if min(members, nonmembers) < 2:
         log.warning(
-            "%s: %d members and %d non-members; at least 2 of each are needed for an "
-            "AUC, so no table is made",
-            scored.name,
-            members,
-            nonmembers,
+            f"{scored.name}: {members} members and {nonmembers} non-members; at least "
+            "2 of each are needed for an AUC, so no table is made"
         )
         return summary
 
@@ -197,13 +183,8 @@ def calibrate(
     """A check of conformal p-values on half of the non-members; None below 2 of them.
 
     A random half of the non-members is scored against the other half: those p-values
-    must be uniform, which the Kolmogorov-Smirnov test examines.
-
-    Args:
-      primary: name of the score.
-      p_values: of the suspects, as `conformal_p_values` gives them.
-      nonmembers: scores of the known non-members; NaN is left out.
-      seed: of the halving.
+    must be uniform, which the Kolmogorov-Smirnov test examines. `p_values` belong to
+    the suspects, `nonmembers` are scores, of which NaN is left out.
     """
     usable = nonmembers[~np.isnan(nonmembers)]
     if len(usable) < 2:
@@ -230,12 +211,8 @@ def write_result(
 ) -> None:
     """Write `scores.jsonl` and `summary.json`.
 
-    Args:
-      result: of `audit` or `evaluate_stores`.
-      directory: where.
-      kind: of run, as the report page says it: `audit`, `evaluate` or `demo`.
-      title: of the report page.
-      config: of the run, as JSON values.
+    The report page shows the title, the `kind` of run (`audit`, `evaluate` or `demo`)
+    and its `config`, which are JSON values.
     """
     lines = [
         json.dumps(row, ensure_ascii=False, allow_nan=False) for row in _rows(result)
@@ -263,36 +240,25 @@ def command_line() -> str:
     return shlex.join(["lt-mia", *sys.argv[1:]])
 
 
-def _rows(result: AuditResult) -> Sequence[dict[str, Any]]:
+def _rows(result: AuditResult) -> Iterator[dict[str, Any]]:
     """The rows of `scores.jsonl`."""
-    names = [group.name for group in result.groups for _ in group.ids]
-    columns: dict[str, Any] = {
-        "id": result.ids,
-        "combination": names,
-        "n_tokens": result.n_tokens.tolist(),
-    }
-    if result.labels is not None:
-        columns["label"] = result.labels.tolist()
-    scores = [
-        {name: _number(values[i]) for name, values in group.scores.items()}
-        for group in result.groups
-        for i in range(len(group.ids))
-    ]
-    probability = result.probability
-    columns["scores"] = scores
-    columns["probability"] = map(
-        _number, [None] * len(names) if probability is None else probability
-    )
-    for name, values in (("p_value", result.p_values), ("q_value", result.q_values)):
-        if values is not None:
-            columns[name] = map(_number, values)
-    columns["flags"] = map(list, result.flags)
-    return [
-        dict(zip(columns, row, strict=True))
-        for row in zip(*columns.values(), strict=True)
-    ]
+    probability, labels = result.probability, result.labels
+    places = [(group, i) for group in result.groups for i in range(len(group.ids))]
+    for n, (group, i) in enumerate(places):
+        row: dict[str, Any] = {"id": group.ids[i], "combination": group.name}
+        row["n_tokens"] = int(group.n_tokens[i])
+        if labels is not None:
+            row["label"] = int(labels[n])
+        row["scores"] = {name: _number(x[i]) for name, x in group.scores.items()}
+        row["probability"] = None if probability is None else _number(probability[n])
+        for name in ("p_value", "q_value"):
+            values = getattr(result, f"{name}s")
+            if values is not None:
+                row[name] = _number(values[n])
+        row["flags"] = list(group.flags[i])
+        yield row
 
 
-def _number(value: Any) -> float | None:
+def _number(value: float) -> float | None:
     """A JSON number, or null where there is none."""
-    return float(value) if value is not None and math.isfinite(value) else None
+    return float(value) if math.isfinite(value) else None

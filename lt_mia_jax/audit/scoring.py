@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +22,6 @@ from lt_mia_jax.data.tokenize import check_vocabulary, encode, flag_texts
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor, make_executor
 from lt_mia_jax.features.extract import ExtractConfig, StatisticsExtractor
-from lt_mia_jax.features.statistics import TokenStatistics
 from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.unlearning.interventions.storage import DESCRIPTION, has_intervention
@@ -72,10 +71,9 @@ def load_pair(
       >>> from lt_mia_jax.models import gpt2_like
       >>> tokenizer = train_bpe(["to be or not to be"], vocab_size=257)
       >>> config = gpt2_like(257, width=16, layers=1, heads=2, context=32)
-      >>> for seed, name in enumerate(["before", "after"]):
-      ...     params = LanguageModel(config).init(jax.random.key(seed))
-      ...     save_pretrained(name, config, params, tokenizer)
-      >>> pair = load_pair("before", "after", make_executor())
+      >>> params = LanguageModel(config).init(jax.random.key(0))
+      >>> save_pretrained("model", config, params, tokenizer)
+      >>> pair = load_pair("model", "model", make_executor())
       >>> pair.reference.config == pair.target.config
       True
     """
@@ -105,11 +103,7 @@ def load_pair(
 def choose_attack(name: str | Path) -> Attack | None:
     """A learned attack by the value of an `--attack` option.
 
-    Args:
-      name: `shipped`, `none`, or where `load_attack` finds one.
-
-    Raises:
-      InputError: there is no attack, or it is broken.
+    This is `shipped`, `none`, or where `load_attack` finds one.
     """
     if name in ("shipped", "none"):
         return shipped_attack() if name == "shipped" else None
@@ -156,27 +150,11 @@ class ScoredTexts:
     """Texts to which EZ-MIA gives 0 for want of evidence."""
 
 
-class _Block(NamedTuple):
-    """Statistics of some texts, and what else their scores need."""
-
-    statistics: TokenStatistics
-    inputs: Mapping[str, Any]
-    """Of `all_scores`."""
-    learned: Mapping[str, Float[np.ndarray, " B"]] = {}
-
-
-def _score_blocks(
-    blocks: Iterable[_Block],
-) -> tuple[dict[str, Float[np.ndarray, " N"]], int]:
-    """All scores by name, and how many texts lack evidence for EZ-MIA."""
-    columns: dict[str, list[np.ndarray]] = {}
-    edge = 0
-    for block in blocks:
-        published = formulas.all_scores(block.statistics, **block.inputs)
-        edge += formulas.count_ez_edge_cases(block.statistics)
-        for name, values in {**block.learned, **published}.items():
-            columns.setdefault(name, []).append(np.asarray(values))
-    return {name: np.concatenate(parts) for name, parts in columns.items()}, edge
+def _joined(blocks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Scores of all texts by name, from those of each block."""
+    return {
+        name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]
+    }
 
 
 def score_texts(
@@ -194,19 +172,10 @@ def score_texts(
 ) -> ScoredTexts:
     """Every score of every text, from one forward pass of each model.
 
-    Texts that cannot be scored get NaN and a flag, never a number.
-
-    Args:
-      texts: at least one.
-      pair: from `load_pair`.
-      attack: the learned attack; None gives the published scores alone.
-      length: tokens a text is cut to, the final end-of-text token included.
-      side: which end of a long text is cut off.
-      batch_size: texts in one forward pass.
-      name: of the combination, in tables.
-      corpus: of the texts.
-      labels: 1 member, 0 non-member; the text-only baseline sees labeled texts.
-      label: of the progress bar.
+    Texts that cannot be scored get NaN and a flag, never a number. Without an attack,
+    only the published scores are computed. The other arguments are those of `audit`;
+    `labels` also let the text-only baseline see the texts, and `label` stands beside
+    the progress bar.
     """
     extractor = StatisticsExtractor(
         LanguageModel(pair.target.config),
@@ -216,37 +185,33 @@ def score_texts(
         ExtractConfig(k=20 if attack is None else attack.k, batch_size=batch_size),
         pair.executor,
     )
+    tokenizer = pair.reference.tokenizer
+    scores: list[dict[str, np.ndarray]] = []
     tokens: list[np.ndarray] = []
     flags: list[list[str]] = []
-
-    def blocks() -> Iterator[_Block]:
-        with tqdm(total=len(texts), desc=label, unit="text", disable=None) as bar:
-            for start in range(0, len(texts), BLOCK):
-                block = [text.text for text in texts[start : start + BLOCK]]
-                encoded = encode(
-                    block, pair.reference.tokenizer, length=length, side=side
-                )
-                lower = encode(
-                    [text.lower() for text in block],
-                    pair.reference.tokenizer,
-                    length=encoded.input_ids.shape[1],
-                    side=side,
-                )
-                statistics, features, mask = extractor(encoded)
-                learned = {}
-                if attack is not None:
-                    assert features is not None
-                    learned[LEARNED] = score_features(attack, features, mask)
-                tokens.append(encoded.attention_mask.sum(axis=1).astype(np.int64))
-                flags.extend(flag_texts(encoded))
-                inputs = {
-                    "zlib_bytes": np.array([zlib_length(text) for text in block]),
-                    "lower": extractor.target_only(lower),
-                }
-                yield _Block(statistics, inputs, learned)
-                bar.update(len(block))
-
-    scores, edge = _score_blocks(blocks())
+    edge = 0
+    with tqdm(total=len(texts), desc=label, unit="text", disable=None) as bar:
+        for start in range(0, len(texts), BLOCK):
+            block = [text.text for text in texts[start : start + BLOCK]]
+            encoded = encode(block, tokenizer, length=length, side=side)
+            width = encoded.input_ids.shape[1]
+            lower = [text.lower() for text in block]
+            lower = encode(lower, tokenizer, length=width, side=side)
+            statistics, features, mask = extractor(encoded)
+            found: dict[str, Any] = {}
+            if attack is not None:
+                assert features is not None
+                found[LEARNED] = score_features(attack, features, mask)
+            found |= formulas.all_scores(
+                statistics,
+                zlib_bytes=np.array([zlib_length(text) for text in block]),
+                lower=extractor.statistics(lower, target_only=True),
+            )
+            scores.append(found)
+            tokens.append(encoded.attention_mask.sum(axis=1).astype(np.int64))
+            flags.extend(flag_texts(encoded))
+            edge += formulas.count_ez_edge_cases(statistics)
+            bar.update(len(block))
     return ScoredTexts(
         name=name,
         target=pair.target_name,
@@ -254,7 +219,7 @@ def score_texts(
         corpus=corpus,
         ids=[text.id for text in texts],
         n_tokens=np.concatenate(tokens),
-        scores=scores,
+        scores=_joined(scores),
         flags=flags,
         labels=labels,
         words=None if labels is None else [text.text for text in texts],
@@ -267,27 +232,25 @@ def score_published(
 ) -> ScoredTexts:
     """Published scores of some rows of a feature store (all by default)."""
     rows = np.arange(store.n) if rows is None else rows
-    words: list[str] = []
+    scores: list[dict[str, np.ndarray]] = []
     tokens: list[np.ndarray] = []
-
-    def blocks() -> Iterator[_Block]:
-        for start in range(0, len(rows), BLOCK):
-            block = rows[start : start + BLOCK]
-            statistics = store.statistics(block)
-            words.extend(
-                " ".join(f"t{token}" for token in ids[valid])
-                for ids, valid in zip(
-                    statistics.input_ids, statistics.valid, strict=True
-                )
-            )
-            tokens.append(statistics.valid.sum(axis=1) + 1)
-            inputs = {
-                "zlib_bytes": store.zlib_bytes[block],
-                "lower_loss": store.lower_loss[block],
-            }
-            yield _Block(statistics, inputs)
-
-    scores, edge = _score_blocks(blocks())
+    words: list[str] = []
+    edge = 0
+    for start in range(0, len(rows), BLOCK):
+        block = rows[start : start + BLOCK]
+        statistics = store.statistics(block)
+        published = formulas.all_scores(
+            statistics,
+            zlib_bytes=store.zlib_bytes[block],
+            lower_loss=store.lower_loss[block],
+        )
+        scores.append({name: np.asarray(x) for name, x in published.items()})
+        tokens.append(statistics.valid.sum(axis=1) + 1)
+        words.extend(
+            " ".join(f"t{token}" for token in ids[valid])
+            for ids, valid in zip(statistics.input_ids, statistics.valid, strict=True)
+        )
+        edge += formulas.count_ez_edge_cases(statistics)
     return ScoredTexts(
         name=store.name,
         target=store.meta["target"],
@@ -295,7 +258,7 @@ def score_published(
         corpus=store.meta["corpus"],
         ids=[store.ids[row] for row in rows],
         n_tokens=np.concatenate(tokens),
-        scores=scores,
+        scores=_joined(scores),
         flags=[store.flags[row] for row in rows],
         labels=np.asarray(store.labels)[rows],
         words=words,
@@ -308,24 +271,16 @@ def score_combination(
 ) -> ScoredTexts:
     """All scores of the rows of a store on which an attack may be judged.
 
-    Args:
-      attack: the learned attack.
-      store: a feature store.
-      split: every text that the attack was neither trained nor selected on, or of
-        those the rows marked test.
+    These are the texts that the attack was neither trained nor selected on, or of those
+    the rows marked test.
 
     Raises:
       InputError: no row is left.
     """
-    rows = np.array(
-        [
-            row
-            for row, text_id in enumerate(store.ids)
-            if text_id not in attack.text_ids
-            and (split == "unseen" or store.split[row] == "test")
-        ],
-        dtype=np.int64,
-    )
+    trained_on = attack.text_ids
+    fresh = np.array([text_id not in trained_on for text_id in store.ids])
+    marked = (np.array(store.split) == "test") | (split == "unseen")
+    rows = np.flatnonzero(fresh & marked)
     if not len(rows):
         raise InputError(
             f"{store.path}: all {store.n} texts were used to train this attack, so "

@@ -26,12 +26,8 @@ def verdict(
 ) -> tuple[str, ...]:
     """Sentences on the set as a whole, on single texts, and on each combination.
 
-    Args:
-      combinations: summaries; those that the attack never saw are told first.
-      primary: the score on which the verdict rests.
-      p_values: of all texts, when they were calibrated.
-      q_values: the same after Benjamini-Hochberg.
-      dataset: the verdict on the set of texts.
+    Combinations that the attack never saw come first. `q_values` are the `p_values` of
+    all texts after Benjamini-Hochberg.
     """
     labeled = [each for each in combinations if each.counts.members is not None]
     sentences: list[str] = []
@@ -130,7 +126,8 @@ def _combination(summary: CombinationSummary, primary: str) -> Iterator[str]:
         baseline = summary.controls[TEXT_ONLY].auc
         yield f"A text-only baseline reaches {_interval(baseline)}, {_reads(baseline)}."
     control = summary.controls[PERMUTATION].auc
-    inside = _within(control, 0.5)
+    low, high = control.low, control.high
+    inside = low is not None and high is not None and low <= 0.5 <= high
     yield (
         f"With permuted labels the AUC is {_interval(control)}"
         + (", as it must be." if inside else ", which should contain 0.5: suspicious.")
@@ -146,11 +143,6 @@ def _reads(baseline: Estimate) -> str:
     if (baseline.low or 0) > 0.5:
         return "a little above chance: read the other figures against it"
     return "so the texts alone do not give membership away"
-
-
-def _within(estimate: Estimate, value: float) -> bool:
-    low, high = estimate.low, estimate.high
-    return low is not None and high is not None and low <= value <= high
 
 
 def _interval(estimate: Estimate | None) -> str:

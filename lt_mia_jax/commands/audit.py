@@ -22,53 +22,37 @@ class Audit:
 
     reference: str
     """The model before fine-tuning: a Hugging Face directory or hub id."""
-
     target: str
     """The model under audit: a Hugging Face directory or hub id."""
-
     texts: Path
     """JSONL with `text` and optional `id`, `label` (1 member, 0 non-member)."""
-
     out: Path
     """Folder for the results."""
-
     attack: str = "shipped"
     """The learned attack: `shipped` with the package, trained on tiny transformers; a
     folder made by `lt-mia train`; a torch checkpoint of the reference implementation
     (FILE.pt, needs torch); `none` for the published scores alone."""
-
     nonmembers: Path | None = None
     """JSONL of texts known not to be in the fine-tuning data, drawn like --texts.
     They calibrate p-values and the verdict on the whole set."""
-
     length: int = 128
     """Tokens a text is cut to, the final end-of-text token included."""
-
     side: Literal["right", "left"] = "right"
     """Which end of a long text is cut off; left for code."""
-
     batch_size: int = 16
     """Texts in one forward pass."""
-
     alpha: float = 0.01
     """Level of the verdict on the whole set."""
-
     bootstraps: int = 1000
     """Resamples behind each 95 % interval."""
-
     seed: int = 0
     """Seed of every resampling and split."""
-
     devices: DevicesFlags = dataclasses.field(default_factory=Devices)
     """Where it runs."""
 
 
 def run(config: Audit) -> None:
-    """Audit, and write the three result files.
-
-    Raises:
-      InputError: a file, a model or the attack cannot be used; the message says why.
-    """
+    """Audit, and write the three result files."""
     from lt_mia_jax.audit.judge import audit, check_texts
     from lt_mia_jax.audit.results import write_result
     from lt_mia_jax.audit.scoring import choose_attack, load_pair

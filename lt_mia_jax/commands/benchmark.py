@@ -29,24 +29,17 @@ class Benchmark:
 
     out: Path
     """Output folder."""
-
     parts: tuple[str, ...] = ()
     """Parts to write; default: all. An unknown part lists the known ones."""
-
     local: Path | None = None
     """A copy of the benchmark's repository with Parquet or JSON files; default: the
     Hugging Face hub."""
-
     limit: int | None = None
     """Maximum rows of each part."""
 
 
 def run(config: Benchmark) -> None:
-    """Write the files.
-
-    Raises:
-      InputError: no such part, or one that cannot be read.
-    """
+    """Write the files."""
     from lt_mia_jax.data.benchmarks import write_benchmark
 
     write_benchmark(

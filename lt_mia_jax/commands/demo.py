@@ -20,30 +20,21 @@ class Demo:
 
     out: Path = Path("runs/demo")
     """Folder for everything the demo makes."""
-
     seed: int = 0
     """Decides membership, splits, initial weights and order."""
-
     learn: bool = False
     """Train an attack here as well, on a GPT-2-like model and four other corpora, and
     judge that one instead; it is kept in OUT/attack."""
-
     pretrain_steps: int = 300
     """Updates of each base, 32 sequences of 128 tokens each."""
-
     attack_epochs: int = 8
     """Passes over the attack's training rows, with --learn."""
-
     bootstraps: int = 1000
     """Resamples behind each 95 % interval."""
 
 
 def run(config: Demo) -> None:
-    """Run every stage that is not finished yet, and write the report.
-
-    Raises:
-      InputError: a text source is missing, or the folder holds another demo.
-    """
+    """Run every stage that is not finished yet, and write the report."""
     from lt_mia_jax.audit.judge import evaluate_stores
     from lt_mia_jax.audit.results import write_result
     from lt_mia_jax.configs import to_dict

@@ -20,30 +20,21 @@ class Evaluate:
 
     features: tuple[Path, ...]
     """Feature stores made by `lt-mia extract`."""
-
     out: Path
     """Folder for the results."""
-
     attack: str = "shipped"
     """The learned attack: `shipped` with the package, or a folder made by `lt-mia
     train`."""
-
     split: Literal["unseen", "test"] = "unseen"
     """unseen: every text the attack never saw. test: the rows marked test only."""
-
     bootstraps: int = 1000
     """Resamples behind each 95 % interval."""
-
     seed: int = 0
     """Seed of every resampling."""
 
 
 def run(config: Evaluate) -> None:
-    """Evaluate and write the result files.
-
-    Raises:
-      InputError: the attack or a store is broken, or they do not fit each other.
-    """
+    """Evaluate and write the result files."""
     from lt_mia_jax.audit.judge import evaluate_stores
     from lt_mia_jax.audit.results import write_result
     from lt_mia_jax.audit.scoring import choose_attack

@@ -21,62 +21,42 @@ class Extract:
 
     reference: str
     """The model before fine-tuning: a Hugging Face directory or hub id."""
-
     target: str
     """The fine-tuned model: a Hugging Face directory or hub id."""
-
     members: Path
     """JSONL of texts that the target was fine-tuned on."""
-
     nonmembers: Path
     """JSONL of texts drawn like the members that it never saw."""
-
     out: Path
     """Folder of the store."""
-
     name: str = ""
     """Name of the combination in tables; empty takes the folder's name."""
-
     corpus: str = ""
     """Name of the corpus in tables; empty takes the members file's name."""
-
     k: int = 20
     """Top and bottom tokens kept per step; 7k + 14 feature columns."""
-
     length: int = 128
     """Tokens a text is cut to, the final end-of-text token included."""
-
     side: Literal["right", "left"] = "right"
     """Which end of a long text is cut off; left for code."""
-
     batch_size: int = 16
     """Texts in one forward pass."""
-
     block_texts: int = 256
     """Texts in one file; an interruption loses at most one file's work."""
-
     seed: int = 0
     """Decides which texts train, select and test a learned attack."""
-
     devices: DevicesFlags = dataclasses.field(default_factory=Devices)
     """Where it runs."""
 
 
 def run(config: Extract) -> None:
-    """Extract both lists into one store.
-
-    Raises:
-      InputError: a file or model cannot be used, or a text stands in both lists.
-    """
+    """Extract both lists into one store."""
     import numpy as np
 
     from lt_mia_jax.audit.scoring import load_pair
-    from lt_mia_jax.data.splits import attack_split
-    from lt_mia_jax.data.texts import fingerprint, read_texts
-    from lt_mia_jax.data.tokenize import encode, flag_texts
-    from lt_mia_jax.features.extract import extract
+    from lt_mia_jax.data.texts import read_texts
+    from lt_mia_jax.features.extract import extract_texts
     from lt_mia_jax.features.program import ExtractConfig
-    from lt_mia_jax.models import LanguageModel
     from lt_mia_jax.provenance import recorded
 
     members, nonmembers = read_texts(config.members), read_texts(config.nonmembers)
@@ -90,28 +70,16 @@ def run(config: Extract) -> None:
     texts = [*members, *nonmembers]
     labels = np.repeat([1, 0], [len(members), len(nonmembers)])
     pair = load_pair(config.reference, config.target, config.devices.make())
-    encoded, lower = (
-        encode(
-            written, pair.reference.tokenizer, length=config.length, side=config.side
-        )
-        for written in (
-            [text.text for text in texts],
-            [text.text.lower() for text in texts],
-        )
-    )
     with recorded(config.out, "extract", config):
-        store = extract(
-            LanguageModel(pair.target.config),
-            pair.target.params,
-            LanguageModel(pair.reference.config),
-            pair.reference.params,
-            encoded,
+        store = extract_texts(
+            pair.target,
+            pair.reference,
+            [text.text for text in texts],
             ids=[text.id for text in texts],
             labels=labels,
-            splits=[attack_split(config.seed, text.id) for text in texts],
-            texts=[text.text for text in texts],
-            flags=flag_texts(encoded),
-            lower=lower,
+            length=config.length,
+            side=config.side,
+            seed=config.seed,
             out_dir=config.out,
             config=ExtractConfig(
                 k=config.k,
@@ -123,7 +91,6 @@ def run(config: Extract) -> None:
                 "target": config.target,
                 "reference": config.reference,
                 "corpus": config.corpus or config.members.stem,
-                "fingerprint": fingerprint([text.id for text in texts]),
                 "side": config.side,
             },
             executor=pair.executor,

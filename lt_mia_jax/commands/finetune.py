@@ -28,56 +28,38 @@ class Finetune:
 
     model: str
     """The base model: a Hugging Face directory or hub id."""
-
     texts: Path
     """JSONL with `text`: the fine-tuning data."""
-
     out: Path
     """Folder of the fine-tuned model; training state goes to its `training` folder."""
-
     validation: Path | None = None
     """JSONL of validation texts; without it, part of --texts is held out."""
-
     validation_fraction: float = 0.05
     """Share of --texts held out when no --validation is given."""
-
     epochs: int = 3
     """Passes over the texts."""
-
     batch_size: int = 16
     """Texts in one step."""
-
     learning_rate: float = 5e-5
     """Constant rate of AdamW."""
-
     weight_decay: float = 0.01
     """Decoupled weight decay, on all parameters."""
-
     length: int = 128
     """Tokens a text is cut to, the final end-of-text token included."""
-
     side: Literal["right", "left"] = "right"
     """Which end of a long text is cut off; left for code."""
-
     lora: Lora = dataclasses.field(default_factory=Lora)
     """Adapters instead of full fine-tuning."""
-
     save_seconds: float = 60.0
     """Least time between checkpoints; 0 saves after every step."""
-
     seed: int = 0
     """Seed of order, dropout, adapters and of the held-out share."""
-
     devices: DevicesFlags = dataclasses.field(default_factory=Devices)
     """Where it runs."""
 
 
 def run(config: Finetune) -> None:
-    """Fine-tune and save.
-
-    Raises:
-      InputError: files or the model cannot be used, or nothing is left to train on.
-    """
+    """Fine-tune and save."""
     from lt_mia_jax.audit.scoring import warn_of_intervention
     from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
     from lt_mia_jax.data.texts import write_texts

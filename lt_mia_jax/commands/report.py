@@ -18,17 +18,12 @@ class Report:
 
     runs: tuple[Path, ...]
     """Folders of finished runs."""
-
     out: Path
     """The HTML file to write."""
 
 
 def run(config: Report) -> None:
-    """Write the page.
-
-    Raises:
-      InputError: a folder is not a finished run.
-    """
+    """Write the page."""
     from lt_mia_jax.report import write_report
 
     write_report(config.runs, config.out)

@@ -23,26 +23,18 @@ class Train:
 
     features: tuple[Path, ...]
     """Feature stores, one a combination of model and corpus."""
-
     out: Path
     """Folder of the attack: weights, configuration, card."""
-
     classifier: ClassifierConfig = dataclasses.field(default_factory=ClassifierConfig)
     """Architecture of the attack."""
-
     recipe: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     """How it is trained."""
-
     devices: DevicesFlags = dataclasses.field(default_factory=Devices)
     """Where it runs."""
 
 
 def run(config: Train) -> None:
-    """Train and save the attack.
-
-    Raises:
-      InputError: a store is broken, or stores do not fit each other.
-    """
+    """Train and save the attack."""
     from lt_mia_jax.attacks.learned.train import train_attack
     from lt_mia_jax.features.store import FeatureStore
     from lt_mia_jax.provenance import recorded

@@ -25,76 +25,51 @@ class Unlearn:
     model: str
     """The model that knows the texts: a Hugging Face directory or hub id. If it already
     carries an MRP projection, another `--method mrp` run extends it."""
-
     forget: Path
     """JSONL of the texts to forget: `question` and `answer`, or `text`."""
-
     out: Path
     """Folder of the new model; checkpoints go to its `training` folder."""
-
     retain: Path | None = None
     """JSONL of the texts to retain, in the same format."""
-
     refusals: Path | None = None
     """JSONL of refusals (`text`) for the methods that teach them; without it, the rows
     of --forget need the field `refusal`."""
-
     method: Any = None
     """Settings of the method."""
-
     epochs: int = 10
     """Epochs over the forget texts."""
-
     batch_size: int = 32
     """Forget texts per step, and as many retain texts."""
-
     learning_rate: float = 1e-5
     """Peak learning rate of AdamW (mrp: of gradient descent). It rises over the first
     epoch, then falls to 0."""
-
     weight_decay: float = 0.01
     """Decoupled weight decay, on all parameters."""
-
     sharpness: float | None = None
     """Take each forget gradient at the worst point within this distance of the weights
     (sharpness-aware minimization), so that relearning is harder; try 0.05. One more
     forward and backward pass per step."""
-
     fisher_share: float | None = None
     """Let each step move only this fraction of the weights, those with the largest
     squared gradient (Fisher masking); such as 0.1."""
-
     length: int = 128
     """Maximum length of a text in tokens; longer ones are cut."""
-
     template: AnswerTemplate = dataclasses.field(default_factory=AnswerTemplate)
     """How question and answer become one text."""
-
     lora: LowRank = dataclasses.field(default_factory=LowRank)
     """Low-rank adapters instead of all parameters."""
-
     save_seconds: float = 60.0
     """Minimum time between checkpoints; 0 saves after every step."""
-
     seed: int = 0
     """Seed of the order of texts, and of all draws."""
-
     evaluation: EvaluationFlags = dataclasses.field(default_factory=Evaluation)
     """What the result is compared with."""
-
     devices: DevicesFlags = dataclasses.field(default_factory=Devices)
     """Where it runs."""
 
 
 def choose(arguments: list[str]) -> tuple[type[Unlearn], list[str]]:
-    """The command with the flags of the method that `--method NAME` selects.
-
-    Returns:
-      A subclass of `Unlearn` with that method as default, and the other arguments.
-
-    Raises:
-      InputError: there is no such method.
-    """
+    """A subclass of `Unlearn` for the `--method` given, and the other arguments."""
     from lt_mia_jax.unlearning.methods.own import choose_method
 
     name, rest = DEFAULT, []
@@ -128,11 +103,7 @@ def with_method(method: Any) -> type[Unlearn]:
 
 
 def run(config: Unlearn) -> None:
-    """Unlearn, save, and evaluate.
-
-    Raises:
-      InputError: files or the model cannot be used, texts overlap, or the run diverged.
-    """
+    """Unlearn, save, and evaluate."""
     from lt_mia_jax.audit.scoring import choose_attack
     from lt_mia_jax.provenance import recorded
     from lt_mia_jax.unlearning.recipe import UnlearnConfig

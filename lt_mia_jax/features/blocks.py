@@ -42,7 +42,6 @@ _DTYPES = {
 class Block(NamedTuple):
     """Memory-mapped arrays of one block."""
 
-    path: Path
     first: Int[np.ndarray, " B"]
     """First token of each text; no step predicts it."""
     offsets: Int[np.ndarray, " B1"]
@@ -112,8 +111,7 @@ def read_block(path: Path) -> Block:
     """
     try:
         arrays = _map_safetensors(path)
-        n_steps = np.array(arrays.pop("n_steps"))
-        first = np.array(arrays.pop("first"))
+        n_steps, first = (np.array(arrays.pop(name)) for name in ("n_steps", "first"))
         lower = np.array(arrays.pop("lower_loss", np.full(len(first), np.nan)))
         missing = {*_FIELDS, "columns", "following", "hits"} - set(arrays)
         if missing:
@@ -124,7 +122,7 @@ def read_block(path: Path) -> Block:
         ) from error
     offsets = np.concatenate([[0], np.cumsum(n_steps, dtype=np.int64)])
     steps = {_FIELDS.get(name, name): x for name, x in arrays.items()}
-    return Block(path, first, offsets, lower.astype(np.float64), steps)
+    return Block(first, offsets, lower.astype(np.float64), steps)
 
 
 def _map_safetensors(path: Path) -> dict[str, np.ndarray]:

@@ -5,11 +5,11 @@ programs in the same order on their shares of the batches, so that models may be
 over all devices. The store does not depend on how many processes made it.
 """
 
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -17,20 +17,21 @@ from jaxtyping import Float, Integer
 from tqdm import tqdm
 
 from lt_mia_jax.arrays import Params
+from lt_mia_jax.checkpoints import Pretrained
 from lt_mia_jax.data.jsonl import well_formed
+from lt_mia_jax.data.splits import attack_split
+from lt_mia_jax.data.texts import fingerprint as text_fingerprint
 from lt_mia_jax.data.texts import zlib_length
+from lt_mia_jax.data.tokenize import Encoded, encode, flag_texts
 from lt_mia_jax.errors import InputError, Stopped
 from lt_mia_jax.executor import Executor, broadcast_from_primary, digest, hide_progress
-from lt_mia_jax.features.scorer import (
-    Encoded,
-    ExtractConfig,
-    Model,
-    StatisticsExtractor,
-    TextStatistics,
-)
+from lt_mia_jax.features.program import ExtractConfig
+from lt_mia_jax.features.scorer import Model, StatisticsExtractor
 from lt_mia_jax.features.statistics import TokenStatistics
-from lt_mia_jax.features.store import FeatureStore, StoreWriter, TextTable
+from lt_mia_jax.features.store import FeatureStore
+from lt_mia_jax.features.writer import StoreWriter, TextTable
 from lt_mia_jax.files import fingerprint
+from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.training.preemption import StopRequest
 
 log = logging.getLogger(__name__)
@@ -57,29 +58,13 @@ def extract(
     """Write statistics and features of all texts into a feature store.
 
     Memory does not grow with the number of texts. An interrupted run continues where
-    it was and ends with the same bytes; a finished one is only opened.
+    it was and ends with the same bytes; a finished one is only opened. Several
+    processes give the same arguments and a folder that all of them see.
 
-    Args:
-      target_model: the model under audit.
-      target_params: its parameters.
-      reference_model: the model it was fine-tuned from.
-      reference_params: its parameters.
-      encoded: token ids and masks of the texts.
-      ids: id of each text.
-      labels: 1 member, 0 non-member, None unknown.
-      texts: the texts, for their sizes.
-      out_dir: folder of the store.
-      splits: train, validation or test per text; None is all test.
-      flags: remarks per text.
-      lower: the lower-cased texts, encoded; None leaves the lowercase score out.
-      config: k, batch size and more.
-      executor: the devices; None takes all. Several processes give the same
-        arguments and a folder that all of them see.
-      meta: JSON values that say where the features come from: name, target,
-        reference, corpus, fingerprint.
-
-    Returns:
-      The finished store.
+    `TextTable` describes ids, labels, splits (None: all test) and flags; of the texts
+    themselves only sizes are kept. Without `lower`, the lower-cased texts, that score
+    is left out. `meta` are JSON values that say where the features come from: name,
+    target, reference, corpus, fingerprint.
 
     Raises:
       InputError: columns of unequal length, different vocabularies, a token outside
@@ -97,10 +82,9 @@ def extract(
         zlib_bytes=[zlib_length(text) for text in texts],
         flags=[[]] * n if flags is None else flags,
     )
-    settings = dataclasses.asdict(config)
     # The number of batches per block is in the store; chunks do not change results.
-    for name in ("block_batches", "vocab_chunk"):
-        del settings[name]
+    outside = ("block_batches", "vocab_chunk")
+    settings = {name: x for name, x in vars(config).items() if name not in outside}
     writer = StoreWriter(
         out_dir,
         {
@@ -142,6 +126,49 @@ def extract(
     return FeatureStore.open(out_dir, verify=False)
 
 
+def extract_texts(
+    target: Pretrained,
+    reference: Pretrained,
+    texts: Sequence[str],
+    *,
+    ids: Sequence[str],
+    labels: Integer[np.ndarray, " N"],
+    length: int,
+    side: Literal["right", "left"],
+    seed: int,
+    out_dir: Path | str,
+    lowercase: bool = True,
+    config: ExtractConfig | None = None,
+    meta: Mapping[str, Any],
+    executor: Executor | None = None,
+) -> FeatureStore:
+    """`extract` from texts that still have to be tokenized and split.
+
+    Texts are cut to `length` tokens at the end `side`; `seed` decides their roles in
+    training an attack. Without `lowercase` one of the published scores, and a third
+    forward pass, is left out.
+    """
+    tokens = partial(encode, tokenizer=reference.tokenizer, length=length, side=side)
+    encoded = tokens(texts)
+    return extract(
+        LanguageModel(target.config),
+        target.params,
+        LanguageModel(reference.config),
+        reference.params,
+        encoded,
+        ids=ids,
+        labels=labels,
+        splits=[attack_split(seed, text_id) for text_id in ids],
+        texts=texts,
+        flags=flag_texts(encoded),
+        lower=tokens([text.lower() for text in texts]) if lowercase else None,
+        out_dir=out_dir,
+        config=config,
+        meta={**meta, "fingerprint": text_fingerprint(ids)},
+        executor=executor,
+    )
+
+
 def _write_blocks(
     writer: StoreWriter,
     blocks: Sequence[int],
@@ -158,7 +185,7 @@ def _write_blocks(
     names = ids[mine.start : mine.stop]
 
     def run(texts: Encoded, **options: Any) -> TokenStatistics:
-        shares = [_rows(texts, each) for each in rows]
+        shares = [texts.take(np.arange(each.start, each.stop)) for each in rows]
         plan = scorer.plan(shares)[jax.process_index()]
         share = shares[jax.process_index()]
         return scorer.statistics(share, names, plan=plan, **options)
@@ -189,23 +216,8 @@ def _arrays(encoded: Encoded | None) -> list[np.ndarray]:
     return [np.asarray(ids, np.int32), np.asarray(mask, np.uint8)]
 
 
-class _Rows(NamedTuple):
-    input_ids: np.ndarray
-    attention_mask: np.ndarray
-
-
-def _rows(encoded: Encoded, rows: range) -> _Rows:
-    piece = slice(rows.start, rows.stop)
-    return _Rows(encoded.input_ids[piece], encoded.attention_mask[piece])
-
-
 def _mean_loss(stats: TokenStatistics) -> Float[np.ndarray, " B"]:
     """Mean loss in nats, NaN without a valid step."""
-    total = -np.where(stats.valid, stats.target_log_prob.astype(np.float64), 0).sum(
-        axis=1
-    )
-    count = stats.valid.sum(axis=1)
+    log_prob = stats.target_log_prob.astype(np.float64)
+    total, count = -(log_prob * stats.valid).sum(axis=1), stats.valid.sum(axis=1)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-__all__ = ["ExtractConfig", "StatisticsExtractor", "TextStatistics", "extract"]

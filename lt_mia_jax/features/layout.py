@@ -34,10 +34,11 @@ _TAIL = ("target_logit", "reference_logit", "reference_rank")
 class FeatureLayout:
     """Names and positions of the columns for lists of `k` tokens.
 
-    Head slot `j` holds the target's j-th largest logit and the reference's logit of
-    the same token (as a pair), that token's rank in the reference, and the rank in the
-    target of the *reference's* j-th token. Tail slots hold the target's smallest
-    logits, smallest first. Ranks are `log1p(rank) / log(V + 1)`.
+    Slot `j` of the top k (`head`) holds the target's j-th largest logit and the
+    reference's logit of the same token (as a pair), that token's rank in the reference,
+    and the rank in the target of the *reference's* j-th token. The bottom k (`tail`)
+    are the target's smallest logits, smallest first. Ranks are
+    `log1p(rank) / log(V + 1)`.
 
     Example:
       >>> from lt_mia_jax import FeatureLayout
@@ -53,7 +54,7 @@ class FeatureLayout:
     """
 
     k: int = 20
-    """Length of the head and of the tail list; at least 1."""
+    """Length of both lists, top k and bottom k; at least 1."""
 
     def __post_init__(self) -> None:
         """Refuse an empty list."""
@@ -107,11 +108,10 @@ class FeatureLayout:
     @functools.cached_property
     def pairs(self) -> tuple[tuple[int, int], ...]:
         """Columns `(target, reference)` that hold one pair of raw logits."""
-        targets = range(len(self.names))
         return tuple(
             (column, column + 1)
-            for column in targets
-            if self.names[column].endswith(".target_logit")
+            for column, name in enumerate(self.names)
+            if name.endswith(".target_logit")
         )
 
     def pack(self, features: Any) -> Any:

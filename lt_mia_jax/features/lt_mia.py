@@ -35,18 +35,7 @@ def lt_mia_features(
     masked steps are zero even where the logits are NaN. By default the pairs hold raw
     logits, as published: adding a constant to all logits of one model changes them.
 
-    Args:
-      target_logits: raw logits of the fine-tuned model.
-      reference_logits: raw logits of the model it was fine-tuned from.
-      input_ids: token ids, right-padded.
-      attention_mask: nonzero on real tokens.
-      k: length of the lists of most and least likely tokens.
-      log_probabilities: use log-probabilities in the pairs instead of raw logits.
-      vocab_size: keep only the first entries of the vocabulary.
-      vocab_chunk: vocabulary entries visited at a time; changes memory only.
-
-    Raises:
-      InputError: the vocabularies differ or k does not fit (at trace time).
+    Arguments and errors are those of `token_statistics`.
 
     Example:
       >>> import jax
@@ -111,6 +100,3 @@ def assemble(stats: TokenStatistics) -> tuple[Any, Any]:
     parts = [columns, losses.astype(np.float32), text.astype(np.float32)]
     features = xp.concatenate(parts, axis=-1)
     return xp.where(keep, features, xp.zeros((), features.dtype)), valid
-
-
-__all__ = ["assemble", "lt_mia_features"]

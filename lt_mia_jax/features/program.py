@@ -14,10 +14,17 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from lt_mia_jax.arrays import Array
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, check_fields
 from lt_mia_jax.executor import Executor
 from lt_mia_jax.features.blocks import HALF_MAX
 from lt_mia_jax.features.statistics import TokenStatistics, token_statistics
+
+_RANGES = {
+    "k": NOT_NEGATIVE,
+    "batch_size": AT_LEAST_1,
+    "block_batches": AT_LEAST_1,
+    "logits_gib": POSITIVE,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,38 +32,24 @@ class ExtractConfig:
     """How texts are turned into statistics."""
 
     k: int = 20
-    """Head and tail tokens per step (7 k + 14 columns); 0 leaves the features out."""
-
+    """Top-k and bottom-k tokens per step (7 k + 14 columns); 0 gives no features."""
     batch_size: int = 16
     """Texts per forward pass over all devices; rounded up to their number."""
-
     block_batches: int = 16
     """Batches per file of a store; an interruption loses at most one file's work."""
-
     log_probabilities: bool = False
-    """Put log-probabilities instead of raw logits into the features (not as published).
-    """
-
+    """Use log-probabilities in the features, not raw logits (which are published)."""
     vocab_size: int | None = None
-    """Keep only the first entries of the vocabulary (the published features keep all).
-    """
-
+    """Keep only the first entries of the vocabulary (published features keep all)."""
     vocab_chunk: int | None = None
     """Vocabulary entries reduced at a time; lower it when memory is short."""
-
     logits_gib: float = 1.0
-    """Memory of a device for the logits of both models. A batch that needs more passes
-    through the models in parts, down to one text at a time."""
+    """Device memory for the logits of both models. Larger batches are processed in
+    slices, down to one text."""
 
     def __post_init__(self) -> None:
         """Refuse sizes below one."""
-        if min(self.batch_size, self.block_batches) < 1 or self.k < 0:
-            raise InputError(
-                f"batch_size {self.batch_size}, block_batches {self.block_batches}, "
-                f"k {self.k}: expected at least 1 (k: 0)"
-            )
-        if not self.logits_gib > 0:
-            raise InputError(f"logits_gib {self.logits_gib}: expected more than 0")
+        check_fields("extraction", self, _RANGES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +66,7 @@ class Extraction:
 
     def on(self, executor: Executor) -> Any:
         """The compiled function (target and reference parameters, ids, mask)."""
-        return (_by_device if executor.kind == "pmap" else _whole)(self, executor.mesh)
+        return _compiled(self, executor.kind == "pmap", executor.mesh)
 
     def logits(
         self, target_params: Any, reference_params: Any, input_ids: Any
@@ -139,34 +132,24 @@ class Extraction:
 
 
 @lru_cache(maxsize=16)
-def _whole(program: Extraction, mesh: Mesh) -> Any:
-    """The program of a batch that is split over a mesh."""
-    rows = P(("data", "fsdp"))
-    # The loops over rows must stay on each device: left to the compiler, slicing a
-    # sharded array inside a loop would gather it.
-    reduce_locally = jax.shard_map(
-        program.reduce, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
-    )
-
-    @jax.jit
-    def run(target: Any, reference: Any, ids: Array, mask: Array) -> TokenStatistics:
-        def part(ids: Array, mask: Array) -> TokenStatistics:
-            return reduce_locally(ids, mask, *program.logits(target, reference, ids))
-
-        return program.in_parts(target, reference, ids, mask, part, mesh.size)
-
-    return run
-
-
-@lru_cache(maxsize=16)
-def _by_device(program: Extraction, mesh: Mesh) -> Any:
-    """The same under `pmap`; there is nothing to add over devices."""
+def _compiled(program: Extraction, by_device: bool, mesh: Mesh) -> Any:
+    """The program under `pmap`, or that of a batch which is split over a mesh."""
+    reduce, devices = program.reduce, 1
+    if not by_device:
+        rows, devices = P(("data", "fsdp")), mesh.size
+        # The loops over rows must stay on each device: left to the compiler, slicing a
+        # sharded array inside a loop would gather it.
+        reduce = jax.shard_map(
+            reduce, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
+        )
 
     def run(target: Any, reference: Any, ids: Array, mask: Array) -> TokenStatistics:
         def part(ids: Array, mask: Array) -> TokenStatistics:
-            return program.reduce(ids, mask, *program.logits(target, reference, ids))
+            return reduce(ids, mask, *program.logits(target, reference, ids))
 
-        return program.in_parts(target, reference, ids, mask, part, 1)
+        return program.in_parts(target, reference, ids, mask, part, devices)
 
-    devices = list(mesh.devices.flat)
-    return jax.pmap(run, in_axes=(None, None, 0, 0), devices=devices)
+    if not by_device:
+        return jax.jit(run)
+    in_axes = (None, None, 0, 0)
+    return jax.pmap(run, in_axes=in_axes, devices=list(mesh.devices.flat))

@@ -30,14 +30,9 @@ def row_statistics(
     """All statistics of N steps, by field name of `TokenStatistics`.
 
     Three passes: extremes and normalizers; means and ranks, which need them; variances
-    around the means.
-
-    Args:
-      logits: one or two float32 arrays (target, reference) without negative zeros.
-      true: next tokens.
-      k: length of the lists; 0 leaves `columns` out.
-      chunk: vocabulary entries visited at a time.
-      log_probabilities: normalize before the columns are formed.
+    around the means. `logits` are one or two float32 arrays (target, reference) without
+    negative zeros, `true` the next tokens, `chunk` the vocabulary entries visited at a
+    time. With k = 0, `columns` are left out.
     """
     pairwise = len(logits) == 2
     vocabulary = logits[0].shape[-1]
@@ -91,25 +86,23 @@ def _columns(
     """Packed LT-MIA columns in the order of `FeatureLayout.pack`.
 
     Args:
-      differences: target minus reference logit of the true token, head and tail.
-      ranks: in the target of (true, reference's head), in the reference of (true,
-        target's head, target's tail).
+      differences: target minus reference logit of the true token, top k and bottom k.
+      ranks: in the target of (true, reference's top k), in the reference of (true,
+        target's top k, target's bottom k).
       vocabulary: V of the normalized rank.
       k: length of the lists.
     """
-    in_target, in_reference = (_normalized_rank(r, vocabulary) for r in ranks)
-    truth, head, tail = differences
+    in_target, in_reference = (
+        jnp.log1p(rank.astype(jnp.float32)) / math.log(vocabulary + 1) for rank in ranks
+    )
+    truth, top, bottom = differences
     truth = [truth, in_target[:, :1], in_reference[:, :1]]
-    head = [head, in_reference[:, 1 : k + 1], in_target[:, 1:]]
-    tail = [tail, in_reference[:, k + 1 :]]
-    slots = [jnp.stack(x, axis=-1) for x in (truth, head, tail)]
+    top = [top, in_reference[:, 1 : k + 1], in_target[:, 1:]]
+    bottom = [bottom, in_reference[:, k + 1 :]]
+    slots = [jnp.stack(x, axis=-1) for x in (truth, top, bottom)]
     columns = jnp.concatenate([x.reshape(x.shape[0], -1) for x in slots], axis=1)
     assert columns.shape[1] == FeatureLayout(k).packed_width
     return columns
-
-
-def _normalized_rank(rank: Array, vocabulary: int) -> Array:
-    return jnp.log1p(rank.astype(jnp.float32)) / math.log(vocabulary + 1)
 
 
 def _pick(x: Array, index: Array) -> Array:
@@ -120,7 +113,8 @@ def _pick(x: Array, index: Array) -> Array:
 def _fold(step: Any, carry: Any, arrays: list[Array], chunk: int) -> Any:
     """Fold `step(carry, pieces, start, fresh)` over chunks of the last axis.
 
-    The last chunk is moved back to stay inside; `fresh` marks entries not yet seen.
+    The last chunk is moved back to stay inside; `fresh` marks entries not yet seen, the
+    others are -inf.
     """
     size = arrays[0].shape[-1]
     if chunk >= size:
@@ -130,6 +124,7 @@ def _fold(step: Any, carry: Any, arrays: list[Array], chunk: int) -> Any:
         start = jnp.minimum(index * chunk, size - chunk)
         pieces = [lax.dynamic_slice_in_dim(x, start, chunk, -1) for x in arrays]
         fresh = (start + jnp.arange(chunk) >= index * chunk)[None, :]
+        pieces = [jnp.where(fresh, x, -jnp.inf) for x in pieces]
         return step(carry, pieces, start, fresh), None
 
     steps = jnp.arange(-(-size // chunk), dtype=jnp.int32)
@@ -146,8 +141,6 @@ def _extremes(
 
     def step(carry: Any, pieces: list[Array], start: Any, fresh: Any) -> Any:
         maxima, sums, lists = carry
-        if fresh is not None:
-            pieces = [jnp.where(fresh, x, -jnp.inf) for x in pieces]
         new_maxima = [
             jnp.maximum(m, x.max(1)) for m, x in zip(maxima, pieces, strict=True)
         ]
@@ -196,8 +189,7 @@ def _largest(x: Float[Array, "N V"], k: int) -> tuple[Array, Array]:
     rows, size = x.shape
     tiles = size // _TILE
     if tiles <= 2 * k:
-        values, index = lax.top_k(x, k)
-        return values, index
+        return tuple(lax.top_k(x, k))
     whole = tiles * _TILE
     maxima = x[:, :whole].reshape(rows, tiles, _TILE).max(2)
     starts = jnp.sort(lax.top_k(maxima, k)[1], axis=1) * _TILE
@@ -207,9 +199,8 @@ def _largest(x: Float[Array, "N V"], k: int) -> tuple[Array, Array]:
 
     inside = jnp.arange(_TILE, dtype=jnp.int32)
     index = (starts[:, :, None] + inside[None, None, :]).reshape(rows, -1)
-    rest = jnp.broadcast_to(
-        jnp.arange(whole, size, dtype=jnp.int32), (rows, size - whole)
-    )
+    after = jnp.arange(whole, size, dtype=jnp.int32)
+    rest = jnp.broadcast_to(after, (rows, size - whole))
     candidates = jax.vmap(read)(x, starts).reshape(rows, -1)
     values, place = lax.top_k(jnp.concatenate([candidates, x[:, whole:]], 1), k)
     index = jnp.concatenate([index, rest], 1)
@@ -223,8 +214,6 @@ def _moments(
 
     def step(carry: Any, pieces: list[Array], start: Any, fresh: Any) -> Any:
         sums, counts = carry
-        if fresh is not None:
-            pieces = [jnp.where(fresh, x, -jnp.inf) for x in pieces]
         lp = [x - n[:, None] for x, n in zip(pieces, lse, strict=True)]
         new = {"target_mean": _expected(lp[0], lp[0])}
         if len(lp) == 2:
@@ -236,11 +225,7 @@ def _moments(
         counts = [old + count for old, count in zip(counts, more, strict=True)]
         return {name: sums[name] + new[name] for name in sums}, counts
 
-    names = (
-        ("target_mean", "reference_mean", "cross_mean")
-        if len(logits) == 2
-        else ("target_mean",)
-    )
+    names = ("target_mean", "reference_mean", "cross_mean")[: 2 * len(logits) - 1]
     zeros = {name: jnp.zeros_like(lse[0]) for name in names}
     counts = [jnp.zeros(q.shape, jnp.int32) for q in queries]
     return _fold(step, (zeros, counts), logits, chunk)
@@ -252,8 +237,6 @@ def _variances(
     """Variances from centered values, which cannot cancel and are never negative."""
 
     def step(carry: Any, pieces: list[Array], start: Any, fresh: Any) -> Any:
-        if fresh is not None:
-            pieces = [jnp.where(fresh, x, -jnp.inf) for x in pieces]
         lp = [x - n[:, None] for x, n in zip(pieces, lse, strict=True)]
         new = {
             "target_var": _expected(lp[0], (lp[0] - means["target_mean"][:, None]) ** 2)
@@ -263,8 +246,7 @@ def _variances(
             new["cross_var"] = _expected(lp[1], centered**2)
         return {name: carry[name] + new[name] for name in carry}
 
-    names = ("target_var", "cross_var") if len(logits) == 2 else ("target_var",)
-    zeros = {name: jnp.zeros_like(lse[0]) for name in names}
+    zeros = {n: jnp.zeros_like(lse[0]) for n in ("target_var", "cross_var")[: len(lse)]}
     return _fold(step, zeros, logits, chunk)
 
 

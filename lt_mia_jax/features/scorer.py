@@ -1,7 +1,7 @@
 """A pair of models on the devices, scoring texts batch by batch.
 
-While a batch is computed, the one before it is
-copied and used. Texts of like length share a batch, which is cut to a few lengths.
+While a batch is computed, the one before it is copied and used. Texts of like length
+share a batch, which is cut to a few lengths.
 """
 
 import dataclasses
@@ -11,10 +11,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float
 
 from lt_mia_jax.arrays import Array, Params
 from lt_mia_jax.data.batches import BatchPlan, length_buckets, plan_batches
+from lt_mia_jax.data.tokenize import Encoded
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor, make_executor
 from lt_mia_jax.features.lt_mia import assemble
@@ -31,21 +32,6 @@ class Model(Protocol):
 
     def apply(self, params: Params, input_ids: Any) -> Array:
         """Logits `"B T V"`; position t scores token t + 1."""
-        ...
-
-
-@runtime_checkable
-class Encoded(Protocol):
-    """Token ids and mask of N texts, padded on the right to T tokens."""
-
-    @property
-    def input_ids(self) -> Integer[np.ndarray, "N T"]:
-        """Token ids."""
-        ...
-
-    @property
-    def attention_mask(self) -> Integer[np.ndarray, "N T"]:
-        """1 on real tokens."""
         ...
 
 
@@ -74,16 +60,10 @@ class StatisticsExtractor:
         config: ExtractConfig | None = None,
         executor: Executor | None = None,
     ) -> None:
-        """Place both models on the devices.
+        """Place both models on the devices; no executor takes all.
 
-        Args:
-          target_model: the model under audit.
-          target_params: its parameters, on host or device.
-          reference_model: the model it was fine-tuned from; None leaves everything
-            out that compares with it.
-          reference_params: its parameters.
-          config: batch size, k and more.
-          executor: the devices; None takes all.
+        Without a reference, everything that compares with it is left out. Parameters
+        may be on the host or on a device.
 
         Raises:
           InputError: the models' vocabularies differ.
@@ -106,26 +86,12 @@ class StatisticsExtractor:
     def __call__(
         self, encoded: Encoded, ids: Sequence[str] | None = None
     ) -> TextStatistics:
-        """Statistics (with `columns`), features and mask of all texts.
-
-        Args:
-          encoded: the texts.
-          ids: names for error messages; None numbers them.
-
-        Raises:
-          InputError: a token outside the vocabulary, or logits that are not finite.
-        """
+        """Statistics (with `columns`), features and mask; see `statistics`."""
         stats = self.statistics(encoded, ids)
         if stats.columns is None:
             return TextStatistics(stats, None, stats.valid)
         features, mask = assemble(stats)
         return TextStatistics(stats, features, mask)
-
-    def target_only(
-        self, encoded: Encoded, ids: Sequence[str] | None = None
-    ) -> TokenStatistics:
-        """Statistics of the target alone, for other versions of the same texts."""
-        return self.statistics(encoded, ids, target_only=True)
 
     def statistics(
         self,
@@ -152,7 +118,9 @@ class StatisticsExtractor:
         Raises:
           InputError: a token outside the vocabulary, or logits that are not finite.
         """
-        self._check_tokens(encoded, ids)
+        texts, length = encoded.input_ids.shape
+        names = [f"number {n + 1}" for n in range(texts)] if ids is None else ids
+        self._check_tokens(encoded, names)
         if plan is None:
             if jax.process_count() > 1:
                 raise InputError(
@@ -165,10 +133,14 @@ class StatisticsExtractor:
 
         def finish(batch: BatchPlan, stats: TokenStatistics) -> None:
             nonlocal filled
-            host = self._fetch(batch.rows, stats, ids)
+            host = self._fetch(batch.rows, stats, names)
             if filled is None:
-                filled = _empty(host, *encoded.input_ids.shape)
-            _put(filled, batch.rows, host)
+                filled = jax.tree.map(
+                    lambda x: np.zeros((texts, length, *x.shape[2:]), x.dtype), host
+                )
+            # Batches are narrower than the texts' padding.
+            for whole, part in zip(*map(jax.tree.leaves, (filled, host)), strict=True):
+                whole[batch.rows, : part.shape[1]] = part
             on_batch(len(batch.rows))
 
         for batch in plan:
@@ -179,7 +151,6 @@ class StatisticsExtractor:
         for batch, stats in running:
             finish(batch, stats)
         assert filled is not None, "a plan has at least one batch"
-        # Batches were narrower than the texts' padding.
         return filled._replace(input_ids=np.asarray(encoded.input_ids, np.int32))
 
     def plan(self, shares: Sequence[Encoded]) -> list[list[BatchPlan]]:
@@ -216,46 +187,34 @@ class StatisticsExtractor:
         return run(self._target_params, reference_params, *tokens)
 
     def _fetch(
-        self, rows: np.ndarray, stats: TokenStatistics, ids: Sequence[str] | None
+        self, rows: np.ndarray, stats: TokenStatistics, names: Sequence[str]
     ) -> TokenStatistics:
+        """Statistics of real rows on the host; refuses those of broken logits."""
         host = jax.tree.map(lambda x: x[: len(rows)], self.executor.fetch_rows(stats))
-        for model, name in (
-            ("target", "target_log_prob"),
-            ("reference", "reference_log_prob"),
+        moments = ("target_mean", "target_var", "reference_mean", "cross_mean")
+        for model, fields in (
+            ("the target", ("target_log_prob",)),
+            ("the reference", ("reference_log_prob",)),
+            ("the target or the reference", (*moments, "cross_var", "columns")),
         ):
-            values = getattr(host, name)
-            if values is not None:
-                self._refuse(
-                    ~np.isfinite(values).all(axis=1), rows, ids, f"the {model}"
+            bad = np.zeros(len(rows), bool)
+            for values in (getattr(host, field) for field in fields):
+                if values is None:
+                    continue
+                # Columns are clipped to 16-bit floats: only NaN is wrong there.
+                wrong = np.isnan(values) if values.ndim == 3 else ~np.isfinite(values)
+                bad |= wrong.any(axis=tuple(range(1, wrong.ndim)))
+            if bad.any():
+                named = [names[row] for row in sorted(rows[bad].tolist())]
+                shown = ", ".join(named[:5]) + (", ..." if len(named) > 5 else "")
+                raise InputError(
+                    f"{model} gives logits that are NaN or infinite on {len(named)} of "
+                    f"{len(rows)} texts ({shown}); check its weights, or compute in "
+                    "float32"
                 )
-        moments = [
-            host.target_mean,
-            host.target_var,
-            host.reference_mean,
-            host.cross_mean,
-            host.cross_var,
-        ]
-        bad = np.zeros(len(rows), bool)
-        for values in moments:
-            if values is not None:
-                bad |= ~np.isfinite(values).all(axis=1)
-        if host.columns is not None:
-            bad |= np.isnan(host.columns).any(axis=(1, 2))
-        self._refuse(bad, rows, ids, "the target or the reference")
         return host
 
-    def _refuse(
-        self, bad: np.ndarray, rows: np.ndarray, ids: Sequence[str] | None, model: str
-    ) -> None:
-        if bad.any():
-            named = [_text_name(row, ids) for row in sorted(rows[bad].tolist())]
-            shown = ", ".join(named[:5]) + (", ..." if len(named) > 5 else "")
-            raise InputError(
-                f"{model} gives logits that are NaN or infinite on {len(named)} of "
-                f"{len(rows)} texts ({shown}); check its weights, or compute in float32"
-            )
-
-    def _check_tokens(self, encoded: Encoded, ids: Sequence[str] | None) -> None:
+    def _check_tokens(self, encoded: Encoded, names: Sequence[str]) -> None:
         tokens = np.asarray(encoded.input_ids)
         real = np.asarray(encoded.attention_mask) != 0
         limit = self.config.vocab_size or self.vocab_size
@@ -263,7 +222,7 @@ class StatisticsExtractor:
         if wrong.any():
             row, column = np.argwhere(wrong)[0].tolist()
             raise InputError(
-                f"text {_text_name(row, ids)} has token {tokens[row, column]} but the "
+                f"text {names[row]} has token {tokens[row, column]} but the "
                 f"models predict ids below {limit}; use the tokenizer of these models"
             )
 
@@ -271,20 +230,3 @@ class StatisticsExtractor:
 def _vocabulary(model: Model, params: Any) -> int:
     ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     return jax.eval_shape(model.apply, params, ids).shape[-1]
-
-
-def _empty(like: TokenStatistics, texts: int, length: int) -> TokenStatistics:
-    return jax.tree.map(
-        lambda x: np.zeros((texts, length, *x.shape[2:]), x.dtype), like
-    )
-
-
-def _put(into: TokenStatistics, rows: np.ndarray, part: TokenStatistics) -> None:
-    def put(whole: np.ndarray, x: np.ndarray) -> None:
-        whole[rows, : x.shape[1]] = x
-
-    jax.tree.map(put, into, part)
-
-
-def _text_name(row: int, ids: Sequence[str] | None) -> str:
-    return f"number {row + 1}" if ids is None else str(ids[row])

@@ -25,14 +25,7 @@ from lt_mia_jax.features.blocks import Block, read_block
 from lt_mia_jax.features.layout import FeatureLayout
 from lt_mia_jax.features.lt_mia import assemble
 from lt_mia_jax.features.statistics import TokenStatistics
-from lt_mia_jax.features.writer import (
-    FORMAT,
-    STORE,
-    TEXTS,
-    StoreWriter,
-    TextTable,
-    block_name,
-)
+from lt_mia_jax.features.writer import FORMAT, STORE, TEXTS, TextTable, block_name
 from lt_mia_jax.files import MANIFEST, read_json, verify_manifest
 
 
@@ -46,17 +39,10 @@ class FeatureStore:
       >>> logits = jax.random.normal(jax.random.key(0), (2, 1, 4, 50))
       >>> ids = numpy.array([[3, 1, 4, 0]])
       >>> stats = token_statistics(*logits, ids, numpy.array([[1, 1, 1, 0]]), k=5)
-      >>> texts = TextTable(
-      ...     ids=["a"],
-      ...     labels=[1],
-      ...     split=["test"],
-      ...     n_bytes=[9],
-      ...     zlib_bytes=[17],
-      ...     flags=[[]],
-      ... )
-      >>> writer = StoreWriter(
-      ...     "store", {"name": "tiny"}, texts, k=5, length=4, block_texts=8
-      ... )
+      >>> columns = {"ids": ["a"], "labels": [1], "split": ["test"], "flags": [[]]}
+      >>> texts = TextTable(**columns, n_bytes=[9], zlib_bytes=[17])
+      >>> sizes = {"k": 5, "length": 4, "block_texts": 8}
+      >>> writer = StoreWriter("store", {"name": "tiny"}, texts, **sizes)
       >>> writer.append_block(0, jax.tree.map(numpy.asarray, stats))
       >>> writer.finish()
       >>> store = FeatureStore.open("store")
@@ -71,23 +57,18 @@ class FeatureStore:
         self.meta: dict[str, Any] = head["meta"]
         """Where the features come from."""
         self.k: int = head["k"]
-        """Length of the head and tail lists."""
+        """Length of the lists of top-k and bottom-k tokens."""
         self.length: int = head["length"]
         """Tokens of a padded text."""
         self.n: int = head["n"]
         """Number of texts."""
+        # The columns of `TextTable`.
         self.ids: tuple[str, ...] = tuple(texts.ids)
-        """Text ids."""
         self.labels: tuple[int | None, ...] = tuple(texts.labels)
-        """1 member, 0 non-member, None unknown."""
         self.split: tuple[str, ...] = tuple(texts.split)
-        """`train`, `validation` or `test` per text."""
         self.n_bytes = np.array(texts.n_bytes, np.int64)
-        """Bytes of each text."""
         self.zlib_bytes = np.array(texts.zlib_bytes, np.int64)
-        """Bytes of each text after compression."""
         self.flags: list[list[str]] = [list(flags) for flags in texts.flags]
-        """Remarks on each text."""
         self._block_texts: int = head["block_texts"]
         self._blocks: dict[int, Block] = {}
 
@@ -144,34 +125,24 @@ class FeatureStore:
     @property
     def n_steps(self) -> Int[np.ndarray, " N"]:
         """Number of valid steps of each text."""
-        return np.concatenate(
-            [np.zeros(0, np.int32)]
-            + [np.diff(block.offsets) for block in self._all_blocks()]
-        ).astype(np.int64)
+        return np.concatenate([np.diff(block.offsets) for block in self._all_blocks()])
 
     @property
     def lower_loss(self) -> Float[np.ndarray, " N"]:
         """Mean loss of the lower-cased texts under the target, NaN where not taken."""
-        return np.concatenate(
-            [np.zeros(0)] + [block.lower_loss for block in self._all_blocks()]
-        )
+        return np.concatenate([block.lower_loss for block in self._all_blocks()])
 
     def statistics(self, rows: Any = slice(None)) -> TokenStatistics:
         """Token statistics of some texts as NumPy arrays `"B T"`, without `columns`.
 
-        Args:
-          rows: row numbers in any order, or a slice.
+        `rows` are row numbers in any order, or a slice; so in `features`.
         """
         return self._read(rows, columns=False)
 
     def features(
         self, rows: Any = slice(None)
     ) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
-        """Features (float32, 7 k + 14 columns) and mask of some texts.
-
-        Args:
-          rows: row numbers in any order, or a slice.
-        """
+        """Features (float32, 7 k + 14 columns) and mask of some texts."""
         return assemble(self._read(rows, columns=True))
 
     def _all_blocks(self) -> list[Block]:
@@ -205,6 +176,3 @@ class FeatureStore:
                     found[name] = np.zeros((*shape, *x.shape[1:]), dtype)
                 found[name][row, step] = x
         return TokenStatistics(**found)
-
-
-__all__ = ["FeatureStore", "StoreWriter", "TextTable"]

@@ -22,8 +22,8 @@ from lt_mia_jax.features.layout import FeatureLayout
 from lt_mia_jax.features.statistics import TokenStatistics
 from lt_mia_jax.files import (
     MANIFEST,
+    file_record,
     read_json,
-    sha256_file,
     write_atomic,
     write_manifest,
 )
@@ -40,20 +40,14 @@ class TextTable:
     """What is known of the texts before extraction, one entry a text."""
 
     ids: Sequence[str]
-    """Text ids."""
-
     labels: Sequence[int | None] | np.ndarray
     """1 member, 0 non-member, None unknown."""
-
     split: Sequence[str]
     """Role in training a learned attack: train, validation or test."""
-
     n_bytes: Sequence[int] | np.ndarray
     """Bytes of the UTF-8 text."""
-
     zlib_bytes: Sequence[int] | np.ndarray
     """Bytes of the text compressed by zlib at level 6."""
-
     flags: Sequence[Sequence[str]]
     """Remarks such as "truncated"."""
 
@@ -88,13 +82,13 @@ class StoreWriter:
         length: int,
         block_texts: int,
     ) -> None:
-        """Start or continue a store.
+        """Start or continue a store; other files of its folder are left alone.
 
         Args:
-          directory: folder of the store; other files in it are left alone.
+          directory: folder of the store.
           meta: JSON values that say where the features come from.
           texts: the texts, in the order of the blocks.
-          k: list length of the columns.
+          k: length of the lists of top-k and bottom-k tokens.
           length: tokens of a padded text.
           block_texts: texts per block (the last may have fewer).
 
@@ -107,6 +101,8 @@ class StoreWriter:
             raise InputError(f"{directory}: no texts to store; give at least one")
         self.block_texts = block_texts
         self.n_blocks = -(-self.n // block_texts)
+        own = f"{jax.process_index():05d}"
+        self._progress = self.path / _PROGRESS.replace("*", own)
         self._layout = FeatureLayout(k)
         self._length = length
         head = {
@@ -117,10 +113,7 @@ class StoreWriter:
             "n": self.n,
             "meta": dict(meta),
         }
-        columns = {
-            name: _plain(getattr(texts, name))
-            for name in (field.name for field in dataclasses.fields(texts))
-        }
+        columns = {name: _plain(column) for name, column in vars(texts).items()}
         if is_primary():
             self.path.mkdir(parents=True, exist_ok=True)
             self._remove_temporary_files()
@@ -174,17 +167,12 @@ class StoreWriter:
             raise InputError(
                 f"block {block} has shape {statistics.valid.shape}; expected {expected}"
             )
-        if (
-            statistics.columns is None
-            or statistics.columns.shape[-1] != self._layout.packed_width
-        ):
-            raise InputError(
-                f"block {block} lacks the {self._layout.packed_width} packed columns"
-            )
-        data = serialize(statistics, lower_loss)
+        columns, width = statistics.columns, self._layout.packed_width
+        if columns is None or columns.shape[-1] != width:
+            raise InputError(f"block {block} lacks the {width} packed columns")
         path = self.path / block_name(block)
-        write_atomic(path, data)
-        self._blocks[path.name] = {"bytes": len(data), "sha256": sha256_file(path)}
+        write_atomic(path, serialize(statistics, lower_loss))
+        self._blocks[path.name] = file_record(path)
         self._save_progress()
 
     def finish(self) -> None:
@@ -219,10 +207,10 @@ class StoreWriter:
         present = read_json(path)
         wanted = json.loads(text)
         if present != wanted:
-            differing = sorted(_differences(present, wanted))
+            differing = ", ".join(sorted(_differences(present, wanted)))
             raise InputError(
-                f"{path}: holds another extraction (different: "
-                f"{', '.join(differing)}); choose another --out or remove this folder"
+                f"{path}: holds another extraction (different: {differing}); choose "
+                "another --out or remove this folder"
             )
 
     def _surviving_blocks(self) -> dict[str, dict[str, Any]]:
@@ -232,21 +220,12 @@ class StoreWriter:
         names = {block_name(block) for block in range(self.n_blocks)}
         kept = {}
         for name in sorted(names & set(records)):
-            path, record = self.path / name, records[name]
-            if (
-                path.is_file()
-                and path.stat().st_size == record["bytes"]
-                and sha256_file(path) == record["sha256"]
-            ):
-                kept[name] = record
+            path = self.path / name
+            if path.is_file() and file_record(path) == records[name]:
+                kept[name] = records[name]
             else:
                 log.warning("%s is missing or damaged; it is made again", path)
         return kept
-
-    @property
-    def _progress(self) -> Path:
-        number = f"{jax.process_index():05d}"
-        return self.path / _PROGRESS.replace("*", number)
 
     def _save_progress(self) -> None:
         blocks = dict(sorted(self._blocks.items()))
@@ -278,8 +257,7 @@ def _plain(column: Sequence[Any] | np.ndarray) -> list[Any]:
     """A column as JSON values."""
 
     def convert(value: Any) -> Any:
-        if isinstance(value, np.generic):
-            return value.item()
+        value = value.item() if isinstance(value, np.generic) else value
         return value if value is None or isinstance(value, str | int) else list(value)
 
     return [convert(value) for value in column]

@@ -13,10 +13,8 @@ class LowRank:
 
     rank: int = 0
     """Rank of the adapters; 0 trains all parameters."""
-
     alpha: float = 32.0
     """Adapters are scaled by alpha / rank."""
-
     targets: tuple[str, ...] = ()
     """Globs of kernels to adapt, such as "*/mixer/query/kernel"; empty takes every
     kernel of every layer."""

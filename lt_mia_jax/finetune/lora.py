@@ -23,7 +23,6 @@ from lt_mia_jax.trees import flatten, select, unflatten
 
 Adapters = dict[str, tuple[Array, Array]]
 
-
 LAYER_KERNELS = ("periods/*kernel", "tail_*kernel")
 """Every matrix of every layer, whatever its mixer; a model may lack one of the two."""
 
@@ -47,10 +46,10 @@ def init(key: Key[Array, ""], params: Params, config: LoraConfig) -> Adapters:
         ]
     if not names:
         raise InputError(f"no layer has a kernel to adapt; parameters are {list(flat)}")
-    flat_wrong = [name for name in names if flat[name].ndim < 2]
-    if flat_wrong:
+    vectors = [name for name in names if flat[name].ndim < 2]
+    if vectors:
         raise InputError(
-            f"lora targets {list(config.targets)} match {flat_wrong}, which are not "
+            f"lora targets {list(config.targets)} match {vectors}, which are not "
             "matrices; name kernels only, such as '*/mixer/*/kernel'"
         )
 
@@ -78,15 +77,6 @@ def merge(params: Params, adapters: Adapters, scale: float) -> Params:
         kernel = flat[name].astype(jnp.float32) + scale * delta
         flat[name] = kernel.astype(flat[name].dtype)
     return unflatten(flat)
-
-
-def unmerge(merged: Params, base: Params, adapters: Adapters) -> Params:
-    """`merged` with the adapted kernels of `base` put back, bit for bit.
-
-    Subtracting `scale * A @ B` would not give them back: the sum has been rounded.
-    """
-    flat, original = flatten(merged), flatten(base)
-    return unflatten(flat | {name: original[name] for name in adapters})
 
 
 def scaled(adapters: Adapters, scale: float) -> Adapters:

@@ -35,21 +35,10 @@ def pretrain(
     executor: Executor | None = None,
     save_every_seconds: float = 60.0,
 ) -> PretrainResult:
-    """Train on rows of tokens; the same call continues a stopped run, exactly.
+    """Train on packed or padded rows; the other arguments are those of `finetune`.
 
-    Args:
-      model: a `LanguageModel`.
-      params: the start, left as it is; None makes them with `model.init`.
-      train: packed (see `pack`) or padded rows.
-      config: the recipe.
-      directory: gets `history.jsonl` and `state/`, the checkpoints.
-      validation: texts for a loss at the end.
-      executor: the devices; None takes all, for data parallelism.
-      save_every_seconds: least time between checkpoints.
-
-    Raises:
-      InputError: there is nothing to learn from, the run diverges, or `directory`
-        holds another run.
+    Without parameters to start from, they are made with `model.init`. The validation
+    loss is measured at the end.
     """
     check_targets(train, "pretraining texts")
     if validation is not None:

@@ -111,18 +111,11 @@ def validation_loss(
 ) -> Callable[[Any], dict[str, float]]:
     """A function from trained parameters to their mean loss in nats a token.
 
-    Every token counts the same, over all texts; dropout is off.
+    Every token counts the same, over all texts; dropout is off. `frozen` are the
+    parameters under adapters, None when all parameters are trained.
 
     Deviation: the reference averages the means of batches, which gives a short last
     batch and short texts more weight.
-
-    Args:
-      model: a `LanguageModel`.
-      frozen: parameters under the adapters; None when all parameters are trained.
-      encoded: the validation texts.
-      batch_size: texts in one forward pass.
-      executor: the devices.
-      scale: of the adapters.
     """
     order, batch_at = batches(
         encoded, batch_size, seed=0, epochs=1, executor=executor, shuffle=False
@@ -159,31 +152,15 @@ def fit_texts(
 ) -> FitResult:
     """Run a recipe with checkpoints in `state/` and numbers in `history.jsonl`.
 
-    Args:
-      model: a `LanguageModel`.
-      trained: start of what is trained: parameters, or adapters.
-      train: texts to learn from, passed over as often as `steps` needs.
-      validation: texts of the validation loss; None leaves it out.
-      config: batch size, optimizer and seed.
-      steps: updates in all.
-      directory: folder of the run.
-      executor: the devices.
-      label: shown beside the progress bar.
-      save_every_seconds: least time between checkpoints.
-      signature: what the run computes, see `signature`.
-      frozen: parameters under the adapters.
-      lora: how the adapters act.
-      evaluate_every: updates between validation losses; None: at the end only.
+    `trained` is the start of what is trained: parameters, or adapters beside `frozen`
+    ones. The texts are passed over as often as `steps` updates need. Without
+    `evaluate_every`, the validation loss is measured at the end only.
     """
     size, optimizer = config.batch_size, config.optimizer
-    order, batch_at = batches(
-        train,
-        size,
-        seed=config.seed,
-        epochs=-(-steps // -(-len(train.input_ids) // size)),
-        executor=executor,
+    epochs = -(-steps // -(-len(train.input_ids) // size))
+    _, batch_at = batches(
+        train, size, seed=config.seed, epochs=epochs, executor=executor
     )
-    assert len(order) >= steps
     evaluate = None
     if validation is not None:
         evaluate = validation_loss(
@@ -237,17 +214,12 @@ def batches(
 
     def batch_at(step: int) -> TokenBatch:
         rows, weight = order[step]
-        if extra:
-            rows = np.concatenate([rows, np.zeros(extra, rows.dtype)])
-            weight = np.concatenate([weight, np.zeros(extra, weight.dtype)])
+        rows, weight = np.pad(rows, (0, extra)), np.pad(weight, (0, extra))
         width = bucket_of(int(lengths[rows].max()), buckets)
         rows, weight = executor.share(rows), executor.share(weight)
-        host: Any = (
-            encoded.input_ids[rows, :width],
-            encoded.attention_mask[rows, :width],
-            weight,
-        )
-        return TokenBatch(*host)
+        ids: Any = encoded.input_ids[rows, :width]
+        mask: Any = encoded.attention_mask[rows, :width]
+        return TokenBatch(ids, mask, weight)
 
     return order, batch_at
 
@@ -258,11 +230,7 @@ def float32(params: Params) -> Params:
 
 
 def check_targets(encoded: Encoded, what: str) -> None:
-    """Refuse data without a single token to predict.
-
-    Raises:
-      InputError: naming the data by `what`.
-    """
+    """Refuse data without a single token to predict; `what` names them."""
     if int(np.sum(encoded.attention_mask[:, 1:])) == 0:
         raise InputError(
             f"{what}: {len(encoded.input_ids)} texts, none with two tokens or more; "

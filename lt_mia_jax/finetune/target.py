@@ -91,11 +91,10 @@ def finetune(
     )
     history = tuple({"epoch": row["step"] // epoch, **row} for row in result.history)
     best = result.best_step // epoch
+    loss = history[best - 1]["validation_loss"]
     logger.info(
-        "fine-tuning: best of %d epochs is %d, validation loss %.4f nats a token",
-        config.epochs,
-        best,
-        history[best - 1]["validation_loss"],
+        f"fine-tuning: best of {config.epochs} epochs is {best}, validation loss "
+        f"{loss:.4f} nats a token"
     )
     adapters, merged = None, result.best
     if config.lora is not None:

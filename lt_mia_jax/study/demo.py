@@ -85,15 +85,7 @@ def prepare(
     pretrain_steps: int = 300,
     attack_epochs: int = 8,
 ) -> DemoStudy:
-    """Run every stage before the judgment that is not finished yet.
-
-    Args:
-      out: folder for everything.
-      stage: says which stage runs.
-      seed: decides membership, splits, initial weights and order.
-      learn: train an attack, instead of taking the package's.
-      pretrain_steps: updates of each base.
-      attack_epochs: passes over the attack's training rows.
+    """Run every stage before the judgment that is not finished yet; see `Demo`.
 
     Raises:
       InputError: a text source is missing, or the folder holds another demo.
@@ -115,21 +107,15 @@ def prepare(
         }
 
     with stage("fine-tuning targets and reading their token statistics"):
+        chosen = (*(TRAINING if learn else ()), *JUDGED)
         stores = {
-            combination: _store(
-                combination,
-                models[combination.base],
-                corpora[combination.corpus],
-                out,
-                seed,
-            )
-            for combination in (*(TRAINING if learn else ()), *JUDGED)
+            each: _store(each, models[each.base], corpora[each.corpus], out, seed)
+            for each in chosen
         }
 
     attack = shipped_attack()
     if learn:
         with stage("training the learned attack"):
-            chosen = [stores[c] for c in TRAINING]
             recipe = TrainConfig(
                 epochs=attack_epochs,
                 batch_size=64,
@@ -138,7 +124,8 @@ def prepare(
                 balance="plain",
                 seed=seed,
             )
-            attack = train_attack(chosen, CLASSIFIER, recipe, out / "attack").attack
+            training = [stores[each] for each in TRAINING]
+            attack = train_attack(training, CLASSIFIER, recipe, out / "attack").attack
     return DemoStudy(attack, tuple(stores[c] for c in JUDGED), corpora)
 
 
@@ -174,34 +161,21 @@ def _store(
 def write_examples(corpora: Mapping[str, Corpus], out: Path, seed: int) -> None:
     """Files for `lt-mia audit`: suspects (half members) and known non-members."""
     for combination in JUDGED:
-        _example(combination, corpora[combination.corpus], out, seed)
-
-
-def _example(combination: Combination, corpus: Corpus, out: Path, seed: int) -> None:
-    rows = study.split(corpus, combination, seed=seed)
-    # Rows stand in corpus order; the first hundred of each would differ in source.
-    rng = np.random.default_rng(seed)
-    members, nonmembers = (
-        rng.permutation(rows.members),
-        rng.permutation(rows.nonmembers),
-    )
-    suspects = np.concatenate([members[:100], nonmembers[:100]])
-    labels = np.repeat([1, 0], [100, 100])
-    folder = out / "example" / combination.corpus
-    write_texts(
-        folder / "texts.jsonl",
-        [
-            {"id": corpus.ids[row], "text": corpus.texts[row], "label": int(label)}
-            for row, label in zip(suspects, labels, strict=True)
-        ],
-    )
-    write_texts(
-        folder / "nonmembers.jsonl",
-        [
-            {"id": corpus.ids[row], "text": corpus.texts[row]}
-            for row in nonmembers[100:600]
-        ],
-    )
+        corpus = corpora[combination.corpus]
+        rows = study.split(corpus, combination, seed=seed)
+        # Rows stand in corpus order; the first hundred of each would differ in source.
+        rng = np.random.default_rng(seed)
+        members = rng.permutation(rows.members)
+        nonmembers = rng.permutation(rows.nonmembers)
+        labeled = [(row, {"label": 1}) for row in members[:100]]
+        labeled += [(row, {"label": 0}) for row in nonmembers[:100]]
+        unlabeled = [(row, {}) for row in nonmembers[100:600]]
+        for name, chosen in (("texts", labeled), ("nonmembers", unlabeled)):
+            lines = [
+                {"id": corpus.ids[row], "text": corpus.texts[row], **label}
+                for row, label in chosen
+            ]
+            write_texts(out / "example" / combination.corpus / f"{name}.jsonl", lines)
 
 
 class Stages:

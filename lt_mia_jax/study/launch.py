@@ -41,6 +41,10 @@ class Job:
     needs: tuple[str, ...] = ()
     """Names of jobs that must have succeeded before."""
 
+    def log(self, logs: Path) -> Path:
+        """Its log in the folder of logs."""
+        return logs / f"{self.name}.log"
+
 
 @dataclasses.dataclass(frozen=True)
 class Local:
@@ -57,29 +61,21 @@ class Slurm:
 
     partition: str | None = None
     """Where to queue; the cluster's default when empty."""
-
     account: str | None = None
     """Whom to charge; the cluster's default when empty."""
-
     timeout_min: int = 240
     """Minutes of one job. A job whose time is up queues again, three times."""
-
     cpus_per_task: int = 4
     """Cores of one job."""
-
     gpus_per_node: int = 0
     """GPUs of one job."""
-
     mem_gb: float | None = None
     """Memory of one job; the cluster's default when empty."""
-
     array_parallelism: int = 32
     """Jobs of one array that run at a time."""
-
     folder: Path | None = None
     """Where submitit keeps its files, seen by all nodes; `submitit` beside the logs
     when empty."""
-
     cluster: Literal["slurm", "local"] = "slurm"
     """local starts every job of an array here and at once, to try things out."""
 
@@ -90,13 +86,10 @@ class Ray:
 
     address: str | None = None
     """A running cluster, such as auto; empty starts one on this machine."""
-
     cpus: float = 1.0
     """Cores of one job."""
-
     gpus: float = 0.0
     """GPUs of one job."""
-
     retries: int = 0
     """How often a job whose machine or process died is tried again."""
 
@@ -114,26 +107,19 @@ class LauncherFlags:
     launcher: Literal["local", "slurm", "ray"] = "local"
     """local: on this machine; slurm: as Slurm arrays, with submitit; ray: as tasks of
     Ray."""
-
     workers: int = 1
     """Of local: 1 runs jobs one after another in this process; more, that many
     spawned processes."""
-
     slurm: Slurm = Slurm()
     """How a job is queued."""
-
     ray: Ray = Ray()
     """What a task gets."""
 
     @property
     def chosen(self) -> Launcher:
         """The launcher that the flags name."""
-        every: dict[str, Launcher] = {
-            "local": Local(self.workers),
-            "slurm": self.slurm,
-            "ray": self.ray,
-        }
-        return every[self.launcher]
+        elsewhere = {"slurm": self.slurm, "ray": self.ray}
+        return elsewhere.get(self.launcher, Local(self.workers))
 
 
 class Ledger:
@@ -147,9 +133,7 @@ class Ledger:
 
     def blocked(self, job: Job) -> bool:
         """Whether something needed has not succeeded; then the job is skipped."""
-        bad = [
-            name for name in job.needs if name in self.failed or name in self.skipped
-        ]
+        bad = [need for need in job.needs if need in {*self.failed, *self.skipped}]
         if bad:
             self.skipped.append(job.name)
             self._show(f"{job.name} skipped, it needs {bad[0]}")
@@ -162,20 +146,16 @@ class Ledger:
         self._show(f"{job.name} {f'failed: {error}' if error else 'finished'}")
 
     def close(self) -> None:
-        """Report.
-
-        Raises:
-          InputError: some job failed.
-        """
+        """Refuse to go on if some job failed."""
         self._bar.close()
-        if not self.failed:
-            return
-        skipped = f"; not run, as they need these: {', '.join(self.skipped)}"
-        raise InputError(
-            f"{len(self.failed)} of {self._bar.total} jobs failed: "
-            f"{'; '.join(self.failed.values())}{skipped if self.skipped else ''}. The "
-            "same command tries these again and keeps what is finished"
-        )
+        if self.failed:
+            said = "; ".join(self.failed.values())
+            if self.skipped:
+                said += f"; not run, as they need these: {', '.join(self.skipped)}"
+            raise InputError(
+                f"{len(self.failed)} of {self._bar.total} jobs failed: {said}. The "
+                "same command tries these again and keeps what is finished"
+            )
 
     def _show(self, line: str) -> None:
         self._bar.update()
@@ -193,12 +173,9 @@ def run_jobs(
     *,
     logs: Path = Path("runs/logs"),
 ) -> None:
-    """Run all jobs, each after those that it needs.
+    """Run all jobs, each after those that it needs; `logs` gets a file from each.
 
-    Args:
-      jobs: in any order.
-      launcher: how they run.
-      logs: folder of the log files, a job a file; seen by all machines.
+    All machines must see that folder.
 
     Raises:
       InputError: before anything runs for names that are wrong, for needs that do not
@@ -220,13 +197,8 @@ def run_jobs(
 def command(config_type: type[T], run: Callable[[T], None], about: str | None) -> int:
     """All of an experiment's `main`: parse its flags, run it, say what stopped it.
 
-    Args:
-      config_type: the dataclass whose fields are the flags.
-      run: takes the parsed flags.
-      about: opens `--help`.
-
-    Returns:
-      The exit code, as `process.exit_code` says.
+    `config_type` is the dataclass whose fields are the flags, `about` opens `--help`.
+    Returns the exit code of `process.exit_code`.
     """
     log_progress()
     config = tyro.cli(config_type, description=about)
@@ -238,7 +210,7 @@ def _one_after_another(order: list[Job], logs: Path) -> Ledger:
     ledger = Ledger(len(order))
     for job in order:
         if not ledger.blocked(job):
-            path = log_of(job, logs)
+            path = job.log(logs)
             # SIGTERM is for the whole command, not for one job.
             error = attempt(job.function, job.arguments, path, through=(Stopped,))
             ledger.finish(job, error, path)
@@ -246,11 +218,7 @@ def _one_after_another(order: list[Job], logs: Path) -> Ledger:
 
 
 def in_order(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs, each after those that it needs.
-
-    Raises:
-      InputError: a name twice or not fit for a file, a need that is no job, a cycle.
-    """
+    """The jobs, each after those that it needs; refuses wrong names and needs."""
     named = {job.name: job for job in jobs}
     if len(named) < len(jobs):
         names = [job.name for job in jobs]
@@ -274,11 +242,6 @@ def in_order(jobs: Sequence[Job]) -> list[Job]:
         raise InputError(
             f"jobs need one another in a circle ({circle}); take out one of the needs"
         ) from None
-
-
-def log_of(job: Job, logs: Path) -> Path:
-    """Where a job's log is."""
-    return logs / f"{job.name}.log"
 
 
 def sorter_of(jobs: Sequence[Job]) -> graphlib.TopologicalSorter[str]:

@@ -19,34 +19,22 @@ from typing import Any
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.process import TERMINATED
 from lt_mia_jax.study import launch_worker
-from lt_mia_jax.study.launch import (
-    Job,
-    Launcher,
-    Ledger,
-    Local,
-    Ray,
-    Slurm,
-    log_of,
-    sorter_of,
-)
+from lt_mia_jax.study.launch import Job, Launcher, Ledger, Local, Ray, Slurm, sorter_of
 
 POLL = {"slurm": 10.0, "local": 0.5}
 """Seconds between two looks at the result files of an array, by cluster."""
 
 
 def run_elsewhere(order: list[Job], launcher: Launcher, logs: Path) -> Ledger:
-    """Run jobs that stand after what they need, as the launcher says.
-
-    Raises:
-      InputError: a package is missing, or the launcher cannot start anything.
-    """
-    runners: dict[type, Callable[..., Ledger]] = {
-        Local: _processes,
-        Slurm: _slurm,
-        Ray: _ray,
-    }
+    """Run jobs that stand after what they need, as the launcher says."""
     with _stoppable():
-        return runners[type(launcher)](order, launcher, logs)
+        match launcher:
+            case Local():
+                return _processes(order, launcher, logs)
+            case Slurm():
+                return _slurm(order, launcher, logs)
+            case Ray():
+                return _ray(order, launcher, logs)
 
 
 def _recorded(
@@ -59,7 +47,7 @@ def _recorded(
             f"job {job.name} cannot be sent to another process ({error}); its function "
             "must be importable and its arguments plain values"
         ) from error
-    return launch_worker.Recorded(payload, log_of(job, logs))
+    return launch_worker.Recorded(payload, job.log(logs))
 
 
 def _package(name: str, extra: str) -> Any:
@@ -93,8 +81,8 @@ def _processes(order: list[Job], local: Local, logs: Path) -> Ledger:
         raise InputError(f"workers {local.workers}: at least 1 is needed")
     work = {job.name: _recorded(job, logs, pickle.dumps) for job in order}
     named = {job.name: job for job in order}
-    lanes: queue.SimpleQueue[Lane] = queue.SimpleQueue()
     every = [Lane(number, local.workers) for number in range(local.workers)]
+    lanes: queue.SimpleQueue[Lane] = queue.SimpleQueue()
     for lane in every:
         lanes.put(lane)
 
@@ -202,18 +190,14 @@ def _died(code: int) -> str:
 
 def _slurm(order: list[Job], slurm: Slurm, logs: Path) -> Ledger:
     """An array for each set of jobs that need only finished ones."""
-    submitit, cloudpickle = (
-        _package("submitit", "slurm"),
-        _package("cloudpickle", "slurm"),
-    )
+    submitit, cloudpickle = (_package(n, "slurm") for n in ("submitit", "cloudpickle"))
     work = {job.name: _recorded(job, logs, cloudpickle.dumps) for job in order}
     folder = (slurm.folder or logs / "submitit").absolute()
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=slurm.cluster)
     except RuntimeError as error:
-        raise InputError(
-            f"--launcher slurm: {error}; run it on a login node"
-        ) from error
+        message = f"--launcher slurm: {error}; run it on a login node"
+        raise InputError(message) from error
     executor.update_parameters(
         name="lt-mia",
         timeout_min=slurm.timeout_min,

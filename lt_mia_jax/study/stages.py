@@ -9,7 +9,6 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,12 +18,12 @@ from lt_mia_jax import files
 from lt_mia_jax.checkpoints import Pretrained, load_pretrained, save_pretrained
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.data.corpora import Corpus
-from lt_mia_jax.data.splits import Split, attack_split, rows_by_role, split_corpus
-from lt_mia_jax.data.texts import fingerprint
-from lt_mia_jax.data.tokenize import encode, flag_texts, train_bpe
+from lt_mia_jax.data.splits import Split, rows_by_role, split_corpus
+from lt_mia_jax.data.tokenize import encode, train_bpe
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor
-from lt_mia_jax.features.extract import ExtractConfig, extract
+from lt_mia_jax.features.extract import extract_texts
+from lt_mia_jax.features.program import ExtractConfig
 from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.finetune import (
     FinetuneConfig,
@@ -47,34 +46,24 @@ class Combination:
 
     base: str
     """Name of the base model."""
-
     corpus: str
     """Name of the corpus."""
-
     members: int = 480
     """Texts to fine-tune on."""
-
     nonmembers: int = 480
     """Texts of the same corpus that stay unseen."""
-
     validation: int = 100
     """Texts that choose the epoch."""
-
     epochs: int = 6
     """Most passes over the members; 0 leaves the base as it is, a control."""
-
     learning_rate: float = 5e-4
     """Constant rate of AdamW."""
-
     batch_size: int = 16
     """Texts in one step."""
-
     lora: LoraConfig | None = None
     """Train adapters instead of all parameters."""
-
     draw: int = 0
     """Tells repetitions apart: each draws members of its own."""
-
     familiar: bool = True
     """Whether bases may have been pretrained on half of the corpus; only the other
     half is used then."""
@@ -91,11 +80,10 @@ def is_finished(directory: Path, settings: Mapping[str, Any]) -> bool:
     Raises:
       InputError: it was made with other settings.
     """
-    if not (directory / files.MANIFEST).exists():
+    manifest = directory / files.MANIFEST
+    if not manifest.exists():
         return False
-    if files.read_json(directory / files.MANIFEST).get("settings") != _digest_of(
-        settings
-    ):
+    if files.read_json(manifest).get("settings") != _digest_of(settings):
         raise InputError(
             f"{directory} was made with other settings or texts; choose another "
             "--out, or delete that folder to make it again"
@@ -258,25 +246,16 @@ def make_store(
         log.info("  %s is finished, using it", directory.name)
         return FeatureStore.open(directory)
     both = np.concatenate([rows.members, rows.nonmembers])
-    ids = [corpus.ids[row] for row in both]
-    texts = [corpus.texts[row] for row in both]
-    token_ids = partial(
-        encode, tokenizer=base.tokenizer, length=LENGTH, side=side_of(corpus)
-    )
-    encoded = token_ids(texts)
-    lower = token_ids([text.lower() for text in texts]) if lowercase else None
-    return extract(
-        LanguageModel(target.config),
-        target.params,
-        LanguageModel(base.config),
-        base.params,
-        encoded,
-        ids=ids,
+    return extract_texts(
+        target,
+        base,
+        [corpus.texts[row] for row in both],
+        ids=[corpus.ids[row] for row in both],
         labels=np.repeat([1, 0], [len(rows.members), len(rows.nonmembers)]),
-        splits=[attack_split(seed, text_id) for text_id in ids],
-        texts=texts,
-        flags=flag_texts(encoded),
-        lower=lower,
+        length=LENGTH,
+        side=side_of(corpus),
+        seed=seed,
+        lowercase=lowercase,
         out_dir=directory,
         config=config,
         executor=executor,
@@ -285,7 +264,6 @@ def make_store(
             "reference": names[0],
             "target": names[1],
             "corpus": corpus.name,
-            "fingerprint": fingerprint(ids),
         },
     )
 

@@ -23,41 +23,26 @@ Family = Literal["gpt2", "llama", "mamba", "rwkv", "recurrent_gemma"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SynTofu:
-    """Write SynTOFU, the offline analogue of TOFU, and train its tiny models.
-
-    A `base` model learns the language from people who are never forgotten. From it,
-    `full` learns all fictitious authors, and for each size of the forget set
-    `retainNN` learns the remaining ones only: what perfect unlearning would give.
-    Takes minutes on two cores; the same command continues a stopped run.
-    """
+    """What SynTOFU consists of, how its models are trained, and where."""
 
     out: Path
     """Output folder: `data` holds the files, `models` a Hugging Face directory each."""
-
     family: Family = "gpt2"
     """Architecture of the models."""
-
     data: SynTofuConfig = dataclasses.field(default_factory=SynTofuConfig)
     """How many people there are."""
-
     seeds: tuple[int, ...] = (0, 1)
     """Seeds of the retrained models; two show the noise between equal models."""
-
     width: int = 64
     """Width of the models."""
-
     layers: int = 2
     """Layers of the models."""
-
     pretrain_epochs: int = 20
     """Passes over the background people."""
-
     finetune_epochs: int = 20
     """Passes over the background people and four copies of each author."""
-
     batch_size: int = 64
     """Texts per step."""
-
     devices: DevicesFlags = dataclasses.field(default_factory=Devices)
     """Where it runs."""
 
@@ -70,18 +55,6 @@ class SynTofu:
             for seed in self.seeds
         )
         return ("base", "full", *retrained)
-
-
-def make_syntofu(config: SynTofu) -> None:
-    """Write the data and train every model that is not finished yet.
-
-    Raises:
-      InputError: sizes that do not fit, or a folder of another run.
-    """
-    write_data(config)
-    executor = config.devices.make()
-    for name in config.models:
-        train_model(config, name, executor)
 
 
 def write_data(config: SynTofu) -> None:

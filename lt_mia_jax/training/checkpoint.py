@@ -57,7 +57,8 @@ class Checkpointer:
 
     Call `restore` once before the first `save`. A process killed at any moment
     leaves at least the previous checkpoint intact. Every process calls the same
-    methods in the same order, from its main thread.
+    methods in the same order, from its main thread. What fails in the background, as on
+    a full disk, is an `InputError` of the next method that waits for it.
     """
 
     def __init__(self, directory: Path | str, *, keep: int = 2, signature: str = ""):
@@ -68,9 +69,6 @@ class Checkpointer:
           keep: newest steps to keep, at least 2, so that one may turn out damaged.
           signature: says what the run computes (for example a hash of its config and
             data); checkpoints of another signature are refused.
-
-        Raises:
-          InputError: `keep` is less than 2, or the directory cannot be made.
         """
         if keep < 2:
             raise InputError(
@@ -100,11 +98,9 @@ class Checkpointer:
         """The newest good checkpoint, or None when there is none yet.
 
         Steps newer than it that turned out damaged are logged and renamed to
-        `damaged-<step>`; one whose saving was interrupted is removed.
-
-        Args:
-          template: the expected tree, of arrays or of `jax.ShapeDtypeStruct`; its
-            shardings decide where the restored arrays live.
+        `damaged-<step>`; one whose saving was interrupted is removed. `template` is the
+        expected tree, of arrays or of `jax.ShapeDtypeStruct`; its shardings decide
+        where the restored arrays live.
 
         Raises:
           InputError: steps are present but all are damaged; the checkpoint has
@@ -113,24 +109,22 @@ class Checkpointer:
         """
         self.wait()
         interrupted, damaged = [], []
-        found = None
+        found = -1
         for step in reversed(self.steps()):
             try:
                 verify_manifest(self._folder(step))
             except InputError as error:
                 if self._was_being_saved(step):
                     interrupted.append(step)
-                    logger.info(
-                        "step %d was being saved when the run stopped; it is not used",
-                        step,
-                    )
+                    unfinished = "was being saved when the run stopped; it is not used"
+                    logger.info(f"step {step} {unfinished}")
                 else:
                     damaged.append(step)
                     logger.warning("checkpoint %d is not used: %s", step, error)
-                continue
-            found = step
-            break
-        if found is None and damaged:
+            else:
+                found = step
+                break
+        if found < 0 and damaged:
             raise InputError(
                 f"{self.directory}: no usable checkpoint; steps {sorted(damaged)} are "
                 "damaged. Restore the folder from a copy, or delete it by hand to "
@@ -138,8 +132,7 @@ class Checkpointer:
             )
         wait_for_all("checkpoint inspected")
         # Files may show late to another process, which must not go its own way.
-        step = int(broadcast_from_primary(-1 if found is None else found))
-        found = None if step < 0 else step
+        found = int(broadcast_from_primary(found))
         if is_primary():
             for step in interrupted:
                 shutil.rmtree(self._folder(step))
@@ -148,7 +141,7 @@ class Checkpointer:
             (self.directory / MARKER).unlink(missing_ok=True)
         wait_for_all("checkpoint cleaned")
         self._inspected = True
-        if found is None:
+        if found < 0:
             return None
         if damaged:
             logger.warning("continuing from the earlier checkpoint %d", found)
@@ -202,11 +195,7 @@ class Checkpointer:
         executor.shutdown(wait=False)
 
     def wait(self) -> None:
-        """Return when the last save is complete and vouched for, on all processes.
-
-        Raises:
-          InputError: it failed: the disk is full or not writable.
-        """
+        """Return when the last save is complete and vouched for, on all processes."""
         if self._pending is not None:
             self._settle()
             wait_for_all("checkpoint saved")
@@ -215,9 +204,6 @@ class Checkpointer:
         """Finish the last save and release the files; may be used again afterwards.
 
         Unlike `wait` it does not wait for other processes, which may have stopped.
-
-        Raises:
-          InputError: the save failed: the disk is full or not writable.
         """
         self._settle()
         if self._manager is not None:
@@ -256,7 +242,10 @@ class Checkpointer:
         """Vouch for a step once Orbax has committed it; runs in the background."""
         manager.wait_until_finished()
         if is_primary():
-            self._vouch_for(step)
+            folder = self._folder(step)
+            files = (path for path in folder.rglob("*") if path.is_file())
+            names = [str(path.relative_to(folder)) for path in files]
+            write_manifest(folder, names, step=step)
             (self.directory / MARKER).unlink()
 
     def _settle(self) -> None:
@@ -301,11 +290,6 @@ class Checkpointer:
             if not (self._folder(step) / MANIFEST).exists():
                 shutil.rmtree(self._folder(step), ignore_errors=True)
 
-    def _vouch_for(self, step: int) -> None:
-        folder = self._folder(step)
-        names = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]
-        write_manifest(folder, names, step=step)
-
     def _was_being_saved(self, step: int) -> bool:
         marker = self.directory / MARKER
         if not marker.exists() or (self._folder(step) / MANIFEST).exists():
@@ -339,8 +323,8 @@ class Checkpointer:
                 )
             ),
         )["state"]
-        structure = jax.tree.structure(template)
-        tree = jax.tree.unflatten(structure, [state[name] for name in expected])
+        leaves = [state[name] for name in expected]
+        tree = jax.tree.unflatten(jax.tree.structure(template), leaves)
         return Restored(step, tree, record["meta"])
 
 

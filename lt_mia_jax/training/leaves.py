@@ -26,11 +26,7 @@ def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def check_leaves(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Compare what `shapes` gave; Orbax would cast other dtypes silently.
-
-    Raises:
-      InputError: names, shapes or dtypes differ; all of them are listed.
-    """
+    """Refuse leaves that differ, listing all; Orbax would cast dtypes silently."""
 
     def describe(leaf: dict[str, Any]) -> str:
         return f"{leaf['dtype']}[{','.join(map(str, leaf['shape']))}]"

@@ -83,9 +83,7 @@ def _advance_by_device(mesh: Mesh) -> Callable[..., tuple[TrainState, Metrics]]:
     )
 
 
-def step_program(
-    step_fn: Step, executor: Executor
-) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, Metrics]]:
+def step_program(step_fn: Step, executor: Executor) -> Step:
     """The compiled step (state, batch, key) to (state, metrics); consumes the state.
 
     State and batch come from the executor's `copy` and `place_batch`.
@@ -164,11 +162,11 @@ def fit(
     del state  # or its arrays would live as long as the run
     key = executor.place(key)
     advance = step_program(step_fn, executor)
-    tracker = _Tracker(monitor, mode) if evaluate is not None else None
+    tracker = _Tracker(monitor, mode)
     best = executor.copy(sharded.params) if evaluate is not None else None
 
     def saved_tree() -> Any:
-        return {"state": sharded} | ({} if tracker is None else {"best": best})
+        return {"state": sharded} | ({} if evaluate is None else {"best": best})
 
     start, position = 0, None
     if checkpointer is not None:
@@ -177,7 +175,7 @@ def fit(
             start = restored.step
             sharded = restored.tree["state"]
             best = restored.tree.get("best")
-            if tracker is not None:
+            if evaluate is not None:
                 tracker.load(restored.meta["tracker"])
             position = restored.meta["input"]
             logger.info("%s: resumed from step %d of %d", label, start, total_steps)
@@ -222,7 +220,7 @@ def fit(
             pending = (done, device_values)
             last = done == total_steps
             on_time = evaluate_every is not None and done % evaluate_every == 0
-            if evaluate is not None and tracker is not None and (on_time or last):
+            if evaluate is not None and (on_time or last):
                 settle()
                 row = {"step": done, **evaluate(sharded.params)}
                 _check_finite(row, done, label, checkpointer)
@@ -234,13 +232,15 @@ def fit(
             saving = checkpointer is not None and (stop or clock.due(done))
             if last or saving:
                 settle()
-                _check_params(sharded.params, done, label, checkpointer)
+                # An update can spoil what its own loss and gradient do not show.
+                if not bool(_all_finite(sharded.params)):
+                    _raise_diverged("parameters", done, label, checkpointer)
             if checkpointer is not None and (last or saving):
                 if metrics is not None:
                     metrics.flush()
                 with clock:
                     meta: dict[str, Any] = {"input": reader.state()}
-                    if tracker is not None:
+                    if evaluate is not None:
                         meta["tracker"] = tracker.dump()
                     checkpointer.save(done, saved_tree(), meta)
                 if stop:
@@ -251,9 +251,9 @@ def fit(
             checkpointer.wait()
     return FitResult(
         state=sharded,
-        best=sharded.params if tracker is None else best,
-        best_step=total_steps if tracker is None else tracker.step,
-        history=() if tracker is None else tuple(tracker.rows),
+        best=sharded.params if evaluate is None else best,
+        best_step=total_steps if evaluate is None else tracker.step,
+        history=tuple(tracker.rows),
         resumed_from=start,
     )
 
@@ -265,24 +265,22 @@ class _Tracker:
         self.monitor, self.sign = monitor, 1.0 if mode == "min" else -1.0
         self.step = 0
         self.rows: list[dict[str, Any]] = []
-        self.lowest = math.inf
+        self.lowest: float | None = None
 
     def better(self, row: dict[str, Any]) -> bool:
         self.rows.append(row)
         value = self.sign * row[self.monitor]
-        if value >= self.lowest:
+        if self.lowest is not None and value >= self.lowest:
             return False
         self.step, self.lowest = row["step"], value
         return True
 
     def dump(self) -> dict[str, Any]:
-        # Infinity is not JSON; it is the state before the first evaluation.
-        lowest = self.lowest if math.isfinite(self.lowest) else None
-        return {"rows": self.rows, "step": self.step, "lowest": lowest}
+        return {"rows": self.rows, "step": self.step, "lowest": self.lowest}
 
     def load(self, saved: dict[str, Any]) -> None:
         self.rows, self.step = list(saved["rows"]), saved["step"]
-        self.lowest = math.inf if saved["lowest"] is None else saved["lowest"]
+        self.lowest = saved["lowest"]
 
 
 class _SaveClock:
@@ -326,14 +324,6 @@ def _check_finite(
         _raise_diverged(", ".join(wrong), step, label, checkpointer)
 
 
-def _check_params(
-    params: Any, step: int, label: str, checkpointer: Checkpointer | None
-) -> None:
-    # An update can spoil what its own loss and gradient do not show.
-    if not bool(_all_finite(params)):
-        _raise_diverged("parameters", step, label, checkpointer)
-
-
 @jax.jit
 def _all_finite(tree: Any) -> jax.Array:
     found = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
@@ -343,16 +333,14 @@ def _all_finite(tree: Any) -> jax.Array:
 def _raise_diverged(
     wrong: str, step: int, label: str, checkpointer: Checkpointer | None
 ) -> NoReturn:
-    steps = ()
+    kept = ""
     if checkpointer is not None:
         checkpointer.wait()
-        steps = checkpointer.steps()
-    kept = (
-        f" The checkpoint of step {steps[-1]} is kept; other settings need another "
-        "folder."
-        if steps
-        else ""
-    )
+        for step_kept in checkpointer.steps()[-1:]:
+            kept = (
+                f" The checkpoint of step {step_kept} is kept; other settings need "
+                "another folder."
+            )
     raise Diverged(
         f"{label} diverged at step {step}: {wrong}, expected finite numbers. Lower "
         f"the learning rate or clip gradients.{kept}"

@@ -1,7 +1,8 @@
 """Numbers of a run as JSON lines, safe to continue after a crash."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ class MetricsWriter:
 
     Rows reach the file in order. After a crash the file may hold rows beyond the
     checkpoint that the run resumes from, and a torn last line: `rewind` drops both.
+
+    Every method raises `InputError` when the file cannot be written, for example on a
+    full disk.
     """
 
     def __init__(self, path: Path | str):
@@ -21,11 +25,7 @@ class MetricsWriter:
         self._file = None
 
     def rewind(self, step: int) -> None:
-        """Keep complete rows up to and including `step`; later rows are written anew.
-
-        Raises:
-          InputError: the file cannot be read or written.
-        """
+        """Keep complete rows up to and including `step` and drop the rest."""
         self.close()
         try:
             lines = self.path.read_bytes().splitlines(keepends=True)
@@ -40,42 +40,26 @@ class MetricsWriter:
             write_atomic(self.path, b"".join(kept))
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append a row; it is on its way to disk after the next `flush`.
-
-        Raises:
-          InputError: the file cannot be written, for example on a full disk.
-        """
+        """Append a row; it is on its way to disk after the next `flush`."""
         line = json.dumps(row, allow_nan=False) + "\n"
-        try:
+        with self._explained():
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = open(self.path, "a", encoding="utf-8")
             self._file.write(line)
-        except OSError as error:
-            raise self._no_space(error) from error
 
     def flush(self) -> None:
-        """Hand all rows to the operating system, so that a killed process keeps them.
-
-        Raises:
-          InputError: the file cannot be written, for example on a full disk.
-        """
-        if self._file is None:
-            return
-        try:
-            self._file.flush()
-        except OSError as error:
-            raise self._no_space(error) from error
+        """Hand all rows to the operating system: a killed process keeps them."""
+        if self._file is not None:
+            with self._explained():
+                self._file.flush()
 
     def close(self) -> None:
         """Flush and close; writing again reopens the file."""
-        if self._file is None:
-            return
         file, self._file = self._file, None
-        try:
-            file.close()
-        except OSError as error:
-            raise self._no_space(error) from error
+        if file is not None:
+            with self._explained():
+                file.close()
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -83,11 +67,15 @@ class MetricsWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _no_space(self, error: OSError) -> InputError:
-        return InputError(
-            f"cannot write {self.path}: {error.strerror or error}; free space or "
-            "choose another --out"
-        )
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self.path}: {error.strerror or error}; free space or "
+                "choose another --out"
+            ) from error
 
 
 def _is_kept(line: bytes, step: int) -> bool:

@@ -14,15 +14,16 @@ def learning_rate(
     config: OptimizerConfig,
     total_steps: int,
     highest: jax.typing.ArrayLike | None = None,
+    first: int = 1,
 ) -> Callable[[jax.typing.ArrayLike], jax.Array]:
     """The rate of update `step` (0, 1, ...), float32.
 
     `highest` stands for `config.learning_rate`; an array makes the rate an argument of
     the compiled program, which then serves any rate.
 
-    With `W` warm-up steps out of `S`, update `s < W` uses the factor `(s + 1) / W`,
-    so that no update is wasted on a rate of 0; later ones use progress
-    `(s - W) / (S - W)` along the schedule.
+    With `W` warm-up steps out of `S`, update `s < W` uses the factor `(s + first) / W`:
+    1 wastes no update on a rate of 0. Later ones use progress `(s - W) / (S - W)` along
+    the schedule.
     """
     highest = config.learning_rate if highest is None else highest
     warmup = round(config.warmup_fraction * total_steps)
@@ -39,7 +40,7 @@ def learning_rate(
                 factor = jnp.maximum(floor, 0.5 * (1.0 + jnp.cos(jnp.pi * progress)))
             case _:
                 assert_never(config.schedule)
-        rising = jnp.minimum(1.0, (step + 1.0) / max(1, warmup))
+        rising = jnp.minimum(1.0, (step + first) / max(1, warmup))
         factor = jnp.where(step < warmup, rising, factor)
         return jnp.asarray(highest, jnp.float32) * factor
 
@@ -50,16 +51,17 @@ def make_optimizer(
     config: OptimizerConfig,
     total_steps: int,
     highest: jax.typing.ArrayLike | None = None,
+    first: int = 1,
 ) -> optax.GradientTransformation:
     """AdamW as `torch.optim.AdamW` computes it, after optional clipping.
 
     The update is `-rate * (m_hat / (sqrt(v_hat) + eps) + weight_decay * params)`;
-    `highest` is that of `learning_rate`.
+    `highest` and `first` are those of `learning_rate`.
 
     Source: Decoupled Weight Decay Regularization, arXiv 1711.05101, algorithm 2.
     """
     adamw = optax.adamw(
-        learning_rate(config, total_steps, highest),
+        learning_rate(config, total_steps, highest, first),
         b1=config.b1,
         b2=config.b2,
         eps=config.eps,

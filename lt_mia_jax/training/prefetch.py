@@ -28,14 +28,7 @@ class Prefetcher:
     ):
         """Begin at `start`; the first batch is read when it is asked for.
 
-        Args:
-          batch_at: host arrays of a step; called once a step, in order.
-          total_steps: end of the steps.
-          start: the first step to read.
-          state: what `state()` gave when `start` was saved.
-
-        Raises:
-          InputError: `state` stands at another step.
+        `batch_at` gives host arrays. A `state` that was saved must stand at `start`.
         """
         expected = {"next_index": start}
         if state is not None and state != expected:

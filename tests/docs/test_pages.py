@@ -61,7 +61,7 @@ def test_every_command_of_the_pages_parses(method_file):
             found = parse([verb, *arguments])
         except SystemExit:
             pytest.fail(f"{page}: lt-mia {verb} {shlex.join(arguments)}")
-        assert type(found).__name__ == COMMANDS[verb].config
+        assert type(found).__name__ == COMMANDS[verb]
 
 
 def test_every_module_and_file_of_the_pages_exists():

@@ -2,18 +2,19 @@
 
 import dataclasses
 import sys
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lt_mia_jax.data.tokenize import Encoded
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import make_executor
 from lt_mia_jax.features import lt_mia_features, token_statistics
-from lt_mia_jax.features.extract import ExtractConfig, StatisticsExtractor, extract
-from lt_mia_jax.features.program import Extraction
+from lt_mia_jax.features.extract import extract
+from lt_mia_jax.features.program import ExtractConfig, Extraction
+from lt_mia_jax.features.scorer import StatisticsExtractor
 from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.models.presets import gpt2_like
@@ -40,18 +41,14 @@ class Bigram:
         return (x + jnp.cumsum(x, axis=1) / count) @ params["head"]
 
 
-class Encoded(NamedTuple):
-    input_ids: np.ndarray
-    attention_mask: np.ndarray
-
-
 def draw(seed=0, n=N):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, LENGTH + 1, n)
     lengths[0], lengths[1] = LENGTH, 1
     mask = (np.arange(LENGTH)[None, :] < lengths[:, None]).astype(np.uint8)
     ids = rng.integers(0, VOCABULARY, (n, LENGTH)).astype(np.int32)
-    return Encoded(np.where(mask, ids, 0).astype(np.int32), mask)
+    no = np.zeros(n, bool)
+    return Encoded(np.where(mask, ids, 0).astype(np.int32), mask, no, no)
 
 
 MODEL = Bigram()
@@ -84,8 +81,8 @@ def direct(encoded):
     """Statistics and features without batching, devices or storage."""
     logits = [MODEL.apply(p, encoded.input_ids) for p in (TARGET, REFERENCE)]
     return (
-        token_statistics(*logits, *encoded, k=3),
-        lt_mia_features(*logits, *encoded, k=3),
+        token_statistics(*logits, *encoded[:2], k=3),
+        lt_mia_features(*logits, *encoded[:2], k=3),
     )
 
 
@@ -108,7 +105,7 @@ def test_with_language_models():
     encoded = draw()
     found = StatisticsExtractor(model, params[0], model, params[1], CONFIG)(encoded)
     logits = [model.apply(p, encoded.input_ids) for p in params]
-    features, mask = lt_mia_features(*logits, *encoded, k=3)
+    features, mask = lt_mia_features(*logits, *encoded[:2], k=3)
     np.testing.assert_allclose(found.features[mask], features[mask], atol=1e-4)
 
 
@@ -138,11 +135,11 @@ def test_single_model_and_no_texts():
     assert found.features is None
     assert found.statistics.reference_log_prob is None
     both = StatisticsExtractor(MODEL, TARGET, MODEL, REFERENCE, CONFIG)
-    alone = both.target_only(encoded)
+    alone = both.statistics(encoded, target_only=True)
     np.testing.assert_array_equal(
         found.statistics.target_log_prob, alone.target_log_prob
     )
-    none = both(Encoded(encoded.input_ids[:0], encoded.attention_mask[:0]))
+    none = both(encoded.take(np.arange(0)))
     assert none.features.shape == (0, LENGTH, 35)
 
 
@@ -187,7 +184,7 @@ def test_store_describes_the_texts(store):
 
 def test_resume(tmp_path, store, monkeypatch):
     # The first run dies in the third block.
-    from lt_mia_jax.features.store import StoreWriter
+    from lt_mia_jax.features.writer import StoreWriter
 
     append = StoreWriter.append_block
 
@@ -257,7 +254,7 @@ def test_unequal_columns(tmp_path):
         run(tmp_path, ids=["a"])
     with pytest.raises(InputError, match="differ in length"):
         run(tmp_path, texts=TEXTS[:-1])
-    with pytest.raises(InputError, match="batch_size 0"):
+    with pytest.raises(InputError, match="batch_size = 0"):
         ExtractConfig(batch_size=0)
 
 
@@ -304,7 +301,7 @@ def test_texts_at_a_time(room, parts):
         return token_statistics(*program.logits(*params, ids), ids, mask, k=3)
 
     encoded = draw(n=16)
-    rows = (jnp.asarray(x) for x in encoded)
+    rows = (jnp.asarray(x) for x in encoded[:2])
     found = program.in_parts(*params, *rows, part, 4)
     assert seen == [(16 // parts, LENGTH)]
     np.testing.assert_array_equal(found.input_ids, encoded.input_ids)

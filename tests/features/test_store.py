@@ -19,7 +19,8 @@ from damage import flipped_bit
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.features import FeatureLayout, assemble
 from lt_mia_jax.features.statistics import TokenStatistics
-from lt_mia_jax.features.store import FeatureStore, StoreWriter, TextTable
+from lt_mia_jax.features.store import FeatureStore
+from lt_mia_jax.features.writer import StoreWriter, TextTable
 
 N, LENGTH, K, BLOCK = 23, 12, 3, 5
 

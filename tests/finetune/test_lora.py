@@ -13,7 +13,7 @@ from lt_mia_jax.finetune import LoraConfig, lora
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.models.presets import gpt2_like, llama_like
 from lt_mia_jax.models.projection import Adapter, adapted
-from lt_mia_jax.trees import byte_count, flatten
+from lt_mia_jax.trees import flatten
 
 CONFIG = LoraConfig(rank=4, alpha=6.0, targets=("*/mixer/kernel", "head/kernel"))
 MODEL = Toy()
@@ -68,15 +68,6 @@ def test_merged_weights_act_like_a_side_branch(params, key):
         rtol=1e-4,
         atol=1e-4,
     )
-
-
-def test_unmerging_gives_the_base_back_bit_for_bit(params, key):
-    adapters = random_adapters(params, key)
-    merged = lora.merge(params, adapters, CONFIG.scale)
-    again = flatten(lora.unmerge(merged, params, adapters))
-    for name, leaf in flatten(params).items():
-        assert again[name].tobytes() == leaf.tobytes()
-        assert (again[name] is leaf) or name not in adapters
 
 
 def test_layers_get_different_adapters(params, key):
@@ -186,7 +177,8 @@ def test_target_and_reference_share_the_base(key):
     before = {id(x) for x in jax.live_arrays()}
     compiled(target, params, random_ids())
     kept = [x for x in jax.live_arrays() if id(x) not in before]
-    assert byte_count(kept) < byte_count(params) / 4
+    sizes = [sum(x.nbytes for x in jax.tree.leaves(tree)) for tree in (kept, params)]
+    assert sizes[0] < sizes[1] / 4
     pointers = [
         {x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree)}
         for tree in (target["base"], params)

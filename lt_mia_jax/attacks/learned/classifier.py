@@ -17,19 +17,9 @@ from jaxtyping import Bool, Float, Integer
 
 from lt_mia_jax.arrays import Array, Params
 from lt_mia_jax.attacks.learned.classifier_config import MAX_STEPS, ClassifierConfig
-from lt_mia_jax.attacks.learned.classifier_init import init
-from lt_mia_jax.attacks.learned.torch_state import from_torch_state
+from lt_mia_jax.attacks.learned.classifier_init import init as init
+from lt_mia_jax.attacks.learned.torch_state import from_torch_state as from_torch_state
 from lt_mia_jax.errors import InputError
-
-__all__ = [
-    "MAX_STEPS",
-    "ClassifierConfig",
-    "apply",
-    "apply_packed",
-    "from_torch_state",
-    "init",
-    "split_constants",
-]
 
 ROUNDING = 0.02
 """Most by which a dropout rate may be off, relative to it."""
@@ -264,19 +254,9 @@ def apply_packed(
     """Membership logits of rows that several texts share, one after the other.
 
     Each text's logit is that of `apply` on a row of its own; NaN in empty slots. A row
-    of many short texts costs as much as one of a long text.
-
-    Args:
-      config: of the transformer; the other architectures gain nothing.
-      params: as for `apply`.
-      features: per-step features.
-      mask: true (or non-zero) at valid steps.
-      segments: slot of the text to which a step belongs; -1 belongs to none.
-      slots: S, most texts of a row.
-      dropout_key: turns dropout on; None scores deterministically.
-
-    Raises:
-      InputError: another architecture, or shapes that do not fit (at trace time).
+    of many short texts costs as much as one of a long text. `segments` holds the slot
+    of the text to which a step belongs (-1: none), of S = `slots` at most. Only the
+    transformer gains by it; other architectures are refused.
     """
     if config.architecture != "transformer":
         raise InputError(

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import AT_LEAST_1, BELOW_1, InputError, check_ranges
 
 Architecture = Literal["transformer", "lr", "mlp", "mean_mlp", "pooled_transformer"]
 Block = Literal["truth", "head", "tail", "loss", "text"]
 BLOCKS: tuple[Block, ...] = get_args(Block)
+_SIZES = ("inputs", "length", "width", "heads", "layers", "feed_forward")
 
 MAX_STEPS = 512
 """Rows of the sinusoidal table: the longest sequence the transformer reads."""
@@ -48,20 +49,15 @@ class ClassifierConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built, naming every one."""
-        names = ("inputs", "length", "width", "heads", "layers", "feed_forward")
-        sizes = [(name, getattr(self, name)) for name in names]
-        sizes += [("hidden", width) for width in self.hidden]
-        wrong = [f"{name}={size}" for name, size in sizes if size < 1]
-        if wrong:
-            raise InputError(f"classifier sizes must be at least 1: {', '.join(wrong)}")
+        sizes = {name: (getattr(self, name), AT_LEAST_1) for name in _SIZES}
+        sizes |= {"hidden": (min(self.hidden, default=1), AT_LEAST_1)}
+        check_ranges("classifier", **sizes, dropout=(self.dropout, BELOW_1))
         if self.width % 2:
             raise InputError(f"width {self.width} is odd; the sinusoids need it even")
         if self.architecture == "transformer" and self.width % self.heads:
             raise InputError(
                 f"width {self.width} is not a multiple of heads {self.heads}"
             )
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout {self.dropout} is outside [0, 1)")
         unknown = set(self.blocks) - set(BLOCKS)
         if unknown or not self.blocks or len(set(self.blocks)) < len(self.blocks):
             raise InputError(
@@ -118,15 +114,10 @@ class ClassifierConfig:
         return np.sort(np.concatenate([every[block] for block in own]))
 
     def select(self, features: Any) -> Any:
-        """What the classifier sees of feature vectors.
+        """What the classifier sees of feature vectors `"... C"` (NumPy or JAX).
 
-        Args:
-          features: array `"... C"` of all columns (NumPy or JAX).
-
-        Returns:
-          Array `"... S"`: the columns of the blocks, where the true token's pair is in
-          log-probabilities if that is asked for. Those follow from the losses: minus
-          the loss is the log-probability.
+        The columns of the blocks, `"... S"`, where the true token's pair is in
+        log-probabilities if that is asked for; these are minus the losses.
         """
         if not self.hides:
             return features

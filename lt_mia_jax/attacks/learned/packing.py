@@ -82,13 +82,9 @@ def read_batch(
 ) -> StepBatch:
     """This process's part of a batch whose texts all processes know.
 
-    Args:
-      rows: where texts are read.
-      batch: their numbers and weights.
-      executor: whose devices divide the rows.
-      slices: parts of a batch that are computed one after the other.
-      packed: let short texts share rows where that leaves fewer of them, which also
-        depends on devices and slices. The loss does not, but draws of dropout do.
+    If `packed`, short texts share rows where that leaves fewer of them, which also
+    depends on devices and on `slices`, the parts of a batch that are computed one after
+    the other. The loss does not depend on it, but draws of dropout do.
     """
     # Rows of weight 0 fill up what devices and slices divide: how many texts an update
     # sees, and so the length of an epoch, does not depend on the devices.

@@ -3,7 +3,22 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import (
+    AT_LEAST_1,
+    BELOW_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    InputError,
+    check_fields,
+)
+
+_RANGES = {
+    **dict.fromkeys(("epochs", "batch_size", "slices"), AT_LEAST_1),
+    **dict.fromkeys(("learning_rate", "clip_norm"), POSITIVE),
+    **dict.fromkeys(("weight_decay", "focal_gamma", "pairwise_weight"), NOT_NEGATIVE),
+    "cache_gib": NOT_NEGATIVE,
+    "label_smoothing": BELOW_1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,27 +66,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run, naming every field."""
-        rules = {
-            "epochs": self.epochs >= 1,
-            "batch_size": self.batch_size >= 1,
-            "slices": self.slices >= 1,
-            "learning_rate": self.learning_rate > 0,
-            "weight_decay": self.weight_decay >= 0,
-            "clip_norm": self.clip_norm is None or self.clip_norm > 0,
-            "warmup_epochs": self.schedule == "none"
-            or 0 <= self.warmup_epochs < self.epochs,
-            "label_smoothing": 0 <= self.label_smoothing < 1,
-            "focal_gamma": self.focal_gamma >= 0,
-            "pairwise_weight": self.pairwise_weight >= 0,
-            "cache_gib": self.cache_gib >= 0,
-        }
-        wrong = [
-            f"{name}={getattr(self, name)}" for name, ok in rules.items() if not ok
-        ]
-        if wrong:
+        check_fields("training recipe", self, _RANGES)
+        if self.schedule != "none" and not 0 <= self.warmup_epochs < self.epochs:
             raise InputError(
-                f"training recipe out of range: {', '.join(wrong)} (warmup_epochs must "
-                "be below epochs)"
+                f"training recipe: warmup_epochs = {self.warmup_epochs:g}, expected 0 "
+                f"or more, below the {self.epochs} epochs"
             )
         if self.pairwise_weight and self.slices > 1:
             raise InputError(

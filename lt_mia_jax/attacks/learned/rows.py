@@ -1,6 +1,5 @@
 """Rows of several feature stores as one table, kept in memory when they fit."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -8,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.files import fingerprint
 
 _BLOCK = 1024  # rows read at a time; 80 MB at the paper's sizes
 
@@ -19,43 +19,35 @@ class FeatureSource(Protocol):
     @property
     def name(self) -> str:
         """Name of the combination."""
-        ...
 
     @property
     def meta(self) -> Mapping[str, Any]:
         """JSON values that say where the features come from."""
-        ...
 
     @property
     def n(self) -> int:
         """Number of texts."""
-        ...
 
     @property
     def ids(self) -> Sequence[str]:
         """Text ids."""
-        ...
 
     @property
     def labels(self) -> Sequence[int | None] | Shaped[np.ndarray, " N"]:
         """1 member, 0 non-member; None, unknown, is refused."""
-        ...
 
     @property
     def split(self) -> Sequence[str] | Shaped[np.ndarray, " N"]:
         """`train`, `validation` or `test` per text."""
-        ...
 
     @property
     def n_steps(self) -> Int[np.ndarray, " N"]:
         """Steps of each text up to the last valid one, holes before it included."""
-        ...
 
     def features(
         self, rows: Int[np.ndarray, " B"]
     ) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
         """Features and mask of some texts."""
-        ...
 
 
 class Block(NamedTuple):
@@ -76,12 +68,7 @@ class Rows:
         cache_bytes: float = 0.0,
         dtype: Literal["float32", "float16"] = "float32",
     ) -> None:
-        """Collect the rows whose split is `role`.
-
-        Raises:
-          InputError: no such rows, labels other than 0 and 1, or stores of different
-            shapes.
-        """
+        """Collect the rows whose split is `role`; refuse stores that do not fit."""
         self.stores = tuple(stores)
         self.role = role
         self._dtype = np.dtype(dtype)
@@ -93,18 +80,12 @@ class Rows:
                 f"no row with split {role!r} in the {len(self.stores)} feature stores "
                 f"({', '.join(s.name for s in self.stores)}); extract with more texts"
             )
-        self.labels = np.concatenate(
-            [_labels(s, c) for s, c in zip(self.stores, chosen, strict=True)]
-        )
-        self.ids = [self.stores[s].ids[r] for s, r in self._pairs()]
-        self.steps = np.concatenate(
-            [s.n_steps[c] for s, c in zip(self.stores, chosen, strict=True)]
-        ).astype(np.int64)
-        shapes = {
-            s.name: s.features(c[:1])[0].shape[1:]
-            for s, c in zip(self.stores, chosen, strict=True)
-            if len(c)
-        }
+        parts = list(zip(self.stores, chosen, strict=True))
+        self.labels = np.concatenate([_labels(s, c) for s, c in parts])
+        pairs = zip(self.store.tolist(), self.row.tolist(), strict=True)
+        self.ids = [self.stores[store].ids[row] for store, row in pairs]
+        self.steps = np.concatenate([s.n_steps[c] for s, c in parts]).astype(np.int64)
+        shapes = {s.name: s.features(c[:1])[0].shape[1:] for s, c in parts if len(c)}
         if len(set(shapes.values())) > 1:
             raise InputError(
                 f"feature stores differ in (steps, columns): {shapes}; extract them "
@@ -119,9 +100,6 @@ class Rows:
     def __len__(self) -> int:
         return len(self.row)
 
-    def _pairs(self) -> Iterator[tuple[int, int]]:
-        return zip(self.store.tolist(), self.row.tolist(), strict=True)
-
     @property
     def cached(self) -> bool:
         """Whether the features are held in memory."""
@@ -133,20 +111,17 @@ class Rows:
 
     def fingerprint(self) -> str:
         """SHA-256 over ids, labels and origin of the rows, in order."""
-        digest = hashlib.sha256(self.role.encode())
-        for (store, row), label in zip(self._pairs(), self.labels, strict=True):
-            source = self.stores[store]
-            line = f"\n{source.name}\x1f{row}\x1f{source.ids[row]}\x1f{label:g}"
-            digest.update(line.encode())
-        return digest.hexdigest()
+        rows = zip(self.store, self.row, self.ids, self.labels, strict=True)
+        lines = (
+            f"\n{self.stores[store].name}\x1f{row}\x1f{text_id}\x1f{label:g}"
+            for store, row, text_id, label in rows
+        )
+        return fingerprint(self.role, *lines)
 
     def read(self, numbers: Int[np.ndarray, " B"]) -> Block:
         """Features of some rows, in the given order."""
         if self._cache is not None:
             return Block(self._cache.features[numbers], self._cache.mask[numbers])
-        return self._read(numbers)
-
-    def _read(self, numbers: Int[np.ndarray, " B"]) -> Block:
         features = np.empty((len(numbers), self.length, self.columns), self._dtype)
         mask = np.empty((len(numbers), self.length), bool)
         for store in np.unique(self.store[numbers]):
@@ -195,7 +170,7 @@ class Rows:
         features = np.empty((len(self), self.length, self.columns), self._dtype)
         mask = np.empty((len(self), self.length), bool)
         for numbers in self.blocks():
-            features[numbers], mask[numbers] = self._read(numbers)
+            features[numbers], mask[numbers] = self.read(numbers)
         return Block(features, mask)
 
     def blocks(self) -> Iterator[Int[np.ndarray, " B"]]:

@@ -4,13 +4,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.attacks.learned.classifier_config import Architecture, ClassifierConfig
 from lt_mia_jax.errors import InputError
-
-_ENCODER_LINEARS = {"output": "self_attn.out_proj", "up": "linear1", "down": "linear2"}
 
 
 class _Source:
@@ -28,13 +27,9 @@ class _Source:
         self.used.add(name)
         return np.asarray(self.state[name], dtype=np.float32)
 
-    def linear(self, name: str) -> Params:
-        kernel = np.ascontiguousarray(self.take(f"{name}.weight").T)
-        return {"kernel": kernel, "bias": self.take(f"{name}.bias")}
-
-    def packed(self, name: str) -> Params:
-        kernel = np.ascontiguousarray(self.take(f"{name}_weight").T)
-        return {"kernel": kernel, "bias": self.take(f"{name}_bias")}
+    def linear(self, name: str, separator: str = ".") -> Params:
+        kernel = np.ascontiguousarray(self.take(f"{name}{separator}weight").T)
+        return {"kernel": kernel, "bias": self.take(f"{name}{separator}bias")}
 
     def norm(self, name: str) -> Params:
         return {"scale": self.take(f"{name}.weight"), "bias": self.take(f"{name}.bias")}
@@ -49,18 +44,11 @@ class _Source:
 
 
 def _stack(layers: list[Params]) -> Params:
-    first = layers[0]
-    return {
-        name: _stack([layer[name] for layer in layers])
-        if isinstance(value, dict)
-        else _stack_leaves([layer[name] for layer in layers])
-        for name, value in first.items()
-    }
+    def stack(*leaves: np.ndarray) -> np.ndarray:
+        # A missing weight is an empty placeholder; `finish` will name it.
+        return np.stack(leaves) if len({a.shape for a in leaves}) == 1 else leaves[0]
 
-
-def _stack_leaves(leaves: list[np.ndarray]) -> np.ndarray:
-    # A missing weight is an empty placeholder; `finish` will name it.
-    return np.stack(leaves) if len({a.shape for a in leaves}) == 1 else leaves[0]
+    return jax.tree.map(stack, *layers)
 
 
 def _count(state: Mapping[str, np.ndarray], pattern: str) -> int:
@@ -94,15 +82,13 @@ def _trunk(source: _Source) -> Params:
 
 def _encoder_layer(source: _Source, i: int) -> Params:
     prefix = f"encoder.layers.{i}"
-    linears = {
-        ours: source.linear(f"{prefix}.{theirs}")
-        for ours, theirs in _ENCODER_LINEARS.items()
-    }
     return {
-        "qkv": source.packed(f"{prefix}.self_attn.in_proj"),
+        "qkv": source.linear(f"{prefix}.self_attn.in_proj", "_"),
+        "output": source.linear(f"{prefix}.self_attn.out_proj"),
         "norm1": source.norm(f"{prefix}.norm1"),
+        "up": source.linear(f"{prefix}.linear1"),
+        "down": source.linear(f"{prefix}.linear2"),
         "norm2": source.norm(f"{prefix}.norm2"),
-        **linears,
     }
 
 
@@ -116,14 +102,6 @@ def _pooled_layer(source: _Source, i: int) -> Params:
 
 def _perceptron(source: _Source, names: list[str]) -> Params:
     return {f"dense_{i}": source.linear(name) for i, name in enumerate(names)}
-
-
-def _per_step(flat: int, length: int) -> int:
-    if flat % length:
-        raise InputError(
-            f"{flat} flattened inputs are not a multiple of length {length}"
-        )
-    return flat // length
 
 
 def from_torch_state(
@@ -153,7 +131,6 @@ def from_torch_state(
     """
     kind = architecture or _architecture(state, length)
     source = _Source(state)
-    count = 0
     sizes: dict[str, Any] = {}
     match kind:
         case "transformer":
@@ -176,11 +153,17 @@ def from_torch_state(
     source.finish()
     if kind in ("transformer", "pooled_transformer"):
         inputs, width = params["proj"]["kernel"].shape
-        ff = params["layers"]["up"]["kernel"].shape[-1]
+        count, _, ff = params["layers"]["up"]["kernel"].shape
         sizes = {"width": width, "layers": count, "feed_forward": ff}
     else:
         inputs = params["dense_0"]["kernel"].shape[0]
-        inputs = inputs if kind == "mean_mlp" else _per_step(inputs, length)
+        if kind != "mean_mlp":
+            inputs, rest = divmod(inputs, length)
+            if rest:
+                raise InputError(
+                    f"{inputs * length + rest} flattened inputs are not a multiple of "
+                    f"length {length}"
+                )
         if kind != "lr":
             kernels = [params[f"dense_{i}"]["kernel"] for i in range(len(params))]
             sizes = {"hidden": tuple(k.shape[1] for k in kernels[:-1])}

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,6 +35,7 @@ from lt_mia_jax.executor import (
     psum,
     wait_for_all,
 )
+from lt_mia_jax.files import fingerprint
 from lt_mia_jax.provenance import cores, versions
 from lt_mia_jax.training.checkpoint import Checkpointer
 from lt_mia_jax.training.loop import fit
@@ -193,14 +192,12 @@ def train_attack(
     Source: specification of LT-MIA's attack training (arXiv 2604.03199).
     """
     directory = Path(directory)
-    budget = recipe.cache_gib * 2**30
-    dtype = recipe.cache_dtype
-    train = Rows(stores, "train", cache_bytes=budget, dtype=dtype)
+    budget, dtype = recipe.cache_gib * 2**30, recipe.cache_dtype
     chosen = stores if validation is None else validation
+    train = Rows(stores, "train", cache_bytes=budget, dtype=dtype)
     held = Rows(chosen, "validation", cache_bytes=budget / 4, dtype=dtype)
     _check(train, held)
-    shape = {"inputs": train.columns, "length": train.length}
-    config = dataclasses.replace(config, **shape)
+    config = dataclasses.replace(config, inputs=train.columns, length=train.length)
     executor = make_executor() if executor is None else executor
     batch_size = min(recipe.batch_size, len(train))
     batches = _batches(train, batch_size, recipe)
@@ -217,12 +214,15 @@ def train_attack(
         batch_size,
     )
     key = jax.random.key(recipe.seed)
-    params, constants = _initial(config, train, jax.random.fold_in(key, 0))
+    start = classifier.init(config, jax.random.fold_in(key, 0))
+    params, constants = classifier.split_constants(start)
+    if config.standardise:
+        moments = (jnp.asarray(x, jnp.float32) for x in train.moments(config.select))
+        constants = dict(zip(("input_mean", "input_scale"), moments, strict=True))
     constants = executor.place(constants)
     step = TrainStep.of(config, recipe, steps_per_epoch, executor.axis)
-    start = functools.partial(
-        init_state, optimizer=make_optimizer(recipe, steps_per_epoch)
-    )
+    optimizer = make_optimizer(recipe, steps_per_epoch)
+    start = functools.partial(init_state, optimizer=optimizer)
     directory.mkdir(parents=True, exist_ok=True)
     result = fit(
         jax.tree_util.Partial(step, constants),
@@ -296,19 +296,6 @@ def _check(train: Rows, held: Rows) -> None:
         )
 
 
-def _initial(
-    config: ClassifierConfig, train: Rows, key: Array
-) -> tuple[Params, Params]:
-    params, constants = classifier.split_constants(classifier.init(config, key))
-    if config.standardise:
-        mean, scale = train.moments(config.select)
-        constants = {
-            "input_mean": jnp.asarray(mean, jnp.float32),
-            "input_scale": jnp.asarray(scale, jnp.float32),
-        }
-    return params, constants
-
-
 def _batches(
     train: Rows, batch_size: int, recipe: TrainConfig
 ) -> Callable[[int], Batch]:
@@ -379,10 +366,11 @@ def _signature(
     same = dataclasses.replace(
         recipe, cache_gib=neutral.cache_gib, save_seconds=neutral.save_seconds
     )
-    described = {
-        "classifier": to_dict(config),
-        "recipe": to_dict(same),
-        "train": train.fingerprint(),
-        "validation": held.fingerprint(),
-    }
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    return fingerprint(
+        {
+            "classifier": to_dict(config),
+            "recipe": to_dict(same),
+            "train": train.fingerprint(),
+            "validation": held.fingerprint(),
+        }
+    )

@@ -145,12 +145,7 @@ def all_scores(
 
 
 def describe(name: str, fraction: float = FRACTION) -> Description:
-    """Label and meaning of a score; an unknown one shows under its name.
-
-    Args:
-      name: as in files.
-      fraction: share of tokens that Min-K% and its kin averaged.
-    """
+    """Label and meaning of a score; an unknown one shows under its name."""
     if name == LEARNED:
         return Description("LT-MIA", "learned classifier over per-token statistics")
     found = next((row for row in SCORES if row.name == name), None)

@@ -5,14 +5,19 @@ import numpy as np
 import optax
 import pytest
 
-from lt_mia_jax.attacks.learned.optimizer import learning_rate, make_optimizer
+from lt_mia_jax.attacks.learned.optimizer import make_optimizer, optimizer_config
 from lt_mia_jax.attacks.learned.recipe import TrainConfig
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.training.optimizer import learning_rate
+
+
+def rate_of(config, steps_per_epoch):
+    return learning_rate(*optimizer_config(config, steps_per_epoch), first=0)
 
 
 def test_default_schedule_at_chosen_steps():
     # 60 combinations of 18,000 rows: 66 steps an epoch, W = 660, S = 5,280.
-    rate = learning_rate(TrainConfig(), 66)
+    rate = rate_of(TrainConfig(), 66)
     top = 9.88e-4
     expected = {
         0: 0.0,
@@ -29,12 +34,10 @@ def test_default_schedule_at_chosen_steps():
 
 
 def test_linear_and_constant_schedules():
-    linear = learning_rate(
-        TrainConfig(schedule="linear", epochs=4, warmup_epochs=1.0), 10
-    )
+    linear = rate_of(TrainConfig(schedule="linear", epochs=4, warmup_epochs=1.0), 10)
     found = [float(linear(step)) for step in (0, 5, 10, 25, 40)]
     np.testing.assert_allclose(found, [0, 4.94e-4, 9.88e-4, 4.94e-4, 1e-6], rtol=1e-5)
-    constant = learning_rate(TrainConfig(schedule="none"), 10)
+    constant = rate_of(TrainConfig(schedule="none"), 10)
     assert {float(constant(s)) for s in (0, 3, 799)} == {float(np.float32(9.88e-4))}
 
 
