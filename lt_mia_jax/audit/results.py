@@ -259,6 +259,6 @@ def _rows(result: AuditResult) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _number(value: float) -> float | None:
+def _number(value: Any) -> float | None:
     """A JSON number, or null where there is none."""
     return float(value) if math.isfinite(value) else None
