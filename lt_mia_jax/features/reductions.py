@@ -189,7 +189,8 @@ def _largest(x: Float[Array, "N V"], k: int) -> tuple[Array, Array]:
     rows, size = x.shape
     tiles = size // _TILE
     if tiles <= 2 * k:
-        return tuple(lax.top_k(x, k))
+        values, index = lax.top_k(x, k)
+        return values, index
     whole = tiles * _TILE
     maxima = x[:, :whole].reshape(rows, tiles, _TILE).max(2)
     starts = jnp.sort(lax.top_k(maxima, k)[1], axis=1) * _TILE

@@ -217,9 +217,9 @@ def batches(
         rows, weight = np.pad(rows, (0, extra)), np.pad(weight, (0, extra))
         width = bucket_of(int(lengths[rows].max()), buckets)
         rows, weight = executor.share(rows), executor.share(weight)
-        ids: Any = encoded.input_ids[rows, :width]
-        mask: Any = encoded.attention_mask[rows, :width]
-        return TokenBatch(ids, mask, weight)
+        arrays = (encoded.input_ids, encoded.attention_mask)
+        host: Any = (*(x[rows, :width] for x in arrays), weight)
+        return TokenBatch(*host)
 
     return order, batch_at
 

@@ -83,7 +83,7 @@ class Rows:
         parts = list(zip(self.stores, chosen, strict=True))
         self.labels = np.concatenate([_labels(s, c) for s, c in parts])
         pairs = zip(self.store.tolist(), self.row.tolist(), strict=True)
-        self.ids = [self.stores[store].ids[row] for store, row in pairs]
+        self.ids: list[str] = [self.stores[s].ids[row] for s, row in pairs]
         self.steps = np.concatenate([s.n_steps[c] for s, c in parts]).astype(np.int64)
         shapes = {s.name: s.features(c[:1])[0].shape[1:] for s, c in parts if len(c)}
         if len(set(shapes.values())) > 1:
