@@ -29,6 +29,14 @@ Labels = Integer[np.ndarray, " N"] | Bool[np.ndarray, " N"] | Float[np.ndarray, 
 Scores = Float[np.ndarray, " N"]
 
 
+class Roc(NamedTuple):
+    """Points of the ROC curve from (0, 0) to (1, 1), thresholds falling."""
+
+    fpr: Float[np.ndarray, " P"]
+    tpr: Float[np.ndarray, " P"]
+    thresholds: Float[np.ndarray, " P"]
+
+
 class TprAtFpr(NamedTuple):
     """The numbers of a `TprEstimate`."""
 
@@ -48,6 +56,16 @@ def auc(labels: Labels, scores: Scores) -> float:
     return float(roc_auc_score(truth, _finite_order(values)))
 
 
+def roc(labels: Labels, scores: Scores) -> Roc:
+    """The ROC curve without intermediate collinear points.
+
+    Raises:
+      InputError: one of the classes has no score.
+    """
+    truth, values = _both_classes(labels, scores)
+    return Roc(*roc_curve(truth, _finite_order(values)))
+
+
 def tpr_at_fpr(labels: Labels, scores: Scores, f: float) -> TprAtFpr:
     """True-positive rate at false-positive rate `f`.
 
@@ -58,13 +76,7 @@ def tpr_at_fpr(labels: Labels, scores: Scores, f: float) -> TprAtFpr:
     2604.03199): index i = searchsorted(fpr, f, side=right) on the ROC, linear between
     the points i - 1 and i, the last TPR past the end.
     """
-    truth, values = _usable(labels, scores)
-    members = int(truth.sum())
-    if not 0 < members < truth.size:
-        raise InputError(
-            f"found {members} scored members and {truth.size - members} scored "
-            "non-members; a ROC curve needs at least one of each"
-        )
+    truth, values = _both_classes(labels, scores)
     # Every threshold, since the conservative reading may stop at a collinear one;
     # dropping those leaves the lines between points as they are.
     fpr, tpr, _ = roc_curve(truth, _finite_order(values), drop_intermediate=False)
@@ -73,7 +85,7 @@ def tpr_at_fpr(labels: Labels, scores: Scores, f: float) -> TprAtFpr:
     if i < len(fpr):
         slope = (tpr[i] - tpr[i - 1]) / (fpr[i] - fpr[i - 1])
         interpolated += float(slope * (f - fpr[i - 1]))
-    refused = refuses(f, truth.size - members)
+    refused = refuses(f, int((truth == 0).sum()))
     return TprAtFpr(conservative, interpolated, refused)
 
 
@@ -164,6 +176,17 @@ def _usable(labels: Labels, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
         )
     keep = ~np.isnan(values)
     return truth[keep].astype(np.int64), values[keep]
+
+
+def _both_classes(labels: Labels, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+    truth, values = _usable(labels, scores)
+    members = int(truth.sum())
+    if not 0 < members < truth.size:
+        raise InputError(
+            f"found {members} scored members and {truth.size - members} scored "
+            "non-members; a ROC curve needs at least one of each"
+        )
+    return truth, values
 
 
 def _finite_order(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:

@@ -42,6 +42,8 @@ from lt_mia_jax.trees import named_leaves
 logger = logging.getLogger(__name__)
 
 MARKER = "saving.json"
+KEPT = 2
+"""Newest steps that stay, so that one may turn out damaged."""
 
 
 class Restored(NamedTuple):
@@ -61,22 +63,13 @@ class Checkpointer:
     a full disk, is an `InputError` of the next method that waits for it.
     """
 
-    def __init__(self, directory: Path | str, *, keep: int = 2, signature: str = ""):
+    def __init__(self, directory: Path | str, *, signature: str = ""):
         """Use `directory`, which is created and must hold nothing else.
 
-        Args:
-          directory: where the steps go, one folder each.
-          keep: newest steps to keep, at least 2, so that one may turn out damaged.
-          signature: says what the run computes (for example a hash of its config and
-            data); checkpoints of another signature are refused.
+        The signature says what the run computes (for example a hash of its config and
+        data); checkpoints of another signature are refused.
         """
-        if keep < 2:
-            raise InputError(
-                f"keep = {keep}: expected at least 2, so that a damaged step can be "
-                "replaced by the one before it"
-            )
         self.directory = Path(directory).absolute()
-        self.keep = keep
         self.signature = signature
         self._manager: _Manager | None = None
         self._pending: tuple[int, Future[None]] | None = None
@@ -231,7 +224,7 @@ class Checkpointer:
                 self.directory,
                 item_names=("state", "meta"),
                 options=ocp.CheckpointManagerOptions(
-                    max_to_keep=self.keep,
+                    max_to_keep=KEPT,
                     cleanup_tmp_directories=True,
                     enable_async_checkpointing=True,
                 ),

@@ -62,6 +62,12 @@ def test_tpr_at_fpr_by_every_threshold(f, seed):
     assert found.refused == (f * (labels == 0).sum() < 10)
 
 
+def test_roc_runs_from_corner_to_corner():
+    curve = metrics.roc(*_sample())
+    assert (curve.fpr[0], curve.tpr[0]) == (0, 0)
+    assert (curve.fpr[-1], curve.tpr[-1]) == (1, 1)
+
+
 def test_infinite_scores_are_extremes():
     labels, scores = _sample(ties=False)
     extreme = np.where(scores == scores.max(), np.inf, scores)
@@ -190,4 +196,4 @@ def test_bad_labels_are_refused():
     with pytest.raises(InputError, match=r"found \[2\]"):
         metrics.auc(np.array([0, 1, 2]), np.zeros(3))
     with pytest.raises(InputError, match="at least one of each"):
-        metrics.tpr_at_fpr(np.ones(3, int), np.zeros(3), 0.1)
+        metrics.roc(np.ones(3, int), np.zeros(3))

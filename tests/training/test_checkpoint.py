@@ -297,8 +297,3 @@ def test_any_mesh_restores_what_any_other_saved(tmp_path, before, after):
     kernel = restored.tree["state"].params["kernel"]
     parts = {str(shard.index) for shard in kernel.addressable_shards}
     assert (len(parts), len(kernel.devices())) == (after[1], after[0] * after[1])
-
-
-def test_keep_must_leave_a_spare(tmp_path):
-    with pytest.raises(InputError, match="at least 2"):
-        Checkpointer(tmp_path, keep=1)

@@ -168,7 +168,6 @@ def train_attack(
     recipe: TrainConfig,
     directory: Path | str,
     *,
-    validation: Sequence[FeatureSource] | None = None,
     executor: Executor | None = None,
 ) -> TrainResult:
     """Train a classifier on rows marked `train`, choose the epoch on `validation`.
@@ -183,7 +182,6 @@ def train_attack(
       recipe: how to train.
       directory: gets the attack's files (see `save_attack`), `metrics.jsonl` and the
         checkpoints in `state/`.
-      validation: stores of the validation rows; by default the same ones.
       executor: the devices; None takes all.
 
     Raises:
@@ -193,9 +191,8 @@ def train_attack(
     """
     directory = Path(directory)
     budget, dtype = recipe.cache_gib * 2**30, recipe.cache_dtype
-    chosen = stores if validation is None else validation
     train = Rows(stores, "train", cache_bytes=budget, dtype=dtype)
-    held = Rows(chosen, "validation", cache_bytes=budget / 4, dtype=dtype)
+    held = Rows(stores, "validation", cache_bytes=budget / 4, dtype=dtype)
     _check(train, held)
     config = dataclasses.replace(config, inputs=train.columns, length=train.length)
     executor = make_executor() if executor is None else executor
