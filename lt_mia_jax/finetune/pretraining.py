@@ -10,7 +10,7 @@ from lt_mia_jax.arrays import Params
 from lt_mia_jax.data.tokenize import Encoded
 from lt_mia_jax.executor import Executor, make_executor
 from lt_mia_jax.finetune.config import PretrainConfig
-from lt_mia_jax.finetune.step import check_targets, fit_texts, float32, signature
+from lt_mia_jax.finetune.step import fit_texts, float32
 
 
 class PretrainResult(NamedTuple):
@@ -40,16 +40,12 @@ def pretrain(
     Without parameters to start from, they are made with `model.init`. The validation
     loss is measured at the end.
     """
-    check_targets(train, "pretraining texts")
-    if validation is not None:
-        check_targets(validation, "validation texts")
     executor = make_executor() if executor is None else executor
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     start = executor.init_sharded(model.init, key) if params is None else params
-    start = float32(start)
     result = fit_texts(
         model,
-        start,
+        float32(start),
         train,
         validation,
         config,
@@ -58,7 +54,6 @@ def pretrain(
         executor=executor,
         label="pretraining",
         save_every_seconds=save_every_seconds,
-        signature=signature(config, model, start, train=train, validation=validation),
     )
     loss = result.history[-1]["validation_loss"] if result.history else None
     return PretrainResult(result.state.params, loss, result.resumed_from)

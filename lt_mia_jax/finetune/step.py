@@ -104,10 +104,9 @@ def validation_loss(
     model: Any,
     frozen: Params | None,
     encoded: Encoded,
-    *,
     batch_size: int,
     executor: Executor,
-    scale: float = 0.0,
+    scale: float,
 ) -> Callable[[Any], dict[str, float]]:
     """A function from trained parameters to their mean loss in nats a token.
 
@@ -117,9 +116,7 @@ def validation_loss(
     Deviation: the reference averages the means of batches, which gives a short last
     batch and short texts more weight.
     """
-    order, batch_at = batches(
-        encoded, batch_size, seed=0, epochs=1, executor=executor, shuffle=False
-    )
+    order, batch_at = batches(encoded, batch_size, executor, epochs=1, shuffle=False)
 
     def evaluate(trained: Any) -> dict[str, float]:
         params, adapters = (trained, None) if frozen is None else (frozen, trained)
@@ -145,7 +142,6 @@ def fit_texts(
     executor: Executor,
     label: str,
     save_every_seconds: float,
-    signature: str,
     frozen: Params | None = None,
     lora: LoraConfig | None = None,
     evaluate_every: int | None = None,
@@ -156,21 +152,18 @@ def fit_texts(
     ones. The texts are passed over as often as `steps` updates need. Without
     `evaluate_every`, the validation loss is measured at the end only.
     """
+    _check_targets(train, "training texts")
+    if validation is not None:
+        _check_targets(validation, "validation texts")
+    base = trained if frozen is None else frozen
+    computed = signature(config, model, base, train=train, validation=validation)
     size, optimizer = config.batch_size, config.optimizer
     epochs = -(-steps // -(-len(train.input_ids) // size))
-    _, batch_at = batches(
-        train, size, seed=config.seed, epochs=epochs, executor=executor
-    )
+    _, batch_at = batches(train, size, executor, seed=config.seed, epochs=epochs)
     evaluate = None
     if validation is not None:
-        evaluate = validation_loss(
-            model,
-            frozen,
-            validation,
-            batch_size=size,
-            executor=executor,
-            scale=0.0 if lora is None else lora.scale,
-        )
+        scale = 0.0 if lora is None else lora.scale
+        evaluate = validation_loss(model, frozen, validation, size, executor, scale)
     length = steps if optimizer.needs_total_steps else 0
     step = TokenStep(model, optimizer, length, lora, executor.axis)
     start = partial(init_state, optimizer=make_optimizer(optimizer, length))
@@ -184,7 +177,7 @@ def fit_texts(
         label=label,
         evaluate=evaluate,
         evaluate_every=evaluate_every,
-        checkpointer=Checkpointer(directory / "state", signature=signature),
+        checkpointer=Checkpointer(directory / "state", signature=computed),
         save_every_seconds=save_every_seconds,
         metrics=MetricsWriter(directory / "history.jsonl"),
     )
@@ -193,10 +186,10 @@ def fit_texts(
 def batches(
     encoded: Encoded,
     batch_size: int,
-    *,
-    seed: int,
-    epochs: int,
     executor: Executor,
+    *,
+    epochs: int,
+    seed: int = 0,
     shuffle: bool = True,
 ) -> tuple[Batches, Callable[[int], TokenBatch]]:
     """The order of batches, and this process's host arrays of each.
@@ -229,7 +222,7 @@ def float32(params: Params) -> Params:
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
 
 
-def check_targets(encoded: Encoded, what: str) -> None:
+def _check_targets(encoded: Encoded, what: str) -> None:
     """Refuse data without a single token to predict; `what` names them."""
     if int(np.sum(encoded.attention_mask[:, 1:])) == 0:
         raise InputError(

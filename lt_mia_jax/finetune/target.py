@@ -12,7 +12,7 @@ from lt_mia_jax.executor import Executor, make_executor
 from lt_mia_jax.finetune import lora
 from lt_mia_jax.finetune.config import FinetuneConfig
 from lt_mia_jax.finetune.lora import Adapters
-from lt_mia_jax.finetune.step import check_targets, fit_texts, float32, signature
+from lt_mia_jax.finetune.step import fit_texts, float32
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +64,6 @@ def finetune(
       InputError: there is nothing to learn from, the run diverges, or `directory`
         holds another run.
     """
-    check_targets(train, "training texts")
-    check_targets(validation, "validation texts")
     executor = make_executor() if executor is None else executor
     params = float32(params)
     trained, frozen = params, None
@@ -87,7 +85,6 @@ def finetune(
         executor=executor,
         label="fine-tuning",
         save_every_seconds=save_every_seconds,
-        signature=signature(config, model, params, train=train, validation=validation),
     )
     history = tuple({"epoch": row["step"] // epoch, **row} for row in result.history)
     best = result.best_step // epoch

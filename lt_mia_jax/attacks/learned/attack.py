@@ -49,17 +49,15 @@ def score_blocks(
     config: ClassifierConfig,
     params: Params,
     blocks: Iterable[tuple[np.ndarray, np.ndarray]],
-    *,
-    batch_size: int = BATCH,
     executor: Executor | None = None,
 ) -> Float[np.ndarray, " N"]:
-    """Logits in float64 of blocks of (features, mask), each of at most `batch_size`.
+    """Logits in float64 of blocks of (features, mask), each of at most `BATCH` texts.
 
     Blocks are padded to one size, so that one program serves any number of texts, and
     split over all devices.
     """
     executor = make_executor() if executor is None else executor
-    rows = executor.round_up(batch_size)
+    rows = executor.round_up(BATCH)
     program = _program(executor)
     parts = [np.zeros(0)]
     for features, mask in blocks:
@@ -78,27 +76,21 @@ def score_features(
     attack: Attack,
     features: Float[np.ndarray, "B T C"],
     mask: Bool[np.ndarray, "B T"] | Integer[np.ndarray, "B T"],
-    *,
-    batch_size: int = BATCH,
 ) -> Float[np.ndarray, " B"]:
     """Membership logits, higher = more likely a member; NaN without a valid step."""
-    starts = range(0, len(features), batch_size)
-    blocks = ((features[i : i + batch_size], mask[i : i + batch_size]) for i in starts)
-    return score_blocks(attack.config, attack.params, blocks, batch_size=batch_size)
+    starts = range(0, len(features), BATCH)
+    blocks = ((features[i : i + BATCH], mask[i : i + BATCH]) for i in starts)
+    return score_blocks(attack.config, attack.params, blocks)
 
 
 def score_store(
-    attack: Attack,
-    store: FeatureSource,
-    rows: Int[np.ndarray, " B"] | None = None,
-    *,
-    batch_size: int = BATCH,
+    attack: Attack, store: FeatureSource, rows: Int[np.ndarray, " B"] | None = None
 ) -> Float[np.ndarray, " B"]:
     """Membership logits of some rows of a feature store (all by default).
 
     Read in blocks: memory does not grow with the store.
     """
     wanted = np.arange(store.n) if rows is None else np.asarray(rows, dtype=np.int64)
-    starts = range(0, len(wanted), batch_size)
-    blocks = (store.features(wanted[i : i + batch_size]) for i in starts)
-    return score_blocks(attack.config, attack.params, blocks, batch_size=batch_size)
+    starts = range(0, len(wanted), BATCH)
+    blocks = (store.features(wanted[i : i + BATCH]) for i in starts)
+    return score_blocks(attack.config, attack.params, blocks)

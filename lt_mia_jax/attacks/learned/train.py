@@ -199,16 +199,11 @@ def train_attack(
     batch_size = min(recipe.batch_size, len(train))
     batches = _batches(train, batch_size, recipe)
     steps_per_epoch = -(-len(train) // batch_size)
+    where = "in memory" if train.cached else "read from disk"
     log.info(
-        "training on %d texts of %d combinations (%s), validating on %d; "
-        "%d epochs of %d steps of %d texts",
-        len(train),
-        len(train.stores),
-        "in memory" if train.cached else "read from disk",
-        len(held),
-        recipe.epochs,
-        steps_per_epoch,
-        batch_size,
+        f"training on {len(train)} texts of {len(train.stores)} combinations "
+        f"({where}), validating on {len(held)}; {recipe.epochs} epochs of "
+        f"{steps_per_epoch} steps of {batch_size} texts"
     )
     key = jax.random.key(recipe.seed)
     start = classifier.init(config, jax.random.fold_in(key, 0))
@@ -334,14 +329,9 @@ def _evaluate(
     selection: str,
     executor: Executor,
 ) -> dict[str, float]:
-    starts = range(0, len(held), BATCH)
     numbers = np.arange(len(held))
-    logits = score_blocks(
-        config,
-        params,
-        (held.read(numbers[i : i + BATCH]) for i in starts),
-        executor=executor,
-    )
+    blocks = (held.read(numbers[i : i + BATCH]) for i in range(0, len(held), BATCH))
+    logits = score_blocks(config, params, blocks, executor)
     each = [
         auc(held.labels[rows], logits[rows])
         for store in range(len(held.stores))
