@@ -20,10 +20,8 @@ Count = Annotated[int, NOT_NEGATIVE]
 def to_dict(config: Any, *, tagged: bool = True) -> dict[str, Any]:
     """A config as JSON values.
 
-    Args:
-      config: a dataclass.
-      tagged: every dataclass carries its class name as `type`, by which unions are
-        read back; records without unions do without it.
+    If `tagged`, every dataclass carries its class name as `type`, by which unions are
+    read back; records without unions do without it.
     """
     return _encode(config, tagged)
 
@@ -47,12 +45,9 @@ def _encode(value: Any, tagged: bool) -> Any:
 
 
 def from_dict(cls: type[ConfigT], data: Any, where: str | None = None) -> ConfigT:
-    """Build a config of type `cls`, the inverse of `to_dict`.
+    """Build a config of type `cls` from parsed JSON, the inverse of `to_dict`.
 
-    Args:
-      cls: a dataclass.
-      data: parsed JSON.
-      where: opens the path of each field in messages; the name of `cls` if None.
+    In messages `where`, or the name of `cls`, opens the path of each field.
 
     Raises:
       InputError: everything that is missing, unknown or of the wrong type, with the

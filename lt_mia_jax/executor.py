@@ -267,10 +267,7 @@ def check_shared(directory: Path) -> None:
 def initialize(where: str) -> None:
     """Join the other processes of a run; to be called before any use of a device.
 
-    Args:
-      where: `off` is one process. `auto` asks the environment (TPU slices, GKE,
-        Slurm, Open MPI). `HOST:PORT,ID,COUNT` names the address of process 0, which
-        process this is (from 0), and how many there are.
+    `where` has the values of `Devices.distributed`.
 
     Raises:
       InputError: neither of the three, or not what the environment can tell.

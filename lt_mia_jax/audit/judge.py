@@ -203,14 +203,9 @@ def evaluate_stores(
 ) -> AuditResult:
     """Judge a learned attack, beside every published score, on feature stores.
 
-    Args:
-      attack: the learned attack.
-      stores: one a combination.
-      split: every text that the attack was neither trained nor selected on, or of those
-        the rows marked test.
-      bootstraps: resamples behind each 95 % interval.
-      seed: of every resampling.
-      notes: sentences to add to those of the result.
+    Each store is one combination. It is judged on the texts that the attack was neither
+    trained nor selected on (`split` test: those of them that are marked so). `notes`
+    are added to those of the result.
 
     Raises:
       InputError: the attack saw every text of a store.

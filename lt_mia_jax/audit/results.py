@@ -78,7 +78,7 @@ class AuditResult:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Of every text."""
+        """Ids of all texts."""
         return tuple(text_id for group in self.groups for text_id in group.ids)
 
     @property
@@ -88,18 +88,18 @@ class AuditResult:
 
     @property
     def n_tokens(self) -> Int[np.ndarray, " N"]:
-        """Tokens of each text, as it was scored."""
+        """Number of tokens of each text, as it was scored."""
         return np.concatenate([group.n_tokens for group in self.groups])
 
     @property
     def labels(self) -> Int[np.ndarray, " N"] | None:
-        """1 member, 0 non-member; None when unknown."""
+        """Labels, 1 member, 0 non-member; None when unknown."""
         known = [group.labels for group in self.groups if group.labels is not None]
         return np.concatenate(known) if len(known) == len(self.groups) else None
 
     @property
     def scores(self) -> dict[str, Float[np.ndarray, " N"]]:
-        """By name, higher = more likely a member; NaN = no score."""
+        """Scores by name, higher = more likely a member; NaN = no score."""
         return {
             name: np.concatenate([group.scores[name] for group in self.groups])
             for name in self.groups[0].scores

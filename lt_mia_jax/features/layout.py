@@ -115,13 +115,9 @@ class FeatureLayout:
         )
 
     def pack(self, features: Any) -> Any:
-        """The first 7 k + 4 columns as 5 k + 3 numbers, without loss.
+        """The first 7 k + 4 columns `"... C"` as 5 k + 3 numbers, without loss.
 
-        Args:
-          features: array `"... C"` with C >= 7 k + 4 (NumPy or JAX).
-
-        Returns:
-          Array `"... 5k+3"` of the same dtype: `a - b` in the place of each pair.
+        NumPy or JAX arrays keep their dtype; `a - b` takes the place of each pair.
         """
         seconds = [second for _, second in self.pairs]
         kept = np.delete(np.arange(self.loss.start), seconds)

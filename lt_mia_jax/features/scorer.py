@@ -105,14 +105,15 @@ class StatisticsExtractor:
     ) -> TokenStatistics:
         """Statistics of all texts, in their order, as NumPy arrays.
 
+        Several processes call this at the same time, each with its own texts and its
+        own element of one `plan`, which says what texts go together.
+
         Args:
           encoded: the texts.
           ids: names for error messages; None numbers them.
           half: return `columns` as 16-bit floats.
           target_only: leave the reference out.
-          plan: which texts go together; None makes a plan for one process. Several
-            processes call this at the same time, each with its own texts and its own
-            element of one `plan_batches`.
+          plan: None makes one for a single process.
           on_batch: told the number of texts of each batch that is done.
 
         Raises:

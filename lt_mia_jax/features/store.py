@@ -76,10 +76,8 @@ class FeatureStore:
     def open(cls, directory: Path | str, *, verify: bool = True) -> "FeatureStore":
         """Open a finished store.
 
-        Args:
-          directory: the folder.
-          verify: read every file once and compare its SHA-256 (about a second per
-            gigabyte); otherwise only the presence of the files is checked.
+        To verify is to read every file once and compare its SHA-256 (about a second per
+        gigabyte); otherwise only the presence of the files is checked.
 
         Raises:
           InputError: the store is unfinished, or files are missing, truncated or

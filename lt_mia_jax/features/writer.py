@@ -87,7 +87,7 @@ class StoreWriter:
         Args:
           directory: folder of the store.
           meta: JSON values that say where the features come from.
-          texts: the texts, in the order of the blocks.
+          texts: in the order of the blocks.
           k: length of the lists of top-k and bottom-k tokens.
           length: tokens of a padded text.
           block_texts: texts per block (the last may have fewer).
@@ -150,13 +150,11 @@ class StoreWriter:
         statistics: TokenStatistics,
         lower_loss: Float[np.ndarray, " B"] | None = None,
     ) -> None:
-        """Write one block.
+        """Write one block; they may come in any order.
 
-        Args:
-          block: its number; blocks may come in any order.
-          statistics: NumPy arrays of the texts of `rows(block)`, with `columns`
-            (16-bit or wider).
-          lower_loss: mean loss (nats) of the lower-cased texts under the target.
+        The statistics of the texts of `rows(block)` are NumPy arrays with `columns`
+        (16-bit or wider), `lower_loss` is the mean loss (nats) of the lower-cased texts
+        under the target.
 
         Raises:
           InputError: the statistics do not fit the store, the valid steps are not a

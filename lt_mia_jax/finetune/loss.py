@@ -11,11 +11,8 @@ def token_log_probs(
 ) -> Float[Array, "B T"]:
     """Log-probability of each target token, in nats.
 
-    Computed in float32 whatever the dtype of `logits`. Padding is not masked here.
-
-    Args:
-      logits: unnormalized scores; position t scores `targets[:, t]`.
-      targets: ids in [0, V); not checked under jit.
+    Computed in float32 whatever the dtype of `logits`, whose position t scores
+    `targets[:, t]`. Padding is not masked here, and ids are not checked under jit.
     """
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]

@@ -143,18 +143,13 @@ class Checkpointer:
     def save(self, step: int, tree: Any, meta: dict[str, Any]) -> None:
         """Start to write a checkpoint; `wait` and `close` wait until it is there.
 
-        The arrays are copied before this returns and may be donated then. A save
-        that is still going on is waited for first.
-
-        Args:
-          step: larger than that of any earlier checkpoint.
-          tree: any pytree of JAX arrays.
-          meta: JSON values to keep with it.
+        The tree is any pytree of JAX arrays, which are copied before this returns and
+        may be donated then; `meta` are JSON values. Steps only grow. A save that is
+        still going on is waited for first.
 
         Raises:
           InputError: the disk is full or not writable (earlier checkpoints stay as
-            they are), now or in the save before; or earlier checkpoints exist that
-            were not restored.
+            they are), or earlier checkpoints exist that were not restored.
         """
         self.wait()
         if not self._inspected and self.steps():

@@ -13,13 +13,7 @@ from lt_mia_jax.arrays import Array
 def binary_cross_entropy(
     logits: Float[Array, " B"], labels: Float[Array, " B"], *, smoothing: float = 0.0
 ) -> Float[Array, " B"]:
-    """Cross-entropy per row in nats, on labels `y (1 - e) + e / 2`.
-
-    Args:
-      logits: membership logits.
-      labels: 1 member, 0 non-member.
-      smoothing: e in [0, 1).
-    """
+    """Cross-entropy per row in nats, on labels `y (1 - e) + e / 2` smoothed by `e`."""
     targets = labels * (1 - smoothing) + smoothing / 2
     away = (1 - targets) * jax.nn.softplus(logits)
     return targets * jax.nn.softplus(-logits) + away
@@ -56,16 +50,8 @@ def pairwise_hinge(
 
     Computed in O(B log B) time and O(B) memory: on the active pairs the loss is linear,
     so each score enters with the number of its active pairs, and that number is a
-    count in a sorted list. The gradient is exact (0 at the kink).
-
-    Args:
-      logits: membership logits; ignored where not included, even if NaN.
-      labels: 1 member, 0 non-member.
-      included: rows that take part.
-      margin: wanted difference.
-
-    Returns:
-      The mean, 0 when one of the classes is absent.
+    count in a sorted list. The gradient is exact (0 at the kink). Rows that are not
+    included may have any logit, even NaN; without one of the classes the mean is 0.
     """
     member = included & (labels > 0.5)
     nonmember = included & (labels <= 0.5)

@@ -39,13 +39,8 @@ def pack(
 ) -> Int[np.ndarray, "R S"]:
     """Put texts into as few rows as best-fit decreasing finds.
 
-    Args:
-      lengths: steps of each text, at most `capacity`; texts without any are left out.
-      capacity: steps of a row.
-      slots: most texts in a row.
-
-    Returns:
-      Numbers of the texts in each row, -1 in slots without one.
+    A row has room for `capacity` steps and `slots` texts; texts without a step are left
+    out. Returns the numbers of the texts in each row, -1 in slots without one.
 
     Source: Johnson, Worst-case performance bounds for simple one-dimensional packing
     algorithms, SIAM J. Comput. 3 (1974).

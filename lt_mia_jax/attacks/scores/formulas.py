@@ -39,9 +39,7 @@ def loss(stats: TokenStatistics) -> Scores:
 def zlib(stats: TokenStatistics, zlib_bytes: Num[Array | np.ndarray, " B"]) -> Scores:
     """Mean log-probability over compressed size, `mean(lp) / len(zlib(text))`.
 
-    Args:
-      stats: statistics of the texts.
-      zlib_bytes: bytes of each UTF-8 text compressed by zlib at level 6.
+    `zlib_bytes` are those of each UTF-8 text compressed by zlib at level 6.
 
     Source: Carlini et al. 2021, Extracting Training Data from Large Language Models.
     """
@@ -56,11 +54,8 @@ def lowercase(
 ) -> Scores:
     """Loss relative to the lower-cased text, `-nll(x) / nll(lower(x))`.
 
-    Args:
-      stats: statistics of the texts.
-      lower_stats: statistics of the same texts in lower case, under the same target;
-        their lengths may differ.
-      lower_loss: mean losses (nats) of the lower-cased texts, in place of those.
+    The latter comes from statistics of the same texts in lower case, under the same
+    target (their lengths may differ), or is given: `lower_loss`, a mean in nats.
 
     Raises:
       InputError: neither or both of the two are given.
@@ -162,12 +157,10 @@ def ez(stats: TokenStatistics, *, edge: Literal["code", "member"] = "code") -> S
     first scored step left out) with `d = target_log_prob - reference_log_prob`, the
     score is `sum(max(d, 0)) / (sum(max(-d, 0)) + 1e-12)`.
 
-    Args:
-      stats: statistics with a reference.
-      edge: what texts without evidence get. "code", as the authors' implementation:
-        0 when there are fewer than two errors or no loss. "member", as the paper
-        argues: the quotient as it stands, and the largest float32 without any error.
-        `ez_edge_cases` says which texts these are.
+    `edge` decides on texts without evidence, see `ez_edge_cases`. "code" is what the
+    authors implement: 0 when there are fewer than two errors or no loss. "member" is
+    what the paper argues: the quotient as it stands, and the largest float32 without
+    any error.
 
     Source: Powerful Training-Free Membership Inference Against Autoregressive Language
     Models, arXiv 2601.12104.
@@ -207,13 +200,9 @@ def wbc(
 
     For each window size `w` (at most the number of steps of the text) the fraction of
     positions whose sum of `target_log_prob - reference_log_prob` over `w` steps is
-    strictly positive; the score is the mean over sizes.
-
-    Args:
-      stats: statistics with a reference.
-      windows: sizes in steps.
-      repeat_clamped: sizes beyond the text all become its length; count each of them
-        (as published) or only one.
+    strictly positive; the score is the mean over sizes. Sizes beyond the text all
+    become its length; each of them counts (as published), or with `repeat_clamped` off
+    only one.
 
     Source: Window-Based Membership Inference Attacks Against Fine-tuned Large Language
     Models, arXiv 2601.02751.

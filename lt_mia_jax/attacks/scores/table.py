@@ -117,14 +117,10 @@ def all_scores(
 ) -> dict[str, Scores]:
     """Every score of the table that the given inputs allow, by name.
 
-    Args:
-      stats: statistics of the texts; without a reference the comparing scores are left
-        out.
-      zlib_bytes: bytes of each text compressed by zlib, for `zlib`.
-      lower: statistics of the lower-cased texts, for `lowercase`.
-      lower_loss: their mean losses in nats, in place of `lower`.
-      fraction: share of tokens that Min-K%, Max-K% and Min-K%++ average.
-      only: names of the scores wanted; None takes all.
+    Without a reference, comparing scores are left out; so is `zlib` without
+    `zlib_bytes`, and `lowercase` without statistics of the lower-cased texts or their
+    mean losses in nats. `fraction` is the share of tokens that Min-K% and its kin
+    average; `only` names the scores wanted.
     """
     if lower is not None:
         lower_loss = -loss(lower)
