@@ -37,7 +37,7 @@ class AttackSummary:
 
     auc: Estimate
     tpr: Mapping[str, TprEstimate]
-    """By false-positive rate, as `0.05`."""
+    """Rates by false-positive rate, which is written as in `0.05`."""
     n_members: Count
     """Members with a score."""
     n_nonmembers: Count
@@ -50,7 +50,7 @@ class DatasetVerdict:
     """Whether a set of texts as a whole was trained on."""
 
     p_value: float
-    """For "suspects do not score higher than non-members", all seeds combined."""
+    """Of "suspects do not score higher than non-members", over all seeds."""
     decision: Literal["member", "no evidence"]
     alpha: float
     n_suspect: Count
@@ -61,5 +61,5 @@ class DatasetVerdict:
     """Cohen's d of held-out suspects against held-out non-members along the fitted
     direction (positive = towards membership), median over seeds."""
     seed_p_values: tuple[float, ...] = ()
-    """One a seed, before combination."""
+    """The p-value of each seed, before they are combined."""
     scores_used: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ TEXT_ONLY, PERMUTATION = "blind", "permutation"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Texts of a combination."""
+    """Numbers of texts of a combination."""
 
     texts: Count
     members: Count | None
@@ -38,9 +38,9 @@ class CombinationSummary:
     """Whether the learned attack saw neither this model variant nor this corpus."""
     counts: Counts
     loss_gap_nats: Estimate | None
-    """Mean loss of non-members minus that of members, a token."""
+    """Mean loss per token of non-members minus that of members."""
     attacks: Mapping[str, AttackSummary]
-    """By score; empty without labels, or with fewer than 2 texts of a class."""
+    """Figures by score; empty without labels, or with fewer than 2 texts of a class."""
     controls: Mapping[str, AttackSummary]
     """`blind` is the text-only baseline, `permutation` the primary score against
     permuted labels."""
@@ -53,12 +53,12 @@ class Calibration:
     primary: str
     n_calibration: Count
     p_values: tuple[float, ...]
-    """Of the texts that have a score."""
+    """P-values of the texts that have a score."""
     nonmember_p_values: tuple[float, ...]
-    """Of a random half of the non-members against the other half: uniform if the
-    calibration is sound."""
+    """P-values of a random half of the non-members against the other half; they are
+    uniform if the calibration is sound."""
     ks_p: float | None
-    """Of the Kolmogorov-Smirnov test that they are."""
+    """P-value of the Kolmogorov-Smirnov test that these are uniform."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -105,26 +105,16 @@ class FeatureLayout:
         loss = (f"loss.{name}" for name in LOSS_NAMES)
         return (*truth, *head, *tail, *loss, *(f"text.{n}" for n in GLOBAL_NAMES))
 
-    @functools.cached_property
-    def pairs(self) -> tuple[tuple[int, int], ...]:
-        """Columns `(target, reference)` that hold one pair of raw logits."""
-        return tuple(
-            (column, column + 1)
-            for column, name in enumerate(self.names)
-            if name.endswith(".target_logit")
-        )
-
     def pack(self, features: Any) -> Any:
         """The first 7 k + 4 columns `"... C"` as 5 k + 3 numbers, without loss.
 
         NumPy or JAX arrays keep their dtype; `a - b` takes the place of each pair.
         """
-        seconds = [second for _, second in self.pairs]
-        kept = np.delete(np.arange(self.loss.start), seconds)
-        negative = np.zeros(self.loss.start, features.dtype)
-        negative[[first for first, _ in self.pairs]] = 1
-        following = np.minimum(kept + 1, self.loss.start - 1)
-        weight = negative[kept].reshape((1,) * (features.ndim - 1) + (-1,))
+        _, sign = self._codec
+        kept = np.flatnonzero(sign >= 0)
+        following = np.minimum(kept + 1, len(sign) - 1)
+        weight = sign[kept].astype(features.dtype)
+        weight = weight.reshape((1,) * (features.ndim - 1) + (-1,))
         return features[..., kept] - weight * features[..., following]
 
     def unpack(self, packed: Any) -> Any:
@@ -143,16 +133,11 @@ class FeatureLayout:
     @functools.cached_property
     def _codec(self) -> tuple[np.ndarray, np.ndarray]:
         """For each unpacked column its packed source and +1, -1 (pair) or 0 (plain)."""
-        first = {column for column, _ in self.pairs}
-        second = {column for _, column in self.pairs}
-        source = np.zeros(self.loss.start, np.int32)
-        sign = np.zeros(self.loss.start, np.int8)
-        position = -1
-        for column in range(self.loss.start):
-            position += column not in second
-            source[column] = position
-            sign[column] = (column in first) - (column in second)
-        return source, sign
+        names = self.names[: self.loss.start]
+        first = np.array([name.endswith(".target_logit") for name in names])
+        second = np.roll(first, 1)  # of a pair, right behind the first
+        source = np.cumsum(~second) - 1
+        return source.astype(np.int32), first.astype(np.int8) - second.astype(np.int8)
 
 
 def layout_of(packed_width: int) -> FeatureLayout:
