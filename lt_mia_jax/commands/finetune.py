@@ -76,13 +76,9 @@ def run(config: Finetune) -> None:
     check_vocabulary(tokenizer, config_.vocab_size)
     state = config.out / "training"
     log.info("%d texts to train on, %d to validate", len(train), len(validation))
+    cut = {"length": config.length, "side": config.side}
     encoded = [
-        encode(
-            [text.text for text in texts],
-            tokenizer,
-            length=config.length,
-            side=config.side,
-        )
+        encode([text.text for text in texts], tokenizer, **cut)
         for texts in (train, validation)
     ]
     with recorded(state, "finetune", config, files=TEXTS):
@@ -92,8 +88,7 @@ def run(config: Finetune) -> None:
         result = finetune(
             LanguageModel(config_),
             params,
-            encoded[0],
-            encoded[1],
+            *encoded,
             FinetuneConfig(
                 epochs=config.epochs,
                 batch_size=config.batch_size,

@@ -18,45 +18,33 @@ class PretrainResult(NamedTuple):
 
     params: Params
     """Float32 parameters after the last step."""
-    validation_loss: float | None
-    """Their loss in nats a token, when validation texts were given."""
     resumed_from: int
     """Steps that an earlier process had already done."""
 
 
 def pretrain(
     model: Any,
-    params: Params | None,
     train: Encoded,
     config: PretrainConfig,
     *,
     directory: Path | str,
-    validation: Encoded | None = None,
     executor: Executor | None = None,
-    save_every_seconds: float = 60.0,
 ) -> PretrainResult:
-    """Train on packed or padded rows; the other arguments are those of `finetune`.
-
-    Without parameters to start from, they are made with `model.init`. The validation
-    loss is measured at the end.
-    """
+    """Train random parameters on packed or padded rows; see `finetune`."""
     executor = make_executor() if executor is None else executor
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    start = executor.init_sharded(model.init, key) if params is None else params
     result = fit_texts(
         model,
-        float32(start),
+        float32(executor.init_sharded(model.init, key)),
         train,
-        validation,
+        None,
         config,
         steps=config.steps,
         directory=Path(directory),
         executor=executor,
         label="pretraining",
-        save_every_seconds=save_every_seconds,
     )
-    loss = result.history[-1]["validation_loss"] if result.history else None
-    return PretrainResult(result.state.params, loss, result.resumed_from)
+    return PretrainResult(result.state.params, result.resumed_from)
 
 
 def pack(encoded: Encoded) -> Encoded:

@@ -141,7 +141,7 @@ def fit_texts(
     directory: Path,
     executor: Executor,
     label: str,
-    save_every_seconds: float,
+    save_every_seconds: float = 60.0,
     frozen: Params | None = None,
     lora: LoraConfig | None = None,
     evaluate_every: int | None = None,

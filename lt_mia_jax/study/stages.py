@@ -137,7 +137,6 @@ def make_base(
         log.info("  pretraining %s, %d steps", directory.name, config.steps)
         result = pretrain(
             LanguageModel(model),
-            None,
             pack(encode(texts, tokenizer, length=LENGTH)),
             config,
             directory=directory / "training",
@@ -197,8 +196,7 @@ def make_target(
         result = finetune(
             LanguageModel(base.config),
             base.params,
-            encoded[0],
-            encoded[1],
+            *encoded,
             FinetuneConfig(
                 epochs=combination.epochs,
                 learning_rate=combination.learning_rate,

@@ -221,7 +221,8 @@ def wbc(
         # Adding shifted copies keeps the sum of each window exact where a difference
         # of cumulative sums would leave rounding noise around zero.
         while size < min(wanted, steps):
-            window_sum = window_sum + _shift(xp, gain, size)
+            shifted = xp.pad(gain[:, size:], ((0, 0), (0, size)))
+            window_sum = window_sum + shifted
             size += 1
         inside = np.arange(steps)[None, :] <= (n - wanted)[:, None]
         hits = ((window_sum > 0) & inside).sum(axis=1)
@@ -341,8 +342,3 @@ def _left_packed(stats: TokenStatistics, x: Any) -> Any:
     xp = _namespace(x)
     order = xp.argsort(~stats.valid, axis=1, stable=True)
     return xp.take_along_axis(xp.where(stats.valid, x, 0), order, axis=1)
-
-
-def _shift(xp: Any, x: Any, by: int) -> Any:
-    """`x[:, t + by]` at t, zero beyond the end."""
-    return xp.pad(x[:, by:], ((0, 0), (0, by)))
