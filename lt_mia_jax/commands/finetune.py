@@ -88,7 +88,8 @@ def run(config: Finetune) -> None:
         result = finetune(
             LanguageModel(config_),
             params,
-            *encoded,
+            encoded[0],
+            encoded[1],
             FinetuneConfig(
                 epochs=config.epochs,
                 batch_size=config.batch_size,

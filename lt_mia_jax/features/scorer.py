@@ -206,7 +206,7 @@ class StatisticsExtractor:
                 wrong = np.isnan(values) if values.ndim == 3 else ~np.isfinite(values)
                 bad |= wrong.any(axis=tuple(range(1, wrong.ndim)))
             if bad.any():
-                named: list[str] = [names[row] for row in sorted(rows[bad].tolist())]
+                named = [names[int(row)] for row in sorted(rows[bad].tolist())]
                 shown = ", ".join(named[:5]) + (", ..." if len(named) > 5 else "")
                 raise InputError(
                     f"{model} gives logits that are NaN or infinite on {len(named)} of "

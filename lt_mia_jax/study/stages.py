@@ -196,7 +196,8 @@ def make_target(
         result = finetune(
             LanguageModel(base.config),
             base.params,
-            *encoded,
+            encoded[0],
+            encoded[1],
             FinetuneConfig(
                 epochs=combination.epochs,
                 learning_rate=combination.learning_rate,

@@ -19,35 +19,43 @@ class FeatureSource(Protocol):
     @property
     def name(self) -> str:
         """Name of the combination."""
+        ...
 
     @property
     def meta(self) -> Mapping[str, Any]:
         """JSON values that say where the features come from."""
+        ...
 
     @property
     def n(self) -> int:
         """Number of texts."""
+        ...
 
     @property
     def ids(self) -> Sequence[str]:
         """Text ids."""
+        ...
 
     @property
     def labels(self) -> Sequence[int | None] | Shaped[np.ndarray, " N"]:
         """1 member, 0 non-member; None, unknown, is refused."""
+        ...
 
     @property
     def split(self) -> Sequence[str] | Shaped[np.ndarray, " N"]:
         """`train`, `validation` or `test` per text."""
+        ...
 
     @property
     def n_steps(self) -> Int[np.ndarray, " N"]:
         """Steps of each text up to the last valid one, holes before it included."""
+        ...
 
     def features(
         self, rows: Int[np.ndarray, " B"]
     ) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
         """Features and mask of some texts."""
+        ...
 
 
 class Block(NamedTuple):
@@ -83,7 +91,7 @@ class Rows:
         parts = list(zip(self.stores, chosen, strict=True))
         self.labels = np.concatenate([_labels(s, c) for s, c in parts])
         pairs = zip(self.store.tolist(), self.row.tolist(), strict=True)
-        self.ids: list[str] = [self.stores[s].ids[row] for s, row in pairs]
+        self.ids = [self.stores[s].ids[int(row)] for s, row in pairs]
         self.steps = np.concatenate([s.n_steps[c] for s, c in parts]).astype(np.int64)
         shapes = {s.name: s.features(c[:1])[0].shape[1:] for s, c in parts if len(c)}
         if len(set(shapes.values())) > 1:
