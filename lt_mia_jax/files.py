@@ -70,7 +70,8 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes the file private; give it the mode `open` would have given.
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.umask(mask := os.umask(0))
+        os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
     except OSError as error:
         if temporary is not None:
@@ -80,12 +81,6 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
             f"cannot write {path}: {error.strerror or error}; free space or choose "
             "another --out"
         ) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_json(path: Path | str, value: Any) -> None:

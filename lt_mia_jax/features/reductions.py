@@ -222,7 +222,9 @@ def _moments(
                 "reference_mean": _expected(lp[1], lp[1]),
                 "cross_mean": _expected(lp[1], lp[0]),
             }
-        more = _count_greater(pieces, queries)
+        more = lax.platform_dependent(
+            pieces, queries, cpu=_count_by_rows, default=_count_at_once
+        )
         counts = [old + count for old, count in zip(counts, more, strict=True)]
         return {name: sums[name] + new[name] for name in sums}, counts
 
@@ -257,15 +259,11 @@ def _expected(log_weights: Array, values: Array) -> Array:
     return jnp.where(weights > 0, weights * values, 0.0).sum(1)
 
 
-def _count_greater(values: list[Array], queries: list[Array]) -> list[Array]:
-    """Per model, for each query `"N Q"` the number of greater values `"N V"`."""
-    return lax.platform_dependent(
-        values, queries, cpu=_count_by_rows, default=_count_at_once
-    )
-
-
 def _count_at_once(values: list[Array], queries: list[Array]) -> list[Array]:
-    """One fused compare-and-sum a model; no V x Q array exists on an accelerator."""
+    """For each query `"N Q"` of a model the number of greater values `"N V"`.
+
+    One fused compare-and-sum a model; no V x Q array exists on an accelerator.
+    """
     return [
         (x[:, None, :] > q[:, :, None]).sum(2, dtype=jnp.int32)
         for x, q in zip(values, queries, strict=True)

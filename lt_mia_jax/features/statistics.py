@@ -126,7 +126,9 @@ def token_statistics(
     following = jnp.where(valid, jnp.pad(ids[:, 1:], ((0, 0), (0, 1))), 0)
 
     batch, steps = ids.shape
-    per_block = _steps_per_block(batch, steps, row_block)
+    # An accelerator needs large blocks to be busy, a CPU small ones to stay in cache.
+    row_block = row_block or (32 if traced_for_cpu() else 1024)
+    per_block = min(steps, max(1, row_block // max(batch, 1)))
     rows = batch * per_block
     chunk = min(vocab_chunk or vocabulary, vocabulary)
 
@@ -165,13 +167,6 @@ def _check(logits: list[Array], k: int, vocab_size: int | None) -> int:
     if not 0 <= k <= vocabulary:
         raise InputError(f"k is {k}; expected 0 <= k <= {vocabulary} (vocabulary)")
     return vocabulary
-
-
-def _steps_per_block(batch: int, steps: int, row_block: int | None) -> int:
-    """Steps per block so that a block has about `row_block` rows (batch x steps)."""
-    # An accelerator needs large blocks to be busy, a CPU small ones to stay in cache.
-    row_block = row_block or (32 if traced_for_cpu() else 1024)
-    return min(steps, max(1, row_block // max(batch, 1)))
 
 
 def _over_steps(visit: Any, steps: int, per_block: int) -> dict[str, Array]:

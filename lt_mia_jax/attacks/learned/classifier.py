@@ -88,10 +88,6 @@ def _sinusoids(width: int) -> np.ndarray:
     return table.reshape(MAX_STEPS, width).astype(np.float32)
 
 
-def _masked_softmax(scores: Array, mask: Array) -> Array:
-    return jax.nn.softmax(jnp.where(mask, scores, _EXCLUDED), axis=-1)
-
-
 def _attention(
     params: Params, x: Array, near: Array, heads: int, drop: Dropout, place: int
 ) -> Array:
@@ -120,7 +116,8 @@ def _encoder_layer(
 def _attention_pool(params: Params, x: Array, texts: Array) -> Array:
     hidden = jnp.tanh(_linear(params["hidden"], x))
     scores = _linear(params["output"], hidden)[..., 0]
-    return _masked_softmax(scores[:, None], texts) @ x  # B S D
+    weights = jax.nn.softmax(jnp.where(texts, scores[:, None], _EXCLUDED), axis=-1)
+    return weights @ x  # B S D
 
 
 def _masked_mean(x: Array, mask: Array) -> Array:
@@ -148,11 +145,6 @@ class _Texts(NamedTuple):
     """Of a step in its text, `"1 T"` or `"B T"`."""
     members: Array
     """Valid steps of each text of a row, `"B S T"`."""
-
-
-def _one_text(mask: Array) -> _Texts:
-    rows = mask[:, None]
-    return _Texts(rows, jnp.arange(mask.shape[1])[None], rows)
 
 
 def _several_texts(mask: Array, segments: Array, slots: int) -> _Texts:
@@ -231,7 +223,8 @@ def apply(
     drop = _make_dropout(config.dropout, dropout_key)
     match config.architecture:
         case "transformer":
-            logits = _transformer(config, params, x, _one_text(mask), drop)[:, 0]
+            texts = _Texts(mask[:, None], jnp.arange(x.shape[1])[None], mask[:, None])
+            logits = _transformer(config, params, x, texts, drop)[:, 0]
         case "pooled_transformer":
             logits = _pooled_transformer(params, x, mask, drop)
         case "mean_mlp":

@@ -111,8 +111,12 @@ class TrainStep:
             loss, updates = gradient(state.params, constants, batch, key)
         else:
             zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-            parts = jax.tree.map(self._slice, batch)
-            numbered = (parts, jnp.arange(self.recipe.slices))
+            slices = self.recipe.slices
+            # Row i goes to slice i mod n: rows stay on their device.
+            parts = jax.tree.map(
+                lambda x: x.reshape(-1, slices, *x.shape[1:]).swapaxes(0, 1), batch
+            )
+            numbered = (parts, jnp.arange(slices))
             (loss, updates), _ = jax.lax.scan(accumulate, zero, numbered)
         loss, updates = psum((loss, updates), self.axis)
         norm = optax.tree.norm(updates)
@@ -120,11 +124,6 @@ class TrainStep:
         params = optax.apply_updates(state.params, changes)
         new = TrainState(state.step + 1, params, opt_state)
         return new, {"loss": loss, "gradient_norm": norm}
-
-    def _slice(self, x: Array) -> Array:
-        # Row i goes to slice i mod n: rows stay on their device.
-        slices = self.recipe.slices
-        return x.reshape(-1, slices, *x.shape[1:]).swapaxes(0, 1)
 
     def _loss(
         self, params: Params, constants: Params, batch: StepBatch, key: Array | None

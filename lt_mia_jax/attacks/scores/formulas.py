@@ -210,7 +210,9 @@ def wbc(
     if not windows or min(windows) < 1:
         raise InputError(f"windows are {tuple(windows)}; expected sizes of at least 1")
     xp = _namespace(stats.target_log_prob)
-    gain = _left_packed(stats, _gain(stats))
+    # Valid steps first, in order, then zeros.
+    order = xp.argsort(~stats.valid, axis=1, stable=True)
+    gain = xp.take_along_axis(xp.where(stats.valid, _gain(stats), 0), order, axis=1)
     n = stats.valid.sum(axis=1)
     steps = gain.shape[1]
     whole = gain.sum(axis=1) > 0
@@ -335,10 +337,3 @@ def _error_zone(stats: TokenStatistics) -> tuple[Any, Any, Any]:
     gains = xp.maximum(gain, 0).sum(axis=1)
     losses = xp.maximum(-gain, 0).sum(axis=1)
     return gains, losses, zone.sum(axis=1)
-
-
-def _left_packed(stats: TokenStatistics, x: Any) -> Any:
-    """Valid steps first, in order, then zeros."""
-    xp = _namespace(x)
-    order = xp.argsort(~stats.valid, axis=1, stable=True)
-    return xp.take_along_axis(xp.where(stats.valid, x, 0), order, axis=1)
