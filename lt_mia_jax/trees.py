@@ -1,4 +1,4 @@
-"""Paths and selection of parameter trees; dataclasses that are trees."""
+"""Paths, selection and sizes of parameter trees; dataclasses that are trees."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
+import numpy as np
 
 from lt_mia_jax.errors import InputError
 
@@ -98,3 +99,8 @@ def select(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     if idle:
         raise InputError(f"patterns {idle} match no parameter; parameters are {names}")
     return [n for n in names if any(fnmatchcase(n, p) for p in patterns)]
+
+
+def parameter_count(tree: Any) -> int:
+    """Total number of array elements of all leaves."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
