@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lt_mia_jax.arrays import Array, Params
+from lt_mia_jax.data.answers import EncodedAnswers
 from lt_mia_jax.data.batches import BatchPlan, length_buckets, plan_batches
 from lt_mia_jax.data.tokenize import Encoded
 from lt_mia_jax.errors import InputError
@@ -22,6 +23,7 @@ from lt_mia_jax.features.lt_mia import assemble
 from lt_mia_jax.features.program import ExtractConfig, Extraction
 from lt_mia_jax.features.statistics import TokenStatistics
 
+Texts = Encoded | EncodedAnswers
 _LIVE = 2
 """Batches on the device at a time: one computed, one copied back."""
 
@@ -84,7 +86,7 @@ class StatisticsExtractor:
         self._reference_params = self.executor.place(reference_params)
 
     def __call__(
-        self, encoded: Encoded, ids: Sequence[str] | None = None
+        self, encoded: Texts, ids: Sequence[str] | None = None
     ) -> TextStatistics:
         """Statistics (with `columns`), features and mask; see `statistics`."""
         stats = self.statistics(encoded, ids)
@@ -95,7 +97,7 @@ class StatisticsExtractor:
 
     def statistics(
         self,
-        encoded: Encoded,
+        encoded: Texts,
         ids: Sequence[str] | None = None,
         *,
         half: bool = False,
@@ -154,7 +156,7 @@ class StatisticsExtractor:
         assert filled is not None, "a plan has at least one batch"
         return filled._replace(input_ids=np.asarray(encoded.input_ids, np.int32))
 
-    def plan(self, shares: Sequence[Encoded]) -> list[list[BatchPlan]]:
+    def plan(self, shares: Sequence[Texts]) -> list[list[BatchPlan]]:
         """For each process the batches of its share of the texts."""
         size = self.executor.round_up(self.config.batch_size) // len(shares)
         return plan_batches(
@@ -164,7 +166,7 @@ class StatisticsExtractor:
         )
 
     def _run(
-        self, encoded: Encoded, batch: BatchPlan, *, half: bool, target_only: bool
+        self, encoded: Texts, batch: BatchPlan, *, half: bool, target_only: bool
     ) -> TokenStatistics:
         size = self.executor.round_up(self.config.batch_size) // jax.process_count()
 
@@ -215,7 +217,7 @@ class StatisticsExtractor:
                 )
         return host
 
-    def _check_tokens(self, encoded: Encoded, names: Sequence[str]) -> None:
+    def _check_tokens(self, encoded: Texts, names: Sequence[str]) -> None:
         tokens = np.asarray(encoded.input_ids)
         real = np.asarray(encoded.attention_mask) != 0
         limit = self.config.vocab_size or self.vocab_size
