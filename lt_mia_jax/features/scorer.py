@@ -11,19 +11,16 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 
 from lt_mia_jax.arrays import Array, Params
-from lt_mia_jax.data.answers import EncodedAnswers
 from lt_mia_jax.data.batches import BatchPlan, length_buckets, plan_batches
-from lt_mia_jax.data.tokenize import Encoded
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor, make_executor
 from lt_mia_jax.features.lt_mia import assemble
 from lt_mia_jax.features.program import ExtractConfig, Extraction
 from lt_mia_jax.features.statistics import TokenStatistics
 
-Texts = Encoded | EncodedAnswers
 _LIVE = 2
 """Batches on the device at a time: one computed, one copied back."""
 
@@ -34,6 +31,21 @@ class Model(Protocol):
 
     def apply(self, params: Params, input_ids: Any) -> Array:
         """Logits `"B T V"`; position t scores token t + 1."""
+        ...
+
+
+@runtime_checkable
+class Encoded(Protocol):
+    """Token ids and mask of N texts, padded on the right to T tokens."""
+
+    @property
+    def input_ids(self) -> Integer[np.ndarray, "N T"]:
+        """Token ids."""
+        ...
+
+    @property
+    def attention_mask(self) -> Integer[np.ndarray, "N T"]:
+        """1 on real tokens."""
         ...
 
 
@@ -86,7 +98,7 @@ class StatisticsExtractor:
         self._reference_params = self.executor.place(reference_params)
 
     def __call__(
-        self, encoded: Texts, ids: Sequence[str] | None = None
+        self, encoded: Encoded, ids: Sequence[str] | None = None
     ) -> TextStatistics:
         """Statistics (with `columns`), features and mask; see `statistics`."""
         stats = self.statistics(encoded, ids)
@@ -97,7 +109,7 @@ class StatisticsExtractor:
 
     def statistics(
         self,
-        encoded: Texts,
+        encoded: Encoded,
         ids: Sequence[str] | None = None,
         *,
         half: bool = False,
@@ -156,7 +168,7 @@ class StatisticsExtractor:
         assert filled is not None, "a plan has at least one batch"
         return filled._replace(input_ids=np.asarray(encoded.input_ids, np.int32))
 
-    def plan(self, shares: Sequence[Texts]) -> list[list[BatchPlan]]:
+    def plan(self, shares: Sequence[Encoded]) -> list[list[BatchPlan]]:
         """For each process the batches of its share of the texts."""
         size = self.executor.round_up(self.config.batch_size) // len(shares)
         return plan_batches(
@@ -166,7 +178,7 @@ class StatisticsExtractor:
         )
 
     def _run(
-        self, encoded: Texts, batch: BatchPlan, *, half: bool, target_only: bool
+        self, encoded: Encoded, batch: BatchPlan, *, half: bool, target_only: bool
     ) -> TokenStatistics:
         size = self.executor.round_up(self.config.batch_size) // jax.process_count()
 
@@ -217,7 +229,7 @@ class StatisticsExtractor:
                 )
         return host
 
-    def _check_tokens(self, encoded: Texts, names: Sequence[str]) -> None:
+    def _check_tokens(self, encoded: Encoded, names: Sequence[str]) -> None:
         tokens = np.asarray(encoded.input_ids)
         real = np.asarray(encoded.attention_mask) != 0
         limit = self.config.vocab_size or self.vocab_size
