@@ -70,7 +70,8 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes the file private; give it the mode `open` would have given.
-        os.umask(mask := os.umask(0))
+        mask = os.umask(0)
+        os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
     except OSError as error:
