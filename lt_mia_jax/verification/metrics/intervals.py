@@ -51,10 +51,10 @@ def bootstrap_interval(
     sizes = [_size(i, group) for i, group in enumerate(groups)]
     value = float(aggregate(*groups))
     rng = np.random.default_rng(seed)
+    takes = list(zip(map(_taker, groups), sizes, strict=True))
     drawn = np.empty(n_boot)
     for i in range(n_boot):
-        rows = [rng.integers(n, size=n) for n in sizes]
-        drawn[i] = aggregate(*map(_take, groups, rows))
+        drawn[i] = aggregate(*(take(rng.integers(n, size=n)) for take, n in takes))
     broken = int(np.isnan(drawn).sum())
     if broken or np.isnan(value):
         raise InputError(
@@ -89,9 +89,9 @@ def _size(number: int, group: Group) -> int:
     return n
 
 
-def _take(group: Group, rows: np.ndarray) -> Any:
+def _taker(group: Group) -> Callable[[np.ndarray], Any]:
+    """The function that takes rows of a group, as a group of the same kind."""
     if not isinstance(group, tuple):
-        return group[rows]
-    taken = [array[rows] for array in group]
-    # A NamedTuple is made from its fields, a plain tuple from an iterable.
-    return type(group)(*taken) if hasattr(group, "_fields") else tuple(taken)
+        return lambda rows: group[rows]
+    make = getattr(group, "_make", tuple)
+    return lambda rows: make(array[rows] for array in group)
