@@ -62,18 +62,20 @@ def measure_muse(
     reference: EvaluatedModel | None = None,
     *,
     attack: Attack | None = None,
+    stem: bool = False,
 ) -> MuseMeasured:
     """Run the evaluation of MUSE on one model.
 
     Texts are raw: of the model's template only the beginning-of-text id is used.
     Where the model's context is too short for all solved examples, the first ones are
-    cut off. Of the text to be remembered as many tokens count as are generated. The
-    model runs in full precision; the authors load it in 8 bits.
+    cut off. Of the text to be remembered as many tokens count as are generated, special
+    tokens included. Words are compared as they stand; with `stem`, stems are, as in
+    OpenUnlearning. The model runs in full precision; the authors load it in 8 bits.
 
     Raises:
       InputError: a part is empty, or has plain text where questions belong.
 
-    Source: MUSE, arXiv 2407.06460, section 3.
+    Source: MUSE, arXiv 2407.06460, section 3, and its code (commit fcd6651).
     """
     template = replace(evaluated.template, end=False)
     evaluated = evaluated._replace(template=template)
@@ -86,10 +88,11 @@ def measure_muse(
         return knowledge_memorization(
             generate(evaluated, _prompts(asked, examples), KNOWLEDGE_TOKENS),
             [row.answer for row in asked],
+            stem=stem,
         )
 
     return MuseMeasured(
-        verbatim_memorization(continued, true),
+        verbatim_memorization(continued, true, stem=stem),
         known(texts.forget_questions, texts.forget_examples),
         known(texts.retain_questions, texts.retain_examples),
         membership(evaluated, reference, texts.forget, attack=attack),
@@ -122,28 +125,36 @@ def muse_cards(
     reference: EvaluatedModel | None = None,
     *,
     seed: int = 0,
+    stem: bool = False,
 ) -> dict[str, MuseCard]:
     """`muse_card` of several models, compared with `retrained` if it is among them."""
     measured = {
-        name: measure_muse(model, texts, reference) for name, model in models.items()
+        name: measure_muse(model, texts, reference, stem=stem)
+        for name, model in models.items()
     }
     truth = measured.get("retrained")
     return {n: muse_card(found, truth, seed=seed) for n, found in measured.items()}
 
 
 def _cut(evaluated: EvaluatedModel, text: str, tokens: int) -> str:
-    """The beginning of a text, as many tokens as `generate` makes."""
+    """The beginning of a text, as many tokens as `generate` makes.
+
+    The tokenizer's beginning-of-text token, where it adds one, is among them.
+    """
     count = min(tokens, evaluated.model.config.context // 2)
     tokenizer = evaluated.tokenizer
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return text if len(ids) <= count else tokenizer.decode(ids[:count])
+    ids = tokenizer(text, verbose=False)["input_ids"]
+    if len(ids) <= count:
+        return text
+    return tokenizer.decode(ids[:count], skip_special_tokens=True)
 
 
 def _prompts(asked: Sequence[Question], examples: Sequence[Question]) -> list[str]:
     shown = "".join(
         f"Question: {_question(row)}\nAnswer: {row.answer}\n\n" for row in examples
     )
-    return [f"{shown}Question: {_question(row)}\nAnswer:" for row in asked]
+    # MUSE's prompt ends in a space, which makes other token ids.
+    return [f"{shown}Question: {_question(row)}\nAnswer: " for row in asked]
 
 
 def _question(row: Question) -> str:

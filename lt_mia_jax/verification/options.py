@@ -40,6 +40,10 @@ class Evaluation:
     """Folder of MUSE's parts, as `lt-mia benchmark` writes them: continuations, answers
     and leakage as MUSE measures them."""
 
+    muse_stem: bool = False
+    """Compare stems of words in MUSE's measures, as OpenUnlearning does; MUSE compares
+    words as they stand."""
+
     quantize: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--quantise"])] = ()
     """Numbers of bits, such as 8 4: round the weights and measure what comes back."""
 

@@ -189,7 +189,9 @@ def verify(
     }
     if material.muse is not None:
         log.info("measuring what MUSE asks")
-        for name, found in muse_cards(models, material.muse, reference).items():
+        stem = options.muse_stem
+        asked = muse_cards(models, material.muse, reference, stem=stem)
+        for name, found in asked.items():
             notes = (*cards[name].notes, *found.notes)
             cards[name] = replace(
                 cards[name], muse=replace(found, notes=()), notes=notes

@@ -1,5 +1,6 @@
 """MUSE from files of its layout, against decoding one token at a time."""
 
+import copy
 import json
 from functools import partial
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from quick_compile import jit
 from tiny_world import sentences
+from tokenizers.processors import TemplateProcessing
 
 from lt_mia_jax.data.benchmark_catalog import BENCHMARKS
 from lt_mia_jax.data.benchmarks import load_benchmark
@@ -17,7 +19,7 @@ from lt_mia_jax.errors import InputError
 from lt_mia_jax.models import LanguageModel, gpt2_like
 from lt_mia_jax.verification.evaluated import EvaluatedModel
 from lt_mia_jax.verification.metrics.generation import rouge_l_f1
-from lt_mia_jax.verification.muse import measure_muse, muse_card, read_muse
+from lt_mia_jax.verification.muse import _cut, measure_muse, muse_card, read_muse
 from lt_mia_jax.verification.storage import card_to_json
 
 CONTEXT = 48
@@ -91,7 +93,7 @@ def test_the_whole_evaluation(files, subjects):
     example, asked = texts.retain_examples[0], texts.retain_questions[4]
     prompt = (
         f"Question: {example.question}\nAnswer: {example.answer}\n\n"
-        f"Question: {asked.question}\nAnswer:"
+        f"Question: {asked.question}\nAnswer: "
     )
     said = continued(subject, prompt, COUNT).split("\n\n")[0].split("Question:")[0]
     assert found[0].retain_knowledge[4] == pytest.approx(
@@ -107,6 +109,30 @@ def test_the_whole_evaluation(files, subjects):
     plain = texts._replace(verbatim=texts.forget)
     with pytest.raises(InputError, match="plain text"):
         measure_muse(subject, plain)
+
+
+def test_the_first_token_of_a_text_counts(subjects):
+    """As in MUSE: of 24 tokens, one is the beginning-of-text token that is added."""
+    text = " ".join(sentences(8, 9))
+    plain = subjects[0].tokenizer
+    ids = plain(text)["input_ids"]
+    assert len(ids) > COUNT
+    assert _cut(subjects[0], text, COUNT) == plain.decode(ids[:COUNT])
+    begun = copy.deepcopy(plain)
+    begun.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", plain.eos_token_id)]
+    )
+    assert begun(text)["input_ids"] == [plain.eos_token_id, *ids]
+    cut = _cut(subjects[0]._replace(tokenizer=begun), text, COUNT)
+    assert cut == plain.decode(ids[: COUNT - 1])
+
+
+def test_stems_are_compared_on_request(files, subjects):
+    texts = read_muse(partial(load_benchmark, BENCHMARKS["muse_news"], local=files))
+    found, stemmed = (
+        measure_muse(subjects[0], texts, stem=stem).verbatim for stem in (False, True)
+    )
+    assert (stemmed >= found).all()
 
 
 def test_parts_that_are_not_there(files):

@@ -121,11 +121,20 @@ def _check_weights(path: Path, config: ClassifierConfig, params: Params) -> None
         raise InputError(f"{path}: NaN or infinite weights in {', '.join(infinite)}")
 
 
+def _numpy_scalars() -> list[Any]:
+    """What pickles of NumPy's numbers need, under the names of NumPy 1 and 2."""
+    scalar = np.float64(0).__reduce__()[0]
+    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
+    kinds = {type(np.dtype(kind)) for kind in "?bhilqBHILQefd"}
+    return [np.dtype, *((scalar, name) for name in names), *kinds]
+
+
 def load_torch_attack(path: Path | str) -> Attack:
     """Read a checkpoint of the original implementation (`torch.save` of a dict).
 
-    Only tensors and plain values are read: a file that needs other Python objects is
-    refused, because unpickling them would run code from the file. Sizes come from the
+    Only tensors, plain values and NumPy scalars (which scikit-learn's metrics are) are
+    read: a file that needs other Python objects is refused, because unpickling them
+    would run code from the file. Sizes come from the
     weights, heads, dropout and sequence length from the file's hyper-parameters.
 
     Raises:
@@ -145,7 +154,8 @@ def load_torch_attack(path: Path | str) -> Attack:
             "pip install 'lt-mia-jax[parity]'"
         ) from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: not a plain torch checkpoint; it holds objects other than "

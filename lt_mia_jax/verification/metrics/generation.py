@@ -29,14 +29,17 @@ def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> Per
     return _rouge("rougeL", "recall", predictions, references)
 
 
-def rouge_l_f1(predictions: Sequence[str], references: Sequence[str]) -> PerItem:
-    """ROUGE-L F1 of each prediction, stemmed (MUSE).
+def rouge_l_f1(
+    predictions: Sequence[str], references: Sequence[str], *, stem: bool = False
+) -> PerItem:
+    """ROUGE-L F1 of each prediction: of words as they stand (MUSE), or of stems.
 
     Raises and limits as `rouge_l_recall`.
 
-    Source: Lin 2004, ROUGE; MUSE, arXiv 2407.06460.
+    Source: Lin 2004, ROUGE; MUSE, arXiv 2407.06460 (`metrics/logger.py` of its code).
+    OpenUnlearning, arXiv 2506.12618, stems.
     """
-    return _rouge("rougeL", "fmeasure", predictions, references)
+    return _rouge("rougeL", "fmeasure", predictions, references, stem)
 
 
 def rouge_1_precision(predictions: Sequence[str], references: Sequence[str]) -> PerItem:
@@ -128,7 +131,11 @@ def ngram_entropy(predictions: Sequence[str]) -> PerItem:
 
 
 def _rouge(
-    kind: str, value: str, predictions: Sequence[str], references: Sequence[str]
+    kind: str,
+    value: str,
+    predictions: Sequence[str],
+    references: Sequence[str],
+    stem: bool = True,
 ) -> PerItem:
     predictions = texts("predictions", predictions)
     references = texts("references", references)
@@ -139,7 +146,7 @@ def _rouge(
             f"{len(empty)} references have no word, first {empty[:5]}; ROUGE counts "
             "words of ASCII letters and digits"
         )
-    scorer = _scorer(kind)
+    scorer = _scorer(kind, stem)
     return np.array(
         [
             getattr(scorer.score(reference, prediction)[kind], value)
@@ -150,14 +157,14 @@ def _rouge(
 
 
 @lru_cache
-def _scorer(kind: str) -> Any:
+def _scorer(kind: str, stem: bool) -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
         raise InputError(
             "ROUGE needs the package rouge-score: pip install rouge-score"
         ) from error
-    return RougeScorer([kind], use_stemmer=True)
+    return RougeScorer([kind], use_stemmer=stem)
 
 
 def has_words(text: str) -> bool:

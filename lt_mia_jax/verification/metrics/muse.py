@@ -19,28 +19,29 @@ KNOWLEDGE_STOPS = ("\n\n", "\nQuestion", "Question:")
 
 
 def verbatim_memorization(
-    continuations: Sequence[str], references: Sequence[str]
+    continuations: Sequence[str], references: Sequence[str], *, stem: bool = False
 ) -> PerItem:
     """VerbMem of each text: ROUGE-L F1 of the greedy continuation of its beginning.
 
-    MUSE generates up to 128 tokens.
+    MUSE generates up to 128 tokens, and does not stem; OpenUnlearning does.
 
     Source: MUSE, arXiv 2407.06460.
     """
-    return rouge_l_f1(continuations, references)
+    return rouge_l_f1(continuations, references, stem=stem)
 
 
 def knowledge_memorization(
-    answers: Sequence[str], references: Sequence[str]
+    answers: Sequence[str], references: Sequence[str], *, stem: bool = False
 ) -> PerItem:
     """KnowMem of each question: ROUGE-L F1 of the answer up to the first stop.
 
-    Answers are greedy, up to 32 tokens, after few-shot examples.
+    Answers are greedy, up to 32 tokens, after few-shot examples. `stem` as above.
 
     Source: MUSE, arXiv 2407.06460. Its code loads models in 8 bits for this; here the
     caller decides.
     """
-    return rouge_l_f1([cut_at_stop(a) for a in texts("answers", answers)], references)
+    said = [cut_at_stop(answer) for answer in texts("answers", answers)]
+    return rouge_l_f1(said, references, stem=stem)
 
 
 def cut_at_stop(text: str) -> str:

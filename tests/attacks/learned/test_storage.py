@@ -160,6 +160,16 @@ def test_code_in_a_checkpoint_is_not_run(torch, tmp_path):
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64, np.bool_])
+def test_numbers_of_numpy_are_read(torch, tmp_path, kind):
+    """The original trainer stores the AUC as scikit-learn returned it."""
+    _checkpoint(torch, tmp_path / "a.pt", best_auc=kind(1))
+    content = (tmp_path / "a.pt").read_bytes()
+    assert b"multiarray" in content  # not a plain number
+    load_torch_attack(tmp_path / "a.pt")
+
+
+@pytest.mark.parity
 def test_broken_checkpoints_are_refused(torch, tmp_path):
     path = tmp_path / "a.pt"
     _checkpoint(torch, path)

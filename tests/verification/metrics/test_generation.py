@@ -32,6 +32,23 @@ def test_rouge_is_stemmed_and_forgives_case_and_silence():
     np.testing.assert_array_equal(found, [1, 0])
 
 
+def test_f1_of_muse_tells_forms_of_a_word_apart():
+    forms = ["run", "runs", "running", "cat", "cats", "walk", "walked"]
+    rng = np.random.default_rng(1)
+    pairs = [[list(rng.choice(forms, 6)) for _ in range(2)] for _ in range(8)]
+    said, true = ([" ".join(p[i]) for p in pairs] for i in (0, 1))
+
+    def f1(pairs):
+        return [lcs_oracle(a, b) / 6 for a, b in pairs]
+
+    stems = {"runs": "run", "running": "run", "cats": "cat", "walked": "walk"}
+    joined = [[[stems.get(w, w) for w in side] for side in pair] for pair in pairs]
+    np.testing.assert_allclose(generation.rouge_l_f1(said, true), f1(pairs))
+    stemmed = generation.rouge_l_f1(said, true, stem=True)
+    np.testing.assert_allclose(stemmed, f1(joined))
+    assert stemmed.mean() > np.mean(f1(pairs)) + 0.1
+
+
 QUESTION, ANSWER = "Who wrote it", "Mara Lind did"
 
 
