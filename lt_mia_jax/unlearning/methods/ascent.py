@@ -120,6 +120,7 @@ class SatImp(Method):
     """Exponent of the probability."""
     beta2: Annotated[float, NOT_NEGATIVE] = 1.0
     """Exponent of one minus the probability."""
+    recipe = Recipe(epochs=5)
     forget = term_of(objectives.satimp, "beta1", "beta2")
 
 

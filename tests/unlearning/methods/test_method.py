@@ -64,3 +64,26 @@ def test_forget_weight_scales_with_and_without_retain_texts(retain_weight):
         ones, tx.init(ones), ones, retain_grads=zeros, retain_value=jnp.zeros(())
     )
     np.testing.assert_array_equal(found["w"], 0.5)
+
+
+# Learning rate, epochs, weights of the forget and of the retain loss in
+# configs/trainer of OpenUnlearning at commit d3d7cf9, a batch of 8 x 4 texts.
+# SatImp's weights are swapped there; its README gives ours.
+PUBLISHED = {
+    "grad_ascent": (1e-5, 10, 1.0, 0.0),
+    "grad_diff": (1e-5, 10, 1.0, 1.0),
+    "npo": (1e-5, 10, 1.0, 1.0),
+    "rmu": (1e-5, 10, 1.0, 1.0),
+    "satimp": (1e-5, 5, 1.0, 0.1),
+    "simnpo": (1e-5, 10, 0.125, 1.0),
+    "undial": (1e-4, 10, 1.0, 0.0),
+    "wga": (1e-5, 5, 1.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_defaults_are_the_published_ones(name):
+    method = METHODS[name]
+    rate, epochs, forget, retain = PUBLISHED[name]
+    assert method.recipe == (rate, epochs, 32)
+    assert (method.forget_weight, method.retain_weight) == (forget, retain)
