@@ -93,7 +93,7 @@ def min_k_plus_plus(stats: TokenStatistics, fraction: float = 0.2) -> Scores:
     """
     xp = _namespace(stats.target_log_prob)
     sigma = xp.sqrt(xp.maximum(_real(stats.target_var), 1e-10))
-    standardized = (_real(stats.target_log_prob) - _real(stats.target_mean)) / sigma
+    standardized = _above_mean(stats, stats.target_mean) / sigma
     return _mean_of_smallest(stats, standardized, fraction)
 
 
@@ -267,7 +267,7 @@ def fast_detectgpt(
     else:
         raise InputError(f"sampling is {sampling!r}; expected target or reference")
     xp = _namespace(stats.target_log_prob)
-    surplus = _sum(stats, _real(stats.target_log_prob) - _real(mean))
+    surplus = _sum(stats, _above_mean(stats, mean))
     spread = xp.sqrt(xp.maximum(_sum(stats, _real(variance)), 1e-10))
     return _scored(stats, surplus / spread)
 
@@ -306,6 +306,17 @@ def _mean(stats: TokenStatistics, x: Any) -> Any:
 
 def _gain(stats: TokenStatistics) -> Any:
     return _real(stats.target_log_prob) - _real(_need(stats.reference_log_prob))
+
+
+def _above_mean(stats: TokenStatistics, mean: Any) -> Any:
+    """`lp - mean`; 0 where float32 cannot tell them apart, as in a uniform prediction.
+
+    There the spread is at its floor, and would turn rounding into a score.
+    """
+    xp = _namespace(stats.target_log_prob)
+    mean = _real(mean)
+    above = _real(stats.target_log_prob) - mean
+    return xp.where(xp.abs(above) <= 1e-6 * xp.abs(mean), 0.0, above)
 
 
 def _log_rank(stats: TokenStatistics) -> Any:

@@ -187,6 +187,19 @@ def test_fast_detectgpt_with_reference_sampling(stats):
         np.testing.assert_allclose(found[row], expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("shift", [0.0, 3.7, -41.3])
+@pytest.mark.parametrize("vocabulary", [60, 50_257])
+def test_a_uniform_prediction_is_no_evidence(vocabulary, shift):
+    """All log-probabilities are their mean: nothing is above or below it."""
+    logits = jnp.full((1, 6, vocabulary), shift, jnp.float32)
+    ids, mask = jnp.arange(6)[None], jnp.ones((1, 6), jnp.uint8)
+    both = token_statistics(logits, logits, ids, mask)
+    for found in (both, jax.tree.map(np.asarray, both)):
+        assert scores.min_k_plus_plus(found) == 0
+        for sampling in ("target", "reference"):
+            assert scores.fast_detectgpt(found, sampling=sampling) == 0
+
+
 def test_precomputed_lower_loss(stats):
     lower = on_host(draw(9))
     np.testing.assert_allclose(
