@@ -1,6 +1,7 @@
 """The notebooks in docs/tutorials, as they are committed; the suite also runs them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -36,5 +37,5 @@ def test_a_committed_notebook_names_no_machine(path):
             + "".join(output.get("data", {}).get("text/plain", ""))
             for output in cell.get("outputs", [])
         )
-        for place in ("/home/", "/root/", "/tmp/", "/usr/", "/work", "site-packages"):
-            assert place not in shown
+        assert not re.search(r"(?<![\w:/.<])/\w[\w.-]*/", shown)  # an absolute path
+        assert "site-packages" not in shown
