@@ -1,9 +1,11 @@
 """The command line: parse, run one command, explain a mistake in one line."""
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import importlib
+import itertools
 import logging
 import operator
 import os
@@ -15,6 +17,7 @@ from typing import Annotated, Any
 import tyro
 
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.outputs import writing
 from lt_mia_jax.process import exit_code, log_progress, use_machine
 from lt_mia_jax.version import __version__
 
@@ -90,7 +93,9 @@ def parse(arguments: list[str]) -> Any:
     )
 
 
-def _check_folder(out: Path) -> None:
+def _check_folder(out: Path, arguments: list[str]) -> None:
+    if "--out=" in arguments or ("--out", "") in itertools.pairwise(arguments):
+        raise InputError("--out: found an empty name; give one, or . for this folder")
     found = re.match(r"(\w+):/", str(out))  # `Path` has made one slash of two
     if found:
         raise InputError(
@@ -129,15 +134,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> None:
     config = parse(arguments)
-    _check_folder(config.out)
+    _check_folder(config.out, arguments)
     use_machine()
+    name, module = arguments[0], command_module(arguments[0])
     devices = getattr(config, "devices", None)
     if devices is not None:
-        from lt_mia_jax.executor import check_shared
-
         join(devices.distributed)
-        check_shared(config.out)
-    command_module(arguments[0]).run(config)
+    with contextlib.ExitStack() as stack:
+        if hasattr(module, "WRITES"):  # all but report, which writes one file
+            overwrite = config.writing.overwrite
+            claim = writing(
+                config.out, module.WRITES, name, config, overwrite=overwrite
+            )
+            stack.enter_context(claim)
+        if devices is not None:
+            from lt_mia_jax.executor import check_shared
+
+            check_shared(config.out)
+        module.run(config)
 
 
 if __name__ == "__main__":

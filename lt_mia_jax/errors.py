@@ -29,7 +29,7 @@ class Diverged(InputError):
 
 
 class Unavailable(Exception):
-    """Something outside of the run did not answer; no mistake, and worth another try.
+    """Something outside of the run does not answer or is in use; worth another try.
 
     The command line prints it to stderr and exits with code 75, without a traceback.
     """

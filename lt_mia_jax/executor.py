@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 
 from lt_mia_jax.errors import InputError, Unavailable
 from lt_mia_jax.files import fingerprint
+from lt_mia_jax.outputs import SHARED
 from lt_mia_jax.sharding import (
     batch_sharding,
     make_mesh,
@@ -245,7 +246,7 @@ def check_shared(directory: Path) -> None:
     """
     if jax.process_count() == 1:
         return
-    token = directory / ".shared"
+    token = directory / SHARED
     if is_primary():
         directory.mkdir(parents=True, exist_ok=True)
         token.touch()

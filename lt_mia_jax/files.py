@@ -1,9 +1,11 @@
 """Files that are either whole or absent: atomic writes, hashes, manifests."""
 
 import contextlib
+import fnmatch
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any
 from lt_mia_jax.errors import InputError
 
 MANIFEST = "manifest.json"
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp")
+"""What `tempfile` makes of the prefix and suffix of `write_atomic`."""
 
 
 def sha256_file(path: Path | str) -> str:
@@ -48,11 +52,12 @@ def fingerprint(*parts: Any) -> str:
     return found.hexdigest()
 
 
-def write_atomic(path: Path | str, data: bytes | str) -> None:
+def write_atomic(path: Path | str, data: bytes | str, *, private: bool = False) -> None:
     """Write a file so that readers see the old content or all of the new one.
 
     The bytes go to a temporary file in the same folder, are flushed to disk, and
-    take the name in one rename. An interrupted write leaves the old file.
+    take the name in one rename. An interrupted write leaves the old file. A `private`
+    file can be read by its owner alone: texts are.
 
     Raises:
       InputError: the disk is full or the folder cannot be written.
@@ -69,10 +74,11 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes the file private; give it the mode `open` would have given.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
+        if not private:
+            # mkstemp makes the file private; give it the mode `open` would have given.
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
     except OSError as error:
         if temporary is not None:
@@ -84,10 +90,16 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
         ) from error
 
 
-def write_json(path: Path | str, value: Any) -> None:
+def is_temporary(name: str, of: str = "*") -> bool:
+    """Whether `write_atomic` names its temporary files so, for files like the glob."""
+    found = _TEMPORARY.fullmatch(name)
+    return found is not None and fnmatch.fnmatchcase(found[1], of)
+
+
+def write_json(path: Path | str, value: Any, *, private: bool = False) -> None:
     """Write `value` as indented JSON, atomically; NaN and infinity are refused."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomic(path, text + "\n")
+    write_atomic(path, text + "\n", private=private)
 
 
 def read_json(path: Path | str) -> Any:

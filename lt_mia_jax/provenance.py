@@ -1,23 +1,19 @@
 """What a result was made with: versions, commit, command, configuration."""
 
-import contextlib
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from lt_mia_jax.configs import to_dict
-from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import is_primary
-from lt_mia_jax.files import write_atomic, write_json
+from lt_mia_jax.files import write_json
 from lt_mia_jax.process import cores
 from lt_mia_jax.version import __version__
 
-RECORD = ("config.json", "run.json")
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -85,30 +81,12 @@ def _noted_commit(root: Path) -> str | None:
     return note if note and 'name = "lt-mia-jax"' in project else None
 
 
-@contextlib.contextmanager
-def recorded(
-    directory: Path, command: str, config: Any, *, files: Sequence[str] = ()
-) -> Iterator[None]:
-    """`write_run_record`, taken back when the run is refused.
+def write_run_record(
+    directory: Path, command: str, config: Any, *, started: datetime | None = None
+) -> dict[str, Any]:
+    """Write `run.json` (how it was run) and `config.json` (resolved configuration).
 
-    A folder of another run keeps that run's record, and its `files`, which the block
-    may write.
-    """
-    paths = [directory / name for name in (*RECORD, *files)]
-    earlier = {path: path.read_bytes() for path in paths if path.is_file()}
-    write_run_record(directory, command, config)
-    try:
-        yield
-    except InputError:
-        for path, content in earlier.items() if is_primary() else ():
-            write_atomic(path, content)
-        raise
-
-
-def write_run_record(directory: Path, command: str, config: Any) -> dict[str, Any]:
-    """Write `config.json` (resolved configuration) and `run.json` (how it was run).
-
-    Of several processes the first one writes.
+    Of several processes the first one writes. `started` is now by default.
 
     Returns:
       The content of `run.json`.
@@ -116,13 +94,15 @@ def write_run_record(directory: Path, command: str, config: Any) -> dict[str, An
     record = {
         "command": command,
         "arguments": sys.argv[1:],
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": (started or datetime.now(UTC)).isoformat(timespec="seconds"),
         "commit": git_commit(),
         "versions": versions(),
         "platform": platform.platform(),
         "cores": cores(),
     }
     if is_primary():
-        for name, content in zip(RECORD, (to_dict(config), record), strict=True):
-            write_json(directory / name, content)
+        # The first one marks the folder; the two of different runs never meet.
+        (directory / "config.json").unlink(missing_ok=True)
+        write_json(directory / "run.json", record)
+        write_json(directory / "config.json", to_dict(config))
     return record

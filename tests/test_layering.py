@@ -33,6 +33,7 @@ LEVELS = {
     "executor": 0,
     "files": 0,
     "lazy": 0,
+    "outputs": 0,
     "process": 0,
     "provenance": 0,
     "sharding": 0,

@@ -78,3 +78,5 @@ class RunSummary:
     config: Mapping[str, Any]
     command: str
     notes: tuple[str, ...]
+    scores_sha256: str | None = None
+    """Of `scores.jsonl`, which belongs to this summary; None in older files."""

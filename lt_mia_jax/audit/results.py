@@ -30,7 +30,7 @@ from lt_mia_jax.audit.records import (
 )
 from lt_mia_jax.audit.scoring import ScoredTexts
 from lt_mia_jax.configs import to_dict
-from lt_mia_jax.files import write_atomic, write_json
+from lt_mia_jax.files import fingerprint, write_atomic, write_json
 from lt_mia_jax.provenance import versions
 
 log = logging.getLogger(__name__)
@@ -201,6 +201,15 @@ def calibrate(
     )
 
 
+def clear_result(directory: Path) -> None:
+    """Remove the summary and the page of an earlier result, before one takes its place.
+
+    A run that is killed then leaves no figures beside the scores of another.
+    """
+    for name in ("report.html", "summary.json"):
+        (directory / name).unlink(missing_ok=True)
+
+
 def write_result(
     result: AuditResult,
     directory: Path,
@@ -209,7 +218,7 @@ def write_result(
     title: str,
     config: Mapping[str, Any],
 ) -> None:
-    """Write `scores.jsonl` and `summary.json`.
+    """Write `scores.jsonl` and then `summary.json`, which names its SHA-256.
 
     The report page shows the title, the `kind` of run (`audit`, `evaluate` or `demo`)
     and its `config`, which are JSON values.
@@ -217,7 +226,8 @@ def write_result(
     lines = [
         json.dumps(row, ensure_ascii=False, allow_nan=False) for row in _rows(result)
     ]
-    write_atomic(directory / "scores.jsonl", "\n".join(lines) + "\n")
+    scores = "\n".join(lines) + "\n"
+    write_atomic(directory / "scores.jsonl", scores)
     summary = RunSummary(
         kind=kind,
         title=title,
@@ -231,6 +241,7 @@ def write_result(
         config=config,
         command=command_line(),
         notes=result.notes,
+        scores_sha256=fingerprint(scores),
     )
     write_json(directory / "summary.json", to_dict(summary, tagged=False))
 

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from lt_mia_jax.devices import Devices, DevicesFlags
+from lt_mia_jax.outputs import RESULT, Source, Writing, WritingFlags
 
 log = logging.getLogger(__name__)
+
+WRITES = RESULT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,15 +23,15 @@ class Audit:
     and a verdict on the whole set.
     """
 
-    reference: str
+    reference: Source
     """The model before fine-tuning: a Hugging Face directory or hub id."""
-    target: str
+    target: Source
     """The model under audit: a Hugging Face directory or hub id."""
     texts: Path
     """JSONL with `text` and optional `id`, `label` (1 member, 0 non-member)."""
     out: Path
     """Folder for the results."""
-    attack: str = "shipped"
+    attack: Source = "shipped"
     """The learned attack: `shipped` with the package, trained on tiny transformers; a
     folder made by `lt-mia train`; a torch checkpoint of the reference implementation
     (FILE.pt, needs torch); `none` for the published scores alone."""
@@ -47,6 +50,8 @@ class Audit:
     """Resamples behind each 95 % interval."""
     seed: int = 0
     """Seed of every resampling and split."""
+    writing: WritingFlags = dataclasses.field(default_factory=Writing)
+    """How it treats what is there already."""
     devices: DevicesFlags = dataclasses.field(default_factory=Devices)
     """Where it runs."""
 
@@ -54,7 +59,7 @@ class Audit:
 def run(config: Audit) -> None:
     """Audit, and write the three result files."""
     from lt_mia_jax.audit.judge import audit, check_texts
-    from lt_mia_jax.audit.results import write_result
+    from lt_mia_jax.audit.results import clear_result, write_result
     from lt_mia_jax.audit.scoring import choose_attack, load_pair
     from lt_mia_jax.configs import to_dict
     from lt_mia_jax.data.texts import read_texts
@@ -67,7 +72,6 @@ def run(config: Audit) -> None:
     # Before models are loaded, which takes longer.
     check_texts(texts, nonmembers, str(config.texts), str(config.nonmembers))
     pair = load_pair(config.reference, config.target, config.devices.make())
-    write_run_record(config.out, "audit", config)
     result = audit(
         pair,
         texts,
@@ -82,6 +86,8 @@ def run(config: Audit) -> None:
         name=config.texts.stem,
         corpus=str(config.texts),
     )
+    clear_result(config.out)
+    write_run_record(config.out, "audit", config)
     title = f"Audit of {Path(config.target).name}"
     write_result(result, config.out, kind="audit", title=title, config=to_dict(config))
     write_report([config.out], config.out / "report.html")

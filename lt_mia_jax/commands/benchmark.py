@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 import tyro
 
 from lt_mia_jax.data.benchmark_catalog import BENCHMARKS
+from lt_mia_jax.outputs import Output, Writing, WritingFlags
 
+WRITES = Output(("*.jsonl", "run.json", "config.json"), fixed=("name",))
 _KNOWN = "; ".join(f"{b.name}: {b.title}, {b.source}" for b in BENCHMARKS.values())
 
 
@@ -15,8 +17,8 @@ _KNOWN = "; ".join(f"{b.name}: {b.title}, {b.source}" for b in BENCHMARKS.values
 class Benchmark:
     """Write the parts of a published benchmark as JSONL files for `lt-mia unlearn`.
 
-    One file per part, such as forget10.jsonl and retain90.jsonl of TOFU. Existing
-    files are overwritten.
+    One file per part, such as forget10.jsonl and retain90.jsonl of TOFU. The
+    same benchmark may be written again, or other parts of it.
     """
 
     name: Annotated[
@@ -36,6 +38,8 @@ class Benchmark:
     Hugging Face hub."""
     limit: int | None = None
     """Maximum rows of each part."""
+    writing: WritingFlags = dataclasses.field(default_factory=Writing)
+    """How it treats what is there already."""
 
 
 def run(config: Benchmark) -> None:

@@ -5,7 +5,16 @@ import logging
 import time
 from pathlib import Path
 
+from lt_mia_jax.outputs import RESULT, Output, Writing, WritingFlags
+
 log = logging.getLogger(__name__)
+
+WRITES = Output(
+    (
+        *RESULT.names,
+        *("corpora", "tokenizer", "bases", "targets", "features", "attack", "example"),
+    )
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,19 +40,20 @@ class Demo:
     """Passes over the attack's training rows, with --learn."""
     bootstraps: int = 1000
     """Resamples behind each 95 % interval."""
+    writing: WritingFlags = dataclasses.field(default_factory=Writing)
+    """How it treats what is there already."""
 
 
 def run(config: Demo) -> None:
     """Run every stage that is not finished yet, and write the report."""
     from lt_mia_jax.audit.judge import evaluate_stores
-    from lt_mia_jax.audit.results import write_result
+    from lt_mia_jax.audit.results import clear_result, write_result
     from lt_mia_jax.configs import to_dict
     from lt_mia_jax.provenance import write_run_record
     from lt_mia_jax.report import write_report
     from lt_mia_jax.study import demo
 
     began, out = time.monotonic(), config.out
-    write_run_record(out, "demo", config)
     stage = demo.Stages(6 if config.learn else 5)
     study = demo.prepare(
         out,
@@ -66,6 +76,8 @@ def run(config: Demo) -> None:
             ],
         )
         title = "Demo: one signature of memorization, tiny models, real text"
+        clear_result(out)
+        write_run_record(out, "demo", config)
         write_result(result, out, kind="demo", title=title, config=to_dict(config))
         write_report([out], out / "report.html")
     with stage("writing example files for `lt-mia audit`"):

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.outputs import RESULT, Source, Writing, WritingFlags
 
 log = logging.getLogger(__name__)
+
+WRITES = RESULT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +25,7 @@ class Evaluate:
     """Feature stores made by `lt-mia extract`."""
     out: Path
     """Folder for the results."""
-    attack: str = "shipped"
+    attack: Source = "shipped"
     """The learned attack: `shipped` with the package, or a folder made by `lt-mia
     train`."""
     split: Literal["unseen", "test"] = "unseen"
@@ -31,12 +34,14 @@ class Evaluate:
     """Resamples behind each 95 % interval."""
     seed: int = 0
     """Seed of every resampling."""
+    writing: WritingFlags = dataclasses.field(default_factory=Writing)
+    """How it treats what is there already."""
 
 
 def run(config: Evaluate) -> None:
     """Evaluate and write the result files."""
     from lt_mia_jax.audit.judge import evaluate_stores
-    from lt_mia_jax.audit.results import write_result
+    from lt_mia_jax.audit.results import clear_result, write_result
     from lt_mia_jax.audit.scoring import choose_attack
     from lt_mia_jax.configs import to_dict
     from lt_mia_jax.features.store import FeatureStore
@@ -50,7 +55,6 @@ def run(config: Evaluate) -> None:
             "`lt-mia train`, or leave the flag out for the attack of the package"
         )
     stores = [FeatureStore.open(path) for path in config.features]
-    write_run_record(config.out, "evaluate", config)
     result = evaluate_stores(
         attack,
         stores,
@@ -58,6 +62,8 @@ def run(config: Evaluate) -> None:
         bootstraps=config.bootstraps,
         seed=config.seed,
     )
+    clear_result(config.out)
+    write_run_record(config.out, "evaluate", config)
     write_result(
         result,
         config.out,

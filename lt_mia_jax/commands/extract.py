@@ -7,8 +7,16 @@ from typing import Literal
 
 from lt_mia_jax.devices import Devices, DevicesFlags
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.outputs import Output, Source, Writing, WritingFlags
 
 log = logging.getLogger(__name__)
+
+WRITES = Output(
+    (
+        *("store.json", "texts.json", "block-*.safetensors", "progress-*.json"),
+        *("manifest.json", "run.json", "config.json"),
+    )
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,9 +27,9 @@ class Extract:
     run continues where it was interrupted.
     """
 
-    reference: str
+    reference: Source
     """The model before fine-tuning: a Hugging Face directory or hub id."""
-    target: str
+    target: Source
     """The fine-tuned model: a Hugging Face directory or hub id."""
     members: Path
     """JSONL of texts that the target was fine-tuned on."""
@@ -45,6 +53,8 @@ class Extract:
     """Texts in one file; an interruption loses at most one file's work."""
     seed: int = 0
     """Decides which texts train, select and test a learned attack."""
+    writing: WritingFlags = dataclasses.field(default_factory=Writing)
+    """How it treats what is there already."""
     devices: DevicesFlags = dataclasses.field(default_factory=Devices)
     """Where it runs."""
 
@@ -57,7 +67,6 @@ def run(config: Extract) -> None:
     from lt_mia_jax.data.texts import read_texts
     from lt_mia_jax.features.extract import extract_texts
     from lt_mia_jax.features.program import ExtractConfig
-    from lt_mia_jax.provenance import recorded
 
     members, nonmembers = read_texts(config.members), read_texts(config.nonmembers)
     both = {text.text for text in members} & {text.text for text in nonmembers}
@@ -70,29 +79,28 @@ def run(config: Extract) -> None:
     texts = [*members, *nonmembers]
     labels = np.repeat([1, 0], [len(members), len(nonmembers)])
     pair = load_pair(config.reference, config.target, config.devices.make())
-    with recorded(config.out, "extract", config):
-        store = extract_texts(
-            pair.target,
-            pair.reference,
-            [text.text for text in texts],
-            ids=[text.id for text in texts],
-            labels=labels,
-            length=config.length,
-            side=config.side,
-            seed=config.seed,
-            out_dir=config.out,
-            config=ExtractConfig(
-                k=config.k,
-                batch_size=config.batch_size,
-                block_batches=max(1, config.block_texts // config.batch_size),
-            ),
-            meta={
-                "name": config.name or config.out.name,
-                "target": config.target,
-                "reference": config.reference,
-                "corpus": config.corpus or config.members.stem,
-                "side": config.side,
-            },
-            executor=pair.executor,
-        )
+    store = extract_texts(
+        pair.target,
+        pair.reference,
+        [text.text for text in texts],
+        ids=[text.id for text in texts],
+        labels=labels,
+        length=config.length,
+        side=config.side,
+        seed=config.seed,
+        out_dir=config.out,
+        config=ExtractConfig(
+            k=config.k,
+            batch_size=config.batch_size,
+            block_batches=max(1, config.block_texts // config.batch_size),
+        ),
+        meta={
+            "name": config.name or config.out.name,
+            "target": config.target,
+            "reference": config.reference,
+            "corpus": config.corpus or config.members.stem,
+            "side": config.side,
+        },
+        executor=pair.executor,
+    )
     log.info("wrote %d texts to %s", store.n, config.out)

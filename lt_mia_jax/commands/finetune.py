@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Literal
 from lt_mia_jax.devices import Devices, DevicesFlags
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.finetune.flags import Lora
+from lt_mia_jax.outputs import MODEL, Output, Source, Writing, WritingFlags
 
 if TYPE_CHECKING:
     from lt_mia_jax.data.texts import Text
 
 log = logging.getLogger(__name__)
 
+WRITES = Output(MODEL, record="training")
 TEXTS = ("members.jsonl", "validation.jsonl")
 """What a target was trained on and chosen by, beside its training state."""
 
@@ -26,7 +28,7 @@ class Finetune:
     run continues where it was interrupted, with the same result.
     """
 
-    model: str
+    model: Source
     """The base model: a Hugging Face directory or hub id."""
     texts: Path
     """JSONL with `text`: the fine-tuning data."""
@@ -54,6 +56,8 @@ class Finetune:
     """Least time between checkpoints; 0 saves after every step."""
     seed: int = 0
     """Seed of order, dropout, adapters and of the held-out share."""
+    writing: WritingFlags = dataclasses.field(default_factory=Writing)
+    """How it treats what is there already."""
     devices: DevicesFlags = dataclasses.field(default_factory=Devices)
     """Where it runs."""
 
@@ -67,7 +71,7 @@ def run(config: Finetune) -> None:
     from lt_mia_jax.executor import fetch, is_primary, wait_for_all
     from lt_mia_jax.finetune import FinetuneConfig, finetune
     from lt_mia_jax.models import LanguageModel
-    from lt_mia_jax.provenance import recorded
+    from lt_mia_jax.unlearning.interventions.storage import save_intervention
 
     train, validation = _split(config)
     executor = config.devices.make()
@@ -81,29 +85,29 @@ def run(config: Finetune) -> None:
         encode([text.text for text in texts], tokenizer, **cut)
         for texts in (train, validation)
     ]
-    with recorded(state, "finetune", config, files=TEXTS):
-        if is_primary():
-            for name, part in zip(TEXTS, (train, validation), strict=True):
-                write_texts(state / name, part)
-        result = finetune(
-            LanguageModel(config_),
-            params,
-            encoded[0],
-            encoded[1],
-            FinetuneConfig(
-                epochs=config.epochs,
-                batch_size=config.batch_size,
-                learning_rate=config.learning_rate,
-                weight_decay=config.weight_decay,
-                lora=config.lora.config,
-                seed=config.seed,
-            ),
-            directory=state,
-            executor=executor,
-            save_every_seconds=config.save_seconds,
-        )
+    result = finetune(
+        LanguageModel(config_),
+        params,
+        encoded[0],
+        encoded[1],
+        FinetuneConfig(
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            lora=config.lora.config,
+            seed=config.seed,
+        ),
+        directory=state,
+        executor=executor,
+        save_every_seconds=config.save_seconds,
+    )
     params = fetch(result.params)
     if is_primary():
+        # After training, which refuses the folder of another run.
+        for name, part in zip(TEXTS, (train, validation), strict=True):
+            write_texts(state / name, part)
+        save_intervention(config.out, None)  # that of a model which is overwritten
         save_pretrained(config.out, config_, params, tokenizer, like=config.model)
     wait_for_all("model saved")
     log.info("wrote %s (best epoch %d)", config.out, result.best_epoch)

@@ -4,6 +4,8 @@ import dataclasses
 import logging
 from pathlib import Path
 
+from lt_mia_jax.outputs import Writing, WritingFlags, replacing
+
 log = logging.getLogger(__name__)
 
 
@@ -20,11 +22,15 @@ class Report:
     """Folders of finished runs."""
     out: Path
     """The HTML file to write."""
+    writing: WritingFlags = dataclasses.field(default_factory=Writing)
+    """How it treats what is there already."""
 
 
 def run(config: Report) -> None:
     """Write the page."""
-    from lt_mia_jax.report import write_report
+    from lt_mia_jax.report.rendering import files_of, is_page, write_report
 
-    write_report(config.runs, config.out)
+    reads = [path for run in config.runs for path in files_of(run)]
+    with replacing(config.out, reads, is_page, overwrite=config.writing.overwrite):
+        write_report(config.runs, config.out)
     log.info("wrote %s", config.out)

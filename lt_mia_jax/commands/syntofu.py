@@ -1,8 +1,14 @@
 """`lt-mia syntofu`: fictitious authors, and tiny models with and without them."""
 
+import dataclasses
+
+from lt_mia_jax.outputs import Output, Writing, WritingFlags
 from lt_mia_jax.study import syntofu as study
 
+WRITES = Output(("data", "models", "run.json", "config.json"), fixed=("data",))
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SynTofu(study.SynTofu):
     """Write SynTOFU, the offline analogue of TOFU, and train its tiny models.
 
@@ -11,6 +17,9 @@ class SynTofu(study.SynTofu):
     `retainNN` learns the remaining ones only: what perfect unlearning would give.
     Takes minutes on two cores; the same command continues a stopped run.
     """
+
+    writing: WritingFlags = dataclasses.field(default_factory=Writing)
+    """How it treats what is there already."""
 
 
 def run(config: SynTofu) -> None:

@@ -8,8 +8,16 @@ from lt_mia_jax.attacks.learned.classifier_config import ClassifierConfig
 from lt_mia_jax.attacks.learned.recipe import TrainConfig
 from lt_mia_jax.devices import Devices, DevicesFlags
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.outputs import Output, Writing, WritingFlags
 
 log = logging.getLogger(__name__)
+
+WRITES = Output(
+    (
+        *("classifier.safetensors", "classifier.json", "card.json", "manifest.json"),
+        *("metrics.jsonl", "state", "run.json", "config.json"),
+    )
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +37,8 @@ class Train:
     """Architecture of the attack."""
     recipe: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     """How it is trained."""
+    writing: WritingFlags = dataclasses.field(default_factory=Writing)
+    """How it treats what is there already."""
     devices: DevicesFlags = dataclasses.field(default_factory=Devices)
     """Where it runs."""
 
@@ -37,7 +47,6 @@ def run(config: Train) -> None:
     """Train and save the attack."""
     from lt_mia_jax.attacks.learned.train import train_attack
     from lt_mia_jax.features.store import FeatureStore
-    from lt_mia_jax.provenance import recorded
 
     stores = [FeatureStore.open(path) for path in config.features]
     for path, store in zip(config.features, stores, strict=True):
@@ -47,14 +56,13 @@ def run(config: Train) -> None:
                 f"{config.features[0]} has k = {stores[0].k} and length "
                 f"{stores[0].length}; extract them alike"
             )
-    with recorded(config.out, "train", config):
-        result = train_attack(
-            stores,
-            config.classifier,
-            config.recipe,
-            config.out,
-            executor=config.devices.make(),
-        )
+    result = train_attack(
+        stores,
+        config.classifier,
+        config.recipe,
+        config.out,
+        executor=config.devices.make(),
+    )
     log.info(
         "wrote %s (best epoch %d, validation AUC %.3f)",
         config.out,

@@ -7,9 +7,13 @@ from typing import Any
 from lt_mia_jax.data.questions import AnswerTemplate
 from lt_mia_jax.devices import Devices, DevicesFlags
 from lt_mia_jax.finetune.flags import LowRank
+from lt_mia_jax.outputs import MODEL, Output, Source, Writing, WritingFlags
 from lt_mia_jax.verification.options import Evaluation, EvaluationFlags
 
 DEFAULT = "npo"
+WRITES = Output(
+    (*MODEL, "unlearning.json", "card.json", "report.html"), record="training"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +26,7 @@ class Unlearn:
     the same result.
     """
 
-    model: str
+    model: Source
     """The model that knows the texts: a Hugging Face directory or hub id. If it already
     carries an MRP projection, another `--method mrp` run extends it."""
     forget: Path
@@ -64,6 +68,8 @@ class Unlearn:
     """Seed of the order of texts, and of all draws."""
     evaluation: EvaluationFlags = dataclasses.field(default_factory=Evaluation)
     """What the result is compared with."""
+    writing: WritingFlags = dataclasses.field(default_factory=Writing)
+    """How it treats what is there already."""
     devices: DevicesFlags = dataclasses.field(default_factory=Devices)
     """Where it runs."""
 
@@ -105,7 +111,6 @@ def with_method(method: Any) -> type[Unlearn]:
 def run(config: Unlearn) -> None:
     """Unlearn, save, and evaluate."""
     from lt_mia_jax.audit.scoring import choose_attack
-    from lt_mia_jax.provenance import recorded
     from lt_mia_jax.unlearning.recipe import UnlearnConfig
     from lt_mia_jax.unlearning.run import load_model, read_files, unlearn_and_save
     from lt_mia_jax.verification.verify import check_models, read_material
@@ -129,18 +134,17 @@ def run(config: Unlearn) -> None:
         fisher_share=config.fisher_share,
         seed=config.seed,
     )
-    with recorded(config.out / "training", "unlearn", config):
-        before, after, about = unlearn_and_save(
-            known,
-            files,
-            config.method,
-            recipe,
-            out=config.out,
-            template=config.template,
-            length=config.length,
-            executor=executor,
-            save_every_seconds=config.save_seconds,
-        )
+    before, after, about = unlearn_and_save(
+        known,
+        files,
+        config.method,
+        recipe,
+        out=config.out,
+        template=config.template,
+        length=config.length,
+        executor=executor,
+        save_every_seconds=config.save_seconds,
+    )
     if material is not None:
         _report(config, material, before, after, about)
 
@@ -195,6 +199,8 @@ def _report(
         versions=versions(),
         command=command_line(),
     )
+    page = config.out / "report.html"
+    page.unlink(missing_ok=True)  # it would show the card before
     write_run(config.out, run)
-    write_report([config.out], config.out / "report.html")
-    log.info("wrote %s", config.out / "report.html")
+    write_report([config.out], page)
+    log.info("wrote %s", page)

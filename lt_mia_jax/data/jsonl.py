@@ -126,12 +126,15 @@ def read_jsonl(
 
 
 def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as JSON lines, atomically; lone surrogates become U+FFFD."""
+    """Write rows as JSON lines, atomically; lone surrogates become U+FFFD.
+
+    The file holds texts, so that only its owner can read it.
+    """
     lines = [
         json.dumps(dict(row), ensure_ascii=False, allow_nan=False) + "\n"
         for row in rows
     ]
-    write_atomic(path, well_formed("".join(lines)))
+    write_atomic(path, well_formed("".join(lines)), private=True)
 
 
 def well_formed(text: str) -> str:

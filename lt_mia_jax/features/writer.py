@@ -169,7 +169,8 @@ class StoreWriter:
         if columns is None or columns.shape[-1] != width:
             raise InputError(f"block {block} lacks the {width} packed columns")
         path = self.path / block_name(block)
-        write_atomic(path, serialize(statistics, lower_loss))
+        # Token ids are the texts.
+        write_atomic(path, serialize(statistics, lower_loss), private=True)
         self._blocks[path.name] = file_record(path)
         self._save_progress()
 

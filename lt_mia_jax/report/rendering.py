@@ -19,7 +19,7 @@ from lt_mia_jax.report.forgetting.runs import (
 )
 from lt_mia_jax.report.fragments import asset, environment
 from lt_mia_jax.report.membership.page import membership_page
-from lt_mia_jax.report.membership.run import read_run
+from lt_mia_jax.report.membership.run import SCORES, SUMMARY, read_run
 from lt_mia_jax.report.panels import Page
 from lt_mia_jax.verification import storage
 
@@ -69,10 +69,22 @@ def render_comparison(cards: Sections, controls: Sequence[str] = CONTROLS) -> st
 def write_report(runs: Sequence[Path], out: Path) -> None:
     """Render `runs` and write the page to `out`, atomically.
 
+    Pages of unlearning show texts: only their owner can read them.
+
     Raises:
       InputError: as `render`, or `out` cannot be written.
     """
-    write_atomic(out, render(runs))
+    write_atomic(out, render(runs), private=any(map(is_run, runs)))
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page of this package."""
+    return path.is_file() and b'<p class="kicker">LT-MIA' in path.read_bytes()
+
+
+def files_of(run: Path) -> tuple[Path, ...]:
+    """What a page reads of a run."""
+    return (run, *(run / name for name in (SUMMARY, SCORES, storage.CARD)))
 
 
 def write_comparison(

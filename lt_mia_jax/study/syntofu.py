@@ -58,14 +58,12 @@ class SynTofu:
 
 
 def write_data(config: SynTofu) -> None:
-    """Write the files and the record of the run."""
+    """Write the files."""
     from lt_mia_jax.executor import is_primary, wait_for_all
-    from lt_mia_jax.provenance import write_run_record
 
     if is_primary():
         write(config.out / "data", config.data)
     wait_for_all("data written")
-    write_run_record(config.out, "syntofu", config)
 
 
 def train_model(config: SynTofu, name: str, executor: "Executor") -> None:

@@ -145,6 +145,9 @@ def unlearn_and_save(
         **{name: x for name in WRAPPERS if (x := getattr(config, name)) is not None},
     }
     if is_primary():
+        if not result.steps or result.resumed_from < result.steps:
+            for name in ("unlearning.json", "card.json", "report.html"):
+                (out / name).unlink(missing_ok=True)  # of the model before
         # Weights last: without what belongs to them they would have forgotten nothing.
         save_intervention(out, edit)
         model = known.model.config

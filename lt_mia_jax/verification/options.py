@@ -6,6 +6,8 @@ from typing import Annotated
 
 import tyro
 
+from lt_mia_jax.outputs import Source
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -14,10 +16,10 @@ class Evaluation:
     holdout: Path | None = None
     """JSONL of texts like those to forget that no model has seen; attacks need them."""
 
-    retrained: str | None = None
+    retrained: Source | None = None
     """The gold standard: a model trained without the texts to forget."""
 
-    retrained_again: str | None = None
+    retrained_again: Source | None = None
     """A second such model, with another seed or order of texts: its distance from
     --retrained is the least that any method can be expected to reach."""
 
@@ -29,10 +31,10 @@ class Evaluation:
     """Folder with retain_perturbed.jsonl, real_authors_perturbed.jsonl and
     world_facts_perturbed.jsonl, as `lt-mia syntofu` writes them, for model utility."""
 
-    reference: str | None = None
+    reference: Source | None = None
     """The model from before any of the texts were learned, for attacks with one."""
 
-    attack: str = "shipped"
+    attack: Source = "shipped"
     """The learned attack, for which --holdout and --reference are needed: `shipped`
     with the package, a folder made by `lt-mia train`, or `none`."""
 

@@ -153,8 +153,8 @@ def run_from_json(content: Any, where: str = CARD) -> UnlearningRun:
 
 
 def write_run(directory: Path, run: UnlearningRun) -> None:
-    """Write `card.json`."""
-    write_json(directory / CARD, run_to_json(run))
+    """Write `card.json`, for its owner alone: it shows texts and answers."""
+    write_json(directory / CARD, run_to_json(run), private=True)
 
 
 def read_run(directory: Path | str) -> UnlearningRun:

@@ -18,6 +18,7 @@ from lt_mia_jax.executor import make_executor
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.process import BAD_INPUT, TERMINATED
 from lt_mia_jax.trees import flatten
+from lt_mia_jax.unlearning import run as unlearning_run
 from lt_mia_jax.unlearning.batches import UnlearningBatches
 from lt_mia_jax.unlearning.interventions.storage import load_intervention
 from lt_mia_jax.unlearning.methods import METHODS, Npo, SimNpo, name_of
@@ -314,7 +315,15 @@ def test_a_gate_from_files_to_files(world, tmp_path):
         load_intervention(tmp_path)
 
 
-def test_mistakes_are_one_clear_line(world, tmp_path, capsys):
+def test_mistakes_are_one_clear_line(world, tmp_path, capsys, monkeypatch):
+    began, word = [], ""
+
+    def unlearn_and_save(*args, **options):
+        began.append(word)
+        return save(*args, **options)
+
+    save = unlearning_run.unlearn_and_save
+    monkeypatch.setattr(unlearning_run, "unlearn_and_save", unlearn_and_save)
     (tmp_path / "empty.jsonl").write_text("")
     bare = tmp_path / "bare.jsonl"
     rows = read_questions(world / "data" / "forget25.jsonl")
@@ -338,6 +347,6 @@ def test_mistakes_are_one_clear_line(world, tmp_path, capsys):
         assert error[-1].startswith("lt-mia: error:")
         assert "Traceback" not in "".join(error)
     # Those of the report show before the training.
-    began = {path.parent.name for path in tmp_path.rglob("training")}
-    assert "dive" in began
-    assert not began & {"numb", "--re"}
+    assert "diverged at step" in began
+    assert not {"numbers of bits from 2", "--retrained: ", "--reference: "} & {*began}
+    assert {path.name for path in tmp_path.iterdir()} == {"empty.jsonl", "bare.jsonl"}

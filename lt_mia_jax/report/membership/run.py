@@ -13,9 +13,9 @@ from lt_mia_jax.audit.records import RunSummary
 from lt_mia_jax.configs import Count, read_record, refuse
 from lt_mia_jax.data.jsonl import Row, read_jsonl
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.files import read_json
+from lt_mia_jax.files import read_json, sha256_file
 
-SUMMARY = "summary.json"
+SUMMARY, SCORES = "summary.json", "scores.jsonl"
 UNKNOWN = -1
 """The label of a text whose membership is not known."""
 _AGAIN = "Run the command again that wrote it"
@@ -83,10 +83,18 @@ def read_run(directory: Path | str) -> Run:
     if len(set(names)) != len(names):
         problems = [f"names of combinations repeat: {names[:6]}"]
     refuse(path, problems, _AGAIN)
+    scores = directory / SCORES
+    if summary.scores_sha256 is not None and scores.is_file():
+        found = sha256_file(scores)
+        if found != summary.scores_sha256:
+            raise InputError(
+                f"{scores}: has the SHA-256 {found[:12]}, and {SUMMARY} is of one with "
+                f"{summary.scores_sha256[:12]}, so they are of two runs. {_AGAIN}"
+            )
     return Run(
         directory=directory,
         summary=summary,
-        texts=_read_texts(directory / "scores.jsonl", names, summary.primary),
+        texts=_read_texts(scores, names, summary.primary),
     )
 
 
