@@ -19,9 +19,9 @@ def exit_code(run: Callable[[], object], program: str) -> int:
     """Call `run`; explain a mistake or a stop in one line on stderr.
 
     Returns:
-      0 on success, 2 on bad input, 75 when other processes of the run did not come
-      or another run writes to the folder, 130
-      when interrupted, 143 when stopped by SIGTERM with the state saved.
+      0 on success, 2 on bad input, 75 when other processes of the run did not come or
+      another run writes to the folder, 130 when interrupted, 143 when stopped by
+      SIGTERM with the state saved.
     """
     try:
         run()
