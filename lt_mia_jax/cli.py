@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib
-import itertools
 import logging
 import operator
 import os
@@ -16,6 +15,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from lt_mia_jax.configs import check_flags, flags
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.outputs import writing
 from lt_mia_jax.process import exit_code, log_progress, use_machine
@@ -93,15 +93,29 @@ def parse(arguments: list[str]) -> Any:
     )
 
 
-def _check_folder(out: Path, arguments: list[str]) -> None:
-    if "--out=" in arguments or ("--out", "") in itertools.pairwise(arguments):
-        raise InputError("--out: found an empty name; give one, or . for this folder")
+def _check_folder(out: Path) -> None:
     found = re.match(r"(\w+):/", str(out))  # `Path` has made one slash of two
     if found:
         raise InputError(
             f"--out {out}: found an address, expected a folder; mount the {found[1]} "
             "address (for a bucket: gcsfuse) and give the folder"
         )
+
+
+def _check_empty(arguments: list[str], config: Any) -> None:
+    """Refuse an empty path: `Path` has made the current folder of it."""
+    paths = {
+        name for name, _, value in flags(config) if isinstance(value, Path | tuple)
+    }
+    flag = ""
+    for word in arguments:
+        found = word.startswith("--")
+        given, _, value = word.partition("=") if found else (flag, "", word)
+        flag = given.replace("_", "-")
+        if flag in paths and not value and (not found or "=" in word):
+            raise InputError(
+                f"{flag}: found an empty name; give one, or . for this folder"
+            )
 
 
 def join(distributed: str) -> None:
@@ -134,7 +148,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> None:
     config = parse(arguments)
-    _check_folder(config.out, arguments)
+    check_flags(config)
+    _check_empty(arguments, config)
+    _check_folder(config.out)
     use_machine()
     name, module = arguments[0], command_module(arguments[0])
     devices = getattr(config, "devices", None)

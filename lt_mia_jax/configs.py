@@ -2,11 +2,14 @@
 
 import dataclasses
 import enum
+import errno
 import functools
 import math
+import os
+import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -15,6 +18,9 @@ from lt_mia_jax.errors import NOT_NEGATIVE, InputError, Range
 ConfigT = TypeVar("ConfigT")
 Count = Annotated[int, NOT_NEGATIVE]
 """A field that is refused below 0 when it is read; any `Range` may stand there."""
+INPUT = "may name a path that the command reads"
+Source = Annotated[str, INPUT]
+"""A string flag that may name a path to read, such as a model; `Path`s always do."""
 
 
 def to_dict(config: Any, *, tagged: bool = True) -> dict[str, Any]:
@@ -92,6 +98,7 @@ def refuse(source: Any, problems: Sequence[str], fix: str = "") -> None:
         raise InputError(f"{text}. {fix}" if fix else text)
 
 
+_LARGEST = 2**63 - 1
 _EXPECTED = {
     str: "a string",
     int: "an integer",
@@ -131,11 +138,14 @@ class _Decoder:
             options = tuple(member.value for member in hint)
             known = self._choice(options, value, where)
             return None if known is None else hint(known)
-        if hint is Path:
+        if hint is Path and isinstance(value, str):
             return Path(value)
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if hint is float and number and (math.isfinite(value) or not self.lenient):
+        # Beyond any float, and NaN, are outside.
+        if hint is float and number and abs(value) <= sys.float_info.max:
             return float(value)
+        if hint is int and number and abs(value) > _LARGEST:
+            return self._wrong(value, where, "an integer of 64 bits")
         if not isinstance(hint, type):
             return value
         wrong_bool = isinstance(value, bool) and hint is not bool
@@ -226,6 +236,83 @@ class _Decoder:
             if name in fields
         }
         return cls(**found) if len(self.problems) == count else None
+
+
+def check_flags(config: Any) -> None:
+    """Check every value of a command's flags, before anything is read or written.
+
+    A number must be in the `Range` of its annotation, and finite or of 32 bits without
+    one; a path must be one that the system can open.
+
+    Raises:
+      InputError: all flags that are wrong (the first six).
+    """
+    refuse("", [problem for flag in flags(config) for problem in _flag_problems(*flag)])
+
+
+def flags(config: Any, prefix: str = "--") -> Iterator[tuple[str, Any, Any]]:
+    """The flags of a command: name, type hint and value of each field."""
+    hints = _hints(type(config))
+    for field in dataclasses.fields(config):
+        hint, value = hints[field.name], getattr(config, field.name)
+        name = prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            extras = getattr(hint, "__metadata__", ())
+            unnamed = any(getattr(each, "name", None) == "" for each in extras)
+            yield from flags(value, prefix if unnamed else f"{name}.")
+        else:
+            yield name, hint, value
+
+
+def _flag_problems(name: str, hint: Any, value: Any) -> Iterator[str]:
+    """What is wrong with one flag."""
+    if isinstance(value, tuple):
+        inner = next((h for h in typing.get_args(hint) if h is not Ellipsis), Any)
+        for each in value:
+            yield from _flag_problems(name, inner, each)
+        return
+    ranges = [x for x in _extras(hint) if isinstance(x, Range)]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        usual = _INTEGER if isinstance(value, int) else _FINITE
+        for allowed in ranges or [usual]:
+            if not allowed.holds(value):
+                yield f"{name} is {str(value)[:40]}, expected {allowed.expected}"
+    if isinstance(value, str | Path):
+        wrong = _text_problem(str(value))
+        if not wrong and (isinstance(value, Path) or INPUT in _extras(hint)):
+            wrong = _path_problem(str(value))
+        if wrong:
+            yield f"{name}: {wrong}"
+
+
+_INTEGER = Range("an integer of 32 bits", lambda x: abs(x) < 2**31)
+_FINITE = Range("a finite number", math.isfinite)
+_LONGEST_TEXT = 4096
+
+
+def _extras(hint: Any) -> list[Any]:
+    """Annotations of a hint, and of those inside it."""
+    own = list(getattr(hint, "__metadata__", ()))
+    return own + [x for inner in typing.get_args(hint) for x in _extras(inner)]
+
+
+def _text_problem(value: str) -> str:
+    if len(value) > _LONGEST_TEXT:
+        return f"{len(value)} characters, expected at most {_LONGEST_TEXT}"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return f"{value!r} is not UTF-8; rename it"
+    return "a null character, expected text" if "\0" in value else ""
+
+
+def _path_problem(value: str) -> str:
+    try:
+        os.lstat(value)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return f"{value[:40]}... is too long for a path; expected a shorter one"
+    return ""
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:

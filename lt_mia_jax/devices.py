@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from lt_mia_jax.errors import COUNT
+
 if TYPE_CHECKING:
     from lt_mia_jax.executor import Executor
 
@@ -16,7 +18,7 @@ class Devices:
     executor: Literal["jit", "pmap", "single"] = "jit"
     """jit splits batches, and with --fsdp parameters, over all devices; pmap keeps a
     whole copy of the parameters on every device; single uses one device."""
-    fsdp: int = 1
+    fsdp: Annotated[int, COUNT] = 1
     """Devices that share one copy of the parameters, for models too large for one."""
     distributed: str = "off"
     """Several processes as one run: auto (TPU slice, GKE, Slurm, Open MPI), off, or

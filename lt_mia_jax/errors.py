@@ -4,6 +4,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+LONGEST = 4000
+"""Characters of a message."""
+
 
 class InputError(ValueError):
     """Bad input from the user, explained in one line.
@@ -21,7 +24,10 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str):
-        super().__init__(" ".join(message.split()))
+        line = " ".join(message.split())
+        if len(line) > LONGEST:  # the beginning says what, the end how to mend it
+            line = f"{line[: LONGEST - 500]} ... {line[-490:]}"
+        super().__init__(line)
 
 
 class Diverged(InputError):
@@ -63,6 +69,23 @@ AT_LEAST_1 = Range("at least 1", lambda x: 1 <= x < math.inf)
 FRACTION = Range("more than 0, at most 1", lambda x: 0 < x <= 1)
 BELOW_1 = Range("0 or more, below 1", lambda x: 0 <= x < 1)
 UNIT = Range("0 to 1", lambda x: 0 <= x <= 1)
+INSIDE_UNIT = Range("more than 0, below 1", lambda x: 0 < x < 1)
+
+
+def between(least: int, most: int) -> Range:
+    """The numbers from `least` to `most`."""
+    return Range(f"{least} to {most}", lambda x: least <= x <= most)
+
+
+SEED = between(0, 2**31 - 1)
+"""What every generator takes, with what is added to it."""
+COUNT = between(1, 10**6)
+BATCH = between(1, 2**14)
+LENGTH = between(2, 2**17)
+"""Tokens of a text; one alone has no score."""
+RANK = between(0, 2**13)
+RESAMPLES = between(10, 10**6)
+"""Fewer have no 95 % interval."""
 
 
 def check_ranges(where: str, **values: tuple[float | int | None, Range]) -> None:
@@ -71,12 +94,19 @@ def check_ranges(where: str, **values: tuple[float | int | None, Range]) -> None
     `where` opens the message: what the numbers belong to.
     """
     wrong = [
-        f"{name} = {value:g}, expected {allowed.expected}"
+        f"{name} = {_shown(value)}, expected {allowed.expected}"
         for name, (value, allowed) in values.items()
         if value is not None and not allowed.holds(value)
     ]
     if wrong:
         raise InputError(f"{where}: {'; '.join(wrong)}")
+
+
+def _shown(value: float | int) -> str:
+    try:
+        return f"{value:g}"
+    except OverflowError:
+        return "an integer of hundreds of digits"
 
 
 def check_fields(where: str, config: Any, ranges: Mapping[str, Range]) -> None:

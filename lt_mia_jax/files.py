@@ -6,16 +6,23 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lt_mia_jax.errors import InputError
 
 MANIFEST = "manifest.json"
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp")
 """What `tempfile` makes of the prefix and suffix of `write_atomic`."""
+
+LARGEST_JSON = 2**30
+"""Bytes of a JSON file that is read."""
+DEEPEST_JSON = 100
+"""Objects and lists inside each other; deeper ones exhaust the stack of a reader."""
 
 
 def sha256_file(path: Path | str) -> str:
@@ -102,19 +109,88 @@ def write_json(path: Path | str, value: Any, *, private: bool = False) -> None:
     write_atomic(path, text + "\n", private=private)
 
 
-def read_json(path: Path | str) -> Any:
-    """Read a JSON file.
+@contextlib.contextmanager
+def open_regular(path: Path | str) -> Iterator[BinaryIO]:
+    """Open a file for reading; a pipe would block, and a device may never end.
 
     Raises:
-      InputError: the file is missing, not UTF-8 or not JSON.
+      InputError: no such file, a folder, pipe or device, or it cannot be read.
     """
     try:
-        return json.loads(Path(path).read_bytes())
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise InputError(
+                f"{path}: found a pipe or device, expected a regular file; save its "
+                "content in one"
+            )
+        with open(path, "rb") as file:
+            yield file
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+
+
+def parse_json(text: bytes | str) -> Any:
+    """`json.loads` of what has one reading only.
+
+    Raises:
+      ValueError: no JSON (`json.JSONDecodeError`), an object with one key twice, more
+        than `DEEPEST_JSON` levels, or an integer that Python does not convert.
+    """
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text), "surrogatepass")
+    try:
+        value = _DECODER.decode(text)
+        # Counting is quick; few values have so many brackets.
+        deep = text.count("{") + text.count("[") > DEEPEST_JSON and _is_deep(value)
+    except RecursionError:
+        deep, value = True, None
+    if deep:
+        raise ValueError(f"nested more than {DEEPEST_JSON} levels deep")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in counts.items() if count > 1)
+        raise ValueError(f"the key {json.dumps(twice)[:60]} stands there twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
+def _is_deep(value: Any) -> bool:
+    level: list[Any] = [[value]]
+    for _ in range(DEEPEST_JSON + 1):
+        level = [
+            inner
+            for each in level
+            for inner in (each.values() if isinstance(each, dict) else each)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+      InputError: the file is missing, no regular file, larger than `LARGEST_JSON`, not
+        UTF-8 or not what `parse_json` takes.
+    """
+    with open_regular(path) as file:
+        data = file.read(LARGEST_JSON + 1)
+    if len(data) > LARGEST_JSON:
+        raise InputError(f"{path}: more than {LARGEST_JSON} bytes of JSON")
+    try:
+        return parse_json(data)
+    except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error})") from error
 
 

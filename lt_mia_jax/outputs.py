@@ -22,7 +22,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from lt_mia_jax.configs import to_dict
+from lt_mia_jax.configs import INPUT, to_dict
+from lt_mia_jax.configs import Source as Source
 from lt_mia_jax.errors import InputError, Unavailable
 from lt_mia_jax.files import is_temporary, read_json
 
@@ -33,10 +34,6 @@ SHARED = ".shared"
 """Of `executor.check_shared`."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _ORBAX = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
-
-_INPUT = "may name a path that the command reads"
-Source = Annotated[str, _INPUT]
-"""A string flag that may name a path to read, such as a model; `Path`s always do."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,7 +147,7 @@ def inputs(config: Any) -> Iterator[tuple[str, Path]]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         hints = (field.type, *typing.get_args(field.type))
-        marked = any(_INPUT in getattr(hint, "__metadata__", ()) for hint in hints)
+        marked = any(INPUT in getattr(hint, "__metadata__", ()) for hint in hints)
         if dataclasses.is_dataclass(value):
             yield from inputs(value)
         for each in value if isinstance(value, tuple) else (value,):

@@ -19,9 +19,9 @@ def exit_code(run: Callable[[], object], program: str) -> int:
     """Call `run`; explain a mistake or a stop in one line on stderr.
 
     Returns:
-      0 on success, 2 on bad input, 75 when other processes of the run did not come or
-      another run writes to the folder, 130 when interrupted, 143 when stopped by
-      SIGTERM with the state saved.
+      0 on success, 2 on bad input or too little memory, 75 when other processes of the
+      run did not come or another run writes to the folder, 130 when interrupted, 143
+      when stopped by SIGTERM with the state saved.
     """
     try:
         run()
@@ -31,10 +31,22 @@ def exit_code(run: Callable[[], object], program: str) -> int:
         return _said(f"{program}: {error}", UNAVAILABLE)
     except Stopped as stop:
         return _said(f"{program}: {stop}", TERMINATED)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        message = "out of memory; use a smaller --batch-size, --length or model"
+        return _said(f"{program}: error: {message}", BAD_INPUT)
     except KeyboardInterrupt:
         message = "stopped; the same command continues where it was interrupted"
         return _said(f"{program}: {message}", INTERRUPTED)
     return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Python or XLA, whose class JAX renames at times, found no memory."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    )
 
 
 def _said(message: str, code: int) -> int:

@@ -111,3 +111,30 @@ def test_freed_memory_is_kept_for_the_next_use(how):
     )
     released = float(done.stdout)
     assert released < 10 if how == "keep" else released > 200
+
+
+AUDIT = ["audit", "--reference", "a", "--target", "b", "--texts", "c", "--out"]
+FINETUNE = ["finetune", "--model", "a", "--texts", "c", "--out", "d"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([*AUDIT, ""], "--out: found an empty name"),
+        ([*AUDIT[:-1], "--out="], "--out: found an empty name"),
+        ([*AUDIT, "d", "--nonmembers", ""], "--nonmembers: found an empty name"),
+        (["report", "--runs", "a", "", "--out", "b"], "--runs: found an empty name"),
+        ([*AUDIT, "d", "--bootstraps", "0"], "--bootstraps is 0, expected 10 to"),
+        ([*AUDIT, "d", "--alpha", "nan"], "--alpha is nan, expected more than 0"),
+        ([*AUDIT, "d", "--seed", "-1"], "--seed is -1, expected 0 to"),
+        ([*AUDIT, "d", "--fsdp", "0"], "--fsdp is 0, expected 1 to"),
+        ([*FINETUNE, "--lora.rank", "99999"], "--lora.rank is 99999, expected 0 to"),
+        ([*FINETUNE, "--lora.alpha", "inf"], "--lora.alpha is inf, expected more"),
+        ([*FINETUNE, "--validation_fraction", "-1"], "--validation-fraction is -1.0"),
+    ],
+)
+def test_flags_are_checked_before_anything_is_read(arguments, words, capsys):
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"lt-mia: error: {words}")
+    assert said.count("\n") == 1

@@ -2,12 +2,20 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 
-from lt_mia_jax.configs import Count, from_dict, read_record, to_dict
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.configs import (
+    Count,
+    Source,
+    check_flags,
+    from_dict,
+    read_record,
+    to_dict,
+)
+from lt_mia_jax.errors import POSITIVE, InputError, between
 from lt_mia_jax.files import read_json, write_json
 
 
@@ -122,3 +130,73 @@ def test_counts_are_not_negative():
         "texts is 1.5 instead of an integer",
         "flagged is -1 instead of an integer, 0 or more",
     ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inner:
+    beta: Annotated[float | None, POSITIVE] = None
+    layers: tuple[Annotated[int, between(0, 9)], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    out: Path = Path("a")
+    model: Source = "hub/name"
+    files: tuple[Path, ...] = ()
+    rate: float = 0.5
+    batch_size: Annotated[int, between(1, 64)] = 1
+    offset: int = 0
+    inner: Inner = Inner()
+    text: str = "x" * 4000
+
+
+LONG = "y" * 300
+WRONG = {
+    "--rate is nan, expected a finite number": Command(rate=math.nan),
+    "--rate is -inf, expected a finite number": Command(rate=-math.inf),
+    "--batch-size is 0, expected 1 to 64": Command(batch_size=0),
+    f"--batch-size is {'9' * 40}, expected 1 to 64": Command(batch_size=int("9" * 99)),
+    "--offset is 2147483648, expected an integer of 32 bits": Command(offset=2**31),
+    "--inner.beta is nan, expected more than 0": Command(inner=Inner(beta=math.nan)),
+    "--inner.layers is 10, expected 0 to 9": Command(inner=Inner(layers=(1, 10))),
+    f"--out: {LONG[:40]}... is too long for a path; expected a shorter one": Command(
+        out=Path(LONG)
+    ),
+    f"--model: {LONG[:40]}... is too long for a path; expected a shorter one": Command(
+        model=LONG
+    ),
+    "--files: 5000 characters, expected at most 4096": Command(
+        files=(Path("a"), Path("/b" * 2500))
+    ),
+    "--text: '\\udcff' is not UTF-8; rename it": Command(text="\udcff"),
+    "--model: a null character, expected text": Command(model="a\0b"),
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_flags_outside_their_ranges(words):
+    check_flags(Command())
+    with pytest.raises(InputError) as caught:
+        check_flags(WRONG[words])
+    assert str(caught.value) == words
+
+
+def test_every_wrong_flag_is_named():
+    with pytest.raises(InputError) as caught:
+        check_flags(Command(rate=math.inf, batch_size=-1, text="z" * 5000))
+    assert all(name in str(caught.value) for name in ("--rate", "--batch", "--text"))
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63), 10**400])
+def test_integers_beyond_64_bits_and_floats_beyond_their_range(value):
+    with pytest.raises(InputError, match="instead of an integer of 64 bits"):
+        from_dict(Recipe, {"rate": 1.0, "seed": value})
+    with pytest.raises(InputError, match=r"instead of a finite number \(float\)"):
+        from_dict(Recipe, {"rate": value * 10**400})
+    assert from_dict(Recipe, {"rate": 1.0, "seed": 2**63 - 1}).seed == 2**63 - 1
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_floats_of_configs_are_finite(value):
+    with pytest.raises(InputError, match=r"rate is -?(inf|nan) instead of a finite"):
+        from_dict(Recipe, {"rate": value})

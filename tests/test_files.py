@@ -1,12 +1,18 @@
 import hashlib
+import json
+import math
 import os
+import random
 
 import numpy as np
 import pytest
 
+from lt_mia_jax import files
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import (
     fingerprint,
+    parse_json,
+    read_json,
     sha256_file,
     verify_manifest,
     write_atomic,
@@ -90,3 +96,76 @@ def test_a_fingerprint_is_sha256_of_the_parts_in_order():
     assert fingerprint("a", "b") == fingerprint("ab") != fingerprint("ba")
     with pytest.raises(TypeError, match="JSON serializable"):
         fingerprint({"a": object()})
+
+
+TWICE = ['{"a": 1, "a": 1}', '[{"b": {"x": 0, "\\u0061": 1, "a": 2}}]']
+
+
+@pytest.mark.parametrize("text", TWICE)
+def test_a_key_twice_has_no_reading(text):
+    assert json.loads(text)
+    with pytest.raises(ValueError, match='the key "a" stands there twice'):
+        parse_json(text)
+
+
+@pytest.mark.parametrize("depth", [101, 900, 100_000])
+@pytest.mark.parametrize("pair", ["[]", '{"a":}'])
+def test_deep_json_is_refused_before_a_stack_ends(depth, pair):
+    def nested(levels: int) -> str:
+        return pair[:-1] * (levels - 1) + ("[]" if pair == "[]" else "{}")
+
+    def closed(levels: int) -> str:
+        return nested(levels) + pair[-1] * (levels - 1)
+
+    with pytest.raises(ValueError, match="nested more than 100 levels"):
+        parse_json(closed(depth))
+    assert parse_json(closed(100)) == json.loads(closed(100))
+
+
+def test_other_json_reads_as_in_the_standard_library():
+    rng = random.Random(0)
+
+    def value(depth: int):
+        kind = rng.randrange(8 if depth else 6)
+        if kind >= 6:
+            inner = [value(depth - 1) for _ in range(rng.randrange(5))]
+            return inner if kind == 6 else {f"k{i}[{{": x for i, x in enumerate(inner)}
+        simple = (None, True, rng.randrange(-(10**30), 10**30), rng.random())
+        return (*simple, "[{" * 60 + "\ud800é", math.inf)[kind]
+
+    for _ in range(300):
+        text = json.dumps(value(5), ensure_ascii=rng.random() < 0.5)
+        for encoding in ("utf-8", "utf-16", "utf-8-sig"):
+            data = text.encode(encoding, "surrogatepass")
+            assert parse_json(data) == json.loads(data)
+        assert parse_json(text) == json.loads(text)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1] 2", "1" * 5000, "[" * 100_000])
+def test_what_is_no_json_is_one_clear_line(tmp_path, content):
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"x\.json: not valid JSON \("):
+        read_json(path)
+
+
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, found in (
+        (tmp_path / "pipe", "found a pipe or device"),
+        ("/dev/zero", "found a pipe or device"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / "none", "no such file"),
+        (tmp_path / ("x" * 5000), "File name too long"),
+    ):
+        with pytest.raises(InputError, match=found):
+            read_json(path)
+
+
+def test_json_has_a_largest_size(tmp_path, monkeypatch):
+    (tmp_path / "x.json").write_text('"' + "x" * 98 + '"')
+    monkeypatch.setattr(files, "LARGEST_JSON", 100)
+    assert len(read_json(tmp_path / "x.json")) == 98
+    monkeypatch.setattr(files, "LARGEST_JSON", 99)
+    with pytest.raises(InputError, match="more than 99 bytes"):
+        read_json(tmp_path / "x.json")

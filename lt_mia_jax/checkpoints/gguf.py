@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lt_mia_jax.checkpoints.gguf_header import check_header
 from lt_mia_jax.checkpoints.tokenizer import load_tokenizer
 from lt_mia_jax.checkpoints.transforms import Shape
 from lt_mia_jax.errors import InputError
@@ -132,9 +133,8 @@ def _open(path: Path) -> tuple[dict[str, Any], list[Any]]:
         hint = "GGUF files need pip install 'lt-mia-jax[gguf]'"
         raise InputError(f"{path}: {hint} ({error})") from error
     try:
+        check_header(path)
         reader = GGUFReader(path)
-        if reader.byte_order != "I":
-            raise ValueError("the byte order is not this machine's")
         metadata = {name: field.contents() for name, field in reader.fields.items()}
     # Wrong offsets cause arbitrary exceptions of numpy.
     except Exception as error:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_args
 
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import UNIT, InputError, Range
 from lt_mia_jax.models.config import Activation, LinearScaling, Llama3Scaling, Rotary
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,16 @@ ROPE_NAMES = {"original_context": "original_max_position_embeddings"}
 
 ROPE_COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
+LARGEST_SIZE = 2**24
+MOST = 2**10
+"""Of layers, heads and taps, which are built one by one. Both are beyond those of every
+published model: a larger number is a mistake, and building from it would not end."""
+
+EPSILON = Range("from 0 to 0.1", lambda x: 0 <= x <= 0.1)
+FACTOR = Range("more than 0, at most 1e6", lambda x: 0 < x <= 1e6)
+NUMBER = Range("from -1e6 to 1e6", lambda x: -1e6 <= x <= 1e6)
+THETA = Range("from 1 to 1e12", lambda x: 1 <= x <= 1e12)
+
 
 class Fields:
     """A reader of fields with their defaults, which collects all problems."""
@@ -83,7 +93,9 @@ class Fields:
     ) -> Any:
         """The value if it is good, else the default and a problem."""
         if not good:
-            self.problems.append(f"{name} = {value!r}, {allowed}")
+            shown = repr(value)
+            shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
+            self.problems.append(f"{name} = {shown}, {allowed}")
         return value if good else default
 
     def nested(self, name: str) -> "Fields":
@@ -95,15 +107,11 @@ class Fields:
         return inner
 
     def optional(self, name: str, default: float | None) -> float | None:
-        """A positive number, or null for none; absent is the default."""
+        """A factor, or null for none; absent is the default."""
         if name not in self._data:
             return default
         value = self.raw(name)
-        if value is None:
-            return None
-        number = self._number(name, value, 1.0)
-        self._checked(name, value, number > 0, "expected null or positive", None)
-        return number
+        return None if value is None else self._number(name, value, 1.0, FACTOR)
 
     def optional_size(self, name: str, default: int | None) -> int | None:
         """A positive integer, or null for none; absent is the default."""
@@ -111,15 +119,28 @@ class Fields:
             return default
         return None if self.raw(name) is None else self.size(name, 1)
 
-    def size(self, name: str, default: int) -> int:
+    def size(self, name: str, default: int, most: int = LARGEST_SIZE) -> int:
         """A positive integer."""
         value = self.raw(name, default)
-        good = type(value) is int and value > 0
-        return self._checked(name, value, good, "expected a positive integer", default)
+        good = type(value) is int and 0 < value <= most
+        allowed = f"expected a positive integer, at most {most}"
+        return self._checked(name, value, good, allowed, default)
+
+    def count(self, name: str, default: int) -> int:
+        """A number of layers, heads or taps."""
+        return self.size(name, default, MOST)
 
     def number(self, name: str, default: float) -> float:
-        """A finite number."""
-        return self._number(name, self.raw(name, default), default)
+        """A number of moderate size."""
+        return self._number(name, self.raw(name, default), default, NUMBER)
+
+    def epsilon(self, name: str, default: float) -> float:
+        """What a norm adds to a mean square."""
+        return self._number(name, self.raw(name, default), default, EPSILON)
+
+    def factor(self, name: str, default: float) -> float:
+        """A positive number of moderate size."""
+        return self._number(name, self.raw(name, default), default, FACTOR)
 
     def flag(self, name: str, default: bool) -> bool:
         """True or false."""
@@ -158,13 +179,14 @@ class Fields:
                 "rope_theta", newer.get("rope_theta", self.raw(theta_name, 10000.0))
             ),
             10000.0,
+            THETA,
         )
-        share = float(fraction)
+        share, name = float(fraction), "partial_rotary_factor"
         if fraction_name is not None:
-            share = self.number(fraction_name, share)
-        share = self._number(
-            "partial_rotary_factor", rope.get("partial_rotary_factor", share), share
-        )
+            share = self._number(
+                fraction_name, self.raw(fraction_name, share), share, UNIT
+            )
+        share = self._number(name, rope.get(name, share), share, UNIT)
         if fraction_name is None and share != 1.0:
             self.problems.append(
                 f"partial_rotary_factor = {share}, only 1.0 is implemented"
@@ -173,7 +195,7 @@ class Fields:
 
     def _scaling(self, rope: Mapping[str, Any]) -> LinearScaling | Llama3Scaling | None:
         kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default" and kind not in ROPE_SCALINGS:
+        if kind not in ("default", *ROPE_SCALINGS):
             self.problems.append(
                 f"rope_type = {kind!r}, implemented are "
                 f"{sorted(['default', *ROPE_SCALINGS])}"
@@ -192,16 +214,25 @@ class Fields:
                 f"not understood {unknown}"
             )
             return None
+        most = Range(f"from 1 to {LARGEST_SIZE}", lambda x: 1 <= x <= LARGEST_SIZE)
         values: dict[str, Any] = {
-            our: self._number(name, rope[name], 1.0) for name, our in names.items()
+            our: self._number(
+                name, rope[name], 1.0, most if our == "original_context" else FACTOR
+            )
+            for name, our in names.items()
         }
         if "original_context" in values:
             values["original_context"] = int(values["original_context"])
+            low, high = values["low_freq_factor"], values["high_freq_factor"]
+            self._checked(
+                "high_freq_factor", high, high > low, f"expected more than {low}", None
+            )
         return made and made(**values)
 
-    def _number(self, name: str, value: Any, default: float) -> float:
-        good = type(value) in (int, float)
-        return float(self._checked(name, value, good, "expected a number", default))
+    def _number(self, name: str, value: Any, default: float, allowed: Range) -> float:
+        good = type(value) in (int, float) and allowed.holds(value)
+        expected = f"expected a number, {allowed.expected}"
+        return float(self._checked(name, value, good, expected, default))
 
     def finish(self, where: str) -> None:
         """Raise all problems as one `InputError`; log fields that nothing reads."""

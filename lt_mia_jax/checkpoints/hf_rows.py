@@ -29,7 +29,9 @@ class Row(NamedTuple):
 
 
 def field(
-    kind: Literal["size", "number", "flag", "activation", "optional"],
+    kind: Literal[
+        "size", "count", "number", "epsilon", "factor", "flag", "activation", "optional"
+    ],
     name: str,
     setting: str | tuple[str, ...],
     default: Default,
@@ -56,8 +58,14 @@ def field(
 
 size = partial(field, "size")
 """A positive integer."""
+count = partial(field, "count")
+"""A number of layers, heads or taps."""
 number = partial(field, "number")
-"""A finite number."""
+"""A number of moderate size."""
+epsilon = partial(field, "epsilon")
+"""What a norm adds to a mean square."""
+factor = partial(field, "factor")
+"""A positive number of moderate size."""
 flag = partial(field, "flag")
 """True or false."""
 

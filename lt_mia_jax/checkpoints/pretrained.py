@@ -69,31 +69,47 @@ def load_pretrained(
       >>> loaded.config == config, loaded.tokenizer("be").input_ids
       (True, [66, 69])
     """
-    # First, so that a missing tokenizer is reported before a long load.
-    tokenizer = tokenizer_of(path_or_id)
-    config, params = load_model(path_or_id, dtype=dtype, mesh=mesh)
-    return Pretrained(config, params, tokenizer)
+    # Before the weights, so that what is missing is reported before a long load.
+    if is_gguf(path_or_id):
+        tokenizer = load_gguf_tokenizer(Path(path_or_id))
+        return Pretrained(*load_model(path_or_id, dtype=dtype, mesh=mesh), tokenizer)
+    directory = resolve(path_or_id)
+    kind, config = _describe(directory)
+    tokenizer = load_tokenizer(directory)
+    return Pretrained(
+        config, _load_directory(directory, kind, config, dtype, mesh), tokenizer
+    )
 
 
 def tokenizer_of(path_or_id: str | Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model; arguments and errors as `load_pretrained`."""
     if is_gguf(path_or_id):
         return load_gguf_tokenizer(Path(path_or_id))
-    return load_tokenizer(resolve(path_or_id))
+    directory = resolve(path_or_id)
+    if (directory / CONFIG).is_file():
+        # transformers reads it too, and would call the tokenizer broken.
+        read_json(directory / CONFIG)
+    return load_tokenizer(directory)
 
 
 def load_model(
     path_or_id: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None
 ) -> tuple[ModelConfig, Params]:
     """Config and parameters alone; arguments and errors as `load_pretrained`."""
-    execution = ExecutionConfig(param_dtype=check_dtype(dtype))
     if is_gguf(path_or_id):
+        execution = ExecutionConfig(param_dtype=check_dtype(dtype))
         with GgufReader(Path(path_or_id)) as reader:
             data = read_gguf_config(reader)
             config = read_config(data, str(path_or_id))
             table = FAMILIES[data["model_type"]].table(config)
             return config, _load(reader, table, config, execution, mesh)
     directory = resolve(path_or_id)
+    kind, config = _describe(directory)
+    return config, _load_directory(directory, kind, config, dtype, mesh)
+
+
+def _describe(directory: Path) -> tuple[str, ModelConfig]:
+    """The `model_type` of a directory, and its model."""
     path = directory / CONFIG
     if not path.is_file():
         raise InputError(
@@ -102,9 +118,16 @@ def load_model(
         )
     data = read_json(path)
     config = read_config(data, str(path))
-    table = FAMILIES[data["model_type"]].table(config)
+    return data["model_type"], config
+
+
+def _load_directory(
+    directory: Path, kind: str, config: ModelConfig, dtype: str, mesh: Mesh | None
+) -> Params:
+    execution = ExecutionConfig(param_dtype=check_dtype(dtype))
     with TensorReader(directory) as reader:
-        return config, _load(reader, table, config, execution, mesh)
+        table = FAMILIES[kind].table(config)
+        return _load(reader, table, config, execution, mesh)
 
 
 def _load(
@@ -114,6 +137,7 @@ def _load(
     execution: ExecutionConfig,
     mesh: Mesh | None,
 ) -> Params:
+    rules.check_sizes(reader, config)
     shapes = LanguageModel(config, execution).shapes()
     shardings = None
     if mesh is not None:

@@ -4,6 +4,7 @@ A table names every stored tensor, with `{i}` for the layer and `{h}` for a head
 module maps layers to periods, slots and tail blocks.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -115,6 +116,32 @@ def _expand_rule(
     return group
 
 
+def check_sizes(reader: Reader, config: ModelConfig) -> None:
+    """Refuse a model that cannot be in the file, before anything of it is built.
+
+    Raises:
+      InputError: more layers than tensors, or an embedding larger than all of them.
+    """
+    shapes = [reader.shape(name) for name in reader.names]
+    stored, wanted = sum(map(math.prod, shapes)), config.vocab_size * config.width
+    wrong = []
+    if config.layers > len(shapes):
+        wrong.append(f"{config.layers} layers in {len(shapes)} tensors")
+    if wanted > stored:
+        wrong.append(
+            f"an embedding of {config.vocab_size} x {config.width} in {stored} numbers"
+        )
+    if wrong:
+        raise _mismatch(reader, "; ".join(wrong))
+
+
+def _mismatch(reader: Reader, what: str) -> InputError:
+    return InputError(
+        f"{reader.origin} does not match its config.json: {what}. Use the config.json "
+        "that was saved with these weights"
+    )
+
+
 def load(
     reader: Reader,
     table: Table,
@@ -194,11 +221,10 @@ def _match_names(
         if reader.shape(name) != tuple(expected[canonical])
     ]
     if missing or unexpected or misshaped:
-        raise InputError(
-            f"{reader.origin} does not match its config.json: "
+        raise _mismatch(
+            reader,
             f"missing {missing or 'none'}; unexpected {unexpected or 'none'}; "
-            f"mis-shaped {misshaped or 'none'}. Use the config.json that was saved "
-            "with these weights"
+            f"mis-shaped {misshaped or 'none'}",
         )
     typed = [f"{n} ({reader.dtype(n)})" for n in stored.values() if not reader.real(n)]
     if typed:

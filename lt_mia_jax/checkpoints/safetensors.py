@@ -1,6 +1,7 @@
 """Reading and writing safetensors in one file, or in shards with an index."""
 
 import contextlib
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from lt_mia_jax.checkpoints.transforms import Shape
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import read_json, write_json
 from lt_mia_jax.models.execution import DType
+
+log = logging.getLogger(__name__)
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -39,14 +42,23 @@ class Tensor(NamedTuple):
 class TensorReader:
     """Named tensors of a checkpoint directory; data is read on request.
 
-    It is a context manager, because it keeps the files open.
+    A single file is read before shards, as transformers does. It is a context manager,
+    because it keeps the files open.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, *, sharded: bool = False):
+        """Open a checkpoint; if `sharded`, its shards even beside a single file.
+
+        Raises:
+          InputError: files are missing or broken, or a single file and a whole set of
+            shards hold different tensors.
+        """
         self._stack = contextlib.ExitStack()
-        self.origin, files = _find_files(directory)
+        self.origin, files = _find_files(directory, sharded)
         try:
             self._open(files)
+            if self.origin.name == SINGLE and (directory / INDEX).is_file():
+                self._check_shards(directory)
         except BaseException:
             self._stack.close()
             raise
@@ -69,6 +81,22 @@ class TensorReader:
                     self._slices[name] = file.get_slice(name)
             except (SafetensorError, OSError) as error:
                 raise _unreadable(path, error) from error
+
+    def _check_shards(self, directory: Path) -> None:
+        """Refuse a folder in which two models may be meant."""
+        try:
+            shards = TensorReader(directory, sharded=True)
+        except InputError as error:
+            log.warning("%s is read; what lies beside it is not: %s", SINGLE, error)
+            return
+        with shards:
+            names = sorted({*self.names, *shards.names})
+            found = next((n for n in names if not _same(n, self, shards)), None)
+        if found is not None:
+            raise InputError(
+                f"{directory}: {SINGLE} and the shards of {INDEX} are two checkpoints "
+                f"(different: {found}); remove the one that is out of date"
+            )
 
     def __enter__(self) -> "TensorReader":
         return self
@@ -102,6 +130,16 @@ class TensorReader:
             raise _unreadable(path, error) from error
 
 
+def _same(name: str, one: TensorReader, other: TensorReader) -> bool:
+    """Whether two checkpoints have one tensor; the values of real ones are compared."""
+    if not (name in one.names and name in other.names):
+        return False
+    if (one.shape(name), one.dtype(name)) != (other.shape(name), other.dtype(name)):
+        return False
+    # Others are refused when they are read.
+    return not one.real(name) or one.read(name).tobytes() == other.read(name).tobytes()
+
+
 def _unreadable(path: Path, error: Exception) -> InputError:
     return InputError(
         f"{path}: not a complete safetensors file ({error}); it is truncated or "
@@ -109,14 +147,15 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     )
 
 
-def _find_files(directory: Path) -> tuple[Path, dict[Path, list[str] | None]]:
+def _find_files(
+    directory: Path, sharded: bool
+) -> tuple[Path, dict[Path, list[str] | None]]:
     """The file to name in messages, and the tensors (None: all) of each file."""
-    if (directory / INDEX).is_file():
-        index = directory / INDEX
-        return index, _read_index(index)
-    single = directory / SINGLE
-    if single.is_file():
+    single, index = directory / SINGLE, directory / INDEX
+    if single.is_file() and not sharded:
         return single, {single: None}
+    if index.is_file():
+        return index, _read_index(index)
     pickles = sorted(path.name for path in directory.glob("*.bin"))
     hint = (
         f"{pickles} are pickle files, which are never opened; open the model with "
@@ -161,7 +200,7 @@ def write_tensors(
 
     Raises:
       InputError: the disk is full, or the directory contains a checkpoint in the other
-        layout, which would be read instead of this one.
+        layout, beside which this one is ambiguous.
     """
     shards: list[list[Tensor]] = [[]]
     size = 0

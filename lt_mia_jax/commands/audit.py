@@ -3,9 +3,10 @@
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from lt_mia_jax.devices import Devices, DevicesFlags
+from lt_mia_jax.errors import BATCH, INSIDE_UNIT, LENGTH, RESAMPLES, SEED
 from lt_mia_jax.outputs import RESULT, Source, Writing, WritingFlags
 
 log = logging.getLogger(__name__)
@@ -38,17 +39,17 @@ class Audit:
     nonmembers: Path | None = None
     """JSONL of texts known not to be in the fine-tuning data, drawn like --texts.
     They calibrate p-values and the verdict on the whole set."""
-    length: int = 128
+    length: Annotated[int, LENGTH] = 128
     """Tokens a text is cut to, the final end-of-text token included."""
     side: Literal["right", "left"] = "right"
     """Which end of a long text is cut off; left for code."""
-    batch_size: int = 16
+    batch_size: Annotated[int, BATCH] = 16
     """Texts in one forward pass."""
-    alpha: float = 0.01
+    alpha: Annotated[float, INSIDE_UNIT] = 0.01
     """Level of the verdict on the whole set."""
-    bootstraps: int = 1000
+    bootstraps: Annotated[int, RESAMPLES] = 1000
     """Resamples behind each 95 % interval."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of every resampling and split."""
     writing: WritingFlags = dataclasses.field(default_factory=Writing)
     """How it treats what is there already."""

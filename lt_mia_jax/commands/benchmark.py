@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from lt_mia_jax.data.benchmark_catalog import BENCHMARKS
+from lt_mia_jax.errors import between
 from lt_mia_jax.outputs import Output, Writing, WritingFlags
 
 WRITES = Output(("*.jsonl", "run.json", "config.json"), fixed=("name",))
@@ -36,7 +37,7 @@ class Benchmark:
     local: Path | None = None
     """A copy of the benchmark's repository with Parquet or JSON files; default: the
     Hugging Face hub."""
-    limit: int | None = None
+    limit: Annotated[int | None, between(1, 10**9)] = None
     """Maximum rows of each part."""
     writing: WritingFlags = dataclasses.field(default_factory=Writing)
     """How it treats what is there already."""

@@ -4,7 +4,9 @@ import dataclasses
 import logging
 import time
 from pathlib import Path
+from typing import Annotated
 
+from lt_mia_jax.errors import COUNT, RESAMPLES, SEED
 from lt_mia_jax.outputs import RESULT, Output, Writing, WritingFlags
 
 log = logging.getLogger(__name__)
@@ -29,16 +31,16 @@ class Demo:
 
     out: Path = Path("runs/demo")
     """Folder for everything the demo makes."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Decides membership, splits, initial weights and order."""
     learn: bool = False
     """Train an attack here as well, on a GPT-2-like model and four other corpora, and
     judge that one instead; it is kept in OUT/attack."""
-    pretrain_steps: int = 300
+    pretrain_steps: Annotated[int, COUNT] = 300
     """Updates of each base, 32 sequences of 128 tokens each."""
-    attack_epochs: int = 8
+    attack_epochs: Annotated[int, COUNT] = 8
     """Passes over the attack's training rows, with --learn."""
-    bootstraps: int = 1000
+    bootstraps: Annotated[int, RESAMPLES] = 1000
     """Resamples behind each 95 % interval."""
     writing: WritingFlags = dataclasses.field(default_factory=Writing)
     """How it treats what is there already."""

@@ -3,9 +3,9 @@
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import RESAMPLES, SEED, InputError
 from lt_mia_jax.outputs import RESULT, Source, Writing, WritingFlags
 
 log = logging.getLogger(__name__)
@@ -30,9 +30,9 @@ class Evaluate:
     train`."""
     split: Literal["unseen", "test"] = "unseen"
     """unseen: every text the attack never saw. test: the rows marked test only."""
-    bootstraps: int = 1000
+    bootstraps: Annotated[int, RESAMPLES] = 1000
     """Resamples behind each 95 % interval."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of every resampling."""
     writing: WritingFlags = dataclasses.field(default_factory=Writing)
     """How it treats what is there already."""

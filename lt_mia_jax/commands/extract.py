@@ -3,10 +3,10 @@
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from lt_mia_jax.devices import Devices, DevicesFlags
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import BATCH, COUNT, LENGTH, SEED, InputError, between
 from lt_mia_jax.outputs import Output, Source, Writing, WritingFlags
 
 log = logging.getLogger(__name__)
@@ -41,17 +41,17 @@ class Extract:
     """Name of the combination in tables; empty takes the folder's name."""
     corpus: str = ""
     """Name of the corpus in tables; empty takes the members file's name."""
-    k: int = 20
+    k: Annotated[int, between(1, 1000)] = 20
     """Top and bottom tokens kept per step; 7k + 14 feature columns."""
-    length: int = 128
+    length: Annotated[int, LENGTH] = 128
     """Tokens a text is cut to, the final end-of-text token included."""
     side: Literal["right", "left"] = "right"
     """Which end of a long text is cut off; left for code."""
-    batch_size: int = 16
+    batch_size: Annotated[int, BATCH] = 16
     """Texts in one forward pass."""
-    block_texts: int = 256
+    block_texts: Annotated[int, COUNT] = 256
     """Texts in one file; an interruption loses at most one file's work."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Decides which texts train, select and test a learned attack."""
     writing: WritingFlags = dataclasses.field(default_factory=Writing)
     """How it treats what is there already."""

@@ -3,10 +3,19 @@
 import dataclasses
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from lt_mia_jax.devices import Devices, DevicesFlags
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import (
+    BATCH,
+    COUNT,
+    INSIDE_UNIT,
+    LENGTH,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    InputError,
+)
 from lt_mia_jax.finetune.flags import Lora
 from lt_mia_jax.outputs import MODEL, Output, Source, Writing, WritingFlags
 
@@ -36,25 +45,25 @@ class Finetune:
     """Folder of the fine-tuned model; training state goes to its `training` folder."""
     validation: Path | None = None
     """JSONL of validation texts; without it, part of --texts is held out."""
-    validation_fraction: float = 0.05
+    validation_fraction: Annotated[float, INSIDE_UNIT] = 0.05
     """Share of --texts held out when no --validation is given."""
-    epochs: int = 3
+    epochs: Annotated[int, COUNT] = 3
     """Passes over the texts."""
-    batch_size: int = 16
+    batch_size: Annotated[int, BATCH] = 16
     """Texts in one step."""
-    learning_rate: float = 5e-5
+    learning_rate: Annotated[float, POSITIVE] = 5e-5
     """Constant rate of AdamW."""
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01
     """Decoupled weight decay, on all parameters."""
-    length: int = 128
+    length: Annotated[int, LENGTH] = 128
     """Tokens a text is cut to, the final end-of-text token included."""
     side: Literal["right", "left"] = "right"
     """Which end of a long text is cut off; left for code."""
     lora: Lora = dataclasses.field(default_factory=Lora)
     """Adapters instead of full fine-tuning."""
-    save_seconds: float = 60.0
+    save_seconds: Annotated[float, NOT_NEGATIVE] = 60.0
     """Least time between checkpoints; 0 saves after every step."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of order, dropout, adapters and of the held-out share."""
     writing: WritingFlags = dataclasses.field(default_factory=Writing)
     """How it treats what is there already."""

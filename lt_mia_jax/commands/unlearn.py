@@ -2,10 +2,19 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from lt_mia_jax.data.questions import AnswerTemplate
 from lt_mia_jax.devices import Devices, DevicesFlags
+from lt_mia_jax.errors import (
+    BATCH,
+    COUNT,
+    FRACTION,
+    LENGTH,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+)
 from lt_mia_jax.finetune.flags import LowRank
 from lt_mia_jax.outputs import MODEL, Output, Source, Writing, WritingFlags
 from lt_mia_jax.verification.options import Evaluation, EvaluationFlags
@@ -40,31 +49,31 @@ class Unlearn:
     of --forget need the field `refusal`."""
     method: Any = None
     """Settings of the method."""
-    epochs: int = 10
+    epochs: Annotated[int, COUNT] = 10
     """Epochs over the forget texts."""
-    batch_size: int = 32
+    batch_size: Annotated[int, BATCH] = 32
     """Forget texts per step, and as many retain texts."""
-    learning_rate: float = 1e-5
+    learning_rate: Annotated[float, POSITIVE] = 1e-5
     """Peak learning rate of AdamW (mrp: of gradient descent). It rises over the first
     epoch, then falls to 0."""
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01
     """Decoupled weight decay, on all parameters."""
-    sharpness: float | None = None
+    sharpness: Annotated[float | None, POSITIVE] = None
     """Take each forget gradient at the worst point within this distance of the weights
     (sharpness-aware minimization), so that relearning is harder; try 0.05. One more
     forward and backward pass per step."""
-    fisher_share: float | None = None
+    fisher_share: Annotated[float | None, FRACTION] = None
     """Let each step move only this fraction of the weights, those with the largest
     squared gradient (Fisher masking); such as 0.1."""
-    length: int = 128
+    length: Annotated[int, LENGTH] = 128
     """Maximum length of a text in tokens; longer ones are cut."""
     template: AnswerTemplate = dataclasses.field(default_factory=AnswerTemplate)
     """How question and answer become one text."""
     lora: LowRank = dataclasses.field(default_factory=LowRank)
     """Low-rank adapters instead of all parameters."""
-    save_seconds: float = 60.0
+    save_seconds: Annotated[float, NOT_NEGATIVE] = 60.0
     """Minimum time between checkpoints; 0 saves after every step."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of the order of texts, and of all draws."""
     evaluation: EvaluationFlags = dataclasses.field(default_factory=Evaluation)
     """What the result is compared with."""
@@ -93,7 +102,7 @@ def choose(arguments: list[str]) -> tuple[type[Unlearn], list[str]]:
 def with_method(method: Any) -> type[Unlearn]:
     """`Unlearn` with a method's settings as flags, and its recipe as defaults."""
     recipe = method.recipe._asdict()
-    types = {name: type(value) for name, value in recipe.items()}
+    types = {name: Unlearn.__annotations__[name] for name in recipe}
     made: Any = type(
         "Unlearn",
         (Unlearn,),

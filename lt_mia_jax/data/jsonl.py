@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.files import write_atomic
+from lt_mia_jax.files import open_regular, parse_json, write_atomic
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+LONGEST_LINE = 2**26
+"""Bytes of a line, its end included; whole books are shorter."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -94,8 +96,9 @@ def read_jsonl(
       unique: whether a repeated id is an error.
 
     Raises:
-      InputError: no such file, no rows, invalid UTF-8, a line that is no JSON object,
-        an id twice, or what `parse` raises. The message names file and line.
+      InputError: no such file, no regular file, no rows, invalid UTF-8, a line longer
+        than `LONGEST_LINE`, a line that is no JSON object or has a key twice, an id
+        twice, or what `parse` raises. The message names file and line.
     """
     parsed: list[T] = []
     lines_of_ids: dict[str, int] = {}
@@ -107,10 +110,11 @@ def read_jsonl(
         if row.values != values:
             repaired.append(line)
         parsed.append(parse(row))
-        first = line if row.id is None else lines_of_ids.setdefault(row.id, line)
+        own = row.id
+        first = line if own is None else lines_of_ids.setdefault(own, line)
         if unique and first != line:
             raise InputError(
-                f"{where}: id {short(row.id)} already stands on line {first}; give "
+                f"{where}: id {short(own)} already stands on line {first}; give "
                 "each row its own id, or none"
             )
     if not parsed:
@@ -180,30 +184,28 @@ def _well_formed(values: dict[str, Any]) -> dict[str, Any]:
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Number (from 1) and bytes of every line that is not blank."""
     number = 0
-    try:
-        with open(path, "rb") as file:
-            start = file.read(len(_BOM))
-            if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                raise InputError(f"{path}: encoded as UTF-16; save it as UTF-8")
-            if start != _BOM:
-                file.seek(0)
-            for chunk in file:
-                # JSON strings contain no raw carriage return, so each ends a line.
-                for raw in chunk.splitlines():
-                    number += 1
-                    if raw.strip():
-                        yield number, raw
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); expected a JSON-lines file"
-        ) from error
+    with open_regular(path) as file:
+        start = file.read(len(_BOM))
+        if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise InputError(f"{path}: encoded as UTF-16; save it as UTF-8")
+        if start != _BOM:
+            file.seek(0)
+        while chunk := file.readline(LONGEST_LINE + 1):
+            if len(chunk) > LONGEST_LINE:
+                raise InputError(
+                    f"{path}:{number + 1}: a line of more than {LONGEST_LINE} bytes; "
+                    "expected JSON lines, one object and one text a line"
+                )
+            # JSON strings contain no raw carriage return, so each ends a line.
+            for raw in chunk.splitlines():
+                number += 1
+                if raw.strip():
+                    yield number, raw
 
 
 def _json_object(raw: bytes, where: str) -> dict[str, Any]:
     try:
-        value = json.loads(raw.decode("utf-8"))
+        value = parse_json(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(
             f"{where}: invalid UTF-8, byte 0x{raw[error.start]:02x} at byte "
@@ -214,7 +216,7 @@ def _json_object(raw: bytes, where: str) -> dict[str, Any]:
             f"{where}: not JSON ({error.msg} at column {error.colno}); expected an "
             'object such as {"text": "..."}'
         ) from error
-    except (RecursionError, ValueError) as error:  # nesting, or a huge integer
+    except ValueError as error:
         raise InputError(f"{where}: JSON that cannot be read ({error})") from error
     if not isinstance(value, dict):
         raise InputError(

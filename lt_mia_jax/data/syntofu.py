@@ -22,7 +22,7 @@ from functools import partial
 from itertools import accumulate, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.data.questions import AnswerTemplate, Question, write_questions
@@ -35,7 +35,7 @@ from lt_mia_jax.data.syntofu_pools import (
     words,
 )
 from lt_mia_jax.data.texts import hash_unit
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import SEED, InputError
 from lt_mia_jax.files import MANIFEST, write_atomic, write_manifest
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ _SMALLEST_POOL = min(len(attribute.pool) for attribute in ATTRIBUTES)
 class SynTofuConfig:
     """Numbers of people of each kind and of statements about them."""
 
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Decides names, facts and falsehoods."""
     background: int = 60
     """Number of people whose facts teach the language."""

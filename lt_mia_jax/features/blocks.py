@@ -4,7 +4,6 @@ Every array of a block runs over the valid steps of its texts, one text after th
 other, so the steps of consecutive texts are one contiguous range.
 """
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from safetensors.numpy import save
 
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.features.statistics import TokenStatistics
+from lt_mia_jax.files import parse_json
 
 HALF_MAX = 65504.0
 """Largest finite 16-bit float."""
@@ -116,7 +116,7 @@ def read_block(path: Path) -> Block:
         missing = {*_FIELDS, "columns", "following", "hits"} - set(arrays)
         if missing:
             raise ValueError(f"no array {', '.join(sorted(missing))}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (AttributeError, OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: not a readable block of a feature store ({error}); extract again"
         ) from error
@@ -135,7 +135,7 @@ def _map_safetensors(path: Path) -> dict[str, np.ndarray]:
     start = 8 + int(data[:8].view("<u8")[0])
     if start > len(data):
         raise ValueError("truncated header")
-    header = json.loads(data[8:start].tobytes())
+    header = parse_json(data[8:start].tobytes())
     arrays = {}
     for name, entry in header.items():
         if name == "__metadata__":

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lt_mia_jax.errors import AT_LEAST_1, BELOW_1, check_fields
+from lt_mia_jax.errors import AT_LEAST_1, BELOW_1, POSITIVE, between, check_fields
 from lt_mia_jax.training.config import Cosine, OptimizerConfig
 
 ADAMW = OptimizerConfig(
@@ -47,7 +47,8 @@ class LoraConfig:
     Empty takes every kernel of every layer, in all families."""
 
     def __post_init__(self):
-        check_fields("lora", self, {"rank": AT_LEAST_1, "dropout": BELOW_1})
+        ranges = {"rank": between(1, 2**13), "alpha": POSITIVE, "dropout": BELOW_1}
+        check_fields("lora", self, ranges)
 
     @property
     def scale(self) -> float:

@@ -1,7 +1,9 @@
 """Command-line flags of low-rank adapters; light, so that --help stays quick."""
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from lt_mia_jax.errors import BELOW_1, POSITIVE, RANK
 
 if TYPE_CHECKING:
     from lt_mia_jax.finetune.config import LoraConfig
@@ -11,9 +13,9 @@ if TYPE_CHECKING:
 class LowRank:
     """Low-rank adapters, merged into the weights at the end."""
 
-    rank: int = 0
+    rank: Annotated[int, RANK] = 0
     """Rank of the adapters; 0 trains all parameters."""
-    alpha: float = 32.0
+    alpha: Annotated[float, POSITIVE] = 32.0
     """Adapters are scaled by alpha / rank."""
     targets: tuple[str, ...] = ()
     """Globs of kernels to adapt, such as "*/mixer/query/kernel"; empty takes every
@@ -34,5 +36,5 @@ class LowRank:
 class Lora(LowRank):
     """Low-rank adapters, merged into the weights at the end."""
 
-    dropout: float = 0.05
+    dropout: Annotated[float, BELOW_1] = 0.05
     """Dropout of each token's input of an adapter."""

@@ -3,10 +3,11 @@
 import dataclasses
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from lt_mia_jax.data.syntofu import MAX_LENGTH, TEMPLATE, SynTofuConfig, build, write
 from lt_mia_jax.devices import Devices, DevicesFlags
+from lt_mia_jax.errors import BATCH, COUNT, SEED, between
 
 if TYPE_CHECKING:
     from lt_mia_jax.executor import Executor
@@ -31,17 +32,17 @@ class SynTofu:
     """Architecture of the models."""
     data: SynTofuConfig = dataclasses.field(default_factory=SynTofuConfig)
     """How many people there are."""
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[Annotated[int, SEED], ...] = (0, 1)
     """Seeds of the retrained models; two show the noise between equal models."""
-    width: int = 64
+    width: Annotated[int, between(HEADS, 2**13)] = 64
     """Width of the models."""
-    layers: int = 2
+    layers: Annotated[int, between(1, 256)] = 2
     """Layers of the models."""
-    pretrain_epochs: int = 20
+    pretrain_epochs: Annotated[int, COUNT] = 20
     """Passes over the background people."""
-    finetune_epochs: int = 20
+    finetune_epochs: Annotated[int, COUNT] = 20
     """Passes over the background people and four copies of each author."""
-    batch_size: int = 64
+    batch_size: Annotated[int, BATCH] = 64
     """Texts per step."""
     devices: DevicesFlags = dataclasses.field(default_factory=Devices)
     """Where it runs."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.files import write_atomic
+from lt_mia_jax.files import parse_json, write_atomic
 
 
 class MetricsWriter:
@@ -82,7 +82,7 @@ def _is_kept(line: bytes, step: int) -> bool:
     if not line.endswith(b"\n"):
         return False
     try:
-        row = json.loads(line)
-    except (UnicodeDecodeError, json.JSONDecodeError):
+        row = parse_json(line)
+    except ValueError:
         return False
     return isinstance(row, dict) and row.get("step", step + 1) <= step

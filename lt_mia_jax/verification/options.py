@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from lt_mia_jax.errors import INSIDE_UNIT, between
 from lt_mia_jax.outputs import Source
 
 
@@ -55,11 +56,11 @@ class Evaluation:
     memo: bool = False
     """Measure MEMO, which generates from many beginnings of each answer; slow."""
 
-    risk_level: float = 0.1
+    risk_level: Annotated[float, INSIDE_UNIT] = 0.1
     """Fraction of forgotten texts that may remain extractable; the card has the p-value
     that there are more."""
 
-    evaluated: int = 400
+    evaluated: Annotated[int, between(0, 10**6)] = 400
     """Maximum rows evaluated per set, --holdout included (TPR at 1 % FPR needs 1,000);
     0 skips the report."""
 

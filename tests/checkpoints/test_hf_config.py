@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import logging
+import math
 
 import pytest
 from family_zoo import VARIANTS
@@ -249,3 +250,68 @@ def test_inner_width_and_epsilon_survive():
     config = with_block(gpt2_like(9, 8, 1, 2, 4), feed_forward={"width": 10})
     _, data = write_config(config)
     assert data["n_inner"] == 10
+
+
+SCALED = {"type": "linear", "factor": 2.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+FLOATS = [
+    (GPT2, "layer_norm_epsilon", lambda x: {"layer_norm_epsilon": x}),
+    (GPT2, "resid_pdrop|dropout.residual", lambda x: {"resid_pdrop": x}),
+    (LLAMA, "rms_norm_eps", lambda x: {"rms_norm_eps": x}),
+    (LLAMA, "rope_theta", lambda x: {"rope_theta": x}),
+    (LLAMA, "rope_theta", lambda x: {"rope_parameters": {"rope_theta": x}}),
+    (LLAMA, "factor", lambda x: {"rope_scaling": {**SCALED, "factor": x}}),
+    *(
+        (LLAMA, name, lambda x, name=name: {"rope_scaling": {**LLAMA3, name: x}})
+        for name in LLAMA3.keys() - {"rope_type"}
+    ),
+    (NEOX, "rotary_pct", lambda x: {"rotary_pct": x}),
+    (family("recurrent_gemma"), "logits_soft_cap", lambda x: {"logits_soft_cap": x}),
+    (family("mpt"), "clip_qkv", lambda x: {"attn_config": {"clip_qkv": x}}),
+    (family("mpt"), "softmax_scale", lambda x: {"attn_config": {"softmax_scale": x}}),
+]
+
+
+@pytest.mark.parametrize(("data", "name", "change"), FLOATS)
+@pytest.mark.parametrize(
+    "value", [math.inf, -math.inf, math.nan, -1, 1e300, 10**400, -(10**400)]
+)
+def test_every_float_is_finite_and_in_its_range(data, name, change, value):
+    with pytest.raises(InputError, match=name.replace(".", r"\.")) as caught:
+        read_config(data | change(value), "config.json")
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("value", [0, -1, 2**24 + 1, 10**12, 10**400, 2.0, True])
+@pytest.mark.parametrize("name", ["vocab_size", "n_embd", "n_layer", "n_inner"])
+def test_sizes_are_bounded(name, value):
+    with pytest.raises(InputError, match=f"{name} = .*expected a positive integer"):
+        read_config({**GPT2, name: value}, "config.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layer_types": 3},
+        {"layer_types": [["full_attention"]] * 2},
+        {"layer_types": ["full_attention"] * 10_000},
+        {"rope_scaling": {"rope_type": ["linear"]}},
+        {"num_hidden_layers": 10**9},
+    ],
+)
+def test_lists_where_names_stand_are_refused(change):
+    data = {**LLAMA, "model_type": "qwen2", "num_hidden_layers": 2, **change}
+    with pytest.raises(InputError, match=r"layer_types|rope_type|num_hidden"):
+        read_config(data, "config.json")
+
+
+@pytest.mark.parametrize("kinds", [3, [], [["recurrent"]], {"recurrent": 1}])
+def test_kinds_of_blocks_are_names(kinds):
+    with pytest.raises(InputError, match="block_types"):
+        read_config({**family("recurrent_gemma"), "block_types": kinds}, "config.json")

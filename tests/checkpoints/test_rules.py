@@ -1,12 +1,16 @@
 import dataclasses
+import itertools
+import json
 
 import numpy as np
 import pytest
-from model_zoo import configs
+from model_zoo import configs, random_params
 
+from lt_mia_jax.checkpoints import load_model, save_pretrained
 from lt_mia_jax.checkpoints.families import FAMILIES
 from lt_mia_jax.checkpoints.hf_config import write_config
 from lt_mia_jax.checkpoints.rules import expand, locate
+from lt_mia_jax.errors import InputError
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.trees import flatten
 
@@ -56,3 +60,41 @@ def test_layers_land_in_period_slot_or_tail():
         ("tail_0/", None),
         ("tail_1/", None),
     ]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"vocab_size": 2**24}, "an embedding of 16777216 x 16 in"),
+        ({"num_hidden_layers": 1024}, "1024 layers in"),
+    ],
+)
+def test_a_model_that_the_file_cannot_hold_is_refused_before_it_is_built(
+    tmp_path, monkeypatch, change, words
+):
+    config = configs()["llama"]
+    save_pretrained(tmp_path, config, random_params(config))
+    data = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(data | change))
+    monkeypatch.setattr(LanguageModel, "shapes", None)
+    with pytest.raises(InputError, match=f"does not match its config.*{words}"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama", "gemma", "mamba", "rwkv", "recurrent_gemma", "falcon-new"]
+)
+def test_every_size_of_a_config_at_its_largest_gives_one_line(tmp_path, name):
+    config = configs()[name]
+    save_pretrained(tmp_path, config, random_params(config))
+    data = json.loads((tmp_path / "config.json").read_text())
+    sizes = [n for n, x in data.items() if type(x) is int and not n.endswith("_id")]
+    assert len(sizes) >= 4
+    for size, value in itertools.product(sizes, (2**10, 2**24)):
+        (tmp_path / "config.json").write_text(json.dumps(data | {size: value}))
+        try:
+            loaded, _ = load_model(tmp_path)
+        except InputError:
+            continue
+        # Of no parameter's shape, such as the context of a rotary model.
+        assert loaded.context == value or size == "attention_window_size", size

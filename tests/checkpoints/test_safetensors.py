@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import ml_dtypes
 import numpy as np
@@ -85,6 +86,7 @@ def test_missing_shards_are_all_listed(tmp_path):
 
 def test_index_may_not_leave_its_folder(tmp_path):
     write(tmp_path / ".." / tmp_path.name, arrays())
+    (tmp_path / SINGLE).unlink()
     text = json.dumps({"weight_map": {"t0": "../other/model.safetensors"}})
     (tmp_path / INDEX).write_text(text)
     with pytest.raises(InputError, match="not a plain file name"):
@@ -128,3 +130,63 @@ def test_overwriting_the_same_layout(tmp_path):
     write(tmp_path, new)
     with TensorReader(tmp_path) as reader:
         np.testing.assert_array_equal(reader.read("t3"), new["t3"])
+
+
+def doubled(directory):
+    """Shards, and a single file of the same tensors."""
+    directory.mkdir()
+    (directory.parent / "single").mkdir()
+    write(directory, arrays(), shard_bytes=100)
+    write(directory.parent / "single", arrays())
+    shutil.copy(directory.parent / "single" / SINGLE, directory / SINGLE)
+
+
+def test_a_single_file_is_read_before_an_index_without_its_shards(tmp_path, caplog):
+    folder = tmp_path / "model"
+    doubled(folder)
+    next(folder.glob("model-*")).unlink()
+    with TensorReader(folder) as reader:
+        assert reader.origin.name == SINGLE
+        np.testing.assert_array_equal(reader.read("t3"), arrays()["t3"])
+    assert "what lies beside it is not" in caplog.text
+    assert "is missing" in caplog.text
+
+
+def test_a_single_file_and_equal_shards_are_one_model(tmp_path, caplog):
+    doubled(tmp_path / "model")
+    with TensorReader(tmp_path / "model") as reader:
+        assert reader.origin.name == SINGLE
+    assert not caplog.text
+
+
+def change_value(named):
+    named["t3"] = named["t3"].copy()
+    named["t3"][1, 2] += 1e-6
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (change_value, "t3"),
+        (lambda named: named.pop("t2"), "t2"),
+        (lambda named: named.update(t9=np.zeros(2, np.float32)), "t9"),
+        (lambda named: named.update(t4=named["t4"].astype(np.float16)), "t4"),
+        (lambda named: named.update(t1=named["t1"].T.copy()), "t1"),
+    ],
+)
+def test_a_single_file_beside_other_shards_is_refused(tmp_path, change, found):
+    doubled(tmp_path / "model")
+    named = arrays()
+    change(named)
+    write(tmp_path / "single", named)
+    shutil.copy(tmp_path / "single" / SINGLE, tmp_path / "model" / SINGLE)
+    with pytest.raises(InputError) as caught:
+        TensorReader(tmp_path / "model")
+    assert all(word in str(caught.value) for word in (SINGLE, INDEX, found, "remove"))
+
+
+def test_pickled_weights_beside_a_single_file_are_not_read(tmp_path):
+    write(tmp_path, arrays())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"not even a pickle")
+    with TensorReader(tmp_path) as reader:
+        assert reader.names == sorted(arrays())

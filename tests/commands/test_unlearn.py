@@ -248,7 +248,7 @@ def test_muse_from_a_copy_of_it_to_the_page(world, tmp_path, capsys):
     assert main(["benchmark", *named, "--parts", "nothing"]) == BAD_INPUT
     assert "expected forget, retain1" in capsys.readouterr().err
     assert main(["benchmark", *named, "--limit", "0"]) == BAD_INPUT
-    assert "--limit 0" in capsys.readouterr().err
+    assert "--limit is 0, expected 1 to" in capsys.readouterr().err
 
 
 def test_adapters_of_a_stopped_run_go_on(world, tmp_path, monkeypatch):
@@ -311,7 +311,7 @@ def test_a_gate_from_files_to_files(world, tmp_path):
     gate = load_intervention(tmp_path).inner
     assert gate.vectors.shape == gate.centroids.shape
     (tmp_path / "intervention.safetensors").unlink()
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"safetensors: no such file"):
         load_intervention(tmp_path)
 
 

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from lt_mia_jax.errors import AT_LEAST_1, BELOW_1, InputError, check_ranges
+from lt_mia_jax.errors import BELOW_1, InputError, between, check_ranges
 
 Architecture = Literal["transformer", "lr", "mlp", "mean_mlp", "pooled_transformer"]
 Block = Literal["truth", "head", "tail", "loss", "text"]
 BLOCKS: tuple[Block, ...] = get_args(Block)
+_SIZE = between(1, 2**14)
 _SIZES = ("inputs", "length", "width", "heads", "layers", "feed_forward")
 
 MAX_STEPS = 512
@@ -49,8 +50,10 @@ class ClassifierConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built, naming every one."""
-        sizes = {name: (getattr(self, name), AT_LEAST_1) for name in _SIZES}
-        sizes |= {"hidden": (min(self.hidden, default=1), AT_LEAST_1)}
+        sizes = {name: (getattr(self, name), _SIZE) for name in _SIZES}
+        sizes |= {"layers": (self.layers, between(1, 256))}
+        wrong = (width for width in self.hidden if not _SIZE.holds(width))
+        sizes |= {"hidden": (next(wrong, 1), _SIZE)}
         check_ranges("classifier", **sizes, dropout=(self.dropout, BELOW_1))
         if self.width % 2:
             raise InputError(f"width {self.width} is odd; the sinusoids need it even")

@@ -1,13 +1,15 @@
 """How the learned attack is trained, as data; light, so that --help stays quick."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from lt_mia_jax.errors import (
     AT_LEAST_1,
     BELOW_1,
+    COUNT,
     NOT_NEGATIVE,
     POSITIVE,
+    SEED,
     InputError,
     check_fields,
 )
@@ -16,7 +18,7 @@ _RANGES = {
     **dict.fromkeys(("epochs", "batch_size", "slices"), AT_LEAST_1),
     **dict.fromkeys(("learning_rate", "clip_norm"), POSITIVE),
     **dict.fromkeys(("weight_decay", "focal_gamma", "pairwise_weight"), NOT_NEGATIVE),
-    "cache_gib": NOT_NEGATIVE,
+    **dict.fromkeys(("cache_gib", "save_seconds"), NOT_NEGATIVE),
     "label_smoothing": BELOW_1,
 }
 
@@ -25,7 +27,7 @@ _RANGES = {
 class TrainConfig:
     """Training recipe; the defaults are the paper's."""
 
-    epochs: int = 80
+    epochs: Annotated[int, COUNT] = 80
     """Passes over the training rows."""
     batch_size: int = 16_384
     """Texts per update; cut to the number of training texts."""
@@ -55,7 +57,7 @@ class TrainConfig:
     every row once an epoch."""
     selection: Literal["pooled", "mean"] = "pooled"
     """Best epoch by AUC over all validation rows, or by the mean over combinations."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of initial weights, batch order and dropout."""
     cache_gib: float = 4.0
     """Features are kept in memory when they fit in this many GiB, else read again."""

@@ -168,11 +168,22 @@ def load_torch_attack(path: Path | str) -> Attack:
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise InputError(f"{path}: no 'state_dict' in the file; not an attack")
-    state = {
-        name: tensor.float().numpy() for name, tensor in content["state_dict"].items()
-    }
-    hyper = content.get("mia_hparams") or {}
+    stored: dict[Any, Any] = content["state_dict"]
+    wrong = [
+        f"{name!r}: {type(tensor).__name__}"
+        for name, tensor in stored.items()
+        if not (isinstance(name, str) and isinstance(tensor, torch.Tensor))
+        or tensor.layout is not torch.strided
+        or not tensor.is_floating_point()
+    ]
+    if wrong:
+        raise InputError(
+            f"{path}: 'state_dict' holds {'; '.join(wrong[:6])}; expected dense "
+            "tensors of floating-point numbers by name"
+        )
+    state = {name: tensor.float().numpy() for name, tensor in stored.items()}
     try:
+        hyper = content.get("mia_hparams") or {}
         config, params = from_torch_state(
             state,
             heads=int(hyper.get("nhead", 8)),
@@ -180,14 +191,20 @@ def load_torch_attack(path: Path | str) -> Attack:
             dropout=float(hyper.get("dropout", 0.05)),
             architecture=content.get("architecture"),
         )
+        if "seq_len" in content:
+            config = dataclasses.replace(config, length=int(content["seq_len"]))
+        combinations = [str(c) for c in content.get("train_combinations") or ()]
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    if "seq_len" in content:
-        config = dataclasses.replace(config, length=int(content["seq_len"]))
+    # What stands for a number or a shape may be anything.
+    except (AttributeError, IndexError, OverflowError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: settings or shapes of no attack ({type(error).__name__}: {error})"
+        ) from error
     _check_weights(path, config, params)
     card = {
         "source": path.name,
         "architecture": config.architecture,
-        "train_combinations": [str(c) for c in content.get("train_combinations") or ()],
+        "train_combinations": combinations,
     }
     return Attack(config, params, card)

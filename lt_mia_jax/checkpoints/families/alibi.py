@@ -69,8 +69,8 @@ FALCON = Family(
     (
         row.size("vocab_size", "vocab_size", 65024),
         row.size("hidden_size", "width", 4544, "n_embed"),
-        row.size("num_hidden_layers", "layers", 32, "n_layer"),
-        row.size("num_attention_heads", "heads", 71, "n_head"),
+        row.count("num_hidden_layers", "layers", 32, "n_layer"),
+        row.count("num_attention_heads", "heads", 71, "n_head"),
         row.head_dim(),
         row.size("max_position_embeddings", "context", 2048),
         row.size("ffn_hidden_size", "feed_forward", family.four_widths),
@@ -129,8 +129,8 @@ MPT = Family(
     (
         row.size("vocab_size", "vocab_size", 50368),
         row.size("d_model", "width", 2048, "hidden_size"),
-        row.size("n_layers", "layers", 24, "num_hidden_layers"),
-        row.size("n_heads", "heads", 16, "num_attention_heads"),
+        row.count("n_layers", "layers", 24, "num_hidden_layers"),
+        row.count("n_heads", "heads", 16, "num_attention_heads"),
         row.head_dim(),
         row.size("max_seq_len", "context", 2048),
         family.layer_eps("layer_norm_epsilon"),
@@ -171,8 +171,8 @@ BLOOM = Family(
     (
         row.size("vocab_size", "vocab_size", 250880),
         row.size("hidden_size", "width", 64, "n_embed"),
-        row.size("n_layer", "layers", 2, "num_hidden_layers"),
-        row.size("n_head", "heads", 8, "num_attention_heads"),
+        row.count("n_layer", "layers", 2, "num_hidden_layers"),
+        row.count("n_head", "heads", 8, "num_attention_heads"),
         row.head_dim(),
         # Not read by transformers: attention with linear biases has no limit.
         row.size("seq_length", "context", 2048),

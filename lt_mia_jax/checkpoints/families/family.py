@@ -12,6 +12,8 @@ from lt_mia_jax.checkpoints.hf_rows import (
     Row,
     Settings,
     activation,
+    count,
+    epsilon,
     flag,
     number,
     size,
@@ -27,7 +29,7 @@ LAYER_BIASES = {"norm": "layer", **dict.fromkeys(ALL_BIASES, True)}
 
 ATTENTION_DROPOUT = number("attention_dropout", "dropout_attention", 0.0)
 ATTENTION_BIAS = flag("attention_bias", BIASES, False)
-RMS_EPS = number("rms_norm_eps", "eps", 1e-6)
+RMS_EPS = epsilon("rms_norm_eps", "eps", 1e-6)
 TIED = flag("tie_word_embeddings", "tied", True)
 UNTIED = flag("tie_word_embeddings", "tied", False)
 """Untied unless the file says otherwise."""
@@ -73,8 +75,8 @@ def sizes(vocab: int, width: int, layers: int, heads: int) -> tuple[Row, ...]:
     return (
         size("vocab_size", "vocab_size", vocab),
         size("hidden_size", "width", width),
-        size("num_hidden_layers", "layers", layers),
-        size("num_attention_heads", "heads", heads),
+        count("num_hidden_layers", "layers", layers),
+        count("num_attention_heads", "heads", heads),
     )
 
 
@@ -85,7 +87,7 @@ def modern(
     return (
         size("max_position_embeddings", "context", context),
         size("intermediate_size", "feed_forward", feed_forward),
-        size("num_key_value_heads", "kv_heads", groups),
+        count("num_key_value_heads", "kv_heads", groups),
         activation("hidden_act", act),
         ATTENTION_DROPOUT,
     )
@@ -93,4 +95,4 @@ def modern(
 
 def layer_eps(name: str = "layer_norm_eps") -> Row:
     """The epsilon of layer norms."""
-    return number(name, "eps", 1e-5)
+    return epsilon(name, "eps", 1e-5)

@@ -16,8 +16,8 @@ def _openai(vocab: int, width: int, layers: int, heads: int) -> tuple[row.Row, .
     return (
         row.size("vocab_size", "vocab_size", vocab),
         row.size("n_embd", "width", width, "hidden_size"),
-        row.size("n_layer", "layers", layers, "num_hidden_layers"),
-        row.size("n_head", "heads", heads, "num_attention_heads"),
+        row.count("n_layer", "layers", layers, "num_hidden_layers"),
+        row.count("n_head", "heads", heads, "num_attention_heads"),
         row.head_dim(),
         row.size("n_inner", "feed_forward", family.four_widths),
         row.activation("activation_function", "gelu_new"),

@@ -77,9 +77,11 @@ def _read_layer_windows(fields: Fields, settings: row.Settings) -> None:
         sliding = [used and i >= first for i in range(layers)]
     else:
         known = {"full_attention": False, "sliding_attention": True}
-        if len(names) != layers or not set(names) <= set(known):
+        good = isinstance(names, list) and all(n in [*known] for n in names)
+        if not good or len(names) != layers:
             fields.problems.append(
-                f"layer_types = {names!r}, expected {layers} of {sorted(known)}"
+                f"layer_types = {repr(names)[:60]}, expected {layers} of "
+                f"{sorted(known)}"
             )
             names = ["full_attention"] * layers
         sliding = [known[name] and used for name in names]
@@ -140,7 +142,7 @@ GEMMA = Family(
         *family.sizes(256000, 3072, 28, 16),
         row.size("max_position_embeddings", "context", 8192),
         row.size("intermediate_size", "feed_forward", 24576),
-        row.size("num_key_value_heads", "kv_heads", 16),
+        row.count("num_key_value_heads", "kv_heads", 16),
         family.ATTENTION_DROPOUT,
         row.head_dim("head_dim", 256),
         family.RMS_EPS,

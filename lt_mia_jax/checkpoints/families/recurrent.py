@@ -5,7 +5,7 @@ from typing import Any
 from lt_mia_jax.checkpoints import hf_rows as row
 from lt_mia_jax.checkpoints.families import family, tensors
 from lt_mia_jax.checkpoints.families.family import Family
-from lt_mia_jax.checkpoints.hf_fields import Fields
+from lt_mia_jax.checkpoints.hf_fields import MOST, Fields
 from lt_mia_jax.checkpoints.transforms import COPY, DEPTHWISE, FLAT, LINEAR
 from lt_mia_jax.models import assembly
 from lt_mia_jax.models.config import Attention, RgLru
@@ -40,7 +40,7 @@ MAMBA = Family(
         *family.sizes(50280, 768, 32, 0)[:3],
         row.size("state_size", "state", 16),
         row.Row(_read_mamba_sizes, _write_mamba_sizes),
-        row.size("conv_kernel", "conv_width", 4),
+        row.count("conv_kernel", "conv_width", 4),
         row.flag("use_conv_bias", "conv_bias", True),
         row.flag("use_bias", "bias", False),
         row.activation("hidden_act", "silu"),
@@ -111,9 +111,10 @@ _UNIT = "temporal_block.rg_lru"
 def _read_kinds(fields: Fields, settings: row.Settings) -> None:
     """The kinds of mixer, repeated over the layers."""
     kinds = fields.raw(fields.first("block_types", "_block_types"), list(KINDS))
-    if not kinds or not set(kinds) <= set(KINDS):
+    good = isinstance(kinds, list) and kinds and all(kind in KINDS for kind in kinds)
+    if not good or len(kinds) > MOST:
         fields.problems.append(
-            f"block_types = {kinds!r}, implemented are {sorted(set(KINDS))}"
+            f"block_types = {repr(kinds)[:60]}, implemented are {sorted(set(KINDS))}"
         )
         kinds = KINDS
     settings["kinds"] = row.shortest_period(kinds)
@@ -133,7 +134,7 @@ RECURRENT_GEMMA = Family(
     "RecurrentGemmaForCausalLM",
     (
         *family.sizes(256000, 2560, 26, 10),
-        row.size("num_key_value_heads", "kv_heads", family.as_heads),
+        row.count("num_key_value_heads", "kv_heads", family.as_heads),
         row.head_dim(),
         row.same("head_dim", "head_dim"),
         row.Row(_read_kinds, lambda settings: {"block_types": list(settings["kinds"])}),
@@ -143,9 +144,9 @@ RECURRENT_GEMMA = Family(
         ),
         row.size("lru_width", "inner", family.width),
         row.size("attention_window_size", "window", 2048),
-        row.size("conv1d_width", "conv_width", 4),
+        row.count("conv1d_width", "conv_width", 4),
         row.activation("hidden_activation", "gelu_pytorch_tanh"),
-        row.number("logits_soft_cap", "softcap", 30.0),
+        row.factor("logits_soft_cap", "softcap", 30.0),
         row.flag("attention_bias", "qkv_bias", False),
         family.ATTENTION_DROPOUT,
         family.RMS_EPS,

@@ -17,7 +17,13 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as dump_tensors
 
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.files import fingerprint, read_json, write_atomic, write_json
+from lt_mia_jax.files import (
+    fingerprint,
+    open_regular,
+    read_json,
+    write_atomic,
+    write_json,
+)
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.models.language_model import Intervention
 from lt_mia_jax.models.placement import AtLayers, ByLayer, Composed, OnPrompt
@@ -91,10 +97,11 @@ def load_intervention(
             "version"
         )
     try:
-        data = tensor_file.read_bytes()
+        with open_regular(tensor_file) as file:
+            data = file.read()
         tensors = load_tensors(data)
-    except OSError as error:
-        raise InputError(f"{tensor_file}: cannot be read ({error.strerror})") from error
+    except InputError:
+        raise
     except (SafetensorError, ValueError) as error:
         raise InputError(f"{tensor_file}: not readable ({error})") from error
     if fingerprint(data) != content.get("sha256"):

@@ -187,6 +187,49 @@ def test_broken_checkpoints_are_refused(torch, tmp_path):
         load_torch_attack(tmp_path / "none.pt")
 
 
+NO_TENSORS = {
+    "'proj.weight': str": lambda torch: "weights",
+    "'proj.weight': list": lambda torch: [[1.0, 2.0]],
+    "'proj.weight': NoneType": lambda torch: None,
+    "'proj.weight': int": lambda torch: 7,
+    "dense tensors of floating-point": lambda torch: torch.ones(16, 21).to_sparse(),
+    "holds 'proj.weight': Tensor": lambda torch: torch.ones(16, 21, dtype=torch.int64),
+    "settings or shapes of no attack": lambda torch: torch.ones(16, 21, 3),
+}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("words", NO_TENSORS)
+def test_a_state_dict_holds_dense_tensors(torch, tmp_path, words):
+    path = tmp_path / "a.pt"
+    _checkpoint(torch, path)
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]["proj.weight"] = NO_TENSORS[words](torch)
+    torch.save(content, path)
+    with pytest.raises(InputError, match=words):
+        load_torch_attack(path)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mia_hparams": [1]},
+        {"mia_hparams": {"nhead": "many"}},
+        {"mia_hparams": {"nhead": 0}},
+        {"mia_hparams": {"dropout": float("nan")}},
+        {"seq_len": -1},
+        {"seq_len": "long"},
+        {"architecture": 7},
+        {"train_combinations": 7},
+    ],
+)
+def test_settings_of_a_checkpoint_are_checked(torch, tmp_path, change):
+    _checkpoint(torch, tmp_path / "a.pt", **change)
+    with pytest.raises(InputError, match=r"a\.pt: "):
+        load_torch_attack(tmp_path / "a.pt")
+
+
 def test_without_torch_the_message_says_how_to_get_it(tmp_path, monkeypatch):
     (tmp_path / "a.pt").write_bytes(b"anything")
     monkeypatch.setitem(sys.modules, "torch", None)

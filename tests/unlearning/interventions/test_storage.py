@@ -103,8 +103,8 @@ def cut(folder):
 
 
 DAMAGE = {
-    "cannot be read": lambda f: (f / TENSORS).unlink(),
-    "no such file": lambda f: (f / DESCRIPTION).unlink(),
+    r"\.safetensors: no such file": lambda f: (f / TENSORS).unlink(),
+    r"\.json: no such file": lambda f: (f / DESCRIPTION).unlink(),
     "not valid JSON": lambda f: (f / DESCRIPTION).write_text("{"),
     "expected an object with format 1": lambda f: (f / DESCRIPTION).write_text("[]"),
     "not readable": cut,
