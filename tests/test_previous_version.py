@@ -38,6 +38,18 @@ STOPPED = {"finetune_stopped": "models/target", "unlearn_stopped": "unlearned"}
 """Runs that were stopped, and the same without a stop."""
 
 
+CHANGED = {
+    "before": {"auc_zlib": 0.40625, "auc_min_k": 0.5, "auc_min_k_plus_plus": 0.5},
+    "after": {
+        "auc_zlib": 0.171875,
+        "auc_min_k": 0.34375,
+        "auc_min_k_plus_plus": 0.421875,
+    },
+}
+"""Figures that were changed on purpose: eight of the sixteen texts are cut, and what
+was cut off no longer counts; of the others the end token does not."""
+
+
 @pytest.fixture
 def old(tmp_path, monkeypatch):
     """A copy of the files, which is the working directory: all paths are relative."""
@@ -278,7 +290,15 @@ def test_a_stopped_run_goes_on(old, expected, folder):
         close([*found.values()], [*wanted.values()], rtol=1e-3, atol=1e-5)
     same_weights(f"{folder}/model.safetensors", whole / "model.safetensors")
     if folder == "unlearn_stopped":
-        same_figures(read("card.json", Path(folder)), expected[1]["card"])
+        card = read("card.json", Path(folder))
+        same_figures(card, CHANGED)
+        same_figures(
+            card,
+            {
+                model: {k: x for k, x in wanted.items() if k not in CHANGED[model]}
+                for model, wanted in expected[1]["card"].items()
+            },
+        )
 
 
 def test_a_stopped_run_refuses_other_settings(old, capsys):

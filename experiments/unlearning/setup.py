@@ -254,6 +254,7 @@ class World:
         self.keep = self.encode([row for name in kept for row in made.split(name)])
         first = next(iter(self.retrained.values()))
         self.truth = {part: self.measure(first, part) for part in (True, False)}
+        self.start = {part: self.measure(self.full, part) for part in (True, False)}
 
     def load(self, path: str) -> EvaluatedModel:
         """One of the models."""
@@ -289,8 +290,12 @@ class World:
 
     def card(self, subject: EvaluatedModel, validation: bool) -> dict[str, Any]:
         """The report card of one model."""
-        measured = self.measure(subject, validation)
-        return card_to_json(report_card(measured, self.truth[validation]))
+        found = report_card(
+            self.measure(subject, validation),
+            self.truth[validation],
+            original=self.start[validation],
+        )
+        return card_to_json(found)
 
     def attempt(self, name: str, trial: Trial, seed: int) -> EvaluatedModel:
         """`full` after unlearning."""

@@ -22,6 +22,7 @@ from lt_mia_jax.verification.metrics import (
     tofu,
 )
 from lt_mia_jax.verification.metrics.checks import PerItem
+from lt_mia_jax.verification.metrics.equivalence import equivalence, quantities
 from lt_mia_jax.verification.metrics.intervals import (
     bootstrap_interval,
     estimate,
@@ -58,8 +59,8 @@ def report_card(
       measured: the model.
       retrained: the model that never saw the forget texts; None leaves out whatever
         compares with it.
-      original: the model before unlearning, for unlearning completeness; None takes a
-        perfect fit.
+      original: the model before unlearning, the scale of `equivalence` and of the
+        knowledge left; without it completeness takes a perfect fit.
       risk_level: fraction of texts that may remain extractable.
       seed: of the bootstrap.
     """
@@ -221,12 +222,11 @@ def _against(
             for n in (5, 50, 95)
         }
     if original is not None:
+        start = original.sets["forget"]
         found["forget_knowledge_left"] = knowledge_left(
-            original.sets["forget"].probability,
-            forget.probability,
-            truth.probability,
-            seed=seed,
+            start.probability, forget.probability, truth.probability, seed=seed
         )
+        found["equivalence"] = equivalence(*map(quantities, (start, forget, truth)))
     return found
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lt_mia_jax.arrays import Array, Float, Params
+from lt_mia_jax.arrays import Array, Bool, Float, Params
 from lt_mia_jax.attacks import scores
 from lt_mia_jax.attacks.learned.attack import Attack, score_features
 from lt_mia_jax.data.answers import EncodedAnswers
@@ -36,10 +36,15 @@ from lt_mia_jax.verification.evaluated import (
 from lt_mia_jax.verification.items import Items
 from lt_mia_jax.verification.metrics import generation, memorization, tofu
 from lt_mia_jax.verification.metrics.checks import PerItem
+from lt_mia_jax.verification.metrics.memorization import without_last
 from lt_mia_jax.verification.metrics.paths import retrain_distance
 
 PUBLISHED = ("loss", "zlib", "min_k", "min_k_plus_plus", "ratio")
 """Published scores on a card, each of which is bootstrapped."""
+WITHOUT_END = ("min_k", "min_k_plus_plus")
+"""Those that leave out the end token of an answer, as in OpenUnlearning."""
+LEAST_VARIANCE = 1e-6
+"""Floor of the variance in Min-K%++ on cards, as in OpenUnlearning."""
 LONGEST = 200
 """Least room for a generated answer, in tokens, as in TOFU."""
 
@@ -57,10 +62,7 @@ def examine(evaluated: EvaluatedModel, rows: Sequence[Question]) -> Items:
     encoded = evaluated.encode(rows)
     answer = teacher_forced(evaluated, encoded, encoded.label_mask)
     value = teacher_forced(evaluated, encoded, encoded.value_mask)
-    # Cut answers have no end token, and templates without one none at all.
-    last = encoded.attention_mask.sum(axis=1, dtype=np.int64) - 1
-    final = encoded.input_ids[np.arange(len(rows)), last]
-    ended = (final == evaluated.tokenizer.eos_token_id) & evaluated.template.end
+    ended = _ended(evaluated, encoded)
     generated, expected = _answers(evaluated, rows, encoded)
     probability = memorization.probability(answer)
     ratio = normalized = np.full(len(rows), np.nan)
@@ -90,21 +92,27 @@ def membership(
     rows: Sequence[Question],
     *,
     attack: Attack | None = None,
+    end_token: bool = False,
 ) -> dict[str, Float[np.ndarray, " N"]]:
     """Membership scores of texts, higher for members, by attack.
 
     Only answers are scored: a question was a prompt in training, so that nothing of it
     was learned, and its tokens would drown those that were. Of plain text every token
-    counts.
+    but the first counts. What was cut off counts nowhere: the size that `zlib` divides
+    by is that of the scored tokens' text.
 
     Args:
       evaluated: the model under audit, edited by its intervention if it has one.
       reference: the model from before the texts were learned; None leaves `ratio` out.
       rows: questions with answers, or plain texts.
       attack: a learned attack, `lt_mia`; needs a reference.
+      end_token: `WITHOUT_END` score the end token of an answer too; the others always
+        do.
 
     Raises:
       InputError: an attack without a reference, or models that do not fit each other.
+
+    Source: the rules of OpenUnlearning, arXiv 2506.12618 (code at commit d3d7cf9).
     """
     if attack is not None and reference is None:
         raise InputError(
@@ -127,9 +135,18 @@ def membership(
     answers = np.zeros(stats.valid.shape, bool)
     answers[:, :-1] = encoded.label_mask[:, 1:] != 0
     stats = stats._replace(valid=answers)
-    sizes = np.array([zlib_length(row.answer) for row in rows])
+    sizes = np.array([zlib_length(text) for text in _targets(evaluated, encoded)])
     found = scores.all_scores(
         stats, zlib_bytes=sizes, fraction=scores.CARD_FRACTION, only=PUBLISHED
+    )
+    if not end_token:
+        answers = without_last(answers, _ended(evaluated, encoded))
+    found |= scores.all_scores(
+        stats._replace(
+            valid=answers, target_var=np.maximum(stats.target_var, LEAST_VARIANCE)
+        ),
+        fraction=scores.CARD_FRACTION,
+        only=WITHOUT_END,
     )
     if attack is not None:
         found[scores.LEARNED] = score_features(attack, *assemble(stats))
@@ -145,9 +162,10 @@ def measure_memo(
 ) -> PerItem:
     """MEMO of each answer: many greedy continuations of each, so it is slow.
 
-    Prefixes are `step` characters apart.
+    Of an answer that was cut only what is left is asked for. Prefixes are `step`
+    characters apart.
     """
-    template = evaluated.template
+    template, encoded = evaluated.template, evaluated.encode(rows)
     prompts = [
         ""
         if row.question is None
@@ -156,7 +174,7 @@ def measure_memo(
     ]
     return generation.memo(
         prompts,
-        [row.answer for row in rows],
+        _kept(evaluated, rows, encoded),
         lambda texts: generate(evaluated, texts, max_new_tokens),
         step=step,
         separator="",
@@ -187,6 +205,36 @@ def retrain_distances(
         )
 
     return np.asarray(in_batches(evaluated, encoded, reduce), np.float64)
+
+
+def _ended(
+    evaluated: EvaluatedModel, encoded: EncodedAnswers
+) -> Bool[np.ndarray, " N"]:
+    """Whether the last token of each text is the end token of the template.
+
+    Cut answers have none, and templates without one none at all.
+    """
+    return ~encoded.truncated & evaluated.template.end
+
+
+def _targets(evaluated: EvaluatedModel, encoded: EncodedAnswers) -> list[str]:
+    """The text of the scored tokens."""
+    return [
+        evaluated.tokenizer.decode(ids[labels != 0], skip_special_tokens=True)
+        for ids, labels in zip(encoded.input_ids, encoded.label_mask, strict=True)
+    ]
+
+
+def _kept(
+    evaluated: EvaluatedModel, rows: Sequence[Question], encoded: EncodedAnswers
+) -> list[str]:
+    """The answers, without what was cut off."""
+    return [
+        target if cut else row.answer
+        for row, target, cut in zip(
+            rows, _targets(evaluated, encoded), encoded.truncated, strict=True
+        )
+    ]
 
 
 def _edited_statistics(
@@ -282,11 +330,16 @@ def _answers(
     half = np.maximum(1, lengths // 2)
     first = np.where(plain, half, encoded.label_mask.argmax(axis=1))
     expected = [
-        row.answer
+        answer
         if row.question is not None
         else evaluated.tokenizer.decode(ids[start:end], skip_special_tokens=True)
-        for row, ids, start, end in zip(
-            rows, encoded.input_ids, first, lengths, strict=True
+        for row, answer, ids, start, end in zip(
+            rows,
+            _kept(evaluated, rows, encoded),
+            encoded.input_ids,
+            first,
+            lengths,
+            strict=True,
         )
     ]
     width = int(first.max())

@@ -39,6 +39,10 @@ class Evaluation:
     """The learned attack, for which --holdout and --reference are needed: `shipped`
     with the package, a folder made by `lt-mia train`, or `none`."""
 
+    score_end_token: bool = False
+    """Min-K% and Min-K%++ also score the end token of an answer, which OpenUnlearning's
+    leave out; the other attacks always score it."""
+
     muse: Path | None = None
     """Folder of MUSE's parts, as `lt-mia benchmark` writes them: continuations, answers
     and leakage as MUSE measures them."""

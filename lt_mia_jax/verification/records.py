@@ -5,7 +5,7 @@ What was not measured is None, or empty.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from lt_mia_jax.attacks.estimate import Estimate
 from lt_mia_jax.configs import Count
@@ -49,6 +49,35 @@ class ForgetQuality:
     """The smallest value that `log10` can take at these sizes."""
     note: str
     """A caution where the samples do not overlap, so that p measures nothing."""
+
+
+EQUIVALENT, DIFFERENT, TOO_FEW = "equivalent", "different", "too few to tell"
+Decision = Literal["equivalent", "different", "too few to tell"]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What is left, 0 as retrained and 1 as before unlearning, with its 90 % interval.
+
+    90 %, so that either end is a one-sided test at 5 %.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equivalence:
+    """Whether a model is like the retrained one on the forgotten questions."""
+
+    decision: Decision
+    margin: float
+    """The largest share that counts as none."""
+    shares: Mapping[str, Share]
+    """By quantity."""
+    n: Count
+    """Questions with a value under all three models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +187,8 @@ class Card:
     completeness_gap: Mapping[str, Estimate] = field(default_factory=dict)
     """Quantiles over questions: `p05`, `p50`, `p95`."""
     forget_knowledge_left: Estimate | None = None
+    equivalence: Equivalence | None = None
+    """None without the retrained model, or without that before unlearning."""
 
     trace_accuracy: TraceAccuracy | None = None
     retrain_distance: Estimate | None = None

@@ -163,7 +163,7 @@ def verify(
     for name, model in models.items():
         after_what = "" if name == "retrained" else " unlearning"
         log.info("measuring the model %s%s", name, after_what)
-        measured[name] = _measure(model, reference, material, options.memo)
+        measured[name] = _measure(model, reference, material, options)
     streams = _streams(models, material)
     for name in models.keys() - {"before"}:
         pair = ([part[n] for part in streams.values()] for n in ("before", name))
@@ -260,18 +260,27 @@ def _measure(
     model: EvaluatedModel,
     reference: EvaluatedModel | None,
     material: Material,
-    memo: bool,
+    options: Evaluation,
 ) -> Measured:
     scores: list[dict[str, np.ndarray]] = [{}, {}]
     if material.holdout:
         scores = [
-            evaluate.membership(model, reference, rows, attack=material.attack)
+            evaluate.membership(
+                model,
+                reference,
+                rows,
+                attack=material.attack,
+                end_token=options.score_end_token,
+            )
             for rows in (material.texts, material.holdout)
         ]
+    memo = None
+    if options.memo:
+        memo = evaluate.measure_memo(model, material.sets["forget"])
     return Measured(
         {name: evaluate.examine(model, rows) for name, rows in material.sets.items()},
         *scores,
-        memo=evaluate.measure_memo(model, material.sets["forget"]) if memo else None,
+        memo=memo,
         topics=tuple(row.topic for row in material.texts),
     )
 

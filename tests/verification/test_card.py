@@ -80,6 +80,8 @@ def test_every_number_has_an_interval_that_holds_it():
     one = one._replace(sets={**one.sets, **sets})
     card = report_card(one, truth, original=before)
     estimates = {name: x for name, x in card.items() if isinstance(x, dict)}
+    shares = estimates.pop("equivalence")["shares"]
+    estimates |= {f"shares/{part}": x for part, x in shares.items()}
     for name in ("utility_parts", "completeness_gap"):
         found = estimates.pop(name)
         estimates |= {f"{name}/{part}": x for part, x in found.items()}

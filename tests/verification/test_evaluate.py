@@ -76,6 +76,111 @@ def test_attacks_score_answers_alone(subjects, splits):
     np.testing.assert_allclose(found["ratio"], -mine / theirs, rtol=1e-4)
 
 
+PEER = {
+    (MAX_LENGTH, "loss"): (
+        *(6.719394, 6.456328, 5.714935, 6.615104),
+        *(6.206806, 6.213953, 6.858957, 6.595475),
+    ),
+    (MAX_LENGTH, "zlib"): (
+        *(0.129219, 0.12416, 0.119061, 0.120275),
+        *(0.103447, 0.129457, 0.131903, 0.126836),
+    ),
+    (MAX_LENGTH, "min_k"): (
+        *(7.745372, 7.872523, 6.872504, 7.977372),
+        *(7.531436, 7.896975, 8.10631, 8.291921),
+    ),
+    (MAX_LENGTH, "min_k_plus_plus"): (
+        *(3.138527, 3.299322, 2.11947, 3.421477),
+        *(2.898923, 3.327968, 3.628716, 3.855588),
+    ),
+    (16, "min_k"): (
+        *(7.916381, 7.89672, 6.872504, 6.990249),
+        *(6.03062, 7.909055, 8.10631, 8.291921),
+    ),
+    (16, "min_k_plus_plus"): (
+        *(3.34543, 3.321595, 2.11947, 2.155245),
+        *(0.909407, 3.336422, 3.628716, 3.855588),
+    ),
+}
+"""Scores of open-unlearning (locuslab/open-unlearning, commit d3d7cf9; there higher
+means less likely a member), by `--length` and attack: its classes in
+`evals.metrics.mia`, run on the logits of `fixed` for six questions and two plain texts.
+At 16 tokens the six are cut, and there its loss also counts an end token that it puts
+where the text was cut."""
+CUT_BYTES = (41, 46, 48, 27, 22, 41, 52, 52)
+"""What its zlib attack divides by at 16 tokens."""
+
+
+def fixed(subject):
+    """The subject with weights that no random generator decides."""
+    flat, tree = jax.tree.flatten(subject.params)
+    waves = [
+        0.6 * np.sin(np.arange(x.size, dtype=np.float64) * (1.7 + i) + i)
+        for i, x in enumerate(flat)
+    ]
+    leaves = [
+        w.reshape(x.shape).astype(np.float32) for w, x in zip(waves, flat, strict=True)
+    ]
+    return subject._replace(params=jax.tree.unflatten(tree, leaves))
+
+
+def peer_rows(splits):
+    rows = splits["holdout25"][:6]
+    plain = [row._replace(question=None, value=None) for row in rows[:2]]
+    return [*rows, *plain]
+
+
+@pytest.mark.parametrize(("length", "attack"), PEER)
+def test_scores_are_those_of_open_unlearning(subjects, splits, length, attack):
+    subject = fixed(subjects[0])._replace(length=length)
+    found = membership(subject, None, peer_rows(splits))
+    np.testing.assert_allclose(
+        found[attack], -np.array(PEER[length, attack]), rtol=1e-4
+    )
+
+
+def test_the_end_token_counts_where_it_is_asked_for(subjects, splits):
+    subject, rows = fixed(subjects[0]), peer_rows(splits)
+    plain, ended = (
+        membership(subject, subjects[1], rows, end_token=end) for end in (False, True)
+    )
+    for name in ("loss", "zlib", "ratio"):
+        np.testing.assert_array_equal(plain[name], ended[name])
+    encoded = subject.encode(rows)
+    logits = np.asarray(apply(subject.model, subject.params, encoded.input_ids))
+    log_p = np.log(softmax(logits.astype(np.float64), axis=-1))
+    for n, (ids, labels) in enumerate(
+        zip(encoded.input_ids, encoded.label_mask, strict=True)
+    ):
+        places = np.flatnonzero(labels)
+        values = np.sort(log_p[n, places - 1, ids[places]])
+        lowest = values[: int(0.4 * len(values))].mean()
+        assert ended["min_k"][n] == pytest.approx(lowest, rel=1e-4)
+
+
+def test_no_score_sees_what_was_cut_off(subjects, splits):
+    subject = fixed(subjects[0])._replace(length=16)
+    rows = peer_rows(splits)
+    tails = [f"{row.answer} pilot by trade ." for row in rows]
+    longer = [
+        row._replace(answer=tail, value=None)
+        for row, tail in zip(rows, tails, strict=True)
+    ]
+    cut = subject.encode(rows).truncated
+    assert cut.tolist() == [True] * 6 + [False] * 2
+    one, other = (membership(subject, subjects[1], each) for each in (rows, longer))
+    for name, values in one.items():
+        np.testing.assert_array_equal(values[cut], other[name][cut], err_msg=name)
+    np.testing.assert_allclose(one["loss"] / one["zlib"], CUT_BYTES)
+    asked, more = ([each[i] for i in range(6)] for each in (rows, longer))
+    np.testing.assert_array_equal(
+        examine(subject, asked).rouge, examine(subject, more).rouge
+    )
+    np.testing.assert_array_equal(
+        *(measure_memo(subject, x[:2], max_new_tokens=4) for x in (asked, more))
+    )
+
+
 def test_an_intervention_is_part_of_the_model(subjects, splits):
     rows = splits["holdout25"]
     plain = membership(subjects[0], subjects[1], rows)

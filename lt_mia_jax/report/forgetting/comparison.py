@@ -9,14 +9,14 @@ from lt_mia_jax.report.drawing.pareto import DEEPEST, Spot, pareto_figure
 from lt_mia_jax.report.drawing.svg import Figure
 from lt_mia_jax.report.forgetting.examples import matrix
 from lt_mia_jax.report.forgetting.figures import layer_tables
+from lt_mia_jax.report.forgetting.likeness import leak_of
 from lt_mia_jax.report.forgetting.metrics import (
-    PASSED,
+    REJECTED,
     Metric,
     attack_metric,
     attacks_of,
     card_cell,
     every_metric,
-    leak_of,
     metric_of,
     over_seeds,
 )
@@ -71,13 +71,14 @@ def pareto(group: Group) -> Figure | None:
         y_label="forget quality, log10 p"
         if tested
         else f"1 {MINUS} forget probability",
-        passing=float(np.log10(PASSED)) if tested else None,
+        passing=float(np.log10(REJECTED)) if tested else None,
     )
     caption = [
         "Up and to the right is better; the line joins the methods that no other one "
         "beats in both.",
-        f"Above the dotted line (p = {PASSED:g}) truth ratios could be those of the "
-        "retrained model."
+        f"Below the dotted line (p = {REJECTED:g}) truth ratios tell the model from "
+        "the retrained one; above it the test finds no difference, which is no "
+        "evidence that there is none."
         if tested
         else "",
         "Values under the lower edge are drawn on it." if cut else "",
@@ -96,6 +97,7 @@ def _height(card: Card, tested: bool) -> float:
 def _first(group: Group) -> list[Metric]:
     """The measures by which methods are compared."""
     names = (
+        "forget_knowledge_left",
         "forget_quality",
         "priv_leak",
         "forget_probability",
@@ -141,8 +143,10 @@ def _table(group: Group, anchor: str, caption: str, wanted: Sequence[Metric]) ->
 def _methods(group: Group, place: Place) -> Markup:
     seeds = any(len(entry.cards) > 1 for entry in group.entries)
     caption = (
-        "Each method, and below the line the models to compare with. PrivLeak stands "
-        "beside every forget quality because either alone misleads. Brackets are "
+        "Each method, and below the line the models to compare with. Knowledge left "
+        "says whether a model is as the retrained one, by a test of equivalence; "
+        "PrivLeak stands beside every forget quality because either alone misleads. "
+        "Brackets are "
         f"95{NBSP}% intervals over questions"
         + (
             "; numbers are means over seeds, and brackets enclose the intervals of all "

@@ -4,12 +4,22 @@ from collections.abc import Iterator
 
 from lt_mia_jax.attacks.estimate import Estimate
 from lt_mia_jax.attacks.scores.table import CARD_FRACTION, describe
-from lt_mia_jax.report.forgetting.metrics import FAR, PASSED, ends, leak_of
+from lt_mia_jax.report.forgetting.likeness import (
+    FAR,
+    QUANTITIES,
+    ends,
+    leak_of,
+    outside,
+)
+from lt_mia_jax.report.forgetting.metrics import REJECTED
 from lt_mia_jax.report.forgetting.verdict import both
 from lt_mia_jax.report.panels import Finding, caution, in_order, note, passed
 from lt_mia_jax.report.wording import percent, percentage, plural, unit
 from lt_mia_jax.verification.leakage import LEAK_SCORE
+from lt_mia_jax.verification.metrics.equivalence import FEWEST
 from lt_mia_jax.verification.records import (
+    DIFFERENT,
+    EQUIVALENT,
     Card,
     Relearning,
     Rounding,
@@ -21,6 +31,8 @@ FEW = 80
 """The forget-quality test has little power on fewer items."""
 RETURNED = 0.1
 """Fraction of the forgotten knowledge that may come back from rounding unnoticed."""
+LOST = 0.1
+"""Fraction of the utility that may go unnoticed."""
 KEPT_MOST = 0.5
 """With more than this left, nothing can be said of what comes back."""
 _LEAKS = {
@@ -49,6 +61,7 @@ def findings(run: UnlearningRun) -> list[Finding]:
     return in_order(
         [
             *_not_compared(found),
+            *_likeness(after),
             *_leak(after),
             *_quality(after),
             *_robust(found),
@@ -74,6 +87,38 @@ def _not_compared(found: Verification) -> Iterator[Finding]:
         )
 
 
+def _likeness(after: Card) -> Iterator[Finding]:
+    """The test of equivalence to the retrained model."""
+    found = after.equivalence
+    if found is None:
+        return
+    margin = percent(found.margin)
+    if found.decision == EQUIVALENT:
+        compared = ", ".join(QUANTITIES[name] for name in found.shares)
+        yield passed(
+            "Like the retrained model",
+            f"On {plural(found.n, 'question')} {compared} differ from its own by "
+            f"less than {margin} of what was learned.",
+        )
+    elif found.decision == DIFFERENT:
+        parts = (
+            f"{percentage(share.value)} of what was learned by the {QUANTITIES[name]} "
+            f"(90 % interval {percentage(share.low)} to {percentage(share.high)})"
+            for name, share in outside(found).items()
+        )
+        yield caution(
+            "Not like the retrained model",
+            f"{'; '.join(parts)}: beyond the margin of {margin} around 0.",
+        )
+    else:
+        yield note(
+            "Too few questions to tell",
+            f"On {plural(found.n, 'question')} it is not shown that the model is like "
+            f"the retrained one to within {margin} of what was learned, nor that it is "
+            "not.",
+        )
+
+
 def _leak(after: Card) -> Iterator[Finding]:
     if found := _LEAKS.get(leak_of(after).css):
         yield found
@@ -95,11 +140,11 @@ def _quality(after: Card) -> Iterator[Finding]:
     quality = after.forget_quality
     if quality is None:
         return
-    if quality.value >= PASSED and leak_of(after).css in ("over", "leaks"):
+    if quality.value >= REJECTED and leak_of(after).css in ("over", "leaks"):
         yield caution(
             "Forget quality alone misleads",
-            "The test of truth ratios passes while PrivLeak does not: read them "
-            "together.",
+            "The test of truth ratios finds no difference where PrivLeak does: read "
+            "them together.",
         )
     if min(quality.n) < FEW:
         yield note(
@@ -114,8 +159,16 @@ def _utility(before: Card, after: Card) -> Iterator[Finding]:
     if not found or not found[0]:
         return
     left = found[1] / found[0]
-    if 1 - left > 0.1:
+    utility = after.model_utility
+    least = ((utility and utility.low) or 0.0) / found[0]
+    if 1 - left > LOST:
         yield caution("Utility lost", f"{percentage(1 - left)} of it is gone.")
+    elif 1 - least > LOST:
+        yield note(
+            "Utility",
+            f"{percentage(left)} is left, but its 95 % interval begins at "
+            f"{percentage(least)}.",
+        )
     else:
         yield passed("Utility kept", f"{percentage(left)} is left.")
 
@@ -165,7 +218,8 @@ def _rounding(left: float | None, found: Rounding) -> Finding:
     )
     if low - left > 0 and back.value - left > RETURNED:
         return caution(title, f"{there}; {codes}")
-    if high - left <= RETURNED:
+    few = back.low is None or found.models["after"].n_forget < FEWEST
+    if high - left <= RETURNED and not few:
         most = f"At most {percentage(RETURNED)} more comes back"
         return passed(title, f"{most}; {codes}")
     return note(title, f"{there}, which may be chance; {codes}")
@@ -176,7 +230,8 @@ def _relearning(left: float | None, found: Relearning, back: Estimate) -> Findin
         return note("Relearning", f"{_says_nothing(left)}.")
     assert back.value is not None
     low, high = ends(back)
-    level = "caution" if high < 0.5 else "pass" if low >= 0.5 else "note"
+    few = back.low is None or found.asked < FEWEST
+    level = "caution" if high < 0.5 else "note" if low < 0.5 or few else "pass"
     unsure = "; with so few questions that may be chance" if level == "note" else ""
     if back.value >= 1:
         gain = "gain no more than on the retrained model"

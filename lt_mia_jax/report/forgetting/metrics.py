@@ -4,12 +4,19 @@ A new measure is a field of `verification.records.Card` and one row here.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from lt_mia_jax.attacks.estimate import Estimate
 from lt_mia_jax.attacks.scores.table import CARD_FRACTION, LEARNED, SCORES, describe
+from lt_mia_jax.report.forgetting.likeness import (
+    QUANTITIES,
+    Tag,
+    leak_of,
+    likeness,
+)
 from lt_mia_jax.report.tables import (
     TOO_FEW,
     Cell,
@@ -22,10 +29,9 @@ from lt_mia_jax.report.tables import (
 from lt_mia_jax.report.wording import NBSP, signed
 from lt_mia_jax.verification.records import Card, ForgetQuality
 
-FAR = 25.0
-"""PrivLeak beyond this, in percent, is not what retraining gives."""
-PASSED = 0.05
-"""Forget quality above this passes the test of TOFU."""
+REJECTED = 0.05
+"""Forget quality below this tells a model from the retrained one. Above it nothing is
+shown: few questions tell no models apart."""
 
 Good = Literal["low", "high", "as retrained"]
 LOW, HIGH, SAME = "low", "high", "as retrained"
@@ -85,7 +91,8 @@ METRICS = {
         SAME,
         forget_quality=(
             "Forget quality",
-            "log10 p that truth ratios are a retrained model's; D is their distance",
+            "log10 p of the test that tells truth ratios from the retrained model's; D "
+            "is their distance",
             HIGH,
             1,
         ),
@@ -227,39 +234,18 @@ def attack_metric(attack: str, part: Literal["auc", "tpr"]) -> Metric:
     return Metric(part, f"{title} {label}", meaning, SAME, origin=origin, read=read)
 
 
-class Leak(NamedTuple):
-    """What PrivLeak says, in a few words, and its CSS class."""
+def share_metrics(cards: Sequence[Card]) -> list[Metric]:
+    """A row for each quantity of the test of equivalence."""
 
-    words: str = ""
-    css: str = ""
+    def read(card: Card, name: str) -> Estimate | None:
+        found = card.equivalence and card.equivalence.shares.get(name)
+        return Estimate(found.value, found.low, found.high) if found else None
 
-
-def leak_of(card: Card) -> Leak:
-    """What PrivLeak says of a model.
-
-    The words follow the interval where there is one: one that reaches into the band
-    around 0 makes them careful, and they have no class.
-    """
-    found = card.priv_leak
-    if found is None or found.value is None:
-        return Leak()
-    low, high = ends(found)
-    if low > FAR:
-        return Leak("over-forgotten", "over")
-    if high < -FAR:
-        return Leak("still recognized", "leaks")
-    if low >= -FAR and high <= FAR:
-        return Leak("as retrained", "even")
-    if abs(found.value) <= FAR:
-        return Leak("undecided")
-    return Leak("rather over-forgotten" if found.value > 0 else "rather recognized")
-
-
-def ends(found: Estimate) -> tuple[float, float]:
-    """Ends of an interval; both are the value where there is none."""
-    assert found.value is not None
-    low, high = found.low, found.high
-    return found.value if low is None else low, found.value if high is None else high
+    return [
+        Metric(name, label, "", SAME, read=partial(read, name=name))
+        for name, label in QUANTITIES.items()
+        if any(read(card, name) for card in cards)
+    ]
 
 
 def over_seeds(metric: Metric, cards: Sequence[Card]) -> Estimate:
@@ -284,10 +270,13 @@ def card_cell(metric: Metric, cards: Sequence[Card], span: Span | None = None) -
         return TOO_FEW if refused else Cell(strong=True)
     origin = min(max(metric.origin, span[0]), span[1]) if span else 0.0
     shown = estimate_cell(found, digits=metric.digits, span=span, origin=origin)
+    if metric.name == "forget_knowledge_left":
+        words, css = likeness([card.equivalence for card in cards])
+        return shown._replace(tag=words, tag_css=css)
     if metric.name != "priv_leak":
         return shown
     leaks = {leak_of(card) for card in cards}
-    leak = leaks.pop() if len(leaks) == 1 else Leak("differs by seed")
+    leak = leaks.pop() if len(leaks) == 1 else Tag("differs by seed")
     return shown._replace(tag=leak.words, tag_css=leak.css)
 
 
@@ -295,14 +284,13 @@ def _quality_cell(found: Sequence[ForgetQuality]) -> Cell:
     log = float(np.mean([each.log10 for each in found]))
     distance = float(np.mean([each.distance for each in found]))
     floor = any(each.note for each in found)
-    passes = all(each.log10 >= np.log10(PASSED) for each in found)
     return Cell(
         log,
         signed(f"{log:.1f}"),
         f"D {distance:.2f}",
         strong=True,
-        tag="floor" if floor else "passes" if passes else "",
-        tag_css="leaks" if floor else "even",
+        tag="floor" if floor else "",
+        tag_css="leaks" if floor else "",
     )
 
 

@@ -26,17 +26,22 @@ from lt_mia_jax.report.forgetting.metrics import (
     card_cell,
     metric_of,
     metric_rows,
+    share_metrics,
 )
 from lt_mia_jax.report.forgetting.verdict import verdict
 from lt_mia_jax.report.fragments import asset, show
 from lt_mia_jax.report.panels import Page, Panel, Place, Tile, article, contents
 from lt_mia_jax.report.tables import Column, Table
 from lt_mia_jax.report.wording import NBSP
+from lt_mia_jax.verification.metrics.equivalence import MARGIN
 from lt_mia_jax.verification.records import Card, UnlearningRun
 
 _CAPTIONS = {
     "what-is-left": "What is left of the forgotten texts. Good is what the retrained "
     f"model has, not less; brackets are 95{NBSP}% intervals over questions.",
+    "like-retrained": "What is left of what was learned, 0 as retrained and 1 as "
+    f"before; brackets are 90{NBSP}% intervals. A model is as retrained where all of "
+    f"them lie within {MARGIN:g} of 0.",
     "what-is-kept": "What is left of everything else; more is better.",
     "what-leaks": "What an attacker still sees: forgotten texts against texts that no "
     "model has seen. An AUC far from the retrained model's, on either side, leaks.",
@@ -79,6 +84,7 @@ def _numbers(run: UnlearningRun, place: Place) -> Markup:
     ]
     parts: dict[str, Sequence[Metric]] = {
         "what-is-left": METRICS["left"],
+        "like-retrained": share_metrics(cards),
         "what-is-kept": METRICS["kept"],
         "what-leaks": [*METRICS["leaks"], *attacks],
         "muse": METRICS["muse"],
@@ -86,7 +92,9 @@ def _numbers(run: UnlearningRun, place: Place) -> Markup:
     }
     tables = []
     for anchor, metrics in parts.items():
-        corner = "Part" if anchor == "parts-of-utility" else "Metric"
+        corner = {"parts-of-utility": "Part", "like-retrained": "Share left"}.get(
+            anchor, "Metric"
+        )
         columns = [Column(corner, kind="text"), *map(Column, names)]
         if rows := metric_rows(metrics, cards):
             table = Table(place.id(anchor), _CAPTIONS[anchor], columns, rows)

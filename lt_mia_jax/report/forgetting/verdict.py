@@ -2,9 +2,16 @@
 
 from collections.abc import Iterator
 
-from lt_mia_jax.report.forgetting.metrics import FAR, PASSED, leak_of, metric_of
-from lt_mia_jax.report.wording import NBSP, percentage, plural, signed, unit
-from lt_mia_jax.verification.records import Card, UnlearningRun
+from lt_mia_jax.report.forgetting.likeness import FAR, QUANTITIES, leak_of, outside
+from lt_mia_jax.report.forgetting.metrics import REJECTED, metric_of
+from lt_mia_jax.report.wording import NBSP, percent, percentage, plural, signed, unit
+from lt_mia_jax.verification.records import (
+    DIFFERENT,
+    EQUIVALENT,
+    Card,
+    Equivalence,
+    UnlearningRun,
+)
 
 _KEPT = {
     "model_utility": ("utility", "Model utility is {new}; it was {old} before."),
@@ -45,18 +52,42 @@ def _did(before: Card, after: Card) -> str:
         )
     if css == "leaks":
         return "left traces: the forgotten texts are still recognized"
-    if quality is None:
-        old, new = before.forget_probability.value, after.forget_probability.value
-        return (
-            f"brought the probability of the forgotten answers from {unit(old, 2)} to "
-            f"{unit(new, 2)}"
-        )
-    if quality.value < PASSED:
+    found = after.equivalence
+    if found is not None and found.decision == DIFFERENT:
+        return _differs(found)
+    if quality is not None and quality.value < REJECTED:
         return "left a model that truth ratios tell from one that never saw the texts"
-    return (
-        "left the model like one that never saw the texts, as far as the test of truth "
-        "ratios can tell"
+    if found is not None and found.decision == EQUIVALENT:
+        return (
+            f"left the model like one that never saw the texts: on {found.n} questions "
+            f"they differ by less than {percent(found.margin)} of what was learned"
+        )
+    old, new = before.forget_probability.value, after.forget_probability.value
+    changed = (
+        f"brought the probability of the forgotten answers from {unit(old, 2)} to "
+        f"{unit(new, 2)}"
     )
+    if found is None:
+        return changed
+    are = "is" if found.n == 1 else "are"
+    return (
+        f"{changed}, and {plural(found.n, 'question')} {are} too few to tell whether "
+        "that is as after retraining"
+    )
+
+
+def _differs(found: Equivalence) -> str:
+    """How a model differs from the retrained one."""
+    beyond = outside(found)
+    for name in ("probability", "log_probability"):
+        if name not in beyond:
+            continue
+        if beyond[name].value < 0:
+            return "made the model forget more than one that never saw the texts"
+        left = percentage(found.shares["probability"].value)
+        return f"left {left} of what the model knew beyond one that never saw the texts"
+    by = QUANTITIES[next(iter(beyond))]
+    return f"left a model that {by} tells from one that never saw the texts"
 
 
 def _utility(before: Card, after: Card) -> str:
@@ -110,8 +141,11 @@ def _quality(after: Card) -> Iterator[str]:
             f"Truth ratios do not overlap those of the retrained model ({shown}): the "
             "value is the floor of the test and not a degree."
         )
-    elif found.value >= PASSED:
-        yield f"Truth ratios could be those of the retrained model ({shown})."
+    elif found.value >= REJECTED:
+        yield (
+            "The test of truth ratios does not tell the model from the retrained one "
+            f"({shown}); that is no evidence that they are alike."
+        )
     else:
         yield f"Truth ratios are not those of the retrained model ({shown})."
 

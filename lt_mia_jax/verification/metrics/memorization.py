@@ -87,7 +87,8 @@ def exact_memorization(
     OpenUnlearning, arXiv 2506.12618.
     """
     stats = _host(stats)
-    return _mean(stats.match.astype(np.float64), _answer(stats, drop_final))
+    counted = without_last(stats.valid, drop_final)
+    return _mean(stats.match.astype(np.float64), counted)
 
 
 def extraction_strength(
@@ -103,7 +104,7 @@ def extraction_strength(
     Source: Carlini et al., arXiv 2012.07805; OpenUnlearning, arXiv 2506.12618.
     """
     stats = _host(stats)
-    answer = _answer(stats, drop_final)
+    answer = without_last(stats.valid, drop_final)
     position = answer.cumsum(axis=1)  # 1, 2, ... on scored tokens
     prefix = np.where(answer & ~stats.match, position, 0).max(axis=1)
     length = answer.sum(axis=1)
@@ -151,10 +152,13 @@ def _host(stats: AnswerStatistics) -> AnswerStatistics:
     return AnswerStatistics(nll, match, np.asarray(stats.rank), valid)
 
 
-def _answer(stats: AnswerStatistics, drop_final: DropFinal) -> Bool[np.ndarray, "B T"]:
-    dropped = np.broadcast_to(drop_final, len(stats.valid)).astype(int)
-    position = stats.valid.cumsum(axis=1)
-    return stats.valid & (position <= position[:, -1:] - dropped[:, None])
+def without_last(
+    valid: Bool[np.ndarray, "B T"], drop: DropFinal
+) -> Bool[np.ndarray, "B T"]:
+    """The marks of `valid` without the last one of each row, where `drop` says so."""
+    dropped = np.broadcast_to(drop, len(valid)).astype(int)
+    position = valid.cumsum(axis=1)
+    return valid & (position <= position[:, -1:] - dropped[:, None])
 
 
 def _mean(x: np.ndarray, where: np.ndarray) -> PerItem:

@@ -138,12 +138,13 @@ def model_utility(parts: Mapping[str, float]) -> float:
 
 
 def forget_quality(unlearned: Values, retrained: Values) -> ForgetQuality:
-    """Whether truth ratios on the forget set could be those of a retrained model.
+    """Whether truth ratios on the forget set tell a model from the retrained one.
 
-    Compares R of the forget items under the unlearned model and under the one trained
-    without them. The test reads ranks only: R and 1 / R give the same result. With ties
-    the exact p is conservative. Power grows with the number of items; use at least 80,
-    and never read it alone: an over-unlearned model can pass on few items.
+    A large p is no evidence of equality, which `equivalence` tests. Compares R of the
+    forget items under the unlearned model and under the one trained without them. The
+    test reads ranks only: R and 1 / R give the same result. With ties the exact p is
+    conservative. Power grows with the number of items; use at least 80, and never read
+    it alone: an over-unlearned model can pass on few items.
 
     Source: TOFU, arXiv 2401.06121, section 2.2; exact null distribution as in SciPy
     (Hodges 1958).
