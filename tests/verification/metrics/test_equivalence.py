@@ -104,6 +104,22 @@ def test_every_quantity_must_be_equivalent():
     assert found.shares["exact_memorization"].low > MARGIN
 
 
+def test_quantities_share_the_error_of_a_difference():
+    said = set()
+    for left in np.linspace(0.25, 0.5, 60):
+        sides, rest = models(8, left), models(8, 0.0, noise=0.02)
+        one = [x["probability"] for x in sides]
+        both = [
+            x | {"exact_memorization": y["probability"]}
+            for x, y in zip(sides, rest, strict=True)
+        ]
+        p = one_sided(*one, MARGIN)[0]
+        decisions = [equivalence(*each).decision for each in (sides, both)]
+        assert [each == DIFFERENT for each in decisions] == [p < 0.05, p < 0.025]
+        said |= {tuple(decisions)}
+    assert (DIFFERENT, TOO_FEW) in said
+
+
 def test_quantities_without_a_scale():
     original, unlearned, retrained = models(30, 0.0, noise=0.02)
     flat = {"truth_ratio": np.ones(30)}
