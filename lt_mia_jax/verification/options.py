@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -53,6 +53,11 @@ class Evaluation:
 
     quantize: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--quantise"])] = ()
     """Numbers of bits, such as 8 4: round the weights and measure what comes back."""
+
+    grid: Literal["bitsandbytes", "channel"] = "bitsandbytes"
+    """How --quantize rounds. bitsandbytes: as the published attack, 4 bits are FP4 in
+    blocks of 64 and 8 bits the weights of LLM.int8(). channel: whole numbers of any
+    number of bits, one scale for each output channel."""
 
     relearn: bool = False
     """Teach half of the forgotten questions (64 at most) again: do others come back?"""

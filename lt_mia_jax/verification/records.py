@@ -238,11 +238,18 @@ class LayerSimilarity:
     models: Mapping[str, tuple[float, ...]]
 
 
+Grid = Literal["bitsandbytes", "channel"]
+"""How weights are rounded: to FP4 in blocks or the weights of LLM.int8(), as
+bitsandbytes does, or to whole numbers by output channel."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rounding:
     """Models with their weights rounded alike."""
 
     bits: Count
+    grid: Grid = "channel"
+    """Earlier files know of no other one."""
     changed_codes: float
     """Fraction of the rounded weights that unlearning changed."""
     models: Mapping[str, Card]

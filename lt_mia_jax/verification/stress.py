@@ -26,7 +26,7 @@ from lt_mia_jax.verification.metrics.robustness import (
     relearning_area,
     relearning_robustness,
 )
-from lt_mia_jax.verification.records import Relearning, Rounding
+from lt_mia_jax.verification.records import Grid, Relearning, Rounding
 
 STEPS = (0, 1, 2, 5, 10)
 """After how many updates a relearning curve has a point."""
@@ -39,11 +39,29 @@ def spread(rows: Sequence[Question], most: int) -> list[Question]:
     return [rows[i] for i in kept]
 
 
+def check_grid(bits: int, grid: Grid) -> None:
+    """Whether a grid has so many bits.
+
+    Raises:
+      InputError: it has not.
+    """
+    if not 2 <= bits <= 16:
+        raise InputError(
+            f"--quantize {bits}: expected numbers of bits from 2 to 16, such as 8 4"
+        )
+    if grid == "bitsandbytes" and bits not in (4, 8):
+        raise InputError(
+            f"--quantize {bits}: bitsandbytes rounds to 8 or 4 bits; give --grid "
+            "channel for other numbers"
+        )
+
+
 def rounding_card(
     models: Mapping[str, EvaluatedModel],
     rows: Sequence[Question],
     bits: int,
     *,
+    grid: Grid = "bitsandbytes",
     seed: int = 0,
 ) -> Rounding:
     """What models with rounded weights know of forgotten questions.
@@ -52,10 +70,19 @@ def rounding_card(
     forgetting: 1 is what the rounded model before unlearning knows. The models are
     `before`, `after`, and `retrained` if there is one.
 
+    Only weights are rounded: of LLM.int8() the activations stay as they are.
+
+    Raises:
+      InputError: the grid has no such number of bits.
+
     Source: Catastrophic Failure of LLM Unlearning via Quantization, arXiv 2410.16454.
     """
+    check_grid(bits, grid)
+    fp4 = grid == "bitsandbytes" and bits == 4
     items = {
-        name: examine(model._replace(params=quantize(model.params, bits)), rows)
+        name: examine(
+            model._replace(params=quantize(model.params, bits, fp4=fp4)), rows
+        )
         for name, model in models.items()
     }
     recovered = None
@@ -64,8 +91,9 @@ def rounding_card(
         recovered = knowledge_left(*(items[n].probability for n in order), seed=seed)
     return Rounding(
         bits=bits,
+        grid=grid,
         changed_codes=changed_codes(
-            models["before"].params, models["after"].params, bits
+            models["before"].params, models["after"].params, bits, fp4=fp4
         ),
         models={
             name: report_card(Measured({"forget": found}))

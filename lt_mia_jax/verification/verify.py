@@ -71,12 +71,8 @@ def read_material(
     Raises:
       InputError: a flag or a file cannot be used, or texts stand where they must not.
     """
-    wrong = [bits for bits in options.quantize if not 2 <= bits <= 16]
-    if wrong:
-        raise InputError(
-            f"--quantize {' '.join(map(str, wrong))}: expected numbers of bits from 2 "
-            "to 16, such as 8 4"
-        )
+    for bits in options.quantize:
+        stress.check_grid(bits, options.grid)
     if not 0 < options.risk_level < 1:
         raise InputError(
             f"--risk-level {options.risk_level}: expected a fraction between 0 and 1"
@@ -217,7 +213,8 @@ def verify(
         if similar
         else None,
         rounded=tuple(
-            stress.rounding_card(models, rows, bits) for bits in options.quantize
+            stress.rounding_card(models, rows, bits, grid=options.grid)
+            for bits in options.quantize
         ),
         relearning=stress.relearning_card(models, rows) if options.relearn else None,
         notes=tuple(dict.fromkeys(n for card in cards.values() for n in card.notes)),

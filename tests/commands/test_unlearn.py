@@ -194,6 +194,7 @@ def test_a_report_beside_the_retrained_model(world, tmp_path, capsys):
     assert np.mean(said) == pytest.approx(after["forget_probability"]["value"])
     assert len(found["layers"]["forget"]["models"]["after"]) == 2
     assert [each["bits"] for each in found["rounded"]] == [4]
+    assert [each["grid"] for each in found["rounded"]] == ["bitsandbytes"]
     assert len(found["relearning"]["models"]["retrained"]) == 5
     two.mkdir()
     (two / "card.json").write_text((one / "card.json").read_text())
@@ -335,6 +336,7 @@ def test_mistakes_are_one_clear_line(world, tmp_path, capsys, monkeypatch):
         "expected one of": (("--method", "nope"), {}),
         "'inverted' in every row": (("--method", "meow"), {"forget": bare}),
         "numbers of bits from 2": (("--quantise", "4", "32"), {"report": True}),
+        "bitsandbytes rounds to 8 or 4": (("--quantize", "3"), {"report": True}),
         "--retrained: ": (("--retrained", str(tmp_path / "no")), {"report": True}),
         "--reference: ": (("--reference", str(tmp_path / "no")), {"report": True}),
         "diverged at step": (("--learning-rate", "1e30"), {}),

@@ -24,7 +24,7 @@ def test_rounding_and_relearning(subjects, splits):
     assert curve[1].mean() > 1.5 * start
     one, other = subjects
     three = {"before": one, "after": other, "retrained": other}
-    entry = stress.rounding_card(three, rows, 16)
+    entry = stress.rounding_card(three, rows, 16, grid="channel")
     assert entry.recovered is None  # neither model knows anything
     assert set(entry.models) == set(three)
     entry = stress.relearning_card(three, rows)

@@ -202,6 +202,8 @@ def _says_nothing(left: float) -> str:
 
 def _rounding(left: float | None, found: Rounding) -> Finding:
     title = f"Rounded to {found.bits} bits"
+    if found.grid == "bitsandbytes":
+        title += " as by bitsandbytes"
     codes = (
         f"{percentage(found.changed_codes)} of the rounded weights changed under "
         "unlearning."

@@ -21,11 +21,18 @@ from lt_mia_jax.verification.metrics.checks import Values, number, per_item, sam
 Weight = Float[Array | np.ndarray, "..."]
 
 
+FP4_BLOCK = 64
+"""Weights that share a scale in `fp4`."""
+_FP4 = (0.0, 0.0625 / 12, 2 / 12, 3 / 12, 4 / 12, 6 / 12, 8 / 12, 1.0)
+"""Sizes of bitsandbytes's 4-bit floats, beside a sign."""
+
+
 def quantize(
     params: Params,
     bits: int,
     *,
     group_size: int | None = None,
+    fp4: bool = False,
     patterns: Sequence[str] = (),
 ) -> Params:
     """`params` with its matrices rounded to nearest on a symmetric grid of `bits` bits.
@@ -35,11 +42,16 @@ def quantize(
     float32, returned in the dtype of the leaf; rounding float32 leaves again changes no
     bit. Other leaves are the same arrays.
 
+    8 bits by channel are the weights of LLM.int8() (bitsandbytes); its activations, of
+    which it rounds all but outliers, are not rounded here.
+
     Args:
       params: kernels are (..., inputs, outputs). Merge adapters first.
       bits: 2 to 16.
       group_size: inputs that share a scale, such as 128; a last group may be shorter.
         None is the whole channel.
+      fp4: the 4-bit floats of bitsandbytes: `s = max|w|` over each 64 weights in the
+        order of outputs by inputs, and `w / s` rounded to the nearest of `_FP4`.
       patterns: globs of the leaves to round; each must match. Empty takes the matrices
         of the layers: embeddings, norms and the head stay.
 
@@ -47,12 +59,13 @@ def quantize(
       InputError: bits or group size out of range, a pattern that matches nothing, or a
         match that is not a matrix.
 
-    Source: Catastrophic Failure of LLM Unlearning via Quantization, arXiv 2410.16454
-    (round to nearest).
+    Source: Catastrophic Failure of LLM Unlearning via Quantization, arXiv 2410.16454,
+    whose experiments load models by bitsandbytes in FP4 and LLM.int8(), arXiv
+    2208.07339.
     """
     flat = flatten(params)
-    for name in _matrices(flat, bits, group_size, patterns):
-        flat[name] = _rounded(flat[name], _levels(bits), group_size, _inputs(name))
+    for name in _matrices(flat, bits, group_size, fp4, patterns):
+        flat[name] = _rounded(flat[name], _levels(bits), group_size, fp4, _inputs(name))
     return unflatten(flat)
 
 
@@ -62,6 +75,7 @@ def changed_codes(
     bits: int,
     *,
     group_size: int | None = None,
+    fp4: bool = False,
     patterns: Sequence[str] = (),
 ) -> float:
     """Fraction of weights whose rounded code differs between two trees.
@@ -83,9 +97,9 @@ def changed_codes(
             "architecture"
         )
     changed = total = 0
-    for name in _matrices(first, bits, group_size, patterns):
+    for name in _matrices(first, bits, group_size, fp4, patterns):
         counts, finite = _count_changed(
-            first[name], second[name], _levels(bits), group_size, _inputs(name)
+            first[name], second[name], _levels(bits), group_size, fp4, _inputs(name)
         )
         if not bool(finite):
             raise InputError(f"{name} is not finite; the model has diverged")
@@ -175,46 +189,63 @@ def _divide(x: Float[Array, "..."], by: Float[Array, "..."]) -> Float[Array, "..
     return x / jax.lax.optimization_barrier(jnp.broadcast_to(by, x.shape))
 
 
-@partial(jax.jit, static_argnums=(2, 3))
+@partial(jax.jit, static_argnums=(2, 3, 4))
 def _rounded(
-    weight: Weight, levels: Float[Array, ""], group_size: int | None, inputs: int
+    weight: Weight,
+    levels: Float[Array, ""],
+    group_size: int | None,
+    fp4: bool,
+    inputs: int,
 ) -> Float[Array, "..."]:
-    codes, scales = _codes(weight, levels, group_size, inputs)
+    codes, scales = _codes(weight, levels, group_size, fp4, inputs)
     return (codes * scales).astype(weight.dtype)
 
 
-@partial(jax.jit, static_argnums=(3, 4))
+@partial(jax.jit, static_argnums=(3, 4, 5))
 def _count_changed(
     before: Weight,
     after: Weight,
     levels: Float[Array, ""],
     group_size: int | None,
+    fp4: bool,
     inputs: int,
 ) -> tuple[Int[Array, "..."], Bool[Array, ""]]:
     """Number of different codes in each matrix, and whether all scales are finite."""
-    a, s = _codes(before, levels, group_size, inputs)
-    b, t = _codes(after, levels, group_size, inputs)
+    a, s = _codes(before, levels, group_size, fp4, inputs)
+    b, t = _codes(after, levels, group_size, fp4, inputs)
     # One count a matrix: that of a whole stack may not fit 32 bits.
     return (a != b).sum(axis=(-2, -1)), jnp.isfinite(s).all() & jnp.isfinite(t).all()
 
 
 def _codes(
-    weight: Weight, levels: Float[Array, ""], group_size: int | None, inputs: int
+    weight: Weight,
+    levels: Float[Array, ""],
+    group_size: int | None,
+    fp4: bool,
+    inputs: int,
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Codes (whole numbers) and, of the same shape, the scale of each."""
-    w = jnp.moveaxis(jnp.asarray(weight).astype(jnp.float32), inputs, -1)
-    size = group_size or w.shape[-1]
+    """Codes (whole numbers, or `_FP4`) and, of the same shape, the scale of each."""
+    moved = jnp.moveaxis(jnp.asarray(weight).astype(jnp.float32), inputs, -1)
+    # Blocks of bitsandbytes run on from one output to the next.
+    w = moved.reshape(*moved.shape[:-2], -1) if fp4 else moved
+    size = FP4_BLOCK if fp4 else group_size or w.shape[-1]
     missing = -w.shape[-1] % size
     padded = jnp.pad(w, [(0, 0)] * (w.ndim - 1) + [(0, missing)])
     grouped = padded.reshape(*w.shape[:-1], -1, size)
-    scale = _divide(jnp.abs(grouped).max(axis=-1, keepdims=True), levels)
+    top = jnp.abs(grouped).max(axis=-1, keepdims=True)
+    scale = top if fp4 else _divide(top, levels)
     # A group of zeros has scale 0 and codes 0.
-    steps = jnp.round(_divide(grouped, jnp.where(scale > 0, scale, 1.0)))
-    codes = jnp.clip(steps, -levels, levels)
+    steps = _divide(grouped, jnp.where(scale > 0, scale, 1.0))
+    if fp4:
+        sizes = jnp.array(_FP4, jnp.float32)
+        nearest = jnp.searchsorted((sizes[1:] + sizes[:-1]) / 2, jnp.abs(steps))
+        codes = jnp.sign(steps) * sizes[nearest]
+    else:
+        codes = jnp.clip(jnp.round(steps), -levels, levels)
 
     def back(x: Array) -> Array:
         flat = x.reshape(padded.shape)[..., : w.shape[-1]]
-        return jnp.moveaxis(flat, -1, inputs)
+        return jnp.moveaxis(flat.reshape(moved.shape), -1, inputs)
 
     return back(codes), back(jnp.broadcast_to(scale, grouped.shape))
 
@@ -225,10 +256,19 @@ def _inputs(name: str) -> int:
 
 
 def _matrices(
-    flat: Params, bits: int, group_size: int | None, patterns: Sequence[str]
+    flat: Params,
+    bits: int,
+    group_size: int | None,
+    fp4: bool,
+    patterns: Sequence[str],
 ) -> list[str]:
     if not 2 <= bits <= 16:
         raise InputError(f"bits is {bits}; expected 2 to 16")
+    if fp4 and (bits, group_size) != (4, None):
+        raise InputError(
+            f"fp4 with bits {bits} and group_size {group_size}; expected 4 bits and no "
+            f"group size: its blocks are of {FP4_BLOCK} weights"
+        )
     if group_size is not None and group_size < 1:
         raise InputError(f"group_size is {group_size}; expected at least 1, or None")
     if patterns:

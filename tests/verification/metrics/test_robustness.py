@@ -209,3 +209,99 @@ def test_bad_input_is_told():
         robustness.relearning_area([0, 1], np.array([0, np.nan]), np.ones(2))
     with pytest.raises(InputError, match="the unlearned model is NaN"):
         robustness.relearning_robustness(np.array([0.0, np.nan]), np.zeros(2))
+
+
+BNB_FP4 = bytes.fromhex(
+    "02f6e753c4966cead9ee45211667f32d61e434ff3f16e1aadee67db26666ca2a"
+    "e617d4c9ee6db1e64c766c242ce67cd47eee66adf664aaa416e23c41b57664a7"
+    "e196663ac66643a6e664db89699ab2ce3661ee3ad71662277ee1dd4496671f5f"
+    "e9623a66bc69eeb34666e2a5e66e4a341666231616fba261"
+)
+"""Codes that bitsandbytes 0.50.2 gives `peer_weight`, outputs by inputs, two a byte."""
+BNB_INT8 = bytes.fromhex(
+    "0052e312ed1b3577cd30fb101ad3ebabb7f6f2ea2b3a6507050e0c1de27f5ec7"
+    "0c09e6327630dee173e40a13f307b1a0c6e7eb131ebc836b14150d18d4965cb2"
+    "e8130b25b52bd9fce8ee18bf8102f11728d41c130cd85d285ed8ec131ecdca27"
+    "20e8f4ea0c0ea5c7e0130b2ba2aaa32a0710f34a7fcf2e03963d1c10142b9923"
+    "ef02f6131a0c6a9ad0170d0e296fa20ce9110c2cbd8100f80dfbffac8652d1eb"
+    "7e0d1a09f2eb7f8ab52202170f60631f27eaef01adae3b3af61112270ce052e0"
+    "ebf6136a7c98191193cf14f9e8ed817f25160b18f45b9a41f41113e829996b2c"
+    "050e170b6a6a0a140816dd90a54f0c07"
+)
+"""The same of its LLM.int8(), which takes float16."""
+FP4 = np.array([0, 0.0625, 8, 12, 4, 6, 2, 3]) / 12
+"""Sizes by the last three bits of a code; the first is the sign."""
+
+
+def peer_weight():
+    """Inputs by outputs, with blocks that run on from one output to the next."""
+    n = np.arange(240, dtype=np.float64)
+    x = np.sin(n**1.5) * np.exp(np.cos(n / 7))
+    return x.reshape(40, 6).astype(np.float32)
+
+
+def fp4_oracle(weight):
+    """Each weight alone, in float64: the nearest size, times the largest of its 64."""
+    flat = weight.astype(np.float64).swapaxes(-1, -2).reshape(-1)
+    found = np.empty_like(flat)
+    for i, x in enumerate(flat):
+        start = i - i % 64
+        top = np.abs(flat[start : start + 64]).max()
+        grid = np.sort(FP4) * top
+        found[i] = np.sign(x) * grid[np.abs(grid - abs(x)).argmin()]
+    turned = weight.swapaxes(-1, -2).shape
+    return found.reshape(turned).swapaxes(-1, -2)
+
+
+def rounded(weight, bits, **settings):
+    params = unflatten({KERNEL: jnp.asarray(weight)})
+    return np.asarray(flatten(robustness.quantize(params, bits, **settings))[KERNEL])
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 3), (40, 6), (10, 5), (1, 1)])
+def test_fp4_equals_its_definition(inputs, outputs):
+    weight = np.random.default_rng(inputs).normal(size=(2, inputs, outputs))
+    weight = weight.astype(np.float32)
+    found = rounded(weight, 4, fp4=True)
+    for layer, each in zip(weight, found, strict=True):
+        np.testing.assert_allclose(each, fp4_oracle(layer), rtol=1e-6)
+    np.testing.assert_array_equal(rounded(found, 4, fp4=True), found)
+    assert not rounded(np.zeros((2, 8, 8), np.float32), 4, fp4=True).any()
+
+
+def test_fp4_is_that_of_bitsandbytes():
+    codes = np.frombuffer(BNB_FP4, np.uint8)
+    codes = np.stack([codes >> 4, codes & 15], axis=1).reshape(-1)
+    values = FP4[codes & 7] * np.where(codes & 8, -1, 1)
+    flat = peer_weight().T.reshape(-1)
+    tops = [np.abs(flat[i : i + 64]).max() for i in range(0, 240, 64)]
+    expected = (values * np.repeat(tops, 64)[:240]).reshape(6, 40).T
+    np.testing.assert_allclose(rounded(peer_weight()[None], 4, fp4=True)[0], expected)
+
+
+def test_eight_bits_by_channel_are_the_weights_of_llm_int8():
+    weight = peer_weight().astype(np.float16).astype(np.float32)
+    codes = np.frombuffer(BNB_INT8, np.int8).reshape(6, 40).T
+    found = rounded(weight[None], 8)[0]
+    steps = found / (np.abs(weight).max(axis=0) / 127)
+    np.testing.assert_array_equal(np.round(steps), codes)
+
+
+def test_changed_codes_of_fp4_are_counted():
+    rng = np.random.default_rng(8)
+    before = rng.normal(size=(1, 64, 4)).astype(np.float32)
+    after = before + 0.05 * rng.normal(size=before.shape).astype(np.float32)
+    trees = [unflatten({KERNEL: jnp.asarray(x)}) for x in (before, after)]
+    sizes = [
+        fp4_oracle(x[0]) / np.abs(x[0]).max(axis=0) for x in (before, after)
+    ]  # 64 inputs are one block
+    share = (np.abs(sizes[0] - sizes[1]) > 1e-6).mean()
+    assert 0 < share < 1
+    assert robustness.changed_codes(*trees, 4, fp4=True) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("settings", [(8, {}), (4, {"group_size": 64})])
+def test_fp4_has_four_bits_in_blocks(settings):
+    bits, rest = settings
+    with pytest.raises(InputError, match="fp4 with bits"):
+        robustness.quantize(tree(), bits, fp4=True, **rest)
