@@ -99,6 +99,7 @@ def refuse(source: Any, problems: Sequence[str], fix: str = "") -> None:
 
 
 _LARGEST = 2**63 - 1
+_FLOATS = (float, float | None)
 _EXPECTED = {
     str: "a string",
     int: "an integer",
@@ -116,6 +117,8 @@ class _Decoder:
         self.problems: list[str] = []
 
     def decode(self, hint: Any, value: Any, where: str) -> Any:
+        if type(value) is float and hint in _FLOATS and math.isfinite(value):
+            return value  # most values of large files
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
         if hint is Any:
             return value
@@ -274,9 +277,9 @@ def _flag_problems(name: str, hint: Any, value: Any) -> Iterator[str]:
     ranges = [x for x in _extras(hint) if isinstance(x, Range)]
     if isinstance(value, int | float) and not isinstance(value, bool):
         usual = _INTEGER if isinstance(value, int) else _FINITE
-        for allowed in ranges or [usual]:
-            if not allowed.holds(value):
-                yield f"{name} is {str(value)[:40]}, expected {allowed.expected}"
+        wrong = [each for each in (*ranges, usual) if not each.holds(value)]
+        if wrong:
+            yield f"{name} is {str(value)[:40]}, expected {wrong[0].expected}"
     if isinstance(value, str | Path):
         wrong = _text_problem(str(value))
         if not wrong and (isinstance(value, Path) or INPUT in _extras(hint)):
@@ -308,10 +311,12 @@ def _text_problem(value: str) -> str:
 
 def _path_problem(value: str) -> str:
     try:
-        os.lstat(value)
+        os.stat(value)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             return f"{value[:40]}... is too long for a path; expected a shorter one"
+        if error.errno == errno.ELOOP:
+            return f"{value} is a link to itself; expected one to a file or folder"
     return ""
 
 

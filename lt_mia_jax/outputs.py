@@ -350,4 +350,5 @@ def _matches(name: str, names: Iterable[str]) -> bool:
 def _same(one: Path, two: Path) -> bool:
     if one.exists() and two.exists():
         return one.samefile(two)
-    return one.resolve() == two.resolve()
+    # Not `resolve`, which raises for a link to itself.
+    return os.path.realpath(one) == os.path.realpath(two)

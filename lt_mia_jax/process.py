@@ -60,6 +60,8 @@ def log_progress() -> None:
         level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True
     )
     logging.getLogger("lt_mia_jax").setLevel(logging.INFO)
+    # It logs what it also raises.
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)
 
 
 def use_machine() -> None:

@@ -253,9 +253,9 @@ def score_published(
         edge += formulas.count_ez_edge_cases(statistics)
     return ScoredTexts(
         name=store.name,
-        target=store.meta["target"],
-        reference=store.meta["reference"],
-        corpus=store.meta["corpus"],
+        target=store.meta.get("target", ""),
+        reference=store.meta.get("reference", ""),
+        corpus=store.meta.get("corpus", ""),
         ids=[store.ids[row] for row in rows],
         n_tokens=np.concatenate(tokens),
         scores=_joined(scores),
@@ -292,8 +292,8 @@ def score_combination(
         published,
         scores={LEARNED: score_store(attack, store, rows), **published.scores},
         unseen=not any(
-            store.meta["reference"] == other["reference"]
-            or store.meta["corpus"] == other["corpus"]
+            store.meta.get("reference") == other.get("reference")
+            or store.meta.get("corpus") == other.get("corpus")
             for other in seen
         ),
     )

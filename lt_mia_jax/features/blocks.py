@@ -116,6 +116,11 @@ def read_block(path: Path) -> Block:
         missing = {*_FIELDS, "columns", "following", "hits"} - set(arrays)
         if missing:
             raise ValueError(f"no array {', '.join(sorted(missing))}")
+        rows = {len(x) for name, x in arrays.items() if name != "hits"}
+        if rows != {int(n_steps.sum())} or (n_steps < 0).any():
+            raise ValueError(f"arrays of {sorted(rows)} rows for {n_steps.sum()} steps")
+        if not len(n_steps) == len(first) == len(lower):
+            raise ValueError(f"{len(n_steps)}, {len(first)}, {len(lower)} texts")
     except (AttributeError, OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: not a readable block of a feature store ({error}); extract again"

@@ -14,19 +14,81 @@ normalized rank by at most 0.0003. Differences beyond 65,504 are clipped to it. 
 k = 20 a text of 127 steps takes 31.4 kB instead of the 78.8 kB of plain 32-bit columns.
 """
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.configs import read_record, refuse
+from lt_mia_jax.errors import InputError, between
 from lt_mia_jax.features.blocks import Block, read_block
 from lt_mia_jax.features.layout import FeatureLayout
 from lt_mia_jax.features.lt_mia import assemble
 from lt_mia_jax.features.statistics import TokenStatistics
 from lt_mia_jax.features.writer import FORMAT, STORE, TEXTS, TextTable, block_name
 from lt_mia_jax.files import MANIFEST, read_json, verify_manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Head:
+    """What `store.json` must hold."""
+
+    meta: Mapping[str, Any]
+    k: Annotated[int, between(1, 10**4)]
+    length: Annotated[int, between(1, 10**7)]
+    n: Annotated[int, between(1, 10**9)]
+    block_texts: Annotated[int, between(1, 10**9)]
+
+
+def _not_finite(head: dict[str, Any]) -> list[str]:
+    try:
+        json.dumps(head, allow_nan=False)
+    except ValueError:
+        return ["a number is infinite or NaN"]
+    return []
+
+
+_COLUMNS: dict[str, tuple[type, ...]] = {
+    "ids": (str,),
+    "labels": (int, type(None)),
+    "split": (str,),
+    "n_bytes": (int,),
+    "zlib_bytes": (int,),
+    "flags": (list,),
+}
+
+
+def _read_texts(path: Path, count: int) -> TextTable:
+    """The columns of `texts.json`."""
+    columns = read_json(path)
+    if not isinstance(columns, dict) or columns.keys() != _COLUMNS.keys():
+        raise InputError(f"{path}: expected {', '.join(_COLUMNS)}; extract it again")
+    wrong = [
+        name
+        for name, kinds in _COLUMNS.items()
+        if not isinstance(columns[name], list)
+        or len(columns[name]) != count
+        or not {type(entry) for entry in columns[name]} <= set(kinds)
+    ]
+    if not wrong:
+        sizes = [*columns["n_bytes"], *columns["zlib_bytes"]]
+        if not all(0 <= size < 2**53 for size in sizes):
+            wrong = ["n_bytes or zlib_bytes"]
+        if any(type(flag) is not str for flags in columns["flags"] for flag in flags):
+            wrong = ["flags"]
+    if wrong:
+        raise InputError(
+            f"{path}: {', '.join(wrong)} not {count} entries of the right type; "
+            "extract it again"
+        )
+    try:
+        return TextTable(**columns)
+    except InputError as error:
+        raise InputError(f"{path}: {error}; extract it again") from error
 
 
 class FeatureStore:
@@ -97,8 +159,10 @@ class FeatureStore:
                 f"{path / STORE}: expected a feature store of format {FORMAT}; "
                 "extract it again"
             )
-        columns = read_json(path / TEXTS)
-        store = cls(path, head, TextTable(**columns))
+        record, problems = read_record(_Head, head)
+        problems += _not_finite(head)
+        refuse(path / STORE, problems, "Extract it again")
+        store = cls(path, head, _read_texts(path / TEXTS, record.n))
         blocks = range(-(-store.n // store._block_texts))
         absent = [block_name(b) for b in blocks if not (path / block_name(b)).exists()]
         if absent:
@@ -148,7 +212,15 @@ class FeatureStore:
 
     def _block(self, block: int) -> Block:
         if block not in self._blocks:
-            self._blocks[block] = read_block(self.path / block_name(block))
+            found = read_block(self.path / block_name(block))
+            rest = self.n - block * self._block_texts
+            sizes = len(found.first), int(np.diff(found.offsets).max(initial=0))
+            if sizes[0] != min(rest, self._block_texts) or sizes[1] >= self.length:
+                raise InputError(
+                    f"{self.path / block_name(block)}: {sizes[0]} texts of up to "
+                    f"{sizes[1]} steps, which {STORE} does not describe; extract again"
+                )
+            self._blocks[block] = found
         return self._blocks[block]
 
     def _read(self, rows: Any, *, columns: bool) -> TokenStatistics:

@@ -17,7 +17,7 @@ from lt_mia_jax.arrays import Params
 from lt_mia_jax.attacks.learned.attack import Attack
 from lt_mia_jax.attacks.learned.classifier import from_torch_state, init
 from lt_mia_jax.attacks.learned.classifier_config import ClassifierConfig
-from lt_mia_jax.configs import from_dict, to_dict
+from lt_mia_jax.configs import from_dict, read_record, refuse, to_dict
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import (
     MANIFEST,
@@ -35,6 +35,14 @@ CARD = "card.json"
 FILES = (WEIGHTS, CONFIG, CARD)
 SHIPPED = Path(__file__).parent / "shipped"
 """The attack that comes with the package."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Card:
+    """What is read of a card."""
+
+    text_ids: tuple[str, ...] = ()
+    combinations: tuple[Mapping[str, Any], ...] = ()
 
 
 def save_attack(
@@ -88,8 +96,8 @@ def load_attack(path: Path | str) -> Attack:
     params = unflatten(arrays)
     _check_weights(path / WEIGHTS, config, params)
     card = read_json(path / CARD)
-    if not isinstance(card, dict):
-        raise InputError(f"{path / CARD}: expected a JSON object")
+    _, problems = read_record(_Card, card)
+    refuse(path / CARD, problems, "Train the attack again")
     return Attack(config, params, card)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import inspect
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -97,8 +98,8 @@ def file_of(method: Method) -> str | None:
 
 
 def _execute(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected FILE.py:Name")
+    if not os.path.isfile(path):  # `is_file` raises for a name that is too long
+        raise InputError(f"{str(path)[:200]}: no such file; expected FILE.py:Name")
     name = f"{_PREFIX}{path.stem}_{fingerprint(str(path.resolve()))[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
