@@ -18,7 +18,12 @@ from lt_mia_jax.checkpoints import Pretrained, load_pretrained
 from lt_mia_jax.checkpoints.gguf import is_gguf
 from lt_mia_jax.checkpoints.hub import resolve
 from lt_mia_jax.data.texts import Text, zlib_length
-from lt_mia_jax.data.tokenize import check_vocabulary, encode, flag_texts
+from lt_mia_jax.data.tokenize import (
+    check_vocabulary,
+    encode,
+    flag_texts,
+    scored_texts,
+)
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor, make_executor
 from lt_mia_jax.features.extract import ExtractConfig, StatisticsExtractor
@@ -143,7 +148,7 @@ class ScoredTexts:
     labels: Int[np.ndarray, " N"] | None = None
     """1 member, 0 non-member; None when unknown."""
     words: Sequence[str] | None = None
-    """What the text-only baseline may see; None leaves that control out."""
+    """What the text-only baseline sees: each text, as far as it was scored."""
     unseen: bool | None = None
     """Whether the learned attack saw neither this model variant nor this corpus."""
     ez_edge: int = 0
@@ -188,6 +193,7 @@ def score_texts(
     tokenizer = pair.reference.tokenizer
     scores: list[dict[str, np.ndarray]] = []
     tokens: list[np.ndarray] = []
+    words: list[str] = []
     flags: list[list[str]] = []
     edge = 0
     with tqdm(total=len(texts), desc=label, unit="text", disable=None) as bar:
@@ -195,6 +201,7 @@ def score_texts(
             block = [text.text for text in texts[start : start + BLOCK]]
             encoded = encode(block, tokenizer, length=length, side=side)
             width = encoded.input_ids.shape[1]
+            block = scored_texts(block, encoded, tokenizer)
             lower = [text.lower() for text in block]
             lower = encode(lower, tokenizer, length=width, side=side)
             statistics, features, mask = extractor(encoded)
@@ -208,6 +215,7 @@ def score_texts(
                 lower=extractor.statistics(lower, target_only=True),
             )
             scores.append(found)
+            words.extend(block)
             tokens.append(encoded.attention_mask.sum(axis=1).astype(np.int64))
             flags.extend(flag_texts(encoded))
             edge += formulas.count_ez_edge_cases(statistics)
@@ -222,7 +230,7 @@ def score_texts(
         scores=_joined(scores),
         flags=flags,
         labels=labels,
-        words=None if labels is None else [text.text for text in texts],
+        words=words,
         ez_edge=edge,
     )
 

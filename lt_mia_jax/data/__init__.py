@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from lt_mia_jax.data.tokenize import Encoded as Encoded
     from lt_mia_jax.data.tokenize import check_vocabulary as check_vocabulary
     from lt_mia_jax.data.tokenize import encode as encode
+    from lt_mia_jax.data.tokenize import scored_texts as scored_texts
     from lt_mia_jax.data.tokenize import train_bpe as train_bpe
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

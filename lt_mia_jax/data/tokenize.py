@@ -93,6 +93,29 @@ def encode(
     return Encoded(ids, mask, truncated, mask.sum(1) < 2)
 
 
+def scored_texts(texts: Sequence[str], encoded: Encoded, tokenizer: Any) -> list[str]:
+    """The part of each text that `encode` kept: all that a score may depend on.
+
+    A text that was cut is decoded from the tokens that are left of it.
+
+    Example:
+      >>> from lt_mia_jax.data import encode, scored_texts, train_bpe
+      >>> tokenizer = train_bpe(["to be or not to be"], vocab_size=257)
+      >>> texts = ["be", "to be"]
+      >>> scored_texts(texts, encode(texts, tokenizer, length=4), tokenizer)
+      ['be', 'to ']
+    """
+    found = [well_formed(text) for text in texts]
+    # The end-of-text token that `encode` appends is no part of the text.
+    rest = int(tokenizer.eos_token_id is not None and encoded.input_ids.shape[1] > 1)
+    for row in np.flatnonzero(encoded.truncated):
+        kept = encoded.input_ids[row, : encoded.attention_mask[row].sum() - rest]
+        found[row] = tokenizer.decode(
+            kept.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+    return found
+
+
 def tokenize(tokenizer: Any, texts: Iterable[str], **options: Any) -> Any:
     """What a tokenizer makes of whole texts, without special tokens and padding."""
     return tokenizer(

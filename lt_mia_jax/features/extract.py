@@ -22,14 +22,14 @@ from lt_mia_jax.data.jsonl import well_formed
 from lt_mia_jax.data.splits import attack_split
 from lt_mia_jax.data.texts import fingerprint as text_fingerprint
 from lt_mia_jax.data.texts import zlib_length
-from lt_mia_jax.data.tokenize import Encoded, encode, flag_texts
+from lt_mia_jax.data.tokenize import Encoded, encode, flag_texts, scored_texts
 from lt_mia_jax.errors import InputError, Stopped
 from lt_mia_jax.executor import Executor, broadcast_from_primary, digest, hide_progress
 from lt_mia_jax.features.program import ExtractConfig
 from lt_mia_jax.features.scorer import Model, StatisticsExtractor
 from lt_mia_jax.features.statistics import TokenStatistics
 from lt_mia_jax.features.store import FeatureStore
-from lt_mia_jax.features.writer import StoreWriter, TextTable
+from lt_mia_jax.features.writer import SIZES, StoreWriter, TextTable
 from lt_mia_jax.files import fingerprint
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.training.preemption import StopRequest
@@ -61,9 +61,9 @@ def extract(
     it was and ends with the same bytes; a finished one is only opened. Several
     processes give the same arguments and a folder that all of them see.
 
-    `TextTable` describes ids, labels, splits (None: all test) and flags; of the texts
-    themselves only sizes are kept. Without `lower`, the lower-cased texts, that score
-    is left out. `meta` are JSON values that say where the features come from: name,
+    `TextTable` describes ids, labels, splits (None: all test) and flags. `texts` are
+    the parts that `encoded` holds (`scored_texts`); only their sizes are kept. Without
+    `lower`, the same in lower case, that score is left out. `meta` are JSON values that say where the features come from: name,
     target, reference, corpus, fingerprint.
 
     Raises:
@@ -89,6 +89,7 @@ def extract(
         out_dir,
         {
             **(meta or {}),
+            SIZES: "scored",
             "settings": settings,
             "inputs": fingerprint(*_arrays(encoded), *_arrays(lower))[:16],
             "models": {
@@ -150,6 +151,7 @@ def extract_texts(
     """
     tokens = partial(encode, tokenizer=reference.tokenizer, length=length, side=side)
     encoded = tokens(texts)
+    scored = scored_texts(texts, encoded, reference.tokenizer)
     return extract(
         LanguageModel(target.config),
         target.params,
@@ -159,9 +161,9 @@ def extract_texts(
         ids=ids,
         labels=labels,
         splits=[attack_split(seed, text_id) for text_id in ids],
-        texts=texts,
+        texts=scored,
         flags=flag_texts(encoded),
-        lower=tokens([text.lower() for text in texts]) if lowercase else None,
+        lower=tokens([text.lower() for text in scored]) if lowercase else None,
         out_dir=out_dir,
         config=config,
         meta={**meta, "fingerprint": text_fingerprint(ids)},

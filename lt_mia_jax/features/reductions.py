@@ -10,6 +10,8 @@ from jax import lax
 from lt_mia_jax.arrays import Array, Float, Int
 from lt_mia_jax.features.layout import FeatureLayout
 
+_FARTHEST = 65504.0
+"""The largest 16-bit float."""
 _TILE = 64
 """Entries of a tile whose maximum stands for it when the largest are looked for."""
 _LANES = 64
@@ -48,13 +50,12 @@ def row_statistics(
         bottom_other = _pick(logits[1], bottom[1])
         queries[0].append(_pick(logits[0], tops[1][1]))
         queries[1] += [top_other, bottom_other]
+        shift = (lse[0] - lse[1])[:, None] if log_probabilities else 0.0
         differences = [
-            (z_true[0] - z_true[1])[:, None],
-            tops[0][0] - top_other,
-            bottom[0] - bottom_other,
+            _difference(z_true[0][:, None], z_true[1][:, None], shift),
+            _difference(tops[0][0], top_other, shift),
+            _difference(bottom[0], bottom_other, shift),
         ]
-        if log_probabilities:
-            differences = [x - (lse[0] - lse[1])[:, None] for x in differences]
     joined = [jnp.concatenate(q, axis=1) for q in queries]
     sums, counts = lax.optimization_barrier(_moments(logits, lse, joined, chunk))
     ranks = [1 + count for count in counts]
@@ -78,6 +79,18 @@ def row_statistics(
     if differences:
         found["columns"] = _columns(differences, ranks, vocabulary, k)
     return found
+
+
+def _difference(target: Array, reference: Array, shift: Any) -> Array:
+    """Target minus reference less `shift`; 0 where both models mask the entry (-inf).
+
+    An entry that one of them masks gets the largest difference that a store keeps.
+    """
+    masked = (target == -jnp.inf) & (reference == -jnp.inf)
+    difference = target - reference - shift
+    clipped = jnp.clip(difference, -_FARTHEST, _FARTHEST)
+    finite = jnp.isfinite(target) & jnp.isfinite(reference)
+    return jnp.where(masked, 0.0, jnp.where(finite, difference, clipped))
 
 
 def _columns(

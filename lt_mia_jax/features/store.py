@@ -29,7 +29,14 @@ from lt_mia_jax.features.blocks import Block, read_block
 from lt_mia_jax.features.layout import FeatureLayout
 from lt_mia_jax.features.lt_mia import assemble
 from lt_mia_jax.features.statistics import TokenStatistics
-from lt_mia_jax.features.writer import FORMAT, STORE, TEXTS, TextTable, block_name
+from lt_mia_jax.features.writer import (
+    FORMAT,
+    SIZES,
+    STORE,
+    TEXTS,
+    TextTable,
+    block_name,
+)
 from lt_mia_jax.files import MANIFEST, read_json, verify_manifest
 
 
@@ -129,8 +136,11 @@ class FeatureStore:
         self.labels: tuple[int | None, ...] = tuple(texts.labels)
         self.split: tuple[str, ...] = tuple(texts.split)
         self.n_bytes = np.array(texts.n_bytes, np.int64)
-        self.zlib_bytes = np.array(texts.zlib_bytes, np.int64)
         self.flags: list[list[str]] = [list(flags) for flags in texts.flags]
+        self.zlib_bytes = np.array(texts.zlib_bytes, np.float64)
+        """NaN where an earlier version compressed more than was scored."""
+        if SIZES not in self.meta:
+            self.zlib_bytes[["truncated" in flags for flags in self.flags]] = np.nan
         self._block_texts: int = head["block_texts"]
         self._blocks: dict[int, Block] = {}
 

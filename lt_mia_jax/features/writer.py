@@ -32,6 +32,10 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 STORE, TEXTS = "store.json", "texts.json"
+SIZES = "sizes"
+"""Entry of the description of a store that says of what `TextTable` holds sizes:
+"scored", the part of each text that was scored. Earlier versions measured whole texts,
+and left the entry out."""
 _PROGRESS = "progress-*.json"
 
 
@@ -45,9 +49,9 @@ class TextTable:
     split: Sequence[str]
     """Role in training a learned attack: train, validation or test."""
     n_bytes: Sequence[int] | np.ndarray
-    """Bytes of the UTF-8 text."""
+    """Bytes of the scored part of the text, in UTF-8."""
     zlib_bytes: Sequence[int] | np.ndarray
-    """Bytes of the text compressed by zlib at level 6."""
+    """Bytes of the same compressed by zlib at level 6."""
     flags: Sequence[Sequence[str]]
     """Remarks such as "truncated"."""
 
@@ -206,6 +210,12 @@ class StoreWriter:
         present = read_json(path)
         wanted = json.loads(text)
         if present != wanted:
+            if "meta." + SIZES in _differences(present, wanted):
+                raise InputError(
+                    f"{path}: made by an earlier version, which measured whole texts "
+                    "where only a part was scored; choose another --out or remove this "
+                    "folder"
+                )
             differing = ", ".join(sorted(_differences(present, wanted)))
             raise InputError(
                 f"{path}: holds another extraction (different: {differing}); choose "

@@ -7,6 +7,7 @@ from lt_mia_jax.data.tokenize import (
     check_vocabulary,
     encode,
     flag_texts,
+    scored_texts,
     train_bpe,
 )
 from lt_mia_jax.errors import InputError
@@ -196,3 +197,25 @@ def test_check_vocabulary_sees_added_tokens():
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     with pytest.raises(InputError, match="<pad>"):
         check_vocabulary(tokenizer, 300)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("length", [1, 2, 8, 200])
+def test_scored_texts_are_what_is_left(tokenizer, side, length):
+    encoded = encode(TEXTS, tokenizer, length=length, side=side)
+    found = scored_texts(TEXTS, encoded, tokenizer)
+    assert encoded.truncated.any()
+    for text, cut, scored in zip(TEXTS, encoded.truncated, found, strict=True):
+        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if not cut:
+            assert scored == whole
+            continue
+        # Half a character stands for none.
+        if side == "right":
+            assert whole.startswith(scored.rstrip("\ufffd"))
+        else:
+            assert whole.endswith(scored.lstrip("\ufffd"))
+        tokens = tokenizer.encode(whole, add_special_tokens=False)
+        expected = max(1, length - 1)
+        tokens = tokens[:expected] if side == "right" else tokens[-expected:]
+        assert scored == tokenizer.decode(tokens)

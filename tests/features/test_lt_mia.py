@@ -76,6 +76,38 @@ def test_oracle(ties, k):
     np.testing.assert_allclose(features, expected, atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("log_probabilities", [False, True])
+def test_entries_that_both_models_mask(log_probabilities):
+    """Logits of -inf in both models count as equal and impossible."""
+    target, reference, ids, attention = draw(0, False)
+    ids = np.minimum(ids, 34)
+    options = {"k": 9, "log_probabilities": log_probabilities}
+
+    def features(fill):
+        masked = [x.copy() for x in (target, reference)]
+        for x in masked:
+            x[..., 35:] = fill
+        return lt_mia_features(*masked, ids, attention, **options)[0]
+
+    found = features(-np.inf)
+    assert np.isfinite(found).all()
+    if not log_probabilities:  # the lowest number is as good as -inf
+        lowest = features(np.finfo(np.float32).min)
+        np.testing.assert_allclose(found, lowest, atol=2e-5)
+
+
+def test_an_entry_that_one_model_masks():
+    target, reference, ids, attention = draw(0, False)
+    ids = np.minimum(ids, 38)
+    masked = target.copy()
+    masked[..., 39] = -np.inf
+    found, mask = lt_mia_features(masked, reference, ids, attention, k=1)
+    names = FeatureLayout(1).names
+    pair = [n for n, name in enumerate(names) if "tail" in name and "logit" in name]
+    expected = [[-65504, 0]] * int(mask.sum())
+    np.testing.assert_array_equal(found[mask][:, pair], expected)
+
+
 def test_log_probabilities_ignore_offsets():
     target, reference, ids, attention = draw(0, False)
     plain, _ = lt_mia_features(target, reference, ids, attention, k=3)

@@ -26,6 +26,7 @@ WBC_PAPER_WINDOWS = (2, 3, 4, 5, 8, 11, 15, 21, 29, 40)
 """Windows of the paper's formula, round(2 * 20^(i / 9))."""
 
 _TINY = 1e-8
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def loss(stats: TokenStatistics) -> Scores:
@@ -122,15 +123,20 @@ def entropy(stats: TokenStatistics) -> Scores:
 
 
 def lrr(stats: TokenStatistics) -> Scores:
-    """Log-likelihood log-rank ratio, `-sum(lp) / max(sum(log rank), 1e-8)`.
+    """Log-likelihood log-rank ratio, `-sum(lp) / sum(log rank)`.
 
-    A text of nothing but first-ranked tokens is the strongest evidence.
+    A text of nothing but first-ranked tokens has no such ratio. If each is the
+    target's argmax it gets the largest float32, the strongest evidence; if some only
+    tie with it, as in a uniform prediction, 0.
 
-    Source: DetectLLM, arXiv 2306.05540.
+    Source: DetectLLM, arXiv 2306.05540, which leaves the ratio over 0 undefined.
     """
     xp = _namespace(stats.target_log_prob)
-    ranks = xp.maximum(_sum(stats, _log_rank(stats)), _TINY)
-    return _scored(stats, -_sum(stats, _real(stats.target_log_prob)) / ranks)
+    ranks = _sum(stats, _log_rank(stats))
+    ratio = -_sum(stats, _real(stats.target_log_prob)) / xp.maximum(ranks, _TINY)
+    predicted = (stats.target_top1 | ~stats.valid).all(axis=1)
+    alone = xp.where(predicted, _LARGEST, 0.0)
+    return _scored(stats, xp.where(ranks > 0, ratio, alone))
 
 
 def reference(stats: TokenStatistics) -> Scores:
@@ -171,7 +177,7 @@ def ez(stats: TokenStatistics, *, edge: Literal["code", "member"] = "code") -> S
     if edge == "code":
         score = xp.where((errors < 2) | (losses == 0), 0.0, quotient)
     elif edge == "member":
-        score = xp.where(errors == 0, float(np.finfo(np.float32).max), quotient)
+        score = xp.where(errors == 0, _LARGEST, quotient)
     else:
         raise InputError(f"edge is {edge!r}; expected 'code' or 'member'")
     return _scored(stats, score)

@@ -54,7 +54,10 @@ def kl_to_reference(
 
     def term(ids: Int[Array, "B T"], z: Logits, z_ref: Logits) -> Float[Array, "B T"]:
         reference = jax.nn.log_softmax(z_ref)
-        return (jnp.exp(reference) * (reference - jax.nn.log_softmax(z))).sum(axis=-1)
+        # Masked entries, of logit -inf, add nothing: 0 log 0 is 0.
+        possible = reference > -jnp.inf
+        ratio = jnp.where(possible, reference - jax.nn.log_softmax(z), 0.0)
+        return (jnp.exp(reference) * ratio).sum(axis=-1)
 
     logits = apply_fn(params, batch.input_ids)
     reference = _reference_logits(reference_params, batch, apply_fn)
@@ -142,8 +145,8 @@ def pdu_flatten(
 ) -> tuple[Float[Array, ""], LossAux]:
     """Mean over target tokens of `(max z - mean z)^2`, over the logits z.
 
-    0 where the prediction is uniform. The released code reads the logits one position
-    late.
+    0 where the prediction is uniform. Masked entries (logit -inf) do not count. The
+    released code reads the logits one position late.
 
     Example:
       >>> ids = jnp.array([[0, 1, 2]])
@@ -159,7 +162,7 @@ def pdu_flatten(
     logits = apply_fn(params, batch.input_ids).astype(jnp.float32)
     # Two plain reductions, which blocks would not make smaller.
     logits = jnp.where(mask[..., None], logits, 0.0)
-    height = logits.max(axis=-1) - logits.mean(axis=-1)
+    height = logits.max(axis=-1) - logits.mean(axis=-1, where=logits > -jnp.inf)
     return token_average(height**2, mask, batch.weight)
 
 
@@ -176,8 +179,10 @@ def _is_target(ids: Int[Array, "B T"], logits: Logits) -> Bool[Array, "B T V"]:
 
 
 def _cross_entropy(q: Logits, logits: Logits) -> Float[Array, "B T"]:
-    # sum q = 1, so the normalizer of log p comes out of the sum.
-    return jax.nn.logsumexp(logits, axis=-1) - (q * logits).sum(axis=-1)
+    # sum q = 1, so the normalizer of log p comes out of the sum. A masked entry has the
+    # logit -inf, and q = 0.
+    expected = jnp.where(q > 0, q * logits, 0.0).sum(axis=-1)
+    return jax.nn.logsumexp(logits, axis=-1) - expected
 
 
 def _average_over_blocks(

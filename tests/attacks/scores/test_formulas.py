@@ -196,8 +196,25 @@ def test_a_uniform_prediction_is_no_evidence(vocabulary, shift):
     both = token_statistics(logits, logits, ids, mask)
     for found in (both, jax.tree.map(np.asarray, both)):
         assert scores.min_k_plus_plus(found) == 0
+        assert scores.lrr(found) == 0
         for sampling in ("target", "reference"):
             assert scores.fast_detectgpt(found, sampling=sampling) == 0
+
+
+@pytest.mark.parametrize("device", [False, True])
+def test_a_saturated_text_is_the_strongest_evidence_of_lrr(device):
+    """Every token is predicted for certain; one text below is so but for a token."""
+    ids = np.array([[1, 2, 3, 4]] * 2)
+    logits = np.zeros((2, 4, 50), np.float32)
+    for step in range(3):
+        logits[:, step, ids[0, step + 1]] = 1000
+    logits[1, 2] = np.linspace(0, 1, 50)
+    found = token_statistics(logits, None, ids, np.ones((2, 4), np.uint8))
+    if not device:
+        found = jax.tree.map(np.asarray, found)
+    saturated, almost = np.asarray(scores.lrr(found))
+    assert np.isfinite(saturated)
+    assert saturated > almost > 0
 
 
 def test_precomputed_lower_loss(stats):

@@ -95,6 +95,24 @@ def test_ce_u_moves_logits_as_its_paper_says():
             )
 
 
+@pytest.mark.parametrize("name", ["kl", "undial", "ce_u", "pdu_flatten"])
+def test_masked_entries_change_nothing(name):
+    """A vocabulary padded by entries of logit -inf is the vocabulary without them."""
+    params, batch = device_case()
+    padding = ((0, 0), (0, 0), (0, 3))
+
+    def padded(x):
+        return jnp.pad(x, padding, constant_values=-jnp.inf)
+
+    old = {"logits": padded(params["reference"]["logits"])}
+    wide = {"logits": padded(params["logits"]), "reference": old}
+    (value, _), gradient = value_and_gradient(CASES[name], params, batch)
+    (found, _), found_gradient = value_and_gradient(CASES[name], wide, batch)
+    np.testing.assert_allclose(found, value, rtol=1e-5)
+    expected = jnp.pad(gradient["logits"], padding)
+    np.testing.assert_allclose(found_gradient["logits"], expected, rtol=1e-5, atol=1e-7)
+
+
 def test_flattening_ignores_a_constant_and_ends_at_uniform():
     params, batch = device_case()
     value, _ = CASES["pdu_flatten"](params, batch)
