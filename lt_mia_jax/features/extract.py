@@ -63,8 +63,8 @@ def extract(
 
     `TextTable` describes ids, labels, splits (None: all test) and flags. `texts` are
     the parts that `encoded` holds (`scored_texts`); only their sizes are kept. Without
-    `lower`, the same in lower case, that score is left out. `meta` are JSON values that say where the features come from: name,
-    target, reference, corpus, fingerprint.
+    `lower`, the same in lower case, that score is left out. `meta` are JSON values that
+    say where the features come from: name, target, reference, corpus, fingerprint.
 
     Raises:
       InputError: columns of unequal length, different vocabularies, a token outside

@@ -1,11 +1,9 @@
 """What scores of a text may depend on."""
 
 import numpy as np
-import pytest
 from tiny_world import sentences
 
-from lt_mia_jax.audit import audit, load_pair
-from lt_mia_jax.data import read_texts
+from lt_mia_jax.audit import audit
 from lt_mia_jax.features.extract import extract_texts
 
 LENGTH = 24
