@@ -5,7 +5,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import false_discovery_control, kstest, kstwo, ttest_ind
+from scipy.stats import (
+    false_discovery_control,
+    kstest,
+    kstwo,
+    mannwhitneyu,
+    ttest_ind,
+)
 from sklearn.linear_model import Ridge
 
 from lt_mia_jax.attacks.estimate import DatasetVerdict, Estimate
@@ -57,6 +63,20 @@ def q_values(p_values: Scores) -> Float[np.ndarray, " N"]:
     if usable.any():
         adjusted[usable] = false_discovery_control(p_values[usable])
     return adjusted
+
+
+def lower_p_value(scores: Scores, nonmembers: Float[np.ndarray, " M"]) -> float | None:
+    """P-value of "the texts do not score lower than non-members" (Mann-Whitney).
+
+    Training raises scores, so a small value says that something else is wrong: models
+    that were swapped, or sets of another kind. None without a score on both sides.
+    """
+    own, other = (values[~np.isnan(values)] for values in (scores, nonmembers))
+    if not len(own) or not len(other):
+        return None
+    # Any: the stub does not know its result's fields.
+    test: Any = mannwhitneyu(own, other, alternative="less")
+    return float(test.pvalue)
 
 
 def uniformity_p_value(p_values: Scores, n_calibration: int | None = None) -> float:

@@ -46,6 +46,23 @@ class AttackSummary:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Whether texts and known non-members can be told apart without any model."""
+
+    decision: Literal["alike", "doubtful", "different", "untested"]
+    """`different`: a score may differ for reasons other than training, so nothing can
+    be concluded from it. `untested`: too few texts to tell."""
+    auc: Estimate = Estimate(None)
+    """Of the better of two classifiers, that of words and that of text statistics."""
+    statistic: str = ""
+    """The text statistic in which the two sets differ most."""
+    suspects: float | None = None
+    """Its median over the texts."""
+    nonmembers: float | None = None
+    """Its median over the known non-members."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DatasetVerdict:
     """Whether a set of texts as a whole was trained on."""
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int
 
 from lt_mia_jax.attacks import calibration
-from lt_mia_jax.attacks.estimate import DatasetVerdict
 from lt_mia_jax.attacks.learned.attack import Attack
 from lt_mia_jax.attacks.scores.table import LEARNED
+from lt_mia_jax.audit.inputs import check_texts
+from lt_mia_jax.audit.nonmembers import Judged, judge
 from lt_mia_jax.audit.results import (
     AuditResult,
     calibrate,
@@ -20,14 +20,12 @@ from lt_mia_jax.audit.results import (
 )
 from lt_mia_jax.audit.scoring import (
     ModelPair,
-    ScoredTexts,
     choose_attack,
     score_combination,
     score_texts,
 )
 from lt_mia_jax.audit.verdict import ez_notes, verdict
 from lt_mia_jax.data.texts import Text, fingerprint, text_id
-from lt_mia_jax.errors import InputError
 from lt_mia_jax.features.store import FeatureStore
 
 
@@ -50,14 +48,14 @@ def audit(
 
     Every text is scored by the learned attack and by every published score, from one
     forward pass of each model. Known non-members turn scores into p-values and into a
-    verdict on the whole set; labels give AUCs with controls. Without either, texts are
-    only ranked.
+    verdict on the whole set, unless a classifier without any model tells them from the
+    texts; labels give AUCs with controls. Without either, texts are only ranked.
 
     Args:
       pair: reference and target, from `load_pair`.
       texts: strings, or `Text` records with ids and labels (all of them or none).
       nonmembers: texts known not to be in the fine-tuning data, drawn like `texts`; at
-        least 20. Those that are also among `texts` are left out.
+        least 20 distinct ones. Those that nearly are among `texts` are left out.
       attack: the learned attack: `shipped` with the package, a folder made by `lt-mia
         train`, an `Attack`, or None for the published scores alone.
       length: tokens a text is cut to, the final end-of-text token included.
@@ -70,11 +68,12 @@ def audit(
       corpus: where they come from; opens error messages about them.
 
     Returns:
-      Scores, p- and q-values by text in the order of `texts`; summaries and verdict.
+      Scores, p- and q-values by text, in the order of `texts` but for repeats, which
+      are left out; summaries and verdict.
 
     Raises:
-      InputError: no text, some but not all labeled, fewer than 20 usable non-members,
-        or an attack that cannot be loaded.
+      InputError: no text, some but not all labeled, contradictory labels, fewer than
+        20 usable non-members, or an attack that cannot be loaded.
 
     Example:
       >>> import jax
@@ -95,8 +94,8 @@ def audit(
     """
     if not isinstance(attack, Attack):
         attack = None if attack is None else choose_attack(attack)
-    suspects = _as_texts(texts)
-    known, labels, notes = check_texts(suspects, _as_texts(nonmembers or ()), corpus)
+    inputs = check_texts(_as_texts(texts), _as_texts(nonmembers or ()), corpus)
+    suspects, known, notes = inputs.texts, inputs.nonmembers, inputs.notes
 
     score = functools.partial(
         score_texts,
@@ -108,7 +107,7 @@ def audit(
         name=name,
         corpus=corpus,
     )
-    scored = score(suspects, labels=labels)
+    scored = score(suspects, labels=inputs.labels)
     primary = primary_score(scored.scores)
     if attack is None:
         notes.append(
@@ -117,79 +116,34 @@ def audit(
         )
     summary = summarize_combination(scored, seed=seed, bootstraps=bootstraps)
     fingerprints = {"texts": fingerprint(list(scored.ids))}
-    p_values = q_values = dataset = calibrated = None
+    judged = Judged()
     if known:
         against = score(known, label="scoring non-members")
         fingerprints["nonmembers"] = fingerprint(list(against.ids))
-        usable = against.scores[primary]
-        p_values = calibration.conformal_p_values(scored.scores[primary], usable)
-        q_values = calibration.q_values(p_values)
-        calibrated = calibrate(primary, p_values, usable, seed=seed)
-        dataset = _dataset(scored, against, alpha, seed, notes)
+        judged = judge(
+            scored,
+            against,
+            primary=primary,
+            independent=inputs.independent,
+            alpha=alpha,
+            seed=seed,
+        )
     flagged = summary.counts.flagged
     if flagged:
-        notes.append(f"{flagged} of {len(texts)} texts carry a flag (scores.jsonl).")
+        notes.append(f"{flagged} of {len(suspects)} texts carry a flag (scores.jsonl).")
     return AuditResult(
         primary=primary,
         groups=(scored,),
         combinations=(summary,),
-        p_values=p_values,
-        q_values=q_values,
-        dataset=dataset,
-        calibration=calibrated,
-        verdict=verdict(
-            [summary], primary, p_values=p_values, q_values=q_values, dataset=dataset
-        ),
-        notes=(*notes, *ez_notes([scored])),
+        comparison=judged.comparison,
+        p_values=judged.p_values,
+        q_values=judged.q_values,
+        dataset=judged.dataset,
+        calibration=judged.calibration,
+        verdict=verdict([summary], primary, judged),
+        notes=(*notes, *judged.notes, *ez_notes([scored])),
         fingerprints=fingerprints,
     )
-
-
-def check_texts(
-    texts: Sequence[Text],
-    nonmembers: Sequence[Text],
-    corpus: str = "texts",
-    known: str = "non-members",
-) -> tuple[list[Text], Int[np.ndarray, " N"] | None, list[str]]:
-    """What `audit` takes and refuses, before any model is needed.
-
-    `corpus` opens messages about the texts, `known` those about the non-members.
-
-    Returns:
-      Non-members that are not among the texts, which would bias p-values; labels of
-      the texts (1 member, 0 non-member) or None; notes.
-
-    Raises:
-      InputError: no text, some but not all labeled, or fewer than 20 usable
-        non-members.
-    """
-    if not texts:
-        raise InputError(f"{corpus}: no texts")
-    notes = []
-    suspects = {text.text for text in texts}
-    kept = [text for text in nonmembers if text.text not in suspects]
-    if len(kept) < len(nonmembers):
-        dropped = len(nonmembers) - len(kept)
-        notes.append(f"{dropped} non-members also stand among the texts; left out.")
-    if nonmembers and len(kept) < calibration.FEWEST:
-        raise InputError(
-            f"{known}: {len(kept)} usable non-members, at least {calibration.FEWEST} "
-            "are needed for p-values; add texts drawn like the audited ones that the "
-            "target never saw"
-        )
-    labels = [text.label for text in texts if text.label is not None]
-    if not labels:
-        return kept, None, notes
-    if len(labels) < len(texts):
-        line = next(text.line for text in texts if text.label is None)
-        where = f" (line {line} has none)" if line else ""
-        raise InputError(
-            f"{corpus}: {len(labels)} of {len(texts)} texts have a label{where}; label "
-            "all of them or none"
-        )
-    if len(set(labels)) == 1:
-        notes.append(f"All labels are {labels[0]}: no AUC can be computed.")
-    return kept, np.array(labels, dtype=np.int64), notes
 
 
 def evaluate_stores(
@@ -242,18 +196,3 @@ def _as_texts(texts: Sequence[str | Text]) -> list[Text]:
     return [
         text if isinstance(text, Text) else Text(text_id(text), text) for text in texts
     ]
-
-
-def _dataset(
-    scored: ScoredTexts, against: ScoredTexts, alpha: float, seed: int, notes: list[str]
-) -> DatasetVerdict | None:
-    scorable = int(np.sum(~np.isnan(scored.scores["loss"])))
-    if scorable < calibration.FEWEST:
-        notes.append(
-            f"{scorable} texts could be scored; a verdict on the whole set needs at "
-            f"least {calibration.FEWEST}, so only p-values of single texts are given."
-        )
-        return None
-    return calibration.dataset_inference(
-        scored.scores, against.scores, alpha=alpha, seed=seed
-    )

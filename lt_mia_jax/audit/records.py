@@ -8,7 +8,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from lt_mia_jax.attacks.estimate import AttackSummary, DatasetVerdict, Estimate
+from lt_mia_jax.attacks.estimate import (
+    AttackSummary,
+    Comparison,
+    DatasetVerdict,
+    Estimate,
+)
 from lt_mia_jax.configs import Count
 
 TEXT_ONLY, PERMUTATION = "blind", "permutation"
@@ -73,6 +78,8 @@ class RunSummary:
     combinations: tuple[CombinationSummary, ...]
     dataset: DatasetVerdict | None
     calibration: Calibration | None
+    comparison: Comparison | None = None
+    """Of texts and known non-members, without any model."""
     fingerprints: Mapping[str, str]
     versions: Mapping[str, str]
     config: Mapping[str, Any]

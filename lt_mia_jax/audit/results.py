@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lt_mia_jax.attacks import calibration, controls, metrics
-from lt_mia_jax.attacks.estimate import AttackSummary, DatasetVerdict
+from lt_mia_jax.attacks.estimate import AttackSummary, Comparison, DatasetVerdict
 from lt_mia_jax.attacks.scores.table import LEARNED
 from lt_mia_jax.audit.records import (
     PERMUTATION,
@@ -36,8 +36,6 @@ from lt_mia_jax.provenance import versions
 log = logging.getLogger(__name__)
 
 TRAINING_FREE_PRIMARY = "ez"
-FEWEST_FOR_BASELINE = 10
-"""Texts of each class that the text-only baseline needs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,9 +58,11 @@ class AuditResult:
     """The scored texts of each combination; one for `audit`."""
     combinations: tuple[CombinationSummary, ...]
     """AUC and TPRs of every score, with controls, where texts are labeled."""
+    comparison: Comparison | None = None
+    """Whether the texts can be told from known non-members without any model."""
     p_values: Float[np.ndarray, " N"] | None = None
     """Conformal p-values of "this text is a non-member"; None without known
-    non-members, NaN for a text without a score."""
+    non-members that are like the texts, NaN for a text without a score."""
     q_values: Float[np.ndarray, " N"] | None = None
     """The same adjusted by Benjamini-Hochberg: texts with q <= a are a selection with
     a false-discovery rate of a."""
@@ -162,7 +162,7 @@ def summarize_combination(
     primary = scored.scores[primary_score(scored.scores)]
     shuffled = controls.permuted_labels(labels, seed=seed)
     found = {PERMUTATION: summarize(primary, shuffled)}
-    if scored.words is not None and min(members, nonmembers) >= FEWEST_FOR_BASELINE:
+    if scored.words is not None and min(members, nonmembers) >= controls.FEWEST:
         baseline = controls.text_only_baseline(scored.words, labels, seed=seed)
         found[TEXT_ONLY] = summarize(baseline, labels)
     return dataclasses.replace(
@@ -234,6 +234,7 @@ def write_result(
         verdict=result.verdict,
         primary=result.primary,
         combinations=result.combinations,
+        comparison=result.comparison,
         dataset=result.dataset,
         calibration=result.calibration,
         fingerprints=result.fingerprints,

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from lt_mia_jax.arrays import Params
 from lt_mia_jax.attacks import scores as formulas
 from lt_mia_jax.attacks.learned.attack import Attack, score_features, score_store
 from lt_mia_jax.attacks.learned.storage import load_attack, shipped_attack
@@ -25,7 +27,7 @@ from lt_mia_jax.data.tokenize import (
     scored_texts,
 )
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.executor import Executor, make_executor
+from lt_mia_jax.executor import Executor, fetch, make_executor
 from lt_mia_jax.features.extract import ExtractConfig, StatisticsExtractor
 from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.models import LanguageModel
@@ -66,7 +68,7 @@ def load_pair(
       executor: gets the parameters as they are read; None takes all devices.
 
     Raises:
-      InputError: a model cannot be loaded, or vocabularies differ.
+      InputError: a model cannot be loaded, vocabularies differ, or weights do not.
 
     Example:
       >>> import jax
@@ -76,9 +78,10 @@ def load_pair(
       >>> from lt_mia_jax.models import gpt2_like
       >>> tokenizer = train_bpe(["to be or not to be"], vocab_size=257)
       >>> config = gpt2_like(257, width=16, layers=1, heads=2, context=32)
-      >>> params = LanguageModel(config).init(jax.random.key(0))
-      >>> save_pretrained("model", config, params, tokenizer)
-      >>> pair = load_pair("model", "model", make_executor())
+      >>> for seed, name in enumerate(["before", "after"]):
+      ...     params = LanguageModel(config).init(jax.random.key(seed))
+      ...     save_pretrained(name, config, params, tokenizer)
+      >>> pair = load_pair("before", "after", make_executor())
       >>> pair.reference.config == pair.target.config
       True
     """
@@ -102,7 +105,21 @@ def load_pair(
             f"the tokenizers of {reference} and {target} differ; both models must "
             "share one tokenizer: pass the model that the target was fine-tuned from"
         )
+    if _equal(before.params, after.params):
+        raise InputError(
+            f"the target {target} has the same weights as the reference {reference}: "
+            "no text can look trained on; pass the model that the target was "
+            "fine-tuned from as the reference"
+        )
     return ModelPair(before, after, executor, reference, target)
+
+
+def _equal(one: Params, other: Params) -> bool:
+    """Whether two models have the same weights, every number of them."""
+    if jax.tree.structure(one) != jax.tree.structure(other):
+        return False
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(a.shape == b.shape and bool(fetch((a == b).all())) for a, b in pairs)
 
 
 def choose_attack(name: str | Path) -> Attack | None:

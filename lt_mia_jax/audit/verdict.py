@@ -3,15 +3,17 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Float
 
-from lt_mia_jax.attacks.estimate import DatasetVerdict, Estimate
+from lt_mia_jax.attacks.controls import FEWEST, SHIFTED
+from lt_mia_jax.attacks.estimate import Comparison, DatasetVerdict, Estimate
 from lt_mia_jax.attacks.scores.table import LEARNED, describe
+from lt_mia_jax.audit.nonmembers import Judged
 from lt_mia_jax.audit.records import PERMUTATION, TEXT_ONLY, CombinationSummary
 from lt_mia_jax.audit.scoring import ScoredTexts
 
-SHIFTED = 0.6
-"""A text-only baseline above this AUC says that the split itself is separable."""
+SWAPPED, INVERTED = 1e-3, 0.4
+"""Texts that score lower than non-members with a p-value below the first, or have an
+AUC below the second, make one ask whether the models were swapped."""
 LEVEL = 0.05
 """Of single texts: p-values are counted, and false discoveries controlled, at it."""
 
@@ -19,20 +21,18 @@ LEVEL = 0.05
 def verdict(
     combinations: Sequence[CombinationSummary],
     primary: str,
-    *,
-    p_values: Float[np.ndarray, " N"] | None = None,
-    q_values: Float[np.ndarray, " N"] | None = None,
-    dataset: DatasetVerdict | None = None,
+    judged: Judged | None = None,
 ) -> tuple[str, ...]:
     """Sentences on the set as a whole, on single texts, and on each combination.
 
-    Combinations that the attack never saw come first. `q_values` are the `p_values` of
-    all texts after Benjamini-Hochberg.
+    Combinations that the attack never saw come first. `judged` compares the texts with
+    known non-members, if there are any.
     """
+    judged = Judged() if judged is None else judged
     labeled = [each for each in combinations if each.counts.members is not None]
     sentences: list[str] = []
-    if p_values is not None and q_values is not None:
-        sentences += [*_set(dataset), _single_texts(p_values, q_values)]
+    if judged.comparison is not None:
+        sentences += _against_nonmembers(judged, judged.comparison)
     elif not labeled:
         texts = sum(each.counts.texts for each in combinations)
         sentences.append(
@@ -54,6 +54,47 @@ def ez_notes(scored: Sequence[ScoredTexts]) -> tuple[str, ...]:
         f"EZ-MIA gives 0, its lowest score, to {found} of {texts} texts: the target "
         "errs on fewer than two of their tokens, or is nowhere worse than the "
         "reference where it errs. Its authors' code does so.",
+    )
+
+
+def _against_nonmembers(judged: Judged, comparison: Comparison) -> Iterator[str]:
+    """Set and single texts, or why nothing is said of them."""
+    if comparison.decision == "different":
+        yield (
+            "No verdict: without any model a classifier tells the texts from the known "
+            f"non-members with an AUC of {_interval(comparison.auc)} (above "
+            f"{SHIFTED:g}; .5 is guessing). Scores may differ for that reason, so "
+            f"neither p-values nor a verdict are given. {differs_most(comparison)}"
+        )
+    yield from _set(judged.dataset)
+    if judged.p_values is not None and judged.q_values is not None:
+        yield _single_texts(judged.p_values, judged.q_values)
+    if comparison.decision == "doubtful":
+        yield (
+            "The texts may not be like the known non-members: without any model a "
+            f"classifier tells them apart with an AUC of {_interval(comparison.auc)}. "
+            f"P-values may be too small. {differs_most(comparison)}"
+        )
+    if comparison.decision == "untested":
+        yield (
+            f"There are too few texts to test whether they are like the known "
+            f"non-members ({FEWEST} of each are needed). P-values hold only if they "
+            "are: same source, period, kind and length."
+        )
+    if judged.lower is not None and judged.lower < SWAPPED:
+        yield (
+            "The texts score lower than the known non-members (Mann-Whitney p = "
+            f"{judged.lower:.2g}), which training on them does not cause: are "
+            "--reference and --target swapped?"
+        )
+
+
+def differs_most(comparison: Comparison) -> str:
+    """In which statistic two sets of texts differ most, and what to do."""
+    return (
+        f"They differ most in {comparison.statistic} (median {comparison.suspects:.3g} "
+        f"against {comparison.nonmembers:.3g}). Give non-members of the same source, "
+        "period, kind and length as the texts."
     )
 
 
@@ -111,6 +152,12 @@ def _combination(summary: CombinationSummary, primary: str) -> Iterator[str]:
         f"{_interval(attacks[primary].auc)}; the member/non-member loss gap is "
         f"{_interval(summary.loss_gap_nats)} nats."
     )
+    area = attacks[primary].auc
+    if (area.value or 0.5) < INVERTED and (area.high or 0) < 0.5:
+        yield (
+            "Members score lower than non-members, which training on them does not "
+            "cause: are --reference and --target swapped, or the labels inverted?"
+        )
     others = {
         name: found.auc.value
         for name, found in attacks.items()

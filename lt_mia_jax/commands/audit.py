@@ -59,7 +59,8 @@ class Audit:
 
 def run(config: Audit) -> None:
     """Audit, and write the three result files."""
-    from lt_mia_jax.audit.judge import audit, check_texts
+    from lt_mia_jax.audit.inputs import check_texts
+    from lt_mia_jax.audit.judge import audit
     from lt_mia_jax.audit.results import clear_result, write_result
     from lt_mia_jax.audit.scoring import choose_attack, load_pair
     from lt_mia_jax.configs import to_dict

@@ -7,8 +7,10 @@ import numpy as np
 
 from lt_mia_jax.arrays import Float
 from lt_mia_jax.attacks.calibration import q_values
+from lt_mia_jax.attacks.controls import SHIFTED
 from lt_mia_jax.attacks.estimate import AttackSummary
 from lt_mia_jax.audit.records import PERMUTATION, TEXT_ONLY, CombinationSummary
+from lt_mia_jax.audit.verdict import differs_most
 from lt_mia_jax.report.membership.run import UNKNOWN, Run
 from lt_mia_jax.report.panels import Finding, caution, in_order, note, passed
 from lt_mia_jax.report.wording import (
@@ -22,8 +24,6 @@ from lt_mia_jax.report.wording import (
     unit,
 )
 
-SHIFTED = 0.6
-"""A text-only baseline above this AUC marks the split as shifted."""
 SMALL = 300
 """Fewer members or non-members than this deserve a word of caution."""
 
@@ -35,7 +35,7 @@ def findings(run: Run) -> list[Finding]:
     checks = (_text_only, _permutation, _few_texts, _refused, _against_chance, _novelty)
     labeled = (each for check in checks for each in check(found))
     first = labeled if combinations else _unlabeled(run)
-    return in_order([*first, *_p_values(run), *_coverage(run)])
+    return in_order([*_comparison(run), *first, *_p_values(run), *_coverage(run)])
 
 
 def auc_of(found: Mapping[str, AttackSummary], name: str) -> float | None:
@@ -79,11 +79,46 @@ def _unlabeled(run: Run) -> Iterator[Finding]:
         "the attack is right on these texts. It shows scores "
         + ("and their p-values." if calibrated else "only."),
     )
-    if not calibrated:
+    if not calibrated and run.summary.comparison is None:
         yield caution(
             "No calibration",
             "No known non-members were given. Scores rank the texts against each "
             "other, but no threshold on them has a known error rate.",
+        )
+
+
+def _comparison(run: Run) -> Iterator[Finding]:
+    """Whether the known non-members are like the texts, as far as texts tell."""
+    found = run.summary.comparison
+    if found is None:
+        return
+    reached = f"an AUC of {unit(found.auc.value)} {bounds(found.auc)}"
+    if found.decision == "different":
+        yield caution(
+            "Texts and non-members differ",
+            f"A classifier that never sees a model tells them apart with {reached}, "
+            f"above {SHIFTED}. Whatever their scores, nothing follows from them about "
+            f"training: this page gives no p-values and no verdict. "
+            f"{differs_most(found)}",
+        )
+    elif found.decision == "doubtful":
+        yield caution(
+            "Texts and non-members may differ",
+            f"A classifier that never sees a model tells them apart with {reached}. "
+            f"P-values may be too small. {differs_most(found)}",
+        )
+    elif found.decision == "untested":
+        yield caution(
+            "Texts and non-members were not compared",
+            "There are too few texts to test whether the known non-members are like "
+            "them. The p-values hold only if they are: same source, period, kind and "
+            "length.",
+        )
+    else:
+        yield passed(
+            "Texts and non-members look alike",
+            f"A classifier that never sees a model tells them apart with {reached} "
+            f"(0.5 is guessing, above {SHIFTED} no verdict would be given).",
         )
 
 

@@ -33,6 +33,11 @@ def headline(run: Run) -> Iterator[Tile]:
             f"{dataset.alpha:g}; {count(dataset.n_suspect)} suspect texts, "
             f"{count(dataset.n_nonmembers)} non-members",
         )
+    comparison = summary.comparison
+    if comparison is not None and comparison.decision == "different":
+        yield Tile(
+            "Dataset verdict", "none", "texts and known non-members differ as texts"
+        )
     every = summary.combinations
     results = [
         c.attacks[summary.primary] for c in every if summary.primary in c.attacks
@@ -48,6 +53,10 @@ def headline(run: Run) -> Iterator[Tile]:
             break
     baselines = [c.controls[TEXT_ONLY].auc for c in every if TEXT_ONLY in c.controls]
     yield from _tile("AUC of the text-only baseline", baselines)
+    if comparison is not None:
+        yield from _tile(
+            "AUC of texts against non-members, text-only", [comparison.auc]
+        )
     yield from _tile("Loss gap, nats per token", [c.loss_gap_nats for c in every])
     calibration = summary.calibration
     if calibration and calibration.p_values:
