@@ -119,11 +119,11 @@ def dataset_inference(
     """One verdict on a set, from many weak scores per text.
 
     For each of `splits` random halvings: clip, standardize and fit a ridge regression
-    (suspect 1, non-member 0) on the fitting halves; compare the other halves by a
-    one-sided Welch test. The p-values of the splits are combined by twice their
+    without negative weights (suspect 1, non-member 0) on the fitting halves; compare
+    the other halves by a one-sided Welch test. The p-values of the splits are combined by twice their
     median, which is valid however they depend on each other.
 
-    Non-members must be drawn like the suspects: any difference between the two sets
+    Non-members must be drawn like the suspects: any difference that raises a score
     counts as evidence, membership or not.
 
     Args:
@@ -138,7 +138,8 @@ def dataset_inference(
 
     Source: LLM Dataset Inference, arXiv 2406.06443, section 5, with these deviations:
     clip and scale are fitted on the fitting halves only, several splits instead of
-    one, Welch's test, attack scores as features, a closed-form linear model.
+    one, Welch's test, attack scores as features, a ridge regression without negative
+    weights: with them, texts that score lower than non-members are members too.
     """
     names = tuple(
         name
@@ -215,7 +216,8 @@ def _project(
         return (np.clip(values, low, high) - mean) / scale
 
     truth = np.repeat([1.0, 0.0], [len(fit_suspects), len(fit_nonmembers)])
-    model = Ridge(alpha=1.0).fit(prepare(fitting), truth)
+    # No score may speak for membership where it is lower.
+    model = Ridge(alpha=1.0, positive=True).fit(prepare(fitting), truth)
     return model.predict(prepare(held_suspects)), model.predict(
         prepare(held_nonmembers)
     )

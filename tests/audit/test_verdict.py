@@ -5,7 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lt_mia_jax.attacks.estimate import AttackSummary, DatasetVerdict, Estimate
+from lt_mia_jax.attacks.estimate import (
+    AttackSummary,
+    Comparison,
+    DatasetVerdict,
+    Estimate,
+)
+from lt_mia_jax.audit.nonmembers import Judged
 from lt_mia_jax.audit.records import CombinationSummary, Counts
 from lt_mia_jax.audit.verdict import verdict
 
@@ -38,18 +44,70 @@ SET = DatasetVerdict(
 )
 
 
+JUDGED = Judged(
+    comparison=Comparison(decision="alike", auc=Estimate(0.5, 0.4, 0.6)),
+    lower=0.9,
+    p_values=np.array([0.01, 0.04, 0.5, np.nan]),
+    q_values=np.array([0.03, 0.06, 0.5, np.nan]),
+    dataset=SET,
+)
+
+
 def test_the_set_comes_first_then_single_texts():
-    p_values = np.array([0.01, 0.04, 0.5, np.nan])
-    q_values = np.array([0.03, 0.06, 0.5, np.nan])
-    given = {"p_values": p_values, "q_values": q_values}
-    found = verdict([LABELED], "lt_mia", **given, dataset=SET)
+    found = verdict([LABELED], "lt_mia", JUDGED)
     assert found[0].startswith("The set of texts as a whole shows")
     assert "p = 0.001, level 0.01" in found[0]
     assert "2 of 3 texts" in found[1]
     assert "1 remain" in found[1]
     innocent = dataclasses.replace(SET, decision="no evidence")
-    found = verdict([LABELED], "lt_mia", **given, dataset=innocent)
+    found = verdict([LABELED], "lt_mia", JUDGED._replace(dataset=innocent))
     assert found[0].startswith("There is no evidence")
+
+
+def compared(decision):
+    return Comparison(
+        decision=decision,
+        auc=Estimate(0.71, 0.65, 0.78),
+        statistic="words",
+        suspects=120.0,
+        nonmembers=45.0,
+    )
+
+
+def test_sets_that_differ_get_no_verdict():
+    judged = Judged(comparison=compared("different"), lower=0.9)
+    found = " ".join(verdict([], "lt_mia", judged))
+    assert found.startswith("No verdict")
+    assert "AUC of 0.710 [0.650, 0.780]" in found
+    assert "words (median 120 against 45)" in found
+    assert "p-value of at most" not in found
+    assert "membership" not in found
+
+
+@pytest.mark.parametrize(
+    ("decision", "words"),
+    [
+        ("doubtful", "P-values may be too small"),
+        ("untested", "too few texts to test"),
+        ("alike", ""),
+    ],
+)
+def test_doubts_stand_beside_the_verdict(decision, words):
+    judged = JUDGED._replace(comparison=compared(decision))
+    found = verdict([], "lt_mia", judged)
+    assert found[0].startswith("The set of texts as a whole shows")
+    assert words in " ".join(found)
+    assert len(found) == (2 if decision == "alike" else 3)
+
+
+def test_swapped_models_are_asked_about():
+    judged = JUDGED._replace(lower=1e-6)
+    assert "swapped?" in " ".join(verdict([], "lt_mia", judged))
+    low = dataclasses.replace(LABELED, attacks={"lt_mia": summary(0.22, 0.1, 0.3)})
+    assert "swapped" in " ".join(verdict([low], "lt_mia"))
+    chance = dataclasses.replace(LABELED, attacks={"lt_mia": summary(0.39, 0.2, 0.6)})
+    for usual in (verdict([chance], "lt_mia"), verdict([LABELED], "lt_mia", JUDGED)):
+        assert "swapped" not in " ".join(usual)
 
 
 def test_a_combination_names_the_best_other_score():

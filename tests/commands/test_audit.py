@@ -2,11 +2,13 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from scipy.stats import rankdata
 from tiny_world import read_rows, sentences
 
+from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
 from lt_mia_jax.cli import main
 from lt_mia_jax.data.texts import write_texts
 
@@ -66,20 +68,33 @@ def test_without_a_learned_attack(world, audited, tmp_path):
     assert any("EZ-MIA" in note for note in summary["notes"])
 
 
+def as_good_as_its_reference(source, destination):
+    """A copy that differs at a position which short texts do not reach."""
+    config, params, tokenizer = load_pretrained(source)
+
+    def move(leaf):
+        return leaf.at[-1].add(1.0) if leaf.shape == (64, 16) else leaf
+
+    params = jax.tree.map(move, params)
+    save_pretrained(destination, config, params, tokenizer)
+
+
 def test_texts_without_evidence_for_ez_are_counted(world, tmp_path):
     texts = [{"text": text} for text in ["", *sentences(9, 3)]]
     write_texts(tmp_path / "texts.jsonl", texts)
     arguments = ["--texts", str(tmp_path / "texts.jsonl"), "--attack", "none"]
     arguments += ["--reference", str(world.base), "--target"]
     notes = {}
-    for target in (world.base, world.target):
+    same = tmp_path / "same"
+    as_good_as_its_reference(world.base, same)
+    for target in (same, world.target):
         out = tmp_path / target.name
         where = [str(target), "--out", str(out)]
         assert main(["audit", *arguments, *where, *QUICK]) == 0
         found = json.loads((out / "summary.json").read_text())["notes"]
         notes[target] = [note for note in found if "gives 0" in note]
-    # A model equal to its reference is nowhere worse than it; the tuned one is.
-    assert "3 of 4 texts" in notes[world.base][0]
+    # A model that predicts as its reference is nowhere worse; the tuned one is.
+    assert "3 of 4 texts" in notes[same][0]
     assert not notes[world.target]
 
 
