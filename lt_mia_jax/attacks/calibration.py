@@ -120,8 +120,8 @@ def dataset_inference(
 
     For each of `splits` random halvings: clip, standardize and fit a ridge regression
     without negative weights (suspect 1, non-member 0) on the fitting halves; compare
-    the other halves by a one-sided Welch test. The p-values of the splits are combined by twice their
-    median, which is valid however they depend on each other.
+    the other halves by a one-sided Welch test. The p-values of the splits are combined
+    by twice their median, which is valid however they depend on each other.
 
     Non-members must be drawn like the suspects: any difference that raises a score
     counts as evidence, membership or not.

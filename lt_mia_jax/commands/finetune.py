@@ -131,13 +131,33 @@ def _split(config: Finetune) -> tuple[list["Text"], list["Text"]]:
     if config.validation is not None:
         if not texts:
             raise InputError(f"{config.texts}: every text is empty")
-        return texts, read_texts(config.validation)
-    kept, held = hold_out(
-        [text.id for text in texts], config.validation_fraction, seed=config.seed
-    )
-    if not kept:
+        return texts, _unseen(read_texts(config.validation), texts, config)
+    kept, held = hold_out(texts, config.validation_fraction, seed=config.seed)
+    if not kept or not held:
         raise InputError(
-            f"{config.texts}: {len(texts)} non-empty texts, at least 2 are needed "
-            "(one is held out for validation); add texts or pass --validation"
+            f"{config.texts}: {len(texts)} non-empty texts, at least 2 are needed that "
+            "are no near copies of each other (one is held out for validation); add "
+            "texts or pass --validation"
         )
     return [texts[i] for i in kept], [texts[i] for i in held]
+
+
+def _unseen(
+    validation: list["Text"], texts: list["Text"], config: Finetune
+) -> list["Text"]:
+    """Validation texts that are no near copies of texts to train on."""
+    from lt_mia_jax.data.duplicates import copies
+
+    first = copies([text.text for text in (*texts, *validation)])[len(texts) :]
+    kept = [text for text, n in zip(validation, first, strict=True) if n >= len(texts)]
+    if not kept:
+        raise InputError(
+            f"{config.validation}: every text is a near copy of one in {config.texts}; "
+            "give texts that the model is not trained on"
+        )
+    if len(kept) < len(validation):
+        log.warning(
+            "%d validation texts are near copies of texts to train on; left out",
+            len(validation) - len(kept),
+        )
+    return kept

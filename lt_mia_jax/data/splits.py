@@ -17,7 +17,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from lt_mia_jax.arrays import Int
-from lt_mia_jax.data.texts import hash_unit
+from lt_mia_jax.data.duplicates import copies
+from lt_mia_jax.data.texts import Text, hash_unit
 from lt_mia_jax.errors import InputError
 
 Role = Literal["pretrain", "attack"]
@@ -127,15 +128,29 @@ def split_corpus(
 
 
 def hold_out(
-    ids: Sequence[str], fraction: float, *, seed: int
+    texts: Sequence[Text], fraction: float, *, seed: int
 ) -> tuple[list[int], list[int]]:
     """Rows to keep and rows to hold out, in order, chosen by a hash of seed and ids.
 
-    At least one row is held out.
+    Near copies stay together: the loss on a held-out copy of a kept text says nothing
+    about texts that are new. At least one row is held out, and none where all texts are
+    near copies of one.
     """
-    order = sorted(range(len(ids)), key=lambda i: hash_unit(seed, "validation", ids[i]))
-    count = max(1, round(fraction * len(ids)))
-    return sorted(order[count:]), sorted(order[:count])
+    groups: dict[int, list[int]] = {}
+    for row, first in enumerate(copies([text.text for text in texts]).tolist()):
+        groups.setdefault(first, []).append(row)
+    if len(groups) < 2:
+        return list(range(len(texts))), []
+    order = sorted(
+        groups, key=lambda first: hash_unit(seed, "validation", texts[first].id)
+    )
+    count = max(1, round(fraction * len(texts)))
+    held: list[int] = []
+    for first in order:
+        if len(held) + len(groups[first]) <= count:
+            held += groups[first]
+    held = held or min(groups.values(), key=len)
+    return sorted({*range(len(texts))} - {*held}), sorted(held)
 
 
 def rows_by_role(ids: Sequence[str], *, seed: int) -> dict[Role, Int[np.ndarray, " N"]]:

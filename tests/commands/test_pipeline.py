@@ -10,6 +10,7 @@ from tiny_world import read_rows
 
 from lt_mia_jax.checkpoints import load_pretrained
 from lt_mia_jax.cli import main
+from lt_mia_jax.data.texts import write_texts
 from lt_mia_jax.features.store import FeatureStore
 
 SMALL_ATTACK = [
@@ -140,6 +141,16 @@ def test_finetuning_lowers_the_members_loss(world, tmp_path, family, lora):
     held = read_rows(out / "training" / "validation.jsonl")
     assert len(kept) + len(held) == len(read_rows(world.members))
     assert not {row["id"] for row in kept} & {row["id"] for row in held}
+
+
+def test_copies_of_the_texts_do_not_validate(world, tmp_path, capsys):
+    rows = [{"text": f"# {row['text'].upper()}"} for row in read_rows(world.members)]
+    write_texts(tmp_path / "copies.jsonl", rows)
+    given = ["--model", str(world.base), "--texts", str(world.members)]
+    given += ["--validation", str(tmp_path / "copies.jsonl")]
+    assert main(["finetune", *given, "--out", str(tmp_path / "out")]) == 2
+    assert "every text is a near copy" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_commands_teach(capsys):

@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from lt_mia_jax.data.duplicates import NearDuplicates, distinct
+from lt_mia_jax.data import duplicates
+from lt_mia_jax.data.duplicates import NearDuplicates, copies, distinct
 
 WORDS = [f"w{number}" for number in range(5_000)]
 
@@ -86,3 +87,46 @@ def test_a_sample_of_n_grams_finds_copies_and_spares_the_rest(sample):
     assert not any(seen.accept(text) for text in texts)
     edited = [text.split()[:-5] + sentence(pick, 5) for text in texts[100:]]
     assert not any(seen.accept(" ".join(words)) for words in edited)
+
+
+def copies_slowly(texts, ngram, fraction):
+    """The rule by comparing all pairs of sets of tuples of words."""
+
+    def grams(text):
+        words = re.findall(r"\w+", text.casefold()) or [text.strip()]
+        if len(words) < 8:
+            return {tuple(words)}
+        return {tuple(words[i : i + ngram]) for i in range(len(words) - ngram + 1)}
+
+    sets = [grams(text) for text in texts]
+    first = []
+    for later, own in enumerate(sets):
+        near = [
+            earlier
+            for earlier in range(later)
+            if len(own & sets[earlier]) > fraction * min(len(own), len(sets[earlier]))
+        ]
+        first.append(first[near[0]] if near else later)
+    return first
+
+
+@pytest.mark.parametrize(("ngram", "fraction"), [(5, 0.5), (5, 0.8), (3, 0.2)])
+def test_copies_follow_the_rule_written_with_pairs(ngram, fraction):
+    texts = overlapping_texts(150)
+    found = copies(texts, ngram=ngram, fraction=fraction).tolist()
+    assert found == copies_slowly(texts, ngram, fraction)
+    assert 10 < sum(n != first for n, first in enumerate(found)) < len(texts) - 10
+
+
+def test_short_texts_are_compared_as_wholes():
+    words = "one two three four five six seven eight nine ten".split()
+    texts = [" ".join(words), " ".join(words[:5]), "# ONE two three, four five!"]
+    assert copies(texts).tolist() == [0, 1, 1]
+    assert copies(["...", "!!", "... ", ""]).tolist() == [0, 1, 0, 3]
+
+
+def test_a_sample_of_the_ngrams_finds_copies_too(monkeypatch):
+    pick = random.Random(3)
+    texts = [" ".join(sentence(pick, 200)) for _ in range(40)]
+    monkeypatch.setattr(duplicates, "_MOST_GRAMS", 1000)
+    assert copies(texts + [f"# {text}" for text in texts]).tolist() == [*range(40)] * 2

@@ -6,11 +6,13 @@ import pytest
 from lt_mia_jax.data.splits import (
     attack_split,
     hash_unit,
+    hold_out,
     membership,
     role,
     rows_by_role,
     split_corpus,
 )
+from lt_mia_jax.data.texts import Text
 from lt_mia_jax.errors import InputError
 
 IDS = [f"text-{number}" for number in range(4_000)]
@@ -143,3 +145,45 @@ def test_no_pool_uses_every_text():
         n_validation=300, pool=None,
     )  # fmt: skip
     assert {role(7, IDS[row]) for row in split.members} == {"attack", "pretrain"}
+
+
+def texts_of(seed, count):
+    words = np.random.default_rng(seed).integers(0, 5000, (count, 30))
+    return [" ".join(f"w{word}" for word in row) for row in words]
+
+
+def records(texts):
+    return [Text(f"id{n}", text) for n, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.2, 0.5])
+def test_hold_out_takes_the_smallest_hashes(fraction):
+    texts = records(texts_of(0, 40))
+    kept, held = hold_out(texts, fraction, seed=3)
+    count = max(1, round(40 * fraction))
+    units = [hash_unit(3, "validation", text.id) for text in texts]
+    assert held == sorted(sorted(range(40), key=units.__getitem__)[:count])
+    assert sorted(kept + held) == list(range(40))
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.3])
+def test_no_held_out_text_is_a_copy_of_a_kept_one(fraction):
+    """Every text stands there twice or more, changed as people change texts."""
+    texts = texts_of(1, 16)
+    given = records(
+        [
+            *texts,
+            *(f"# {text.upper()}" for text in texts),
+            *(f"{text} and more" for text in texts[:5]),
+        ]
+    )
+    kept, held = hold_out(given, fraction, seed=0)
+    originals = [row % 16 if row < 32 else row - 32 for row in range(len(given))]
+    assert not {originals[row] for row in kept} & {originals[row] for row in held}
+    assert 2 <= len(held) <= max(3, round(fraction * len(given)))
+
+
+def test_copies_of_one_text_cannot_be_split():
+    kept, held = hold_out(records(texts_of(2, 1) * 5), 0.5, seed=0)
+    assert kept == list(range(5))
+    assert not held

@@ -1,0 +1,1 @@
+"""False accusations of audits in which no text is a member, and power beside them."""
