@@ -2,6 +2,7 @@
 
 import contextlib
 import fnmatch
+import functools
 import hashlib
 import json
 import os
@@ -29,6 +30,34 @@ def sha256_file(path: Path | str) -> str:
     """SHA-256 of a file's bytes, as lower-case hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_sha256(path: Path | str) -> str | None:
+    """SHA-256 of a file, or of the names and contents of the files of a folder.
+
+    Records of runs say with it what was read. Folders inside of a folder and hidden
+    files do not count, nor the record of the run that made it. A file is read again
+    only if its size or its time has changed. None where there is nothing to read.
+    """
+    path = Path(path)
+    # What cannot be read is reported by who reads it.
+    with contextlib.suppress(OSError):
+        if path.is_file():
+            found = path.stat()
+            return _sha256(str(path.resolve()), found.st_size, found.st_mtime_ns)
+        if path.is_dir():
+            parts = [
+                f"{entry.name}\0{content_sha256(entry)}\n"
+                for entry in sorted(path.iterdir())
+                if entry.is_file() and entry.name[0] != "." and entry.name != "run.json"
+            ]
+            return fingerprint(*parts) if parts else None
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _sha256(path: str, size: int, time: int) -> str:
+    return sha256_file(path)
 
 
 def file_record(path: Path | str) -> dict[str, Any]:

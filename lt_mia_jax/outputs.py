@@ -15,8 +15,9 @@ import os
 import re
 import shutil
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -25,7 +26,7 @@ import tyro
 from lt_mia_jax.configs import INPUT, to_dict
 from lt_mia_jax.configs import Source as Source
 from lt_mia_jax.errors import InputError, Unavailable
-from lt_mia_jax.files import is_temporary, read_json
+from lt_mia_jax.files import content_sha256, is_temporary, read_json
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +59,13 @@ class Output(NamedTuple):
     """Subfolder of `run.json` and `config.json`, where --out is a model."""
     fixed: tuple[str, ...] = ()
     """Flags that a folder cannot change, for its files belong together."""
+    resumes: bool = True
+    """Whether a run goes on where an earlier one was: with the same inputs only."""
 
 
 RESULT = Output(
-    ("scores.jsonl", "summary.json", "report.html", "run.json", "config.json")
+    ("scores.jsonl", "summary.json", "report.html", "run.json", "config.json"),
+    resumes=False,
 )
 """Of audits and evaluations."""
 MODEL = (
@@ -172,13 +176,19 @@ def _claimed(
     with _locked(out / LOCK, out):
         found = state()  # which may be another one by now
         home = out / output.record
+        reads = _contents(config)
+        resumed = found == "own" and output.resumes
+        before = _continued(home, out, reads) if resumed else []
         if found != "foreign":
             _remove_temporaries(out, output)
+        record = partial(
+            write_run_record, home, command, config, reads=reads, before=before
+        )
         try:
             if found == "empty":
-                write_run_record(home, command, config, started=began)
+                record(started=began)
             yield
-            write_run_record(home, command, config, started=began)
+            record(started=began)
         except BaseException:
             if found == "empty":
                 _remove_record(out, output)
@@ -234,6 +244,40 @@ def _state(
         f"--out {out}: holds {what}; choose another folder, or --overwrite replaces "
         "files of the same names"
     )
+
+
+def _contents(config: Any) -> dict[str, str]:
+    """SHA-256 of everything on disk that a command reads, by path."""
+    found = {str(path): content_sha256(path) for _, path in inputs(config)}
+    return {path: sha256 for path, sha256 in found.items() if sha256 is not None}
+
+
+def _continued(home: Path, out: Path, reads: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The runs that the next one continues, the last one at the end.
+
+    Raises:
+      InputError: what they read has changed.
+    """
+    from lt_mia_jax.provenance import versions
+
+    run = read_json(home / "run.json")
+    earlier = run.get("reads", {})
+    changed = [path for path in reads if earlier.get(path, reads[path]) != reads[path]]
+    if changed:
+        raise InputError(
+            f"--out {out}: its run has read another {', '.join(changed)}, which has "
+            "changed since (SHA-256); choose another --out, or remove the folder"
+        )
+    now = versions()
+    other = [
+        f"{name} {version} (now {now.get(name, 'absent')})"
+        for name, version in run["versions"].items()
+        if now.get(name) != version
+    ]
+    if other:
+        log.warning("%s began with %s; its record names both", out, ", ".join(other))
+    last = {name: run.get(name) for name in ("started", "commit", "versions")}
+    return [*run.get("continues", []), last]
 
 
 def _record(home: Path) -> tuple[str | None, dict[str, Any]]:

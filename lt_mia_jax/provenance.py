@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -82,11 +83,25 @@ def _noted_commit(root: Path) -> str | None:
 
 
 def write_run_record(
-    directory: Path, command: str, config: Any, *, started: datetime | None = None
+    directory: Path,
+    command: str,
+    config: Any,
+    *,
+    started: datetime | None = None,
+    reads: Mapping[str, str] | None = None,
+    before: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Write `run.json` (how it was run) and `config.json` (resolved configuration).
 
-    Of several processes the first one writes. `started` is now by default.
+    Of several processes the first one writes.
+
+    Args:
+      directory: of both files.
+      command: name of the command.
+      config: its flags.
+      started: now by default.
+      reads: SHA-256 of the files and folders that it reads, by path.
+      before: start, versions and commit of runs that it continues.
 
     Returns:
       The content of `run.json`.
@@ -99,7 +114,10 @@ def write_run_record(
         "versions": versions(),
         "platform": platform.platform(),
         "cores": cores(),
+        "reads": dict(reads or {}),
     }
+    if before:
+        record["continues"] = [dict(each) for each in before]
     if is_primary():
         # The first one marks the folder; the two of different runs never meet.
         (directory / "config.json").unlink(missing_ok=True)

@@ -53,7 +53,7 @@ class Comparison:
     """`different`: a score may differ for reasons other than training, so nothing can
     be concluded from it. `untested`: too few texts to tell."""
     auc: Estimate = Estimate(None)
-    """Of the better of two classifiers, that of words and that of text statistics."""
+    """Of a classifier that sees words and text statistics."""
     statistic: str = ""
     """The text statistic in which the two sets differ most."""
     suspects: float | None = None

@@ -25,7 +25,7 @@ from lt_mia_jax.audit.scoring import (
     score_texts,
 )
 from lt_mia_jax.audit.verdict import ez_notes, verdict
-from lt_mia_jax.data.texts import Text, fingerprint, text_id
+from lt_mia_jax.data.texts import Text, contents, fingerprint, text_id
 from lt_mia_jax.features.store import FeatureStore
 
 
@@ -115,11 +115,16 @@ def audit(
             "training-free score in our tests."
         )
     summary = summarize_combination(scored, seed=seed, bootstraps=bootstraps)
-    fingerprints = {"texts": fingerprint(list(scored.ids))}
+    fingerprints = {
+        "texts": fingerprint(list(scored.ids)),
+        "texts and contents": contents(suspects),
+        **pair.sha256,
+    }
     judged = Judged()
     if known:
         against = score(known, label="scoring non-members")
         fingerprints["nonmembers"] = fingerprint(list(against.ids))
+        fingerprints["nonmembers and contents"] = contents(known)
         judged = judge(
             scored,
             against,

@@ -74,7 +74,8 @@ class AuditResult:
     notes: tuple[str, ...] = ()
     """What limits them."""
     fingerprints: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Hashes of the sets of text ids."""
+    """SHA-256 of the sets of texts, by ids alone and with their contents, and of the
+    files of weights."""
 
     @property
     def ids(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,7 +17,7 @@ from lt_mia_jax.attacks import scores as formulas
 from lt_mia_jax.attacks.learned.attack import Attack, score_features, score_store
 from lt_mia_jax.attacks.learned.storage import load_attack, shipped_attack
 from lt_mia_jax.attacks.scores.table import LEARNED
-from lt_mia_jax.checkpoints import Pretrained, load_pretrained
+from lt_mia_jax.checkpoints import Pretrained, load_pretrained, weights_sha256
 from lt_mia_jax.checkpoints.gguf import is_gguf
 from lt_mia_jax.checkpoints.hub import resolve
 from lt_mia_jax.data.texts import Text, zlib_length
@@ -55,6 +56,8 @@ class ModelPair(NamedTuple):
     reference_name: str = "reference"
     """What tables call it."""
     target_name: str = "target"
+    sha256: Mapping[str, str] = types.MappingProxyType({})
+    """Of the files of weights, by model and name."""
 
 
 def load_pair(
@@ -111,7 +114,12 @@ def load_pair(
             "no text can look trained on; pass the model that the target was "
             "fine-tuned from as the reference"
         )
-    return ModelPair(before, after, executor, reference, target)
+    sha256 = {
+        f"{model}: {name}": value
+        for model in dict.fromkeys((reference, target))
+        for name, value in weights_sha256(model).items()
+    }
+    return ModelPair(before, after, executor, reference, target, sha256)
 
 
 def _equal(one: Params, other: Params) -> bool:

@@ -23,7 +23,13 @@ from lt_mia_jax.checkpoints.hub import resolve
 from lt_mia_jax.checkpoints.safetensors import TensorReader, check_dtype, write_tensors
 from lt_mia_jax.checkpoints.tokenizer import load_tokenizer
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.files import read_json, write_json
+from lt_mia_jax.files import (
+    MANIFEST,
+    content_sha256,
+    read_json,
+    verify_manifest,
+    write_json,
+)
 from lt_mia_jax.models import ExecutionConfig, LanguageModel, ModelConfig
 from lt_mia_jax.sharding import parameter_shardings
 from lt_mia_jax.trees import flatten, unflatten
@@ -121,9 +127,30 @@ def _describe(directory: Path) -> tuple[str, ModelConfig]:
     return data["model_type"], config
 
 
+def weights_sha256(path_or_id: str | Path) -> dict[str, str]:
+    """SHA-256 of each file of weights of a model, by name; errors as `load_model`."""
+    if is_gguf(path_or_id):
+        files = [Path(path_or_id)]
+    else:
+        with TensorReader(resolve(path_or_id)) as reader:
+            files = reader.files
+    return {path.name: content_sha256(path) or "" for path in files}
+
+
+def _verify(directory: Path) -> None:
+    """Compare weights and config with our manifest beside them, if there is one."""
+    if not (directory / MANIFEST).is_file():
+        return
+    found = read_json(directory / MANIFEST)
+    named = found.get("files") if isinstance(found, dict) else None
+    if isinstance(named, dict) and CONFIG in named and "digest" in found:
+        verify_manifest(directory)
+
+
 def _load_directory(
     directory: Path, kind: str, config: ModelConfig, dtype: str, mesh: Mesh | None
 ) -> Params:
+    _verify(directory)
     execution = ExecutionConfig(param_dtype=check_dtype(dtype))
     with TensorReader(directory) as reader:
         table = FAMILIES[kind].table(config)

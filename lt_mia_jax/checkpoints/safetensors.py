@@ -105,6 +105,11 @@ class TensorReader:
         self._stack.close()
 
     @property
+    def files(self) -> list[Path]:
+        """The files that hold tensors, sorted."""
+        return sorted({path for path, _ in self._files.values()})
+
+    @property
     def names(self) -> list[str]:
         """All tensor names, sorted."""
         return sorted(self._files)

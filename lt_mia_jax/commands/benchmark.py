@@ -10,7 +10,7 @@ from lt_mia_jax.data.benchmark_catalog import BENCHMARKS
 from lt_mia_jax.errors import between
 from lt_mia_jax.outputs import Output, Writing, WritingFlags
 
-WRITES = Output(("*.jsonl", "run.json", "config.json"), fixed=("name",))
+WRITES = Output(("*.jsonl", "run.json", "config.json"), fixed=("name",), resumes=False)
 _KNOWN = "; ".join(f"{b.name}: {b.title}, {b.source}" for b in BENCHMARKS.values())
 
 

@@ -47,9 +47,16 @@ def hash_unit(*parts: object) -> float:
 def fingerprint(ids: Iterable[str]) -> str:
     """SHA-256 (hexadecimal) over the sorted ids.
 
-    Numbers measured on texts are comparable only if their fingerprints are equal.
+    Numbers measured on texts are comparable only if their fingerprints are equal, and
+    their `contents`, where ids are not made from the texts.
     """
     return files.fingerprint("\n".join(sorted(ids)))
+
+
+def contents(texts: Iterable[Text]) -> str:
+    """SHA-256 (hexadecimal) over the sorted texts with their ids and labels."""
+    rows = [files.fingerprint(row.id, "\0", row.text, [row.label]) for row in texts]
+    return files.fingerprint(*sorted(rows))
 
 
 def zlib_length(text: str) -> int:

@@ -20,8 +20,8 @@ from lt_mia_jax.arrays import Params
 from lt_mia_jax.checkpoints import Pretrained
 from lt_mia_jax.data.jsonl import well_formed
 from lt_mia_jax.data.splits import attack_split
+from lt_mia_jax.data.texts import Text, contents, zlib_length
 from lt_mia_jax.data.texts import fingerprint as text_fingerprint
-from lt_mia_jax.data.texts import zlib_length
 from lt_mia_jax.data.tokenize import Encoded, encode, flag_texts, scored_texts
 from lt_mia_jax.errors import InputError, Stopped
 from lt_mia_jax.executor import Executor, broadcast_from_primary, digest, hide_progress
@@ -166,7 +166,11 @@ def extract_texts(
         lower=tokens([text.lower() for text in scored]) if lowercase else None,
         out_dir=out_dir,
         config=config,
-        meta={**meta, "fingerprint": text_fingerprint(ids)},
+        meta={
+            **meta,
+            "fingerprint": text_fingerprint(ids),
+            "contents": contents(map(Text, ids, texts, map(int, labels))),
+        },
         executor=executor,
     )
 
