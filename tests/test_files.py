@@ -10,6 +10,7 @@ import pytest
 from lt_mia_jax import files
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import (
+    content_sha256,
     fingerprint,
     parse_json,
     read_json,
@@ -169,3 +170,31 @@ def test_json_has_a_largest_size(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LARGEST_JSON", 99)
     with pytest.raises(InputError, match="more than 99 bytes"):
         read_json(tmp_path / "x.json")
+
+
+def test_content_hash_of_files_and_folders(tmp_path):
+    (tmp_path / "a").write_bytes(b"one")
+    expected = hashlib.sha256(b"one").hexdigest()
+    assert content_sha256(tmp_path / "a") == expected
+    (tmp_path / "b").write_bytes(b"two")
+    second = hashlib.sha256(b"two").hexdigest()
+    listed = f"a\0{expected}\nb\0{second}\n".encode()
+    assert content_sha256(tmp_path) == hashlib.sha256(listed).hexdigest()
+    for name in (".hidden", "run.json", "folder/c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"no part of it")
+    assert content_sha256(tmp_path) == hashlib.sha256(listed).hexdigest()
+    (tmp_path / "b").rename(tmp_path / "d")
+    assert content_sha256(tmp_path) != hashlib.sha256(listed).hexdigest()
+    os.mkfifo(tmp_path / "pipe")
+    assert content_sha256(tmp_path / "pipe") is None
+    assert content_sha256(tmp_path / "absent") is None
+
+
+def test_content_hash_sees_a_changed_file_of_the_same_size(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    first = content_sha256(path)
+    path.write_bytes(b"two")
+    os.utime(path, ns=(0, 10**9))
+    assert content_sha256(path) == hashlib.sha256(b"two").hexdigest() != first

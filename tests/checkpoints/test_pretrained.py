@@ -22,7 +22,9 @@ from lt_mia_jax.checkpoints import (
 )
 from lt_mia_jax.checkpoints.families import FAMILIES
 from lt_mia_jax.checkpoints.safetensors import TensorReader
+from lt_mia_jax.data.tokenize import train_bpe
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.files import write_manifest
 from lt_mia_jax.models import ExecutionConfig, LanguageModel, gpt2_like
 from lt_mia_jax.sharding import make_mesh
 from lt_mia_jax.trees import flatten
@@ -377,3 +379,22 @@ def test_parameters_of_another_config_are_refused(tmp_path):
     with pytest.raises(InputError, match="mixed dtypes"):
         save_pretrained(tmp_path, configs()["gpt2"], params)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_manifest_beside_a_model_is_verified(tmp_path):
+    config = gpt2_like(300, width=16, layers=1, heads=2, context=16)
+    params = LanguageModel(config).init(jax.random.key(0))
+    tokenizer = train_bpe(["to be or not to be"], vocab_size=300)
+    save_pretrained(tmp_path, config, params, tokenizer)
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-7] + bytes([whole[-7] ^ 1]) + whole[-6:])
+    load_pretrained(tmp_path)  # without a manifest nobody can tell
+    weights.write_bytes(whole)
+    write_manifest(tmp_path, ["config.json", "model.safetensors"])
+    load_pretrained(tmp_path)
+    weights.write_bytes(whole[:-7] + bytes([whole[-7] ^ 1]) + whole[-6:])
+    with pytest.raises(InputError, match=r"model.safetensors has changed content"):
+        load_pretrained(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"files": ["somebody else\'s"]}')
+    load_pretrained(tmp_path)

@@ -88,7 +88,7 @@ def test_texts_without_evidence_for_ez_are_counted(world, tmp_path):
     same = tmp_path / "same"
     as_good_as_its_reference(world.base, same)
     for target in (same, world.target):
-        out = tmp_path / target.name
+        out = tmp_path / "audits" / target.name
         where = [str(target), "--out", str(out)]
         assert main(["audit", *arguments, *where, *QUICK]) == 0
         found = json.loads((out / "summary.json").read_text())["notes"]
