@@ -19,7 +19,13 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from experiments.calibration.conditions import CONDITIONS, Condition, Pools, pools
+from experiments.calibration.conditions import (
+    CONDITIONS,
+    SHORT,
+    Condition,
+    Pools,
+    pools,
+)
 from lt_mia_jax.attacks.learned.storage import shipped_attack
 from lt_mia_jax.attacks.scores.table import LEARNED
 from lt_mia_jax.audit.inputs import check_texts
@@ -106,6 +112,8 @@ def make(out: Path, seed: int) -> tuple[ModelPair, Pools]:
 
 def score(pair: ModelPair, texts: Pools, length: int) -> Scored:
     """Every score of every text of the pools, from one pass of each model."""
+    if length == SHORT:  # only sets drawn alike are scored so
+        texts = {name: texts[name] for name in ("texts", "known")}
     every = dict.fromkeys(text for pool in texts.values() for text in pool)
     rows = [Text(text_id(text), text) for text in every]
     found = score_texts(rows, pair, attack=shipped_attack(), length=length)

@@ -240,7 +240,7 @@ def test_a_stop_between_two_files_mixes_no_runs(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(results, write.__name__, stop)
-    pair = ["--reference", str(world.base), "--target", str(world.base)]
+    pair = ["--reference", str(world.target), "--target", str(world.base)]
     run = ["audit", *pair, *QUICK, "--texts", str(world.mixed), "--out", "run"]
     assert main(run) == 130
     assert not (tmp_path / "run" / "report.html").exists()
