@@ -4,6 +4,7 @@ Mean -log p values are per token, as `memorization.mean_nll` gives them.
 """
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -151,8 +152,12 @@ def forget_quality(unlearned: Values, retrained: Values) -> ForgetQuality:
     """
     a = per_item("truth ratio of the unlearned model", unlearned, low=0.0)
     b = per_item("truth ratio of the retrained model", retrained, low=0.0)
-    test: Any = ks_2samp(a, b, method="exact")  # Any: the stub hides its fields
+    with warnings.catch_warnings(record=True) as inexact:
+        warnings.simplefilter("always", RuntimeWarning)
+        test: Any = ks_2samp(a, b, method="exact")  # Any: the stub hides its fields
     p, distance = float(test.pvalue), float(test.statistic)
+    if inexact:  # SciPy's p came out above 1 by rounding, and it took a limit instead
+        p = min(1.0, math.exp(_log_p_value(len(a), len(b), distance)))
     floor = min(0.0, math.log(2) - _log_binomial(len(a) + len(b), len(a)))
     # Below the normal range floats lose digits and then become 0.
     tiny = p < float(np.finfo(np.float64).tiny)

@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -193,3 +194,14 @@ def test_bad_input_is_told():
         tofu.model_utility(broken)
     with pytest.raises(InputError, match="unknown"):
         tofu.utility_parts({"forget": tofu.UtilityItems(ok, ok, ok)})
+
+
+@pytest.mark.parametrize("count", [5, 7, 14, 30])
+def test_the_smallest_distance_has_p_1(count):
+    """SciPy counts a little above 1 there, warns and takes its limit."""
+    one = np.arange(count, dtype=float)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = tofu.forget_quality(one, one + 0.5)
+    assert found.distance == pytest.approx(1 / count)
+    assert found.value == pytest.approx(1, abs=1e-12)
