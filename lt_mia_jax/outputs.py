@@ -287,7 +287,8 @@ def _record(home: Path) -> tuple[str | None, dict[str, Any]]:
         with contextlib.suppress(InputError):
             config = read_json(home / "config.json")
         known = "lt_mia_jax" in run["versions"]
-        return (run["command"], config) if known else (None, {})
+        earlier = config if isinstance(config, dict) else {}
+        return (run["command"], earlier) if known else (None, {})
     except (InputError, KeyError, TypeError):
         return None, {}
 

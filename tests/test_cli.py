@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from lt_mia_jax.cli import COMMANDS, about, command_module, main
+from lt_mia_jax.process import exit_code
 
 HEAVY = ["jax", "numpy", "scipy", "sklearn", "pandas", "transformers", "matplotlib"]
 LOADED = """
@@ -138,3 +139,19 @@ def test_flags_are_checked_before_anything_is_read(arguments, words, capsys):
     said = capsys.readouterr().err
     assert said.startswith(f"lt-mia: error: {words}")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: 9")]
+)
+def test_a_lack_of_memory_is_said_in_one_line(error, capsys):
+    def run():
+        raise error
+
+    assert exit_code(run, "lt-mia") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        exit_code(lambda: 1 / 0, "lt-mia")

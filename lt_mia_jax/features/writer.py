@@ -225,7 +225,7 @@ class StoreWriter:
     def _surviving_blocks(self) -> dict[str, dict[str, Any]]:
         records = self._listed()
         if (self.path / MANIFEST).exists():
-            records |= read_json(self.path / MANIFEST)["files"]
+            records |= _entry(self.path / MANIFEST, "files")
         names = {block_name(block) for block in range(self.n_blocks)}
         kept = {}
         for name in sorted(names & set(records)):
@@ -247,7 +247,7 @@ class StoreWriter:
         """What the lists of all processes say of blocks."""
         found: dict[str, dict[str, Any]] = {}
         for path in self._lists():
-            found |= read_json(path)["blocks"]
+            found |= _entry(path, "blocks")
         return found
 
     def _remove_temporary_files(self) -> None:
@@ -270,6 +270,16 @@ def _plain(column: Sequence[Any] | np.ndarray) -> list[Any]:
         return value if value is None or isinstance(value, str | int) else list(value)
 
     return [convert(value) for value in column]
+
+
+def _entry(path: Path, name: str) -> dict[str, Any]:
+    content = read_json(path)
+    found = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(found, dict):
+        raise InputError(
+            f"{path}: no object {name!r} in it; remove the folder and extract again"
+        )
+    return found
 
 
 def _differences(one: Any, two: Any) -> set[str]:

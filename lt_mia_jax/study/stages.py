@@ -83,7 +83,8 @@ def is_finished(directory: Path, settings: Mapping[str, Any]) -> bool:
     manifest = directory / files.MANIFEST
     if not manifest.exists():
         return False
-    if files.read_json(manifest).get("settings") != _digest_of(settings):
+    found = files.read_json(manifest)
+    if not isinstance(found, dict) or found.get("settings") != _digest_of(settings):
         raise InputError(
             f"{directory} was made with other settings or texts; choose another "
             "--out, or delete that folder to make it again"

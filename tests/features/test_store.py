@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from lt_mia_jax.features import FeatureLayout, assemble
 from lt_mia_jax.features.statistics import TokenStatistics
 from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.features.writer import StoreWriter, TextTable
+from lt_mia_jax.files import write_manifest
 
 N, LENGTH, K, BLOCK = 23, 12, 3, 5
 
@@ -289,6 +291,43 @@ def test_all_damage_is_named(tmp_path, finished):
     (tmp_path / "block-00004.safetensors").unlink()
     with pytest.raises(InputError, match="missing block-00004"):
         FeatureStore.open(tmp_path, verify=False)
+
+
+ENTRIES = [
+    ("store.json", "n", 0),
+    ("store.json", "n", N + 1),
+    ("store.json", "k", "5"),
+    ("store.json", "length", math.inf),
+    ("store.json", "block_texts", BLOCK + 1),
+    ("store.json", "meta", None),
+    ("store.json", "meta", {"corpus": -math.inf}),
+    ("texts.json", "ids", [["a"]] * N),
+    ("texts.json", "labels", [True] * N),
+    ("texts.json", "split", ["train"] * (N - 1)),
+    ("texts.json", "n_bytes", [2**63] * N),
+    ("texts.json", "flags", [[7]] * N),
+    ("texts.json", "more", []),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "value"), ENTRIES)
+def test_entries_of_the_wrong_type_are_refused(tmp_path, finished, name, key, value):
+    """With a manifest that vouches for them."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    entries = json.loads((tmp_path / name).read_text())
+    (tmp_path / name).write_text(json.dumps(entries | {key: value}))
+    files = json.loads((tmp_path / "manifest.json").read_text())["files"]
+    write_manifest(tmp_path, [*files])
+    with pytest.raises(InputError, match=r"(store|texts)\.json"):
+        FeatureStore.open(tmp_path).features()
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"blocks": 3}', "{", "[" * 9999])
+def test_a_broken_list_of_blocks_is_one_line(tmp_path, text):
+    write_missing(tmp_path, stop_after=2)
+    (tmp_path / "progress-00000.json").write_text(text)
+    with pytest.raises(InputError, match=r"progress-00000\.json: "):
+        open_writer(tmp_path)
 
 
 def test_another_extraction_is_refused(finished):
