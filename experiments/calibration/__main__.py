@@ -29,7 +29,7 @@ from experiments.calibration.conditions import (
 from lt_mia_jax.attacks.learned.storage import shipped_attack
 from lt_mia_jax.attacks.scores.table import LEARNED
 from lt_mia_jax.audit.inputs import check_texts
-from lt_mia_jax.audit.nonmembers import judge
+from lt_mia_jax.audit.judge import judge
 from lt_mia_jax.audit.scoring import ModelPair, ScoredTexts, score_texts
 from lt_mia_jax.audit.verdict import LEVEL
 from lt_mia_jax.data.corpora import deduplicate, load_corpus
@@ -101,10 +101,12 @@ def make(out: Path, seed: int) -> tuple[ModelPair, Pools]:
     )
     rows = study.split(corpus, tuned, seed=seed)
     target = study.make_target(out / "target", base, corpus, rows, tuned, seed=seed)
+    # Rows stand in corpus order: halves of the list would differ in source.
+    nonmembers = np.random.default_rng(seed).permutation(rows.nonmembers)
     pair = ModelPair(base, target, make_executor(), "base", "target")
     return pair, pools(
         [corpus.texts[row] for row in rows.members],
-        [corpus.texts[row] for row in rows.nonmembers],
+        [corpus.texts[row] for row in nonmembers],
         corpora["ml_code"].texts,
         corpora["speeches"].texts,
     )

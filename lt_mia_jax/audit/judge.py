@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Bool
 
-from lt_mia_jax.attacks import calibration
+from lt_mia_jax.attacks import calibration, controls
 from lt_mia_jax.attacks.learned.attack import Attack
 from lt_mia_jax.attacks.scores.table import LEARNED
 from lt_mia_jax.audit.inputs import check_texts
-from lt_mia_jax.audit.nonmembers import Judged, judge
+from lt_mia_jax.audit.records import Judged
 from lt_mia_jax.audit.results import (
     AuditResult,
     calibrate,
@@ -20,6 +21,7 @@ from lt_mia_jax.audit.results import (
 )
 from lt_mia_jax.audit.scoring import (
     ModelPair,
+    ScoredTexts,
     choose_attack,
     score_combination,
     score_texts,
@@ -148,6 +150,61 @@ def audit(
         verdict=verdict([summary], primary, judged),
         notes=(*notes, *judged.notes, *ez_notes([scored])),
         fingerprints=fingerprints,
+    )
+
+
+def judge(
+    scored: ScoredTexts,
+    against: ScoredTexts,
+    *,
+    primary: str,
+    independent: Bool[np.ndarray, " N"],
+    alpha: float = calibration.ALPHA,
+    seed: int = 0,
+) -> Judged:
+    """Conformal p-values of the texts and a verdict on the set, where they are valid.
+
+    First the two sets are compared without any model. If they differ as texts, their
+    scores may differ for that reason, and nothing is concluded.
+
+    Args:
+      scored: N texts under audit.
+      against: known non-members, drawn like them.
+      primary: score of the p-values.
+      independent: texts that are no near copies of earlier ones; the others enter
+        neither the comparison nor the verdict on the set.
+      alpha: level of that verdict.
+      seed: of samples, splits and folds.
+    """
+    rows = np.flatnonzero(independent)
+    words = scored.words or [""] * len(scored.ids)
+    comparison = controls.compare_sets(
+        [words[int(row)] for row in rows], against.words or [], seed=seed
+    )
+    own, usable = scored.scores[primary], against.scores[primary]
+    found = Judged(comparison, calibration.lower_p_value(own[rows], usable))
+    if comparison.decision == "different":
+        return found
+    p_values = calibration.conformal_p_values(own, usable)
+    found = found._replace(
+        p_values=p_values,
+        q_values=calibration.q_values(p_values),
+        calibration=calibrate(primary, p_values, usable, seed=seed),
+    )
+    distinct = {name: values[rows] for name, values in scored.scores.items()}
+    scorable = int(np.sum(~np.isnan(distinct["loss"])))
+    if scorable < calibration.FEWEST:
+        return found._replace(
+            notes=(
+                f"{scorable} distinct texts could be scored; a verdict on the whole "
+                f"set needs at least {calibration.FEWEST}, so only p-values of single "
+                "texts are given.",
+            )
+        )
+    return found._replace(
+        dataset=calibration.dataset_inference(
+            distinct, against.scores, alpha=alpha, seed=seed
+        )
     )
 
 

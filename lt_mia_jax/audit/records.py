@@ -6,7 +6,10 @@ They are written by `configs.to_dict(record, tagged=False)` and read back by
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
 
 from lt_mia_jax.attacks.estimate import (
     AttackSummary,
@@ -64,6 +67,21 @@ class Calibration:
     uniform if the calibration is sound."""
     ks_p: float | None
     """P-value of the Kolmogorov-Smirnov test that these are uniform."""
+
+
+class Judged(NamedTuple):
+    """Texts against known non-members; None where nothing may be concluded."""
+
+    comparison: Comparison | None = None
+    """Of the two sets of texts without any model."""
+    lower: float | None = None
+    """P-value of "the texts do not score lower than non-members", which training on
+    them cannot cause."""
+    p_values: Float[np.ndarray, " N"] | None = None
+    q_values: Float[np.ndarray, " N"] | None = None
+    dataset: DatasetVerdict | None = None
+    calibration: Calibration | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,12 @@ import numpy as np
 from lt_mia_jax.attacks.controls import FEWEST, SHIFTED
 from lt_mia_jax.attacks.estimate import Comparison, DatasetVerdict, Estimate
 from lt_mia_jax.attacks.scores.table import LEARNED, describe
-from lt_mia_jax.audit.nonmembers import Judged
-from lt_mia_jax.audit.records import PERMUTATION, TEXT_ONLY, CombinationSummary
+from lt_mia_jax.audit.records import (
+    PERMUTATION,
+    TEXT_ONLY,
+    CombinationSummary,
+    Judged,
+)
 from lt_mia_jax.audit.scoring import ScoredTexts
 
 SWAPPED, INVERTED = 1e-3, 0.4

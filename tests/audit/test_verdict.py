@@ -11,8 +11,7 @@ from lt_mia_jax.attacks.estimate import (
     DatasetVerdict,
     Estimate,
 )
-from lt_mia_jax.audit.nonmembers import Judged
-from lt_mia_jax.audit.records import CombinationSummary, Counts
+from lt_mia_jax.audit.records import CombinationSummary, Counts, Judged
 from lt_mia_jax.audit.verdict import verdict
 
 

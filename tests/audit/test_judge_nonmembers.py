@@ -9,7 +9,7 @@ from tiny_world import sentences
 
 from lt_mia_jax import load_pair
 from lt_mia_jax.attacks.controls import compare_sets
-from lt_mia_jax.audit.nonmembers import judge
+from lt_mia_jax.audit.judge import judge
 from lt_mia_jax.audit.scoring import ModelPair, ScoredTexts
 from lt_mia_jax.audit.verdict import SWAPPED
 from lt_mia_jax.errors import InputError
