@@ -104,7 +104,7 @@ def writing(
     problem = None
     with contextlib.ExitStack() as stack:
         if is_primary():
-            claim = _claimed(out, output, command, config, overwrite)
+            claim = claimed(out, output, command, config, overwrite=overwrite)
             try:
                 stack.enter_context(claim)
             except (InputError, Unavailable) as error:
@@ -161,10 +161,10 @@ def inputs(config: Any) -> Iterator[tuple[str, Path]]:
 
 
 @contextlib.contextmanager
-def _claimed(
-    out: Path, output: Output, command: str, config: Any, overwrite: bool
+def claimed(
+    out: Path, output: Output, command: str, config: Any, *, overwrite: bool = False
 ) -> Iterator[None]:
-    """`writing` in the first process."""
+    """`writing` of a single process, which leaves the devices to others."""
     from lt_mia_jax.provenance import write_run_record
 
     def state() -> Literal["own", "empty", "foreign"]:

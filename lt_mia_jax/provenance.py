@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from lt_mia_jax.configs import to_dict
-from lt_mia_jax.executor import is_primary
 from lt_mia_jax.files import write_json
 from lt_mia_jax.process import cores
 from lt_mia_jax.version import __version__
@@ -93,7 +92,7 @@ def write_run_record(
 ) -> dict[str, Any]:
     """Write `run.json` (how it was run) and `config.json` (resolved configuration).
 
-    Of several processes the first one writes.
+    Of several processes only the first one calls it.
 
     Args:
       directory: of both files.
@@ -118,9 +117,8 @@ def write_run_record(
     }
     if before:
         record["continues"] = [dict(each) for each in before]
-    if is_primary():
-        # The first one marks the folder; the two of different runs never meet.
-        (directory / "config.json").unlink(missing_ok=True)
-        write_json(directory / "run.json", record)
-        write_json(directory / "config.json", to_dict(config))
+    # The first one marks the folder; the two of different runs never meet.
+    (directory / "config.json").unlink(missing_ok=True)
+    write_json(directory / "run.json", record)
+    write_json(directory / "config.json", to_dict(config))
     return record

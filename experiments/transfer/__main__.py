@@ -25,12 +25,23 @@ from experiments.transfer import report as transfer_report
 from experiments.transfer.attacks import attacks
 from experiments.transfer.config import Study
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.outputs import Output, Writing, WritingFlags, claimed
 from lt_mia_jax.study.launch import Job, LauncherFlags, command, run_jobs
+
+WRITES = Output(
+    (
+        *("corpora", "sources", "tokenizers", "bases", "combinations", "controls"),
+        *("attacks", "logs", transfer_report.RESULTS, "run.json", "config.json"),
+    )
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transfer(Study):
     """Make, train and judge everything of a preset."""
+
+    writing: WritingFlags = dataclasses.field(default_factory=Writing)
+    """How it treats what is there already."""
 
     launcher: Annotated[LauncherFlags, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=LauncherFlags
@@ -125,6 +136,12 @@ def jobs(config: Transfer) -> list[Job]:
 
 def run(config: Transfer) -> None:
     """Run the jobs that are not finished, and report."""
+    overwrite = config.writing.overwrite
+    with claimed(config.out, WRITES, "transfer", config, overwrite=overwrite):
+        _run(config)
+
+
+def _run(config: Transfer) -> None:
     if not config.tables_only:
         run_jobs(jobs(config), config.launcher, logs=config.out / "logs")
     report = transfer_report.report(config.study, resamples=config.resamples)

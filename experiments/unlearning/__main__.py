@@ -14,22 +14,35 @@ import dataclasses
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import tyro
 
 from experiments.unlearning import jobs as unlearning_jobs
 from experiments.unlearning.results import sections, table
 from experiments.unlearning.setup import Settings, lacking, models_of
+from lt_mia_jax.outputs import Output, Writing, WritingFlags, claimed
 from lt_mia_jax.report import write_comparison, write_picture
 from lt_mia_jax.study.launch import Job, LauncherFlags, command, run_jobs
+from lt_mia_jax.study.syntofu import Family
 
 log = logging.getLogger("lt_mia_jax.unlearning_table")
+
+
+WRITES = Output(
+    (
+        *(*get_args(Family), "results", "logs", "comparison.html"),
+        *("run.json", "config.json"),
+    )
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class UnlearningTable(Settings):
     """Run methods and print their report cards side by side."""
+
+    writing: WritingFlags = dataclasses.field(default_factory=Writing)
+    """How it treats what is there already."""
 
     launcher: Annotated[LauncherFlags, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=LauncherFlags
@@ -109,9 +122,11 @@ def run(config: UnlearningTable) -> None:
     if config.plot_only is not None:
         write_picture(sections(config, config.plot_only), config.figure)
         return
-    run_jobs(jobs(config), config.launcher, logs=config.out / "logs")
-    print(table(config, config.out))
-    write_comparison(sections(config, config.out), config.out / "comparison.html")
+    overwrite = config.writing.overwrite
+    with claimed(config.out, WRITES, "unlearning", config, overwrite=overwrite):
+        run_jobs(jobs(config), config.launcher, logs=config.out / "logs")
+        print(table(config, config.out))
+        write_comparison(sections(config, config.out), config.out / "comparison.html")
 
 
 if __name__ == "__main__":

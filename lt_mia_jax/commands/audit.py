@@ -65,6 +65,7 @@ def run(config: Audit) -> None:
     from lt_mia_jax.audit.scoring import choose_attack, load_pair
     from lt_mia_jax.configs import to_dict
     from lt_mia_jax.data.texts import read_texts
+    from lt_mia_jax.executor import is_primary, wait_for_all
     from lt_mia_jax.provenance import write_run_record
     from lt_mia_jax.report import write_report
 
@@ -88,11 +89,15 @@ def run(config: Audit) -> None:
         name=config.texts.stem,
         corpus=str(config.texts),
     )
-    clear_result(config.out)
-    write_run_record(config.out, "audit", config)
-    title = f"Audit of {Path(config.target).name}"
-    write_result(result, config.out, kind="audit", title=title, config=to_dict(config))
-    write_report([config.out], config.out / "report.html")
+    if is_primary():
+        clear_result(config.out)
+        write_run_record(config.out, "audit", config)
+        title = f"Audit of {Path(config.target).name}"
+        write_result(
+            result, config.out, kind="audit", title=title, config=to_dict(config)
+        )
+        write_report([config.out], config.out / "report.html")
+    wait_for_all("result written")
     for sentence in result.verdict:
         log.info("%s", sentence)
     log.info("wrote %s", config.out / "report.html")

@@ -180,3 +180,14 @@ def test_folders_of_their_own_are_refused(world_of_many, tmp_path):
     for log, out in zip(logs, outs, strict=True):
         assert f"{out}: 1 of 2 processes do not see" in log.splitlines()[-1]
         assert not list(out.glob("block-*"))
+
+
+def test_a_folder_of_somebody_else_is_refused_by_all(world_of_many, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    codes, logs = finish(tmp_path, start(tmp_path, extract(world_of_many), [out, out]))
+    assert codes == [2, 2], logs
+    assert f"--out {out}: holds notes.txt" in logs[0]
+    assert "the first process says what is wrong" in logs[1]
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
