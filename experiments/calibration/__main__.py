@@ -39,11 +39,17 @@ from lt_mia_jax.executor import make_executor
 from lt_mia_jax.files import read_json, write_atomic, write_json
 from lt_mia_jax.finetune import PretrainConfig
 from lt_mia_jax.models import gpt2_like
-from lt_mia_jax.provenance import git_commit, write_run_record
+from lt_mia_jax.outputs import Output, claimed
+from lt_mia_jax.provenance import git_commit
 from lt_mia_jax.study import demo
 from lt_mia_jax.study import stages as study
 
 log = logging.getLogger(__name__)
+
+WRITES = Output(
+    ("corpora", "tokenizer", "base", "target", "results", "run.json", "config.json"),
+    resumes=False,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,7 +170,8 @@ def main(config: Calibration) -> None:
         or len(read_json(path)) < config.draws
     ]
     if missing:
-        draw_audits(config, missing, results)
+        with claimed(config.out, WRITES, "calibration", config):
+            draw_audits(config, missing, results)
     lines = [
         row(each, read_json(_path(results, each)))
         for each in CONDITIONS
@@ -181,7 +188,6 @@ def draw_audits(
     config: Calibration, missing: Sequence[Condition], results: Path
 ) -> None:
     """Judge the audits of each condition, and write what was decided."""
-    write_run_record(config.out, "calibration", config)
     pair, texts = make(config.out, config.seed)
     lengths = dict.fromkeys(each.length for each in missing)
     scored = {length: score(pair, texts, length) for length in lengths}

@@ -28,6 +28,14 @@ from lt_mia_jax.audit.scoring import (
 )
 from lt_mia_jax.audit.verdict import ez_notes, verdict
 from lt_mia_jax.data.texts import Text, contents, fingerprint, text_id
+from lt_mia_jax.errors import (
+    BATCH,
+    INSIDE_UNIT,
+    LENGTH,
+    NOT_NEGATIVE,
+    SEED,
+    check_ranges,
+)
 from lt_mia_jax.features.store import FeatureStore
 
 
@@ -75,7 +83,8 @@ def audit(
 
     Raises:
       InputError: no text, some but not all labeled, contradictory labels, fewer than
-        20 usable non-members, or an attack that cannot be loaded.
+        20 usable non-members, a number out of its range, or an attack that cannot be
+        loaded.
 
     Example:
       >>> import jax
@@ -94,6 +103,14 @@ def audit(
       >>> result.primary, len(result.ids), result.p_values
       ('ez', 2, None)
     """
+    check_ranges(
+        "audit",
+        length=(length, LENGTH),
+        batch_size=(batch_size, BATCH),
+        alpha=(alpha, INSIDE_UNIT),
+        bootstraps=(bootstraps, NOT_NEGATIVE),
+        seed=(seed, SEED),
+    )
     if not isinstance(attack, Attack):
         attack = None if attack is None else choose_attack(attack)
     inputs = check_texts(_as_texts(texts), _as_texts(nonmembers or ()), corpus)

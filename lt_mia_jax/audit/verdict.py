@@ -85,7 +85,8 @@ def _against_nonmembers(judged: Judged, comparison: Comparison) -> Iterator[str]
             f"non-members ({FEWEST} of each are needed). P-values hold only if they "
             "are: same source, period, kind and length."
         )
-    if judged.lower is not None and judged.lower < SWAPPED:
+    different = comparison.decision == "different"  # which would explain it
+    if not different and judged.lower is not None and judged.lower < SWAPPED:
         yield (
             "The texts score lower than the known non-members (Mann-Whitney p = "
             f"{judged.lower:.2g}), which training on them does not cause: are "

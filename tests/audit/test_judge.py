@@ -105,6 +105,8 @@ def test_what_is_refused(pair):
         audit(pair, texts, texts)
     with pytest.raises(InputError, match="no such file"):
         audit(pair, texts, attack="nowhere")
+    with pytest.raises(InputError, match="alpha = nan, expected more than 0"):
+        audit(pair, texts, alpha=math.nan, seed=-1)
 
 
 def test_the_package_is_the_function(pair):

@@ -102,6 +102,8 @@ def test_doubts_stand_beside_the_verdict(decision, words):
 def test_swapped_models_are_asked_about():
     judged = JUDGED._replace(lower=1e-6)
     assert "swapped?" in " ".join(verdict([], "lt_mia", judged))
+    other = Judged(comparison=compared("different"), lower=1e-6)
+    assert "swapped" not in " ".join(verdict([], "lt_mia", other))
     low = dataclasses.replace(LABELED, attacks={"lt_mia": summary(0.22, 0.1, 0.3)})
     assert "swapped" in " ".join(verdict([low], "lt_mia"))
     chance = dataclasses.replace(LABELED, attacks={"lt_mia": summary(0.39, 0.2, 0.6)})
