@@ -102,7 +102,10 @@ def out_of(command: str) -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """SHA-256 by path, without times; of checkpoints the names of steps alone."""
+    """SHA-256 by path, without times; of checkpoints the names of steps alone.
+
+    Of runs that were continued the record names the beginnings, which are left out.
+    """
     found = {}
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
@@ -114,6 +117,7 @@ def contents(folder: Path) -> dict[str, str]:
         elif path.name == "run.json":
             run = json.loads(path.read_text())
             del run["started"]
+            run.pop("continues", None)
             found[name] = json.dumps(run, sort_keys=True)
         else:
             found[name] = sha256_file(path)
