@@ -118,7 +118,7 @@ def _comparison(run: Run) -> Iterator[Finding]:
         yield passed(
             "Texts and non-members look alike",
             f"A classifier that never sees a model tells them apart with {reached} "
-            f"(0.5 is guessing, above {SHIFTED} no verdict would be given).",
+            f"(0.5 or less is guessing, above {SHIFTED} no verdict would be given).",
         )
 
 
