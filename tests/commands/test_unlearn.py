@@ -302,7 +302,9 @@ def test_an_intervention_beside_the_same_weights(world, tmp_path, capsys):
     cards = json.loads((second / "card.json").read_text())["models"]
     known = [cards[name]["forget_probability"]["value"] for name in cards]
     assert known[0] != known[1]  # the weights are the same
-    load_pair(str(world / "models" / "full"), str(second), make_executor("single"))
+    # The weights alone are read, and they are those of the model before.
+    with pytest.raises(InputError, match="same weights as the reference"):
+        load_pair(str(world / "models" / "full"), str(second), make_executor("single"))
     assert "second comes with an intervention" in capsys.readouterr().err
 
 
