@@ -159,9 +159,9 @@ def test_kills(command, commands, request, server, tmp_path):
     if command in ("audit", "evaluate"):
         other = [*arguments, "--seed", "7"]
         if command == "audit":
-            other[other.index("--target") + 1] = str(
-                request.getfixturevalue("world").base
-            )
+            world = request.getfixturevalue("world")
+            other[other.index("--target") + 1] = str(world.base)
+            other[other.index("--reference") + 1] = str(world.target)
     whole = tmp_path / "whole"
     whole.mkdir()
     code = server.run(arguments, whole, log)  # fills the cache of compiled programs
