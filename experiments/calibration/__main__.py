@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 from experiments.calibration.conditions import (
@@ -39,12 +38,13 @@ from lt_mia_jax.executor import make_executor
 from lt_mia_jax.files import read_json, write_atomic, write_json
 from lt_mia_jax.finetune import PretrainConfig
 from lt_mia_jax.models import gpt2_like
-from lt_mia_jax.outputs import Output, claimed
+from lt_mia_jax.outputs import Output, Writing, WritingFlags, claimed
 from lt_mia_jax.provenance import git_commit
 from lt_mia_jax.study import demo
 from lt_mia_jax.study import stages as study
+from lt_mia_jax.study.launch import command
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("lt_mia_jax.calibration")
 
 WRITES = Output(
     ("corpora", "tokenizer", "base", "target", "results", "run.json", "config.json"),
@@ -66,6 +66,8 @@ class Calibration:
     """Conditions whose names begin with one of these; all by default."""
     markdown: Path | None = None
     """Write the table of what is finished here."""
+    writing: WritingFlags = dataclasses.field(default_factory=Writing)
+    """How it treats what is there already."""
 
 
 class Scored(NamedTuple):
@@ -159,7 +161,7 @@ def audit_once(
     }
 
 
-def main(config: Calibration) -> None:
+def run(config: Calibration) -> None:
     """Make the models, draw what is missing, write the table."""
     results = config.out / "results"
     chosen = [each for each in CONDITIONS if each.name.startswith(config.only or ("",))]
@@ -170,7 +172,8 @@ def main(config: Calibration) -> None:
         or len(read_json(path)) < config.draws
     ]
     if missing:
-        with claimed(config.out, WRITES, "calibration", config):
+        overwrite = config.writing.overwrite
+        with claimed(config.out, WRITES, "calibration", config, overwrite=overwrite):
             draw_audits(config, missing, results)
     lines = [
         row(each, read_json(_path(results, each)))
@@ -235,5 +238,4 @@ def row(condition: Condition, drawn: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    main(tyro.cli(Calibration, description=__doc__))
+    sys.exit(command(Calibration, run, __doc__))

@@ -23,6 +23,7 @@ from lt_mia_jax.checkpoints import load_pretrained
 from lt_mia_jax.data.syntofu import MAX_LENGTH, TEMPLATE, SynTofuConfig, build
 from lt_mia_jax.devices import Devices, DevicesFlags
 from lt_mia_jax.models import LanguageModel
+from lt_mia_jax.outputs import Output, Writing, WritingFlags, claimed
 from lt_mia_jax.study.launch import command
 from lt_mia_jax.study.syntofu import SynTofu, train_model, write_data
 from lt_mia_jax.verification.evaluate import examine
@@ -37,6 +38,7 @@ from lt_mia_jax.verification.metrics.tofu import forget_quality
 from lt_mia_jax.verification.records import DIFFERENT, EQUIVALENT
 
 DATA = SynTofuConfig(forget_percent=(20,))
+WRITES = Output(("data", "models", "run.json", "config.json"))
 FULL, RETRAINED = "full", "retrained"
 Values = Mapping[str, PerItem]
 """Values of each question by quantity."""
@@ -60,6 +62,9 @@ class EquivalenceTable:
 
     margins: tuple[float, ...] = (MARGIN,)
     """Margins of the test; one table each."""
+
+    writing: WritingFlags = dataclasses.field(default_factory=Writing)
+    """How it treats what is there already."""
 
     devices: Annotated[DevicesFlags, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=Devices
@@ -152,7 +157,9 @@ def measured(config: EquivalenceTable) -> tuple[Mapping[str, Values], list[str]]
 
 def run(config: EquivalenceTable) -> None:
     """Train what is missing, measure, and print the tables."""
-    models, authors = measured(config)
+    overwrite = config.writing.overwrite
+    with claimed(config.out, WRITES, "equivalence", config, overwrite=overwrite):
+        models, authors = measured(config)
     whole = equivalence(models[FULL], models["retrained, seed 1"], models[RETRAINED])
     print(f"Seed 1 against seed 0 on {whole.n} questions: {whole.shares}")
     rng = np.random.default_rng(0)

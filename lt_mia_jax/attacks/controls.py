@@ -33,7 +33,7 @@ FEWEST = 10
 """Texts of each kind that the comparison of two sets needs."""
 _MOST = 2000  # texts of each kind that it looks at
 _CERTAIN, _LIKELY = 0.01, 0.05
-_STATISTIC = 0.1
+_STATISTIC = 0.1  # weight of a standardized text statistic beside a tf-idf vector
 
 Labels = Integer[np.ndarray, " N"]
 
@@ -101,7 +101,7 @@ def compare_sets(
     Args:
       suspects: texts under audit, without near copies, as far as they were scored.
       nonmembers: known non-members, alike.
-      seed: of samples, folds, forests and resamples.
+      seed: of samples, folds and resamples.
 
     Example:
       >>> from lt_mia_jax.attacks.controls import compare_sets
@@ -197,7 +197,6 @@ def _told_apart(
     for train, test in _folds(truth, seed):
         known, held = _texts(texts, train), _texts(texts, test)
         mean, deviation = table[train].mean(axis=0), table[train].std(axis=0)
-        # As large as the weights of words, whose vectors have the length 1.
         scaled = _STATISTIC * (table - mean) / np.where(deviation > 0, deviation, 1)
         columns: list[list[Any]] = [[scaled[train]], [scaled[test]]]
         vectorizer = TfidfVectorizer(min_df=_SHARE, sublinear_tf=True)

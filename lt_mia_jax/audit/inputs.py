@@ -53,16 +53,16 @@ def check_texts(
     kept = [text for text in texts if distinct[normalized(text.text)] is text]
     if len(kept) < len(texts):
         notes.append(
-            f"{len(texts) - len(kept)} texts repeat others, up to case, white space "
-            "and punctuation; each is counted once, under the id of the first."
+            "Texts left out because they repeat another one, up to case, white space "
+            f"and punctuation: {len(texts) - len(kept)}."
         )
     first = copies([text.text for text in (*kept, *nonmembers)])
     own = np.arange(len(first))
     independent = (first == own)[: len(kept)]
     if not independent.all():
         notes.append(
-            f"{int((~independent).sum())} texts are near copies of others; the verdict "
-            "on the whole set counts each once."
+            "Near copies of other texts, which the verdict on the whole set leaves "
+            f"out: {int((~independent).sum())}."
         )
     usable = _usable(nonmembers, first[len(kept) :], len(kept), notes)
     if nonmembers and len(usable) < calibration.FEWEST:
@@ -83,13 +83,13 @@ def _usable(
     repeated = ~overlap & (first != texts + np.arange(len(nonmembers)))
     if overlap.any():
         notes.append(
-            f"{int(overlap.sum())} non-members also stand among the texts, as they are "
-            "or nearly so; left out."
+            "Non-members left out because they, or near copies of them, are among the "
+            f"texts: {int(overlap.sum())}."
         )
     if repeated.any():
         notes.append(
-            f"{int(repeated.sum())} non-members are near copies of others; each is "
-            "counted once."
+            "Non-members left out because they are near copies of other non-members: "
+            f"{int(repeated.sum())}."
         )
     left = np.flatnonzero(~overlap & ~repeated)
     return [nonmembers[int(row)] for row in left]

@@ -67,7 +67,7 @@ def _against_nonmembers(judged: Judged, comparison: Comparison) -> Iterator[str]
         yield (
             "No verdict: without any model a classifier tells the texts from the known "
             f"non-members with an AUC of {_interval(comparison.auc)} (above "
-            f"{SHIFTED:g}; .5 is guessing). Scores may differ for that reason, so "
+            f"{SHIFTED:g}; 0.5 is guessing). Scores may differ for that reason, so "
             f"neither p-values nor a verdict are given. {differs_most(comparison)}"
         )
     yield from _set(judged.dataset)

@@ -38,7 +38,8 @@ class Audit:
     (FILE.pt, needs torch); `none` for the published scores alone."""
     nonmembers: Path | None = None
     """JSONL of texts known not to be in the fine-tuning data, drawn like --texts.
-    They calibrate p-values and the verdict on the whole set."""
+    They calibrate p-values and the verdict on the whole set, which need 20 distinct
+    ones. Neither is given if a classifier without any model tells them from --texts."""
     length: Annotated[int, LENGTH] = 128
     """Tokens a text is cut to, the final end-of-text token included."""
     side: Literal["right", "left"] = "right"

@@ -44,7 +44,8 @@ class Finetune:
     out: Path
     """Folder of the fine-tuned model; training state goes to its `training` folder."""
     validation: Path | None = None
-    """JSONL of validation texts; without it, part of --texts is held out."""
+    """JSONL of validation texts, of which near copies of --texts are left out; without
+    it, part of --texts is held out."""
     validation_fraction: Annotated[float, INSIDE_UNIT] = 0.05
     """Share of --texts held out when no --validation is given."""
     epochs: Annotated[int, COUNT] = 3
@@ -157,7 +158,7 @@ def _unseen(
         )
     if len(kept) < len(validation):
         log.warning(
-            "%d validation texts are near copies of texts to train on; left out",
+            "validation texts left out as near copies of texts to train on: %d",
             len(validation) - len(kept),
         )
     return kept

@@ -50,7 +50,7 @@ def sample(cases: list[Case]) -> list[Case]:
     return [case for found in of_command.values() for case in found[:each]]
 
 
-@pytest.mark.skipif(not os.environ.get("LT_MIA_LONG"), reason="trains")
+@pytest.mark.skipif(not os.environ.get("LT_MIA_LONG"), reason="needs LT_MIA_LONG=1")
 @pytest.mark.parametrize("command", ["audit", "extract", "evaluate", "report"])
 def test_without_the_change_the_command_works(tmp_path, golden, command):
     sandbox = tmp_path / "sandbox"
