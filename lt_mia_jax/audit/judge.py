@@ -10,10 +10,11 @@ from jaxtyping import Bool
 
 from lt_mia_jax.attacks import calibration, controls
 from lt_mia_jax.attacks.learned.attack import Attack
-from lt_mia_jax.attacks.scores.table import LEARNED
+from lt_mia_jax.attacks.scores.table import LEARNED, describe
 from lt_mia_jax.audit.inputs import check_texts
 from lt_mia_jax.audit.records import Judged
 from lt_mia_jax.audit.results import (
+    TRAINING_FREE,
     AuditResult,
     calibrate,
     primary_score,
@@ -34,6 +35,7 @@ from lt_mia_jax.errors import (
     LENGTH,
     NOT_NEGATIVE,
     SEED,
+    InputError,
     check_ranges,
 )
 from lt_mia_jax.features.store import FeatureStore
@@ -62,12 +64,13 @@ def audit(
     texts; labels give AUCs with controls. Without either, texts are only ranked.
 
     Args:
-      pair: reference and target, from `load_pair`.
+      pair: reference (or none) and target, from `load_pair`.
       texts: strings, or `Text` records with ids and labels (all of them or none).
       nonmembers: texts known not to be in the fine-tuning data, drawn like `texts`; at
         least 20 distinct ones. Those that nearly are among `texts` are left out.
       attack: the learned attack: `shipped` with the package, a folder made by `lt-mia
-        train`, an `Attack`, or None for the published scores alone.
+        train`, an `Attack`, or None for the published scores alone. Without a
+        reference `shipped` is None.
       length: tokens a text is cut to, the final end-of-text token included.
       side: which end of a long text is cut off; `left` for code.
       batch_size: texts in one forward pass.
@@ -111,8 +114,11 @@ def audit(
         bootstraps=(bootstraps, NOT_NEGATIVE),
         seed=(seed, SEED),
     )
+    if pair.reference is None and isinstance(attack, Attack):
+        raise InputError("a learned attack needs a reference; pass attack=None")
     if not isinstance(attack, Attack):
-        attack = None if attack is None else choose_attack(attack)
+        given = "none" if attack is None else attack
+        attack = choose_attack(given, reference=pair.reference is not None)
     inputs = check_texts(_as_texts(texts), _as_texts(nonmembers or ()), corpus)
     suspects, known, notes = inputs.texts, inputs.nonmembers, inputs.notes
 
@@ -128,11 +134,8 @@ def audit(
     )
     scored = score(suspects, labels=inputs.labels)
     primary = primary_score(scored.scores)
-    if attack is None:
-        notes.append(
-            "No learned attack was used: the verdict rests on EZ-MIA, the strongest "
-            "training-free score in our tests."
-        )
+    if primary != LEARNED:
+        notes.append(_without_attack(primary))
     summary = summarize_combination(scored, seed=seed, bootstraps=bootstraps)
     fingerprints = {
         "texts": fingerprint(list(scored.ids)),
@@ -268,6 +271,22 @@ def evaluate_stores(
             *notes,
         ),
         fingerprints={store.name: store.fingerprint for store in stores},
+    )
+
+
+def _without_attack(primary: str) -> str:
+    """What an audit without the learned attack rests on, and what that costs."""
+    if primary == TRAINING_FREE:
+        return (
+            "No learned attack was used: the verdict rests on EZ-MIA, the strongest "
+            "training-free score in our tests."
+        )
+    return (
+        "No reference was given, so only scores of the target alone were computed: the "
+        f"verdict rests on {describe(primary).label}, the strongest of them in our "
+        "tests. It finds far fewer members: on the 36 combinations of docs/results.md "
+        "8 % of them at 1 % false positives (AUC .834), where the learned attack finds "
+        "42 % (.939). Give the model before fine-tuning as the reference if you can."
     )
 
 

@@ -19,6 +19,8 @@ from lt_mia_jax.attacks.estimate import (
 )
 from lt_mia_jax.configs import Count
 
+NO_REFERENCE = "none"
+"""Name of the reference where there was none."""
 TEXT_ONLY, PERMUTATION = "blind", "permutation"
 """Keys of the controls in files: text-only baseline and permuted labels."""
 

@@ -35,7 +35,9 @@ from lt_mia_jax.provenance import versions
 
 log = logging.getLogger(__name__)
 
-TRAINING_FREE_PRIMARY = "ez"
+TRAINING_FREE = "ez"
+PRIMARY = (LEARNED, TRAINING_FREE, "min_k_plus_plus", "min_k")
+"""The verdict rests on the first of these that could be computed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class AuditResult:
     """
 
     primary: str
-    """The score on which p-values and verdict rest: `lt_mia`, else `ez`."""
+    """The score on which p-values and verdict rest, the first there is of `PRIMARY`."""
     groups: tuple[ScoredTexts, ...]
     """The scored texts of each combination; one for `audit`."""
     combinations: tuple[CombinationSummary, ...]
@@ -120,8 +122,8 @@ class AuditResult:
 
 
 def primary_score(scores: Mapping[str, Any]) -> str:
-    """The score a verdict rests on, fixed in advance: learned attack, else EZ-MIA."""
-    return LEARNED if LEARNED in scores else TRAINING_FREE_PRIMARY
+    """The score a verdict rests on, fixed in advance: see `PRIMARY`."""
+    return next(name for name in PRIMARY if name in scores)
 
 
 def summarize_combination(

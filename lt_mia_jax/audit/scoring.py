@@ -17,6 +17,7 @@ from lt_mia_jax.attacks import scores as formulas
 from lt_mia_jax.attacks.learned.attack import Attack, score_features, score_store
 from lt_mia_jax.attacks.learned.storage import load_attack, shipped_attack
 from lt_mia_jax.attacks.scores.table import LEARNED
+from lt_mia_jax.audit.records import NO_REFERENCE
 from lt_mia_jax.checkpoints import Pretrained, load_pretrained, weights_sha256
 from lt_mia_jax.checkpoints.gguf import is_gguf
 from lt_mia_jax.checkpoints.hub import resolve
@@ -43,13 +44,15 @@ BLOCK = 512
 class ModelPair(NamedTuple):
     """Reference and target, loaded and found to fit each other.
 
+    Without a reference only the target's own scores can be computed.
+
     Example:
       >>> from lt_mia_jax import ModelPair
       >>> ModelPair._fields[:3]
       ('reference', 'target', 'executor')
     """
 
-    reference: Pretrained
+    reference: Pretrained | None
     target: Pretrained
     executor: Executor
     """The devices that hold the parameters."""
@@ -61,12 +64,13 @@ class ModelPair(NamedTuple):
 
 
 def load_pair(
-    reference: str, target: str, executor: Executor | None = None
+    reference: str | None, target: str, executor: Executor | None = None
 ) -> ModelPair:
     """Load both models and check that they can be compared token by token.
 
     Args:
-      reference: directory or hub id of the model before fine-tuning.
+      reference: directory or hub id of the model before fine-tuning; None where it is
+        not at hand.
       target: the same of the model after it.
       executor: gets the parameters as they are read; None takes all devices.
 
@@ -89,12 +93,29 @@ def load_pair(
       True
     """
     executor = make_executor() if executor is None else executor
-    log.info("loading the reference %s", reference)
-    warn_of_intervention(reference)
-    warn_of_intervention(target)
-    before = load_pretrained(reference, mesh=executor.mesh)
+    for model in filter(None, (reference, target)):
+        warn_of_intervention(model)
+    before = None
+    if reference is not None:
+        log.info("loading the reference %s", reference)
+        before = load_pretrained(reference, mesh=executor.mesh)
     log.info("loading the target %s", target)
     after = load_pretrained(target, mesh=executor.mesh)
+    check_vocabulary(after.tokenizer, after.config.vocab_size)
+    if before is not None and reference is not None:
+        _check_pair(before, after, reference, target)
+    sha256 = {
+        f"{model}: {name}": value
+        for model in dict.fromkeys(filter(None, (reference, target)))
+        for name, value in weights_sha256(model).items()
+    }
+    return ModelPair(before, after, executor, reference or NO_REFERENCE, target, sha256)
+
+
+def _check_pair(
+    before: Pretrained, after: Pretrained, reference: str, target: str
+) -> None:
+    """Refuse models that cannot be compared token by token, or are the same."""
     if before.config.vocab_size != after.config.vocab_size:
         raise InputError(
             f"the reference {reference} has {before.config.vocab_size} vocabulary "
@@ -102,7 +123,6 @@ def load_pair(
             "share one vocabulary: pass the model that the target was fine-tuned from"
         )
     check_vocabulary(before.tokenizer, before.config.vocab_size)
-    check_vocabulary(after.tokenizer, after.config.vocab_size)
     if before.tokenizer.get_vocab() != after.tokenizer.get_vocab():
         raise InputError(
             f"the tokenizers of {reference} and {target} differ; both models must "
@@ -114,12 +134,6 @@ def load_pair(
             "no text can look trained on; pass the model that the target was "
             "fine-tuned from as the reference"
         )
-    sha256 = {
-        f"{model}: {name}": value
-        for model in dict.fromkeys((reference, target))
-        for name, value in weights_sha256(model).items()
-    }
-    return ModelPair(before, after, executor, reference, target, sha256)
 
 
 def _equal(one: Params, other: Params) -> bool:
@@ -130,11 +144,22 @@ def _equal(one: Params, other: Params) -> bool:
     return all(a.shape == b.shape and bool(fetch((a == b).all())) for a, b in pairs)
 
 
-def choose_attack(name: str | Path) -> Attack | None:
+def choose_attack(name: str | Path, *, reference: bool = True) -> Attack | None:
     """A learned attack by the value of an `--attack` option.
 
-    This is `shipped`, `none`, or where `load_attack` finds one.
+    This is `shipped`, `none`, or where `load_attack` finds one. Without a reference
+    `shipped` is None, because the attack compares two models.
+
+    Raises:
+      InputError: there is no such attack, or no reference for it.
     """
+    if not reference and name not in ("shipped", "none"):
+        raise InputError(
+            f"--attack {name}: a learned attack compares the target with the model "
+            "before fine-tuning; give --reference too, or leave --attack out"
+        )
+    if not reference:
+        return None
     if name in ("shipped", "none"):
         return shipped_attack() if name == "shipped" else None
     if not Path(name).exists():
@@ -207,15 +232,16 @@ def score_texts(
     `labels` also let the text-only baseline see the texts, and `label` stands beside
     the progress bar.
     """
+    before = pair.reference
     extractor = StatisticsExtractor(
         LanguageModel(pair.target.config),
         pair.target.params,
-        LanguageModel(pair.reference.config),
-        pair.reference.params,
+        None if before is None else LanguageModel(before.config),
+        None if before is None else before.params,
         ExtractConfig(k=20 if attack is None else attack.k, batch_size=batch_size),
         pair.executor,
     )
-    tokenizer = pair.reference.tokenizer
+    tokenizer = pair.target.tokenizer
     scores: list[dict[str, np.ndarray]] = []
     tokens: list[np.ndarray] = []
     words: list[str] = []

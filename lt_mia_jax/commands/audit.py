@@ -24,18 +24,20 @@ class Audit:
     and a verdict on the whole set.
     """
 
-    reference: Source
-    """The model before fine-tuning: a Hugging Face directory or hub id."""
     target: Source
     """The model under audit: a Hugging Face directory or hub id."""
+    reference: Source | None = None
+    """The model before fine-tuning: a Hugging Face directory or hub id. Without it only
+    the scores of the target alone are computed, which find far fewer members."""
     texts: Path
     """JSONL with `text` and optional `id`, `label` (1 member, 0 non-member)."""
     out: Path
     """Folder for the results."""
     attack: Source = "shipped"
-    """The learned attack: `shipped` with the package, trained on tiny transformers; a
-    folder made by `lt-mia train`; a torch checkpoint of the reference implementation
-    (FILE.pt, needs torch); `none` for the published scores alone."""
+    """The learned attack, which needs a reference: `shipped` with the package, trained
+    on tiny transformers; a folder made by `lt-mia train`; a torch checkpoint of the
+    reference implementation (FILE.pt, needs torch); `none` for the published scores
+    alone."""
     nonmembers: Path | None = None
     """JSONL of texts known not to be in the fine-tuning data, drawn like --texts.
     They calibrate p-values and the verdict on the whole set, which need 20 distinct
@@ -72,7 +74,7 @@ def run(config: Audit) -> None:
 
     texts = read_texts(config.texts)
     nonmembers = [] if config.nonmembers is None else read_texts(config.nonmembers)
-    attack = choose_attack(config.attack)
+    attack = choose_attack(config.attack, reference=config.reference is not None)
     # Before models are loaded, which takes longer.
     check_texts(texts, nonmembers, str(config.texts), str(config.nonmembers))
     pair = load_pair(config.reference, config.target, config.devices.make())

@@ -79,6 +79,7 @@ def run(config: Extract) -> None:
     texts = [*members, *nonmembers]
     labels = np.repeat([1, 0], [len(members), len(nonmembers)])
     pair = load_pair(config.reference, config.target, config.devices.make())
+    assert pair.reference is not None  # a required flag
     store = extract_texts(
         pair.target,
         pair.reference,

@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from lt_mia_jax.data.texts import read_texts
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.report import write_report
 
+ROOT = Path(__file__).parents[2]
 QUICK = {"length": 32, "bootstraps": 50}
 
 
@@ -97,6 +99,36 @@ def test_without_a_learned_attack_the_verdict_rests_on_ez(pair, world):
     assert any("EZ-MIA" in note for note in found.notes)
 
 
+def test_without_a_reference_scores_of_the_target_alone(world, pair, tmp_path):
+    files = ["--texts", str(world.mixed), "--nonmembers", str(world.others)]
+    quick = ["--length", "32", "--bootstraps", "50", "--out", str(tmp_path)]
+    assert main(["audit", "--target", str(world.target), *files, *quick]) == 0
+    whole = audit(pair, read_texts(world.mixed), read_texts(world.others), **QUICK)
+    rows = read_rows(tmp_path / "scores.jsonl")
+    alone = {s.name for s in table.SCORES if "reference" not in s.needs}
+    assert all(set(row["scores"]) == alone for row in rows)
+    for name in alone:
+        found = [row["scores"][name] for row in rows]
+        np.testing.assert_allclose(found, whole.scores[name], rtol=1e-4, atol=1e-4)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["primary"] == "min_k_plus_plus"
+    assert summary["combinations"][0]["reference"] == "none"
+    assert all(row["p_value"] is not None for row in rows)
+    assert any(row["probability"] is None for row in rows)
+    assert "No reference" in (tmp_path / "report.html").read_text()
+
+
+def test_what_a_missing_reference_costs_is_what_the_study_found(pair, world):
+    found = audit(pair._replace(reference=None), read_texts(world.mixed), **QUICK)
+    [note] = [note for note in found.notes if "No reference" in note]
+    page = (ROOT / "docs" / "results.md").read_text()
+    for name in ("LT-MIA", "Min-K%++"):
+        row = next(x for x in page.splitlines() if x.startswith(f"| {name} | 0."))
+        area, rate = map(float, row.split("|")[6].split("/"))
+        assert f"{area:.3f}".lstrip("0") in note
+        assert f"{100 * rate:.0f} %" in note
+
+
 def test_what_is_refused(pair):
     texts = sentences(9, 30)
     with pytest.raises(InputError, match="no texts"):
@@ -105,6 +137,8 @@ def test_what_is_refused(pair):
         audit(pair, texts, texts)
     with pytest.raises(InputError, match="no such file"):
         audit(pair, texts, attack="nowhere")
+    with pytest.raises(InputError, match="give --reference too"):
+        audit(pair._replace(reference=None), texts, attack="nowhere")
     with pytest.raises(InputError, match="alpha = nan, expected more than 0"):
         audit(pair, texts, alpha=math.nan, seed=-1)
 

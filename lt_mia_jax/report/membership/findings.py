@@ -9,7 +9,12 @@ from lt_mia_jax.arrays import Float
 from lt_mia_jax.attacks.calibration import q_values
 from lt_mia_jax.attacks.controls import SHIFTED
 from lt_mia_jax.attacks.estimate import AttackSummary
-from lt_mia_jax.audit.records import PERMUTATION, TEXT_ONLY, CombinationSummary
+from lt_mia_jax.audit.records import (
+    NO_REFERENCE,
+    PERMUTATION,
+    TEXT_ONLY,
+    CombinationSummary,
+)
 from lt_mia_jax.audit.verdict import differs_most
 from lt_mia_jax.report.membership.run import UNKNOWN, Run
 from lt_mia_jax.report.panels import Finding, caution, in_order, note, passed
@@ -35,7 +40,8 @@ def findings(run: Run) -> list[Finding]:
     checks = (_text_only, _permutation, _few_texts, _refused, _against_chance, _novelty)
     labeled = (each for check in checks for each in check(found))
     first = labeled if combinations else _unlabeled(run)
-    return in_order([*_comparison(run), *first, *_p_values(run), *_coverage(run)])
+    seen = (_reference, _comparison, _p_values, _coverage)
+    return in_order([*(each for check in seen for each in check(run)), *first])
 
 
 def auc_of(found: Mapping[str, AttackSummary], name: str) -> float | None:
@@ -84,6 +90,16 @@ def _unlabeled(run: Run) -> Iterator[Finding]:
             "No calibration",
             "No known non-members were given. Scores rank the texts against each "
             "other, but no threshold on them has a known error rate.",
+        )
+
+
+def _reference(run: Run) -> Iterator[Finding]:
+    if any(each.reference == NO_REFERENCE for each in run.summary.combinations):
+        yield caution(
+            "No reference",
+            "The model before fine-tuning was not given. Scores of the target alone "
+            "cannot tell what it learned in fine-tuning from what it knew before, or "
+            "from text that is easy to predict: they find far fewer members.",
         )
 
 
