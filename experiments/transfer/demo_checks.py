@@ -28,7 +28,7 @@ from lt_mia_jax.data.tokenize import encode
 from lt_mia_jax.features import ExtractConfig, FeatureStore, StatisticsExtractor
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.study import stages as study
-from lt_mia_jax.study.demo import JUDGED, load_corpora
+from lt_mia_jax.study.demo import judged_combinations, load_corpora
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +52,10 @@ def main() -> None:
     config = tyro.cli(Checks)
     own = config.demo / "attack"
     attack = load_attack(own) if own.exists() else shipped_attack()
-    corpora = load_corpora(config.demo)
-    for combination in JUDGED:
+    # Only the whole demo makes a tokenizer.
+    full = (config.demo / "tokenizer").exists()
+    corpora = load_corpora(config.demo, full=full)
+    for combination in judged_combinations(full):
         store = FeatureStore.open(config.demo / "features" / combination.name)
         stored = score_store(attack, store)
         labels = np.asarray(store.labels)

@@ -23,21 +23,24 @@ WRITES = Output(
 class Demo:
     """Find what a tiny Mamba was fine-tuned on, with an attack trained on transformers.
 
-    Pretrains the model on text that ships with Python and our dependencies, fine-tunes
-    it on two corpora and judges the learned attack of the package there, beside every
-    published score; it never saw such a model or these texts. Writes report.html.
-    Minutes on 2 cores, no network; an interrupted run continues.
+    Fine-tunes a small pretrained Mamba that comes with the package on text that ships
+    with our dependencies, and judges the learned attack of the package there, beside
+    every published score; it never saw such a model or these texts. Writes
+    report.html. About two minutes on 2 cores, no network; an interrupted run continues.
     """
 
     out: Path = Path("runs/demo")
     """Folder for everything the demo makes."""
     seed: Annotated[int, SEED] = 0
     """Decides membership, splits, initial weights and order."""
+    full: bool = False
+    """Pretrain the Mamba here too, and judge the attack on a second corpus; some
+    minutes more, and the extra `demo`."""
     learn: bool = False
-    """Train an attack here as well, on a GPT-2-like model and four other corpora, and
+    """Do all of --full and train an attack here as well, on a GPT-2-like model and four other corpora, and
     judge that one instead; it is kept in OUT/attack."""
     pretrain_steps: Annotated[int, COUNT] = 300
-    """Updates of each base, 32 sequences of 128 tokens each."""
+    """Updates of each base, 32 sequences of 128 tokens each, with --full."""
     attack_epochs: Annotated[int, COUNT] = 8
     """Passes over the attack's training rows, with --learn."""
     bootstraps: Annotated[int, RESAMPLES] = 1000
@@ -56,11 +59,12 @@ def run(config: Demo) -> None:
     from lt_mia_jax.study import demo
 
     began, out = time.monotonic(), config.out
-    stage = demo.Stages(6 if config.learn else 5)
+    stage = demo.Stages(6 if config.learn else 5 if config.full else 4)
     study = demo.prepare(
         out,
         stage,
         seed=config.seed,
+        full=config.full,
         learn=config.learn,
         pretrain_steps=config.pretrain_steps,
         attack_epochs=config.attack_epochs,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,10 +16,11 @@ from lt_mia_jax.attacks.learned.classifier_config import ClassifierConfig
 from lt_mia_jax.attacks.learned.recipe import TrainConfig
 from lt_mia_jax.attacks.learned.storage import shipped_attack
 from lt_mia_jax.attacks.learned.train import train_attack
-from lt_mia_jax.checkpoints import Pretrained
+from lt_mia_jax.checkpoints import Pretrained, load_pretrained
 from lt_mia_jax.data.corpora import Corpus, deduplicate, load_corpus
 from lt_mia_jax.data.texts import write_texts
 from lt_mia_jax.features.store import FeatureStore
+from lt_mia_jax.files import sha256_file
 from lt_mia_jax.finetune import PretrainConfig
 from lt_mia_jax.finetune.config import ADAMW
 from lt_mia_jax.models import ModelConfig, gpt2_like, mamba_like
@@ -41,6 +43,9 @@ def bases() -> dict[str, ModelConfig]:
     }
 
 
+SHIPPED = Path(__file__).parent / "base"
+"""The pretrained Mamba of the package; its README.md says how it was made."""
+
 PRETRAINING = ("py_code", "speeches")
 """Corpora whose pretraining texts make the bases."""
 
@@ -56,6 +61,7 @@ JUDGED = tuple(
     Combination(base=UNSEEN, corpus=corpus, nonmembers=1000)
     for corpus in ("ml_docs", "ml_code")
 )
+"""Of the whole demo; the quick one judges the first."""
 
 
 CLASSIFIER = ClassifierConfig(
@@ -72,7 +78,7 @@ class DemoStudy(NamedTuple):
 
     attack: Attack
     stores: tuple[FeatureStore, ...]
-    """Of the combinations in `JUDGED`."""
+    """Of the judged combinations."""
     corpora: Mapping[str, Corpus]
 
 
@@ -81,33 +87,31 @@ def prepare(
     stage: "Stages",
     *,
     seed: int = 0,
+    full: bool = False,
     learn: bool = False,
     pretrain_steps: int = 300,
     attack_epochs: int = 8,
 ) -> DemoStudy:
     """Run every stage before the judgment that is not finished yet; see `Demo`.
 
+    Without `full` (which `learn` implies) the base is the package's, and one corpus is
+    judged.
+
     Raises:
       InputError: a text source is missing, or the folder holds another demo.
     """
+    full, judged = full or learn, judged_combinations(full or learn)
     with stage("collecting real text from installed packages"):
-        corpora = load_corpora(out)
+        corpora = load_corpora(out, full=full)
 
-    with stage("pretraining tiny models"):
-        known = [corpora[name] for name in PRETRAINING]
-        texts = study.pretraining_texts(known, seed=seed, most=6000)
-        tokenizer = study.make_tokenizer(
-            out / "tokenizer", texts, vocab_size=VOCABULARY
-        )
-        recipe = PretrainConfig(steps=pretrain_steps, optimizer=RECIPE, seed=seed)
-        models = {
-            name: study.make_base(out / "bases" / name, model, texts, tokenizer, recipe)
-            for name, model in bases().items()
-            if learn or name == UNSEEN
-        }
+    if full:
+        with stage("pretraining tiny models"):
+            models = _pretrain(out, corpora, seed, pretrain_steps, learn=learn)
+    else:
+        models = {UNSEEN: _shipped_base(out / "bases" / UNSEEN)}
 
     with stage("fine-tuning targets and reading their token statistics"):
-        chosen = (*(TRAINING if learn else ()), *JUDGED)
+        chosen = (*(TRAINING if learn else ()), *judged)
         stores = {
             each: _store(each, models[each.base], corpora[each.corpus], out, seed)
             for each in chosen
@@ -126,17 +130,56 @@ def prepare(
             )
             training = [stores[each] for each in TRAINING]
             attack = train_attack(training, CLASSIFIER, recipe, out / "attack").attack
-    return DemoStudy(attack, tuple(stores[c] for c in JUDGED), corpora)
+    return DemoStudy(attack, tuple(stores[each] for each in judged), corpora)
 
 
-def load_corpora(out: Path) -> dict[str, Corpus]:
-    """All corpora by name, without texts that nearly repeat one of another corpus."""
-    names = [combination.corpus for combination in (*TRAINING, *JUDGED)]
+def judged_combinations(full: bool) -> tuple[Combination, ...]:
+    """What the attack is judged on, in the whole demo and in the quick one."""
+    return JUDGED if full else JUDGED[:1]
+
+
+def load_corpora(out: Path, *, full: bool) -> dict[str, Corpus]:
+    """Corpora by name, without texts that nearly repeat one of another of them.
+
+    The whole demo reads those of the bases and of the attack too.
+    """
+    used = (*(TRAINING if full else ()), *judged_combinations(full))
+    names = [combination.corpus for combination in used]
     loaded = [load_corpus(name, cache=out / "corpora") for name in names]
     kept = dict(zip(names, deduplicate(loaded), strict=True))
     for name, corpus in kept.items():
         log.info("  %-12s %6d documents", name, len(corpus.ids))
     return kept
+
+
+def _shipped_base(directory: Path) -> Pretrained:
+    """The base of the package, copied to where the others stand."""
+
+    def make() -> list[str]:
+        directory.mkdir(parents=True, exist_ok=True)
+        names = sorted(path.name for path in SHIPPED.iterdir() if path.is_file())
+        for name in names:
+            shutil.copyfile(SHIPPED / name, directory / name)
+        return names
+
+    settings = {"shipped": sha256_file(SHIPPED / "model.safetensors")}
+    study.stage(directory, settings, make)
+    return load_pretrained(directory)
+
+
+def _pretrain(
+    out: Path, corpora: Mapping[str, Corpus], seed: int, steps: int, *, learn: bool
+) -> dict[str, Pretrained]:
+    """Bases by name; the one that is only learned from where it is needed."""
+    known = [corpora[name] for name in PRETRAINING]
+    texts = study.pretraining_texts(known, seed=seed, most=6000)
+    tokenizer = study.make_tokenizer(out / "tokenizer", texts, vocab_size=VOCABULARY)
+    recipe = PretrainConfig(steps=steps, optimizer=RECIPE, seed=seed)
+    return {
+        name: study.make_base(out / "bases" / name, model, texts, tokenizer, recipe)
+        for name, model in bases().items()
+        if learn or name == UNSEEN
+    }
 
 
 def _store(
@@ -161,7 +204,9 @@ def _store(
 def write_examples(corpora: Mapping[str, Corpus], out: Path, seed: int) -> None:
     """Files for `lt-mia audit`: suspects (half members) and known non-members."""
     for combination in JUDGED:
-        corpus = corpora[combination.corpus]
+        corpus = corpora.get(combination.corpus)
+        if corpus is None:
+            continue  # of the whole demo
         rows = study.split(corpus, combination, seed=seed)
         # Rows stand in corpus order; the first hundred of each would differ in source.
         rng = np.random.default_rng(seed)

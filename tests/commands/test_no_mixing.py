@@ -91,7 +91,7 @@ def commands(request, server, tmp_path_factory) -> dict[str, list[str]]:
             *("--template.prompt", "{question}", "--template.begin"),
             *("--executor", "single", "--evaluated", "6"),
         ],
-        "demo": ["demo", "--pretrain-steps", "2", "--bootstraps", "10"],
+        "demo": ["demo", "--full", "--pretrain-steps", "2", "--bootstraps", "10"],
         "syntofu": ["syntofu", *SYNTOFU],
     }
 
