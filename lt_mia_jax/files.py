@@ -35,9 +35,10 @@ def sha256_file(path: Path | str) -> str:
 def content_sha256(path: Path | str) -> str | None:
     """SHA-256 of a file, or of the names and contents of the files of a folder.
 
-    Records of runs say with it what was read. Folders inside of a folder and hidden
-    files do not count, nor the record of the run that made it. A file is read again
-    only if its size or its time has changed. None where there is nothing to read.
+    Records of runs say with it what was read. Of folders inside of a folder only `.txt`
+    files count, which are texts; hidden files do not count, nor the record of the run
+    that made it. A file is read again only if its size or its time has changed. None
+    where there is nothing to read.
     """
     path = Path(path)
     # What cannot be read is reported by who reads it.
@@ -46,9 +47,10 @@ def content_sha256(path: Path | str) -> str | None:
             found = path.stat()
             return _sha256(str(path.resolve()), found.st_size, found.st_mtime_ns)
         if path.is_dir():
+            entries = {*path.iterdir(), *path.rglob("*.txt")}
             parts = [
-                f"{entry.name}\0{content_sha256(entry)}\n"
-                for entry in sorted(path.iterdir())
+                f"{entry.relative_to(path)}\0{content_sha256(entry)}\n"
+                for entry in sorted(entries)
                 if entry.is_file() and entry.name[0] != "." and entry.name != "run.json"
             ]
             return fingerprint(*parts) if parts else None

@@ -31,6 +31,7 @@ from lt_mia_jax.audit.scoring import score_published
 from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.data.corpora import Corpus, load_corpus
+from lt_mia_jax.data.formats.sources import source_name
 from lt_mia_jax.data.texts import text_id
 from lt_mia_jax.devices import Devices, DevicesFlags
 from lt_mia_jax.errors import InputError
@@ -131,7 +132,7 @@ class RealModel:
         lora = tuning == "lora"
         return Combination(
             base=Path(self.model).name or PACKAGE,
-            corpus=Path(corpus).stem,
+            corpus=source_name(corpus),
             members=self.members,
             nonmembers=self.nonmembers,
             validation=self.validation,
@@ -145,7 +146,7 @@ class RealModel:
 
     def folder(self, corpus: str, tuning: Tuning, seed: int) -> Path:
         """Of one target and its features."""
-        return self.out / "combinations" / f"{Path(corpus).stem}-{tuning}-{seed}"
+        return self.out / "combinations" / f"{source_name(corpus)}-{tuning}-{seed}"
 
     @property
     def cells(self) -> list[tuple[str, Tuning, int]]:
@@ -160,7 +161,7 @@ class RealModel:
 
 def jobs(config: RealModel) -> list[Job]:
     """The base, the corpora, and a job for each target."""
-    texts = {name: f"corpus/{Path(name).stem}" for name in config.corpora}
+    texts = {name: f"corpus/{source_name(name)}" for name in config.corpora}
     found = [Job(name="base", function=make_base, arguments=(config,))]
     found += [
         Job(name=job, function=make_corpus, arguments=(config, name))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,7 +31,8 @@ class Audit:
     """The model before fine-tuning: a Hugging Face directory or hub id. Without it only
     the scores of the target alone are computed, which find far fewer members."""
     texts: Path
-    """JSONL with `text` and optional `id`, `label` (1 member, 0 non-member)."""
+    """Texts with `text` and optional `id`, `label` (1 member, 0 non-member): .jsonl,
+    .jsonl.gz, .csv, .parquet, a folder of .txt files, or hub:NAME:CONFIG:SPLIT."""
     out: Path
     """Folder for the results."""
     attack: Source = "shipped"
@@ -39,9 +41,11 @@ class Audit:
     reference implementation (FILE.pt, needs torch); `none` for the published scores
     alone."""
     nonmembers: Path | None = None
-    """JSONL of texts known not to be in the fine-tuning data, drawn like --texts.
+    """Texts known not to be in the fine-tuning data, drawn like --texts.
     They calibrate p-values and the verdict on the whole set, which need 20 distinct
     ones. Neither is given if a classifier without any model tells them from --texts."""
+    column: str = "text"
+    """Field or column that holds the texts."""
     length: Annotated[int, LENGTH] = 128
     """Tokens a text is cut to, the final end-of-text token included."""
     side: Literal["right", "left"] = "right"
@@ -67,13 +71,15 @@ def run(config: Audit) -> None:
     from lt_mia_jax.audit.results import clear_result, write_result
     from lt_mia_jax.audit.scoring import choose_attack, load_pair
     from lt_mia_jax.configs import to_dict
+    from lt_mia_jax.data.formats.sources import source_name
     from lt_mia_jax.data.texts import read_texts
     from lt_mia_jax.executor import is_primary, wait_for_all
     from lt_mia_jax.provenance import write_run_record
     from lt_mia_jax.report import write_report
 
-    texts = read_texts(config.texts)
-    nonmembers = [] if config.nonmembers is None else read_texts(config.nonmembers)
+    read = partial(read_texts, column=config.column)
+    texts = read(config.texts)
+    nonmembers = [] if config.nonmembers is None else read(config.nonmembers)
     attack = choose_attack(config.attack, reference=config.reference is not None)
     # Before models are loaded, which takes longer.
     check_texts(texts, nonmembers, str(config.texts), str(config.nonmembers))
@@ -89,7 +95,7 @@ def run(config: Audit) -> None:
         alpha=config.alpha,
         bootstraps=config.bootstraps,
         seed=config.seed,
-        name=config.texts.stem,
+        name=source_name(config.texts),
         corpus=str(config.texts),
     )
     if is_primary():

@@ -32,9 +32,10 @@ class Extract:
     target: Source
     """The fine-tuned model: a Hugging Face directory or hub id."""
     members: Path
-    """JSONL of texts that the target was fine-tuned on."""
+    """Texts that the target was fine-tuned on: .jsonl, .jsonl.gz, .csv, .parquet, a
+    folder of .txt files, or hub:NAME:CONFIG:SPLIT."""
     nonmembers: Path
-    """JSONL of texts drawn like the members that it never saw."""
+    """Texts drawn like the members that it never saw."""
     out: Path
     """Folder of the store."""
     name: str = ""
@@ -43,6 +44,8 @@ class Extract:
     """Name of the corpus in tables; empty takes the members file's name."""
     k: Annotated[int, between(1, 1000)] = 20
     """Top and bottom tokens kept per step; 7k + 14 feature columns."""
+    column: str = "text"
+    """Field or column that holds the texts."""
     length: Annotated[int, LENGTH] = 128
     """Tokens a text is cut to, the final end-of-text token included."""
     side: Literal["right", "left"] = "right"
@@ -64,11 +67,13 @@ def run(config: Extract) -> None:
     import numpy as np
 
     from lt_mia_jax.audit.scoring import load_pair
+    from lt_mia_jax.data.formats.sources import source_name
     from lt_mia_jax.data.texts import read_texts
     from lt_mia_jax.features.extract import extract_texts
     from lt_mia_jax.features.program import ExtractConfig
 
-    members, nonmembers = read_texts(config.members), read_texts(config.nonmembers)
+    sides = (config.members, config.nonmembers)
+    members, nonmembers = (read_texts(side, column=config.column) for side in sides)
     both = {text.text for text in members} & {text.text for text in nonmembers}
     if both:
         line = next(text.line for text in nonmembers if text.text in both)
@@ -99,7 +104,7 @@ def run(config: Extract) -> None:
             "name": config.name or config.out.name,
             "target": config.target,
             "reference": config.reference,
-            "corpus": config.corpus or config.members.stem,
+            "corpus": config.corpus or source_name(config.members),
             "side": config.side,
         },
         executor=pair.executor,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -40,12 +41,13 @@ class Finetune:
     model: Source
     """The base model: a Hugging Face directory or hub id."""
     texts: Path
-    """JSONL with `text`: the fine-tuning data."""
+    """The fine-tuning data: .jsonl, .jsonl.gz, .csv, .parquet, a folder of .txt files,
+    or hub:NAME:CONFIG:SPLIT."""
     out: Path
     """Folder of the fine-tuned model; training state goes to its `training` folder."""
     validation: Path | None = None
-    """JSONL of validation texts, of which near copies of --texts are left out; without
-    it, part of --texts is held out."""
+    """Validation texts, of which near copies of --texts are left out; without it, part
+    of --texts is held out."""
     validation_fraction: Annotated[float, INSIDE_UNIT] = 0.05
     """Share of --texts held out when no --validation is given."""
     epochs: Annotated[int, COUNT] = 3
@@ -56,6 +58,8 @@ class Finetune:
     """Constant rate of AdamW."""
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01
     """Decoupled weight decay, on all parameters."""
+    column: str = "text"
+    """Field or column that holds the texts."""
     length: Annotated[int, LENGTH] = 128
     """Tokens a text is cut to, the final end-of-text token included."""
     side: Literal["right", "left"] = "right"
@@ -128,11 +132,12 @@ def _split(config: Finetune) -> tuple[list["Text"], list["Text"]]:
     from lt_mia_jax.data.splits import hold_out
     from lt_mia_jax.data.texts import read_texts
 
-    texts = [text for text in read_texts(config.texts) if text.text.strip()]
+    read = partial(read_texts, column=config.column)
+    texts = [text for text in read(config.texts) if text.text.strip()]
     if config.validation is not None:
         if not texts:
             raise InputError(f"{config.texts}: every text is empty")
-        return texts, _unseen(read_texts(config.validation), texts, config)
+        return texts, _unseen(read(config.validation), texts, config)
     kept, held = hold_out(texts, config.validation_fraction, seed=config.seed)
     if not kept or not held:
         raise InputError(

@@ -39,14 +39,17 @@ class Unlearn:
     """The model that knows the texts: a Hugging Face directory or hub id. If it already
     carries an MRP projection, another `--method mrp` run extends it."""
     forget: Path
-    """JSONL of the texts to forget: `question` and `answer`, or `text`."""
+    """Texts to forget, `question` and `answer`, or `text`: .jsonl, .jsonl.gz, .csv,
+    .parquet, a folder of .txt files, or hub:NAME:CONFIG:SPLIT."""
     out: Path
     """Folder of the new model; checkpoints go to its `training` folder."""
     retain: Path | None = None
-    """JSONL of the texts to retain, in the same format."""
+    """Texts to retain, in the same format."""
     refusals: Path | None = None
-    """JSONL of refusals (`text`) for the methods that teach them; without it, the rows
-    of --forget need the field `refusal`."""
+    """Refusals (`text`) for the methods that teach them; without it, the rows of
+    --forget need the field `refusal`."""
+    column: str = "text"
+    """Field or column that holds the plain texts of --forget and --retain."""
     method: Any = None
     """Settings of the method."""
     epochs: Annotated[int, COUNT] = 10
@@ -125,7 +128,9 @@ def run(config: Unlearn) -> None:
     from lt_mia_jax.verification.verify import check_models, read_material
 
     options, material = config.evaluation, None
-    files = read_files(config.forget, config.retain, config.refusals)
+    files = read_files(
+        config.forget, config.retain, config.refusals, column=config.column
+    )
     if options.evaluated:
         material = read_material(options, files.forget, files.retain, choose_attack)
     executor = config.devices.make()
@@ -168,6 +173,7 @@ def _report(
 
     from lt_mia_jax.audit.results import command_line
     from lt_mia_jax.configs import from_dict, to_dict
+    from lt_mia_jax.data.formats.sources import source_name
     from lt_mia_jax.provenance import versions
     from lt_mia_jax.report import write_report
     from lt_mia_jax.unlearning.interventions.storage import load_intervention
@@ -199,7 +205,7 @@ def _report(
     )
     run = UnlearningRun(
         title=f"{about['method']}: {Path(config.model).name} forgets "
-        f"{config.forget.stem}",
+        f"{source_name(config.forget)}",
         method=about["method"],
         settings=about["settings"],
         verification=found,

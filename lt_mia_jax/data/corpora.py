@@ -9,10 +9,12 @@ from typing import NamedTuple
 from lt_mia_jax import files
 from lt_mia_jax.data.domains import DOMAINS
 from lt_mia_jax.data.duplicates import NearDuplicates
+from lt_mia_jax.data.formats.sources import COLUMN, is_source, source_name
 from lt_mia_jax.data.hub import HUB_DATASETS, normalized
 from lt_mia_jax.data.jsonl import well_formed
 from lt_mia_jax.data.texts import (
     Text,
+    contents,
     fingerprint,
     hash_unit,
     read_texts,
@@ -65,15 +67,17 @@ def load_corpus(
     local: Path | str | None = None,
     limit: int | None = None,
     cache: Path | str | None = None,
+    column: str = COLUMN,
 ) -> Corpus:
     """Load a corpus without copies and near-copies.
 
     Args:
       name: an offline domain (`DOMAINS`), a data set of the hub (`HUB_DATASETS`) or
-        the path of a JSON-lines file.
+        what `read_texts` takes: a file, a folder of `.txt` files, `hub:NAME`.
       local: for a data set of the hub, a folder with its Parquet or JSON-lines files.
       limit: maximum number of documents; those with the lowest hashes are kept.
       cache: for an offline domain, a folder in which the documents are cached.
+      column: of a file or `hub:NAME`, the field with the texts.
 
     Raises:
       InputError: an unknown name, a missing package or file, no documents.
@@ -92,12 +96,13 @@ def load_corpus(
         corpus = _offline(name, None if cache is None else Path(cache))
     elif normalized(name) in HUB_DATASETS:
         corpus = _from_hub(name, None if local is None else Path(local))
-    elif name.endswith(".jsonl"):
-        corpus = _from_file(Path(name))
+    elif is_source(name):
+        corpus = _from_file(Path(name), column)
     else:
         known = ", ".join([*DOMAINS, *HUB_DATASETS])
         raise InputError(
-            f"no corpus named {name!r}; expected a .jsonl file or one of {known}"
+            f"no corpus named {name!r}; expected a .jsonl, .csv or .parquet file, a "
+            f"folder of .txt files, hub:NAME, or one of {known}"
         )
     if limit is not None and limit < len(corpus.ids):
         rows = range(len(corpus.ids))
@@ -163,10 +168,12 @@ def _from_hub(name: str, local: Path | None) -> Corpus:
     return _corpus(dataset.name, rows, versions, code=dataset.code)
 
 
-def _from_file(path: Path) -> Corpus:
-    rows = [row for row in read_texts(path) if row.text.strip()]
-    versions = {path.name: f"sha256:{files.sha256_file(path)}"}
-    return _corpus(path.stem, _without_copies(path.stem, rows, code=False), versions)
+def _from_file(path: Path, column: str) -> Corpus:
+    rows = [row for row in read_texts(path, column=column) if row.text.strip()]
+    found = files.content_sha256(path) or contents(rows)  # the hub has no file
+    name = source_name(path)
+    versions = {path.name: f"sha256:{found}"}
+    return _corpus(name, _without_copies(name, rows, code=False), versions)
 
 
 def _without_copies(name: str, rows: list[Text], code: bool) -> list[Text]:

@@ -6,16 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from lt_mia_jax.data.formats.streams import decoded, lines
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.files import open_regular, parse_json, write_atomic
+from lt_mia_jax.files import parse_json, write_atomic
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-LONGEST_LINE = 2**26
-"""Bytes of a line, its end included; whole books are shorter."""
-_BOM = b"\xef\xbb\xbf"
 
 
 class Row(NamedTuple):
@@ -24,9 +21,9 @@ class Row(NamedTuple):
     values: dict[str, Any]
     """Fields by name; strings are `well_formed`."""
     where: str
-    """`FILE:LINE`."""
+    """`FILE:LINE`, or what else names the row."""
     line: int
-    """From 1."""
+    """From 1; 0 where rows are not lines."""
 
     @property
     def id(self) -> str | None:
@@ -84,7 +81,7 @@ class Row(NamedTuple):
 def read_jsonl(
     path: Path | str, parse: Callable[[Row], T], *, expected: str, unique: bool = True
 ) -> list[T]:
-    """Parse every row of a file, in file order.
+    """Parse every row of a JSON-lines file, in file order.
 
     Blank lines are skipped; a byte-order mark and any newline convention are
     accepted. Lone surrogates become U+FFFD, with a logged warning.
@@ -97,34 +94,56 @@ def read_jsonl(
 
     Raises:
       InputError: no such file, no regular file, no rows, invalid UTF-8, a line longer
-        than `LONGEST_LINE`, a line that is no JSON object or has a key twice, an id
-        twice, or what `parse` raises. The message names file and line.
+        than `streams.LONGEST_LINE`, a line that is no JSON object or has a key twice,
+        an id twice, or what `parse` raises. The message names file and line.
     """
+    return parse_rows(json_rows(Path(path)), str(path), parse, expected, unique)
+
+
+def json_rows(path: Path) -> Iterator[Row]:
+    """The objects of a file, as they stand there."""
+    number = 0
+    for chunk in lines(path):
+        # JSON strings contain no raw carriage return, so each ends a line.
+        for raw in chunk.splitlines():
+            number += 1
+            if raw.strip():
+                where = f"{path}:{number}"
+                yield Row(_json_object(raw, where), where, number)
+
+
+def parse_rows(
+    rows: Iterable[Row],
+    source: str,
+    parse: Callable[[Row], T],
+    expected: str,
+    unique: bool = True,
+) -> list[T]:
+    """What `parse` makes of every row of a source; see `read_jsonl`."""
     parsed: list[T] = []
-    lines_of_ids: dict[str, int] = {}
+    places: dict[str, str] = {}
     repaired = []
-    for line, raw in _lines(Path(path)):
-        where = f"{path}:{line}"
-        values = _json_object(raw, where)
-        row = Row(_well_formed(values), where, line)
-        if row.values != values:
-            repaired.append(line)
+    for found in rows:
+        row = found._replace(values=_well_formed(found.values))
+        place = f"on line {row.line}" if row.line else f"at {row.where}"
+        if row.values != found.values:
+            repaired.append(place)
         parsed.append(parse(row))
         own = row.id
-        first = line if own is None else lines_of_ids.setdefault(own, line)
-        if unique and first != line:
+        first = place if own is None else places.setdefault(own, place)
+        if unique and first != place:
             raise InputError(
-                f"{where}: id {short(own)} already stands on line {first}; give "
-                "each row its own id, or none"
+                f"{row.where}: id {short(own)} already stands {first}; give each row "
+                "its own id, or none"
             )
     if not parsed:
-        raise InputError(f"{path}: no {expected}")
+        raise InputError(f"{source}: no {expected}")
     if repaired:
         log.warning(
-            "%s: lone surrogates replaced by U+FFFD on %d line(s), first %d",
-            path,
+            "%s: lone surrogates replaced by U+FFFD on %d line(s), first %s",
+            source,
             len(repaired),
-            repaired[0],
+            repaired[0].removeprefix("on line "),
         )
     return parsed
 
@@ -166,51 +185,27 @@ def kind(value: Any) -> str:
 
 def short(value: Any) -> str:
     """A value as JSON for a message, in at most 60 characters."""
-    shown = json.dumps(value)
+    shown = json.dumps(value, default=str)
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 def _well_formed(values: dict[str, Any]) -> dict[str, Any]:
-    """The fields with strings, and strings in lists, `well_formed`."""
+    """The fields with every string in them `well_formed`."""
 
     def mended(value: Any) -> Any:
         if isinstance(value, list):
-            return [mended(x) if isinstance(x, str) else x for x in value]
+            return [mended(x) for x in value]
+        if isinstance(value, dict):
+            return {name: mended(x) for name, x in value.items()}
         return well_formed(value) if isinstance(value, str) else value
 
-    return {name: mended(value) for name, value in values.items()}
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Number (from 1) and bytes of every line that is not blank."""
-    number = 0
-    with open_regular(path) as file:
-        start = file.read(len(_BOM))
-        if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise InputError(f"{path}: encoded as UTF-16; save it as UTF-8")
-        if start != _BOM:
-            file.seek(0)
-        while chunk := file.readline(LONGEST_LINE + 1):
-            if len(chunk) > LONGEST_LINE:
-                raise InputError(
-                    f"{path}:{number + 1}: a line of more than {LONGEST_LINE} bytes; "
-                    "expected JSON lines, one object and one text a line"
-                )
-            # JSON strings contain no raw carriage return, so each ends a line.
-            for raw in chunk.splitlines():
-                number += 1
-                if raw.strip():
-                    yield number, raw
+    return mended(values)
 
 
 def _json_object(raw: bytes, where: str) -> dict[str, Any]:
+    text = decoded(raw, where)
     try:
-        value = parse_json(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{where}: invalid UTF-8, byte 0x{raw[error.start]:02x} at byte "
-            f"{error.start + 1} of the line; save the file as UTF-8"
-        ) from error
+        value = parse_json(text)
     except json.JSONDecodeError as error:
         raise InputError(
             f"{where}: not JSON ({error.msg} at column {error.colno}); expected an "

@@ -1,4 +1,4 @@
-"""Questions with answers in JSON-lines files: sets to forget and to retain."""
+"""Questions with answers: sets to forget and to retain."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lt_mia_jax.data.jsonl import Row, read_jsonl, short, write_jsonl
+from lt_mia_jax.data.formats.sources import COLUMN, read_rows
+from lt_mia_jax.data.jsonl import Row, short, write_jsonl
 from lt_mia_jax.data.texts import text_id
 from lt_mia_jax.errors import InputError
 
@@ -91,19 +92,21 @@ class Question(NamedTuple):
         return f"id {short(self.id)}" + (f" (line {self.line})" if self.line else "")
 
 
-def read_questions(path: Path | str) -> list[Question]:
-    """Read questions or plain texts from a JSON-lines file; see `read_jsonl`.
+def read_questions(path: Path | str, *, column: str = COLUMN) -> list[Question]:
+    """Read questions or plain texts from a file or folder; see `read_rows`.
 
     A row has `question` and `answer`, or `text` alone; the other fields of `Question`
     are optional, further fields are ignored. Files for `read_texts` get the same ids.
+    With a `column`, rows are the plain texts in it.
 
     Raises:
-      InputError: as `read_jsonl`, or a field is missing or of the wrong type, or a
+      InputError: as `read_rows`, or a field is missing or of the wrong type, or a
         value is not part of its answer.
     """
-    return read_jsonl(
+    return read_rows(
         path,
         _question,
+        column=column,
         expected="questions in it; expected one JSON object a line with 'question' and "
         "'answer', or with 'text'",
     )

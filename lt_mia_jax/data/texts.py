@@ -1,4 +1,4 @@
-"""Texts in JSON-lines files: objects with `text` and optional `id` and `label`."""
+"""Texts with ids and labels: read from what people have, written as JSON lines."""
 
 import hashlib
 import zlib
@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lt_mia_jax import files
-from lt_mia_jax.data.jsonl import Row, read_jsonl, short, well_formed, write_jsonl
+from lt_mia_jax.data.formats.sources import COLUMN, read_rows
+from lt_mia_jax.data.jsonl import Row, short, well_formed, write_jsonl
 from lt_mia_jax.errors import InputError
 
 
@@ -64,14 +65,14 @@ def zlib_length(text: str) -> int:
     return len(zlib.compress(well_formed(text).encode()))
 
 
-def read_texts(path: Path | str) -> list[Text]:
-    """Read texts from a JSON-lines file, in file order; see `read_jsonl`.
+def read_texts(path: Path | str, *, column: str = COLUMN) -> list[Text]:
+    """Read texts from a file, a folder or the hub, in order; see `read_rows`.
 
-    A row has `text` and may have `id` and `label`; other fields are ignored. An
-    integer id becomes a string.
+    A row has `text` (or the `column` named) and may have `id` and `label`; other fields
+    are ignored. An integer id becomes a string.
 
     Raises:
-      InputError: as `read_jsonl`, or a missing or wrong `text` or `label`.
+      InputError: as `read_rows`, or a missing or wrong `text` or `label`.
 
     Example:
       >>> from pathlib import Path
@@ -93,7 +94,7 @@ def read_texts(path: Path | str) -> list[Text]:
         return Text(row.id or text_id(text), text, label, row.line)
 
     expected = "texts in it; expected one JSON object a line with a 'text'"
-    return read_jsonl(path, parse, expected=expected)
+    return read_rows(path, parse, expected=expected, column=column)
 
 
 def write_texts(path: Path | str, rows: Iterable[Text | Mapping[str, Any]]) -> None:

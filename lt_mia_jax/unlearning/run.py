@@ -43,16 +43,22 @@ class QuestionFiles(NamedTuple):
 
 
 def read_files(
-    forget: Path, retain: Path | None = None, refusals: Path | None = None
+    forget: Path,
+    retain: Path | None = None,
+    refusals: Path | None = None,
+    *,
+    column: str = "text",
 ) -> QuestionFiles:
-    """Read the texts to forget, to retain, and the refusals.
+    """Read the texts to forget, to retain (plain ones from `column`), and the refusals.
 
     Raises:
       InputError: a file cannot be used, there is nothing to forget, or a text is to be
         both forgotten and retained.
     """
-    forget_rows = read_questions(forget)
-    retain_rows = None if retain is None else read_questions(retain)
+    forget_rows = read_questions(forget, column=column)
+    retain_rows = None
+    if retain is not None:
+        retain_rows = read_questions(retain, column=column)
     if not forget_rows:
         raise InputError(f"{forget}: no rows; there is nothing to forget")
     if retain_rows is not None:

@@ -15,7 +15,7 @@ class Evaluation:
     """What the result is compared with, and how much is measured."""
 
     holdout: Path | None = None
-    """JSONL of texts like those to forget that no model has seen; attacks need them."""
+    """Texts like those to forget that no model has seen; attacks need them."""
 
     retrained: Source | None = None
     """The gold standard: a model trained without the texts to forget."""
@@ -25,7 +25,7 @@ class Evaluation:
     --retrained is the least that any method can be expected to reach."""
 
     probes: Path | None = None
-    """JSONL of the questions to forget with `wrong_answers` and `paraphrased_answer`,
+    """Questions to forget with `wrong_answers` and `paraphrased_answer`,
     for truth ratio and forget quality; without it --forget is asked."""
 
     utility: Path | None = None

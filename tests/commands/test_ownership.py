@@ -134,7 +134,7 @@ def test_inputs_are_never_outputs(command, flag, link, tmp_path, capfd):
 def test_flags_that_name_paths_are_known_as_inputs():
     """A new flag is either an input or listed here."""
     others = {"name", "corpus", "distributed", "prompt", "separator", "targets"}
-    others |= {"parts", "skewed"}
+    others |= {"parts", "skewed", "column"}
     for command, name in COMMANDS.items():
         cls = getattr(command_module(command), name)
         for field in strings(cls):

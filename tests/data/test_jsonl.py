@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from lt_mia_jax.data import jsonl
+from lt_mia_jax.data.formats import streams
 from lt_mia_jax.data.jsonl import read_jsonl
 from lt_mia_jax.errors import InputError
 
@@ -42,12 +42,12 @@ def test_brackets_in_a_text_are_no_depth(tmp_path):
 def test_a_line_has_a_longest_length(tmp_path, monkeypatch):
     path = tmp_path / "t.jsonl"
     path.write_text(GOOD * 3 + '{"text": "' + "a" * 50 + '"}\n')
-    monkeypatch.setattr(jsonl, "LONGEST_LINE", 63)
+    monkeypatch.setattr(streams, "LONGEST_LINE", 63)
     assert len(read(path)) == 4
-    monkeypatch.setattr(jsonl, "LONGEST_LINE", 62)
+    monkeypatch.setattr(streams, "LONGEST_LINE", 62)
     with pytest.raises(InputError, match=r"t\.jsonl:4: a line of more than 62 bytes"):
         read(path)
-    assert jsonl.LONGEST_LINE < len(path.read_bytes())
+    assert streams.LONGEST_LINE < len(path.read_bytes())
 
 
 def test_pipes_and_devices_are_not_read(tmp_path):

@@ -94,7 +94,7 @@ def test_bad_files_name_line_and_cause(tmp_path, content, line, words):
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_texts(tmp_path / "absent.jsonl")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"folder without .txt files"):
         read_texts(tmp_path)
 
 

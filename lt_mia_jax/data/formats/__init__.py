@@ -1,0 +1,1 @@
+"""Formats of files of texts: what is read, and as what."""
