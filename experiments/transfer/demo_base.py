@@ -60,20 +60,22 @@ def card(demo: Path) -> str:
         for corpus in [load_corpus(name, cache=demo / "corpora")]
         for of in [", ".join(f"{k} {v}" for k, v in corpus.versions.items())]
     )
-    steps = read_json(demo / "config.json")["pretrain_steps"]
+    flags = read_json(demo / "config.json")
     return f"""# The base of `lt-mia demo`
 
-A Mamba of {model.layers} layers and width {model.width} with a byte-level BPE tokenizer of
-{model.vocab_size} entries, pretrained here from nothing. It shows a mechanism; it is of no use otherwise.
+A Mamba of {model.layers} layers and width {model.width} with a byte-level BPE
+tokenizer of {model.vocab_size} entries, pretrained from nothing. It shows a mechanism;
+it is of no use otherwise.
 
 ```bash
 lt-mia demo --full --out runs/full
 python -m experiments.transfer.demo_base --demo runs/full --out lt_mia_jax/study/base
 ```
 
-{steps} updates of 32 sequences of 128 tokens, AdamW, seed {made_seed(demo)}, on up to 6,000 texts of the pretraining role
-of each of two corpora. The texts are read from installed packages and change with their versions; licenses are those of
-the packages.
+{flags["pretrain_steps"]} updates of 32 sequences of 128 tokens, AdamW, seed
+{flags["seed"]}, on up to 6,000 texts of the pretraining role of each of two corpora.
+The texts are read from installed packages and change with their versions; licenses are
+those of the packages.
 
 | corpus | fingerprint | from |
 | --- | --- | --- |
@@ -83,11 +85,6 @@ SHA-256 of `model.safetensors`: `{sha256_file(demo / "bases" / UNSEEN / FILES[1]
 
 Made with {versions}.
 """
-
-
-def made_seed(demo: Path) -> int:
-    """The seed that the demo ran with."""
-    return read_json(demo / "config.json")["seed"]
 
 
 if __name__ == "__main__":

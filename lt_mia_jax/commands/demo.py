@@ -37,8 +37,8 @@ class Demo:
     """Pretrain the Mamba here too, and judge the attack on a second corpus; some
     minutes more, and the extra `demo`."""
     learn: bool = False
-    """Do all of --full and train an attack here as well, on a GPT-2-like model and four other corpora, and
-    judge that one instead; it is kept in OUT/attack."""
+    """Do all of --full and train an attack here as well, on a GPT-2-like model and four
+    other corpora, and judge that one instead; it is kept in OUT/attack."""
     pretrain_steps: Annotated[int, COUNT] = 300
     """Updates of each base, 32 sequences of 128 tokens each, with --full."""
     attack_epochs: Annotated[int, COUNT] = 8
