@@ -39,6 +39,8 @@ GRIFFIN = {
     "num_key_value_heads": 1,
     "attention_window_size": 4,
 }
+GEMMA3 = {**GROUPED, "head_dim": 12, "sliding_window": 4}
+CAPS = {"final_logit_softcapping": 2.0, "attn_logit_softcapping": 1.5}
 WINDOWS = {"use_sliding_window": True, "sliding_window": 3}
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -46,6 +48,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2-gelu": ("gpt2", {**GPT2, "activation_function": "gelu", "n_inner": 40}),
     "gpt2-relu": ("gpt2", {**GPT2, "activation_function": "relu"}),
     "gpt2-eps": ("gpt2", {**GPT2, "layer_norm_epsilon": 1e-2}),
+    "gpt2-by-layer": (
+        "gpt2",
+        {**GPT2, "n_layer": 3, "scale_attn_by_inverse_layer_idx": True},
+    ),
     "gpt2-untied": ("gpt2", {**GPT2, "tie_word_embeddings": False}),
     "llama": ("llama", WIDE),
     "llama-grouped": ("llama", GROUPED),
@@ -80,6 +86,32 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {**GROUPED, "head_dim": 12, "attention_bias": True}),
     "gemma": ("gemma", {**WIDE, "num_key_value_heads": 1, "head_dim": 12}),
     "gemma-old-gelu": ("gemma", {**WIDE, "head_dim": 8, "hidden_act": "gelu"}),
+    "gemma2": ("gemma2", {**GEMMA3, **CAPS, "query_pre_attn_scalar": 9}),
+    "gemma2-no-caps": (
+        "gemma2",
+        {
+            **GEMMA3,
+            "final_logit_softcapping": None,
+            "attn_logit_softcapping": None,
+            "layer_types": ["full_attention", "sliding_attention"],
+        },
+    ),
+    "gemma3_text": (
+        "gemma3_text",
+        {**GEMMA3, "num_hidden_layers": 3, "sliding_window_pattern": 2},
+    ),
+    "gemma3_text-scaled": (
+        "gemma3_text",
+        {
+            **GEMMA3,
+            "final_logit_softcapping": 1.5,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": LINEAR,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+    ),
     "falcon-7b": ("falcon", SIZES),
     "falcon-rw": (
         "falcon",
@@ -128,10 +160,33 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "activation_function": "gelu",
         },
     ),
+    "opt-post-norm": (
+        "opt",
+        {**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 12},
+    ),
+    "opt-no-final-norm": (
+        "opt",
+        {
+            **OPT,
+            "_remove_final_layer_norm": True,
+            "word_embed_proj_dim": 40,
+            "tie_word_embeddings": False,
+        },
+    ),
     "phi": ("phi", WIDE),
     "phi-norms": ("phi", {**GROUPED, "qk_layernorm": True}),
     "olmo": ("olmo", WIDE),
     "olmo-clipped": ("olmo", {**GROUPED, "clip_qkv": 0.5}),
+    "olmo2": ("olmo2", GROUPED),
+    "olmo2-tied": (
+        "olmo2",
+        {
+            **WIDE,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "rms_norm_eps": 1e-2,
+        },
+    ),
     "stablelm": ("stablelm", {**WIDE, "partial_rotary_factor": 0.5}),
     "stablelm-all": (
         "stablelm",

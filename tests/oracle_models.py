@@ -15,6 +15,7 @@ from lt_mia_jax.models.config import (
     Mlp,
     ModelConfig,
     Norm,
+    NormPlace,
     Residual,
     RgLru,
     Rotary,
@@ -88,7 +89,7 @@ def slopes(heads):
     return slopes(below) + above[0::2][: heads - below]
 
 
-def attend(query, key, value, *, scale=None, window=None, bias=None):
+def attend(query, key, value, *, scale=None, window=None, bias=None, softcap=None):
     """(B, T, H, K) and (B, T, G, K): one weighted sum a batch row, head and token."""
     batch, length, heads, size = query.shape
     share = heads // key.shape[2]
@@ -102,6 +103,8 @@ def attend(query, key, value, *, scale=None, window=None, bias=None):
             + (0.0 if bias is None else bias[h][t - s])
             for s in past
         ]
+        if softcap is not None:
+            scores = [softcap * math.tanh(score / softcap) for score in scores]
         weights = np.exp(np.array(scores) - max(scores))
         weights /= weights.sum()
         for s, weight in zip(past, weights, strict=True):
@@ -114,7 +117,7 @@ def affine(x, params):
     return y + np.asarray(params["bias"], np.float64) if "bias" in params else y
 
 
-def self_attention(x, config: Attention, params):
+def self_attention(x, config: Attention, params, layer):
     batch, length, _ = x.shape
     split = {}
     for name, heads in (
@@ -129,8 +132,10 @@ def self_attention(x, config: Attention, params):
         split = {n: np.clip(y, -limit, limit) for n, y in split.items()}
     if config.qk_norm is not None:
         for name in ("query", "key"):
-            norm = config.qk_norm.norm
-            split[name] = normalize(split[name], norm, params[f"{name}_norm"])
+            norm, y = config.qk_norm.norm, split[name]
+            rows = y.reshape(batch, length, -1) if config.qk_norm.joint else y
+            normed = normalize(rows, norm, params[f"{name}_norm"])
+            split[name] = normed.reshape(y.shape)
     bias = None
     match config.position:
         case Rotary() as rotary:
@@ -147,13 +152,15 @@ def self_attention(x, config: Attention, params):
                 [-slope * distance * factor for distance in range(length)]
                 for slope in slopes(config.heads)
             ]
+    scale = config.scale or 1 / math.sqrt(config.head_dim)
     mixed = attend(
         split["query"],
         split["key"],
         split["value"],
-        scale=config.scale,
+        scale=scale / layer if config.scale_by_layer else scale,
         window=config.window,
         bias=bias,
+        softcap=config.score_softcap,
     )
     return affine(mixed.reshape(batch, length, -1), params["output"])
 
@@ -278,10 +285,10 @@ def mlp(x, config: Mlp, params):
     return affine(middle, params["down"])
 
 
-def mix(x, config, params):
+def mix(x, config, params, layer):
     match config:
         case Attention():
-            return self_attention(x, config, params)
+            return self_attention(x, config, params, layer)
         case Mamba():
             return mamba(x, config, params)
         case RwkvTimeMix():
@@ -290,17 +297,42 @@ def mix(x, config, params):
             return rglru(x, config, params)
 
 
-def block(x, config: BlockConfig, params):
-    normed = normalize(x, config.norm, params.get("mixer_norm", {}))
-    mixed = mix(normed, config.mixer, params["mixer"])
+def half(x, function, config: BlockConfig, params, name):
+    """What one half adds to the stream `x`, norms included."""
+
+    def normed(y, place):
+        return normalize(y, config.norm, params.get(f"{name}{place}_norm", {}))
+
+    match config.norm_place:
+        case NormPlace.INPUT:
+            return function(normed(x, ""))
+        case NormPlace.OUTPUT:
+            return normed(function(x), "_output")
+        case NormPlace.BOTH:
+            return normed(function(normed(x, "")), "_output")
+        case NormPlace.SUM:
+            return normed(x + function(x), "") - x
+
+
+def block(x, config: BlockConfig, params, layer=1):
+    def mixing(y):
+        return mix(y, config.mixer, params["mixer"], layer)
+
+    def feeding(y):
+        own = params["feed_forward"]
+        is_mlp = isinstance(config.feed_forward, Mlp)
+        return mlp(y, config.feed_forward, own) if is_mlp else channel_mix(y, own)
+
+    mixed = half(x, mixing, config, params, "mixer")
     if config.feed_forward is None:
         return x + mixed
-    if config.residual is not Residual.PARALLEL_SHARED_NORM:
-        after = x if config.residual is Residual.PARALLEL else x + mixed
-        normed = normalize(after, config.norm, params.get("feed_forward_norm", {}))
-    own = params["feed_forward"]
-    is_mlp = isinstance(config.feed_forward, Mlp)
-    fed = mlp(normed, config.feed_forward, own) if is_mlp else channel_mix(normed, own)
+    match config.residual:
+        case Residual.SEQUENTIAL:
+            fed = half(x + mixed, feeding, config, params, "feed_forward")
+        case Residual.PARALLEL:
+            fed = half(x, feeding, config, params, "feed_forward")
+        case Residual.PARALLEL_SHARED_NORM:
+            fed = half(x, feeding, config, params, "mixer")
     return x + mixed + fed
 
 
@@ -322,6 +354,8 @@ def streams(config: ModelConfig, params, ids):
     """What each layer reads, and at the end what the final norm reads."""
     tokens = np.asarray(params["embedding"]["tokens"], np.float64)
     x = tokens[ids] * (config.embedding.scale or 1.0)
+    if config.embedding.width is not None:
+        x = affine(x, params["embedding_projection"])
     positions = config.embedding.positions
     if positions is not None:
         table = wide(params["embedding"], "positions")
@@ -331,14 +365,17 @@ def streams(config: ModelConfig, params, ids):
     found = [x]
     for layer in range(config.layers):
         part = config.pattern[layer % len(config.pattern)]
-        x = block(x, part, layer_params(config, params, layer))
+        x = block(x, part, layer_params(config, params, layer), layer + 1)
         found.append(x)
     return found
 
 
 def logits(config: ModelConfig, params, ids):
     x = streams(config, params, ids)[-1]
-    x = normalize(x, config.final_norm, params.get("final_norm", {}))
+    if config.final_norm is not None:
+        x = normalize(x, config.final_norm, params.get("final_norm", {}))
+    if config.embedding.width is not None:
+        x = affine(x, params["head_projection"])
     if isinstance(config.head, Tied):
         found = x @ wide(params["embedding"], "tokens").T
     else:

@@ -106,6 +106,10 @@ class Fields:
         inner.problems = self.problems
         return inner
 
+    def mapping(self, name: str) -> dict[str, Any]:
+        """A copy of a nested object as it is; absent is empty."""
+        return dict(self.nested(name)._data)
+
     def optional(self, name: str, default: float | None) -> float | None:
         """A factor, or null for none; absent is the default."""
         if name not in self._data:

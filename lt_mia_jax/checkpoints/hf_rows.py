@@ -111,6 +111,16 @@ def only(name: str, value: Any, *also: Any) -> Row:
     return Row(read, lambda settings: {} if value is None else {name: value})
 
 
+def unread(*names: str) -> Row:
+    """Fields that change nothing in this family, whatever their values."""
+
+    def read(fields: Fields, settings: Settings) -> None:
+        for name in names:
+            fields.raw(name)
+
+    return Row(read, lambda settings: {})
+
+
 def same(name: str, setting: str) -> Row:
     """A field that must repeat a setting when it is given."""
 

@@ -123,14 +123,13 @@ def check_sizes(reader: Reader, config: ModelConfig) -> None:
       InputError: more layers than tensors, or an embedding larger than all of them.
     """
     shapes = [reader.shape(name) for name in reader.names]
-    stored, wanted = sum(map(math.prod, shapes)), config.vocab_size * config.width
+    stored, wanted = sum(map(math.prod, shapes)), config.vocab_size * config.token_width
     wrong = []
     if config.layers > len(shapes):
         wrong.append(f"{config.layers} layers in {len(shapes)} tensors")
     if wanted > stored:
-        wrong.append(
-            f"an embedding of {config.vocab_size} x {config.width} in {stored} numbers"
-        )
+        table = f"{config.vocab_size} x {config.token_width}"
+        wrong.append(f"an embedding of {table} in {stored} numbers")
     if wrong:
         raise _mismatch(reader, "; ".join(wrong))
 

@@ -7,6 +7,7 @@ middle layer. `settings_of` is their inverse; a model that none of them makes ha
 settings.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -15,6 +16,7 @@ import numpy as np
 from lt_mia_jax.models.config import (
     SIZES,
     Activation,
+    Alibi,
     Attention,
     BlockConfig,
     Dropout,
@@ -24,15 +26,28 @@ from lt_mia_jax.models.config import (
     Mamba,
     Mlp,
     ModelConfig,
+    NormPlace,
     QueryKeyNorm,
     Residual,
     RgLru,
     RmsNorm,
+    Rotary,
     RwkvChannelMix,
     RwkvTimeMix,
     Tied,
     Untied,
 )
+
+QK_NORMS: dict[str, Callable[[float], QueryKeyNorm]] = {
+    "layer": lambda eps: QueryKeyNorm(norm=LayerNorm(eps=eps)),
+    "layer_per_head": lambda eps: QueryKeyNorm(
+        norm=LayerNorm(eps=eps, bias=False), per_head=True
+    ),
+    "rms": lambda eps: QueryKeyNorm(norm=RmsNorm(eps=eps)),
+    "rms_offset": lambda eps: QueryKeyNorm(norm=RmsNorm(eps=eps, unit_offset=True)),
+    "rms_joint": lambda eps: QueryKeyNorm(norm=RmsNorm(eps=eps), joint=True),
+}
+"""Norms of queries and keys: shared by all heads, of each head's own, or joint."""
 
 
 def transformer(
@@ -50,38 +65,38 @@ def transformer(
     learned_positions: bool = False,
     position_offset: int = 0,
     windows: tuple[int | None, ...] = (None,),
+    position: Rotary | Alibi | None = None,
+    local_position: Rotary | Alibi | None = None,
     qk_norm: str | None = None,
     residual: str = "sequential",
+    norm_place: str = "input",
+    final_norm: bool = True,
+    softcap: float | None = None,
     tied: bool = False,
     head_bias: bool = False,
     embedding_scale: float | None = None,
     embedding_norm: bool = False,
+    embedding_width: int | None = None,
     dropout_embedding: float = 0.0,
     dropout_attention: float = 0.0,
     dropout_residual: float = 0.0,
     **settings: Any,
 ) -> ModelConfig:
-    """A decoder whose layers differ in their attention window at most.
+    """A decoder whose layers differ in their attention window and positions at most.
 
     `norm` is `layer`, `rms`, or `rms_offset` (the factor is 1 + w); `norm_scale` and
-    `norm_bias` concern layer norms. `qk_norm` is None, `layer` (layer norm shared by
-    all heads), `layer_per_head` (without a bias, parameters of each head's own) or
-    `rms` (shared). `windows` are those of the layers, repeated. `residual` is a value
-    of `Residual`. `embedding_norm` puts a norm like the others after the embedding.
-    Further settings are the sizes and fields of `Attention`.
+    `norm_bias` concern layer norms. `qk_norm` is a name of `QK_NORMS` or None.
+    `windows` are those of the layers, repeated; layers with one have `local_position`
+    if it is given. `residual` is a value of `Residual`, `norm_place` one of
+    `NormPlace`. `softcap` is that of the logits. `embedding_norm` puts a norm like the
+    others after the embedding. Further settings are the sizes and fields of
+    `Attention`.
     """
     sizes = _sizes(settings)
     norms = {
         "layer": LayerNorm(eps=eps, scale=norm_scale, bias=norm_bias),
         "rms": RmsNorm(eps=eps),
         "rms_offset": RmsNorm(eps=eps, unit_offset=True),
-    }
-    per_head = LayerNorm(eps=eps, bias=False)
-    query_key_norms = {
-        None: None,
-        "layer": QueryKeyNorm(norm=LayerNorm(eps=eps)),
-        "layer_per_head": QueryKeyNorm(norm=per_head, per_head=True),
-        "rms": QueryKeyNorm(norm=RmsNorm(eps=eps)),
     }
     mlp = Mlp(
         width=feed_forward, activation=activation, gated=gated, bias=feed_forward_bias
@@ -92,12 +107,14 @@ def transformer(
                 heads=heads,
                 kv_heads=kv_heads or heads,
                 window=window,
-                qk_norm=query_key_norms[qk_norm],
+                position=(window and local_position) or position,
+                qk_norm=qk_norm and QK_NORMS[qk_norm](eps),
                 **settings,
             ),
             feed_forward=mlp,
             norm=norms[norm],
             residual=Residual(residual),
+            norm_place=NormPlace(norm_place),
         )
         for window in windows
     )
@@ -110,9 +127,11 @@ def transformer(
             positions=positions,
             scale=embedding_scale,
             norm=norms[norm] if embedding_norm else None,
+            width=embedding_width,
         ),
-        final_norm=norms[norm],
+        final_norm=norms[norm] if final_norm else None,
         head=Tied() if tied else Untied(bias=head_bias),
+        logit_softcap=softcap,
         dropout=Dropout(
             embedding=dropout_embedding,
             attention=dropout_attention,
@@ -228,7 +247,10 @@ def settings_of(config: ModelConfig) -> dict[str, Any]:
         "norm_scale": isinstance(block.norm, RmsNorm) or block.norm.scale,
         "norm_bias": isinstance(block.norm, LayerNorm) and block.norm.bias,
         "residual": block.residual.value,
+        "norm_place": block.norm_place.value,
+        "final_norm": config.final_norm is not None,
         "embedding_scale": config.embedding.scale,
+        "embedding_width": config.embedding.width,
         "kinds": tuple(
             "attention" if isinstance(mixer, Attention) else "recurrent"
             for mixer in mixers
@@ -240,11 +262,10 @@ def settings_of(config: ModelConfig) -> dict[str, Any]:
     # If both kinds of mixer have a field, that of attention counts.
     attentions = [mixer for mixer in mixers if isinstance(mixer, Attention)]
     for mixer in attentions:
-        found |= {**vars(mixer), "qk_norm": None}
-        if mixer.qk_norm is not None:
-            kind = "layer" if isinstance(mixer.qk_norm.norm, LayerNorm) else "rms"
-            found["qk_norm"] = kind + ("_per_head" if mixer.qk_norm.per_head else "")
+        found |= {**vars(mixer), "qk_norm": _qk_name(mixer.qk_norm)}
         found["windows"] = tuple(each.window for each in attentions)
+    for mixer in attentions:
+        found["position" if mixer.window is None else "local_position"] = mixer.position
     match block.feed_forward:
         case Mlp(width=width, activation=activation, gated=gated, bias=bias):
             found |= {"feed_forward": width, "activation": activation}
@@ -252,3 +273,11 @@ def settings_of(config: ModelConfig) -> dict[str, Any]:
         case RwkvChannelMix(width=width):
             found["feed_forward"] = width
     return found
+
+
+def _qk_name(norm: QueryKeyNorm | None) -> str | None:
+    """The name of a norm of queries and keys; None also for one without a name."""
+    if norm is None:
+        return None
+    made = {name: make(norm.norm.eps) for name, make in QK_NORMS.items()}
+    return next((name for name, each in made.items() if each == norm), None)

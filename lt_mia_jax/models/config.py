@@ -98,12 +98,18 @@ class Alibi:
 
 @dataclass(frozen=True, kw_only=True)
 class QueryKeyNorm:
-    """Normalization of each head's query and key before any rotation."""
+    """Normalization of queries and keys before any rotation."""
 
     norm: Norm
     """Over the head's dimensions."""
     per_head: bool = False
     """Each head has its own parameters, instead of one set for all."""
+    joint: bool = False
+    """One norm over the dimensions of all heads together, instead of each head's."""
+
+    def __post_init__(self):
+        if self.per_head and self.joint:
+            raise InputError("per_head and joint: a norm of queries is one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +132,10 @@ class Attention:
     """Each token sees itself and at most `window - 1` earlier ones; None: all."""
     scale: float | None = None
     """Factor on the scores; None is K^-1/2."""
+    scale_by_layer: bool = False
+    """Scores are also divided by the number of the layer, from 1 on."""
+    score_softcap: float | None = None
+    """Scores become cap * tanh(scores / cap); None: no cap."""
     clip_qkv: float | None = None
     """Queries, keys and values are clipped to +-clip_qkv; None: not at all."""
     qk_norm: QueryKeyNorm | None = None
@@ -239,6 +249,19 @@ class Residual(enum.Enum):
     """x + mixer(norm(x)) + feed_forward(norm(x))."""
 
 
+class NormPlace(enum.Enum):
+    """Where a block normalizes; a half is the mixer or the feed-forward."""
+
+    INPUT = "input"
+    """x + half(norm(x)): pre-norm."""
+    OUTPUT = "output"
+    """x + norm(half(x))."""
+    BOTH = "both"
+    """x + norm'(half(norm(x)))."""
+    SUM = "sum"
+    """norm(x + half(x)): post-norm."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
     """One layer."""
@@ -248,11 +271,19 @@ class BlockConfig:
     feed_forward: FeedForward | None
     """The position-wise network; None if the mixer is the whole block."""
     norm: Norm
-    """Applied before each half (pre-norm)."""
+    """The kind of every norm of the block."""
     residual: Residual = Residual.SEQUENTIAL
     """How the halves are added."""
+    norm_place: NormPlace = NormPlace.INPUT
+    """Where the norms are."""
 
     def __post_init__(self):
+        sequential = self.residual is Residual.SEQUENTIAL
+        if not sequential and self.norm_place is not NormPlace.INPUT:
+            raise InputError(
+                f"norm_place = {self.norm_place.value!r} needs a sequential block, "
+                f"found residual = {self.residual.value!r}"
+            )
         if self.feed_forward is None and self.residual is not Residual.SEQUENTIAL:
             raise InputError(
                 f"residual = {self.residual.value!r} needs a feed_forward; a block "
@@ -270,6 +301,9 @@ class Embedding:
     """Factor on the token embedding, rounded to the compute dtype; None: one."""
     norm: Norm | None = None
     """Applied to the embedding, if any."""
+    width: int | None = None
+    """Size of a token's vector if not that of the stream: one matrix leads from it
+    into the stream, another one from the stream to the head; None: the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,8 +361,8 @@ class ModelConfig:
     """Block of each layer, repeated until `layers` are filled."""
     embedding: Embedding
     """Input side."""
-    final_norm: Norm
-    """Applied after the last block."""
+    final_norm: Norm | None
+    """Applied after the last block, if any."""
     head: Tied | Untied
     """Output side."""
     context: int
@@ -339,7 +373,7 @@ class ModelConfig:
     """Training-time dropout rates."""
 
     def __post_init__(self):
-        wrong = [name for name in SIZES if getattr(self, name) < 1]
+        wrong = [n for n in (*SIZES, "token_width") if getattr(self, n) < 1]
         if wrong or not self.pattern:
             raise InputError(f"{wrong or ['pattern']} must be at least 1 in a model")
         positions = self.embedding.positions
@@ -348,6 +382,12 @@ class ModelConfig:
                 f"context = {self.context} but the position table has "
                 f"{positions.size} rows; they must be equal"
             )
+
+    @property
+    def token_width(self) -> int:
+        """Size of a token's vector: columns of the embedding."""
+        own = self.embedding.width
+        return self.width if own is None else own
 
     @property
     def periods(self) -> int:

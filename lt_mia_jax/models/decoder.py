@@ -15,6 +15,7 @@ from lt_mia_jax.models.config import (
     BlockConfig,
     Mamba,
     Mlp,
+    NormPlace,
     Residual,
     RgLru,
     RwkvTimeMix,
@@ -27,11 +28,17 @@ from lt_mia_jax.models.mixers.mamba import MambaMixer
 from lt_mia_jax.models.mixers.rglru import RgLruMixer
 from lt_mia_jax.models.mixers.rwkv import ChannelMix, TimeMix
 from lt_mia_jax.models.norm import Normalize
-from lt_mia_jax.models.projection import Projection, adapted, dropout, product
+from lt_mia_jax.models.projection import (
+    Projection,
+    adapted,
+    dropout,
+    product,
+    projected,
+)
 
 
 class Block(nn.Module):
-    """One layer: norm and mixer, norm and feed-forward, added to the stream."""
+    """One layer: mixer and feed-forward with their norms, added to the stream."""
 
     block: BlockConfig
     context: CallConfig
@@ -40,15 +47,15 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "B T D"], place: Place) -> Float[Array, "B T D"]:
         """The stream after this layer."""
         block, context = self.block, self.context
-        normed = self._normalize(x, "mixer_norm")
-        mixed = x + self._drop(self._mixer()(normed, place))
+        normed = self._enter(x, "mixer")
+        mixed = self._add(x, self._mixer()(normed, place), "mixer")
         if block.feed_forward is None:
             return mixed
         match block.residual:
             case Residual.SEQUENTIAL:
-                normed = self._normalize(mixed, "feed_forward_norm")
+                normed = self._enter(mixed, "feed_forward")
             case Residual.PARALLEL:
-                normed = self._normalize(x, "feed_forward_norm")
+                normed = self._enter(x, "feed_forward")
             case Residual.PARALLEL_SHARED_NORM:
                 pass
             case _:
@@ -58,7 +65,7 @@ class Block(nn.Module):
         else:
             mix = ChannelMix(block.feed_forward, context, name="feed_forward")
             fed = mix(normed, place)
-        return mixed + self._drop(fed)
+        return self._add(mixed, fed, "feed_forward")
 
     def _mixer(self) -> Callable[[Array, Place], Array]:
         match self.block.mixer:
@@ -72,6 +79,26 @@ class Block(nn.Module):
                 return RgLruMixer(config, self.context, name="mixer")
             case _:
                 assert_never(self.block.mixer)
+
+    def _enter(self, x: Float[Array, "B T D"], half: str) -> Float[Array, "B T D"]:
+        """What a half of the block reads."""
+        if self.block.norm_place in (NormPlace.INPUT, NormPlace.BOTH):
+            return self._normalize(x, f"{half}_norm")
+        return x
+
+    def _add(
+        self, x: Float[Array, "B T D"], y: Float[Array, "B T D"], half: str
+    ) -> Float[Array, "B T D"]:
+        """The stream after a half that gave `y`."""
+        match self.block.norm_place:
+            case NormPlace.INPUT:
+                return x + self._drop(y)
+            case NormPlace.OUTPUT | NormPlace.BOTH:
+                return x + self._drop(self._normalize(y, f"{half}_output_norm"))
+            case NormPlace.SUM:
+                return self._normalize(x + self._drop(y), f"{half}_norm")
+            case _:
+                assert_never(self.block.norm_place)
 
     def _normalize(self, x: Float[Array, "B T D"], name: str) -> Float[Array, "B T D"]:
         return Normalize(self.block.norm, self.context.param_dtype, name=name)(x)
@@ -138,14 +165,13 @@ class Decoder(nn.Module):
         table = Embed(context, name="embedding")()
         x = self._embed(table, input_ids, dtype)
         stream = self._run_layers(x, jnp.arange(input_ids.shape[1]))
-        norm = Normalize(model.final_norm, context.param_dtype, name="final_norm")
-        flat = norm(stream.x).reshape(-1, model.width)
+        flat = self._leave(stream.x).reshape(-1, model.token_width)
         bias = adapter = None
         if isinstance(model.head, Tied):
             kernel = table["tokens"].T
         else:
             head = Projection(model.vocab_size, model.head.bias, context, name="head")
-            kernel, bias, adapter, _ = head(model.width)
+            kernel, bias, adapter, _ = head(model.token_width)
         kernel = kernel.astype(dtype)
         if dtype == jnp.float32:
             logits = product(flat, kernel, context.execution.forward_mode)
@@ -167,6 +193,8 @@ class Decoder(nn.Module):
         x = table["tokens"].astype(dtype)[input_ids]
         if model.embedding.scale is not None:
             x = x * jnp.asarray(model.embedding.scale, dtype)
+        if model.embedding.width is not None:
+            x = projected(x, model.width, False, self.context, "embedding_projection")
         positions = model.embedding.positions
         if positions is not None:
             if length > positions.size:
@@ -182,6 +210,16 @@ class Decoder(nn.Module):
         rate = model.dropout.embedding
         if self.context.train and rate > 0:
             x = dropout(x, rate, self.make_rng("dropout"))
+        return x
+
+    def _leave(self, x: Float[Array, "B T D"]) -> Float[Array, "B T E"]:
+        """What the head reads."""
+        model, context = self.context.model, self.context
+        if model.final_norm is not None:
+            norm = Normalize(model.final_norm, context.param_dtype, name="final_norm")
+            x = norm(x)
+        if model.embedding.width is not None:
+            x = projected(x, model.token_width, False, context, "head_projection")
         return x
 
     def _run_layers(
@@ -231,7 +269,7 @@ class Embed(nn.Module):
         """The tables by name; a tied head uses the token table too."""
         model, dtype = self.context.model, self.context.param_dtype
         normal = nn.initializers.normal(INIT_STD)
-        shape = (model.vocab_size, model.width)
+        shape = (model.vocab_size, model.token_width)
         tables = {"tokens": self.param("tokens", normal, shape, dtype)}
         positions = model.embedding.positions
         if positions is not None:

@@ -156,7 +156,7 @@ def test_other_rotary_scalings_are_refused(kind):
     ("base", "field", "value"),
     [
         (GPT2, "scale_attn_weights", False),
-        (GPT2, "scale_attn_by_inverse_layer_idx", True),
+        (GPT2, "scale_attn_by_inverse_layer_idx", 1),
         (GPT2, "add_cross_attention", True),
         (GPT2, "activation_function", "quick_gelu"),
         (GPT2, "n_head", 5),
@@ -196,9 +196,19 @@ def test_other_rotary_scalings_are_refused(kind):
         (family("mpt"), "attn_config", {"attn_type": "multiquery_attention"}),
         (family("mpt"), "attn_config", 3),
         (family("bloom"), "apply_residual_connection_post_layernorm", True),
-        (family("opt"), "do_layer_norm_before", False),
-        (family("opt"), "word_embed_proj_dim", 16),
-        (family("opt"), "_remove_final_layer_norm", True),
+        (family("opt"), "do_layer_norm_before", 0),
+        (family("opt"), "word_embed_proj_dim", 0),
+        (family("opt"), "layerdrop", 0.1),
+        (family("gemma2"), "query_pre_attn_scalar", 0),
+        (family("gemma2"), "attn_logit_softcapping", -1.0),
+        (family("gemma2"), "layer_types", ["sliding_attention"]),
+        (family("gemma2"), "hidden_activation", "mish"),
+        (family("gemma3_text"), "attn_logit_softcapping", 50.0),
+        (family("gemma3_text"), "sliding_window", 0),
+        (family("gemma3_text"), "sliding_window_pattern", 0),
+        (family("gemma3_text"), "rope_parameters", {"rope_type": "linear"}),
+        (family("gemma3_text"), "rope_scaling", {"rope_type": "yarn"}),
+        (family("gemma3_text"), "use_bidirectional_attention", True),
         (family("phi"), "tie_word_embeddings", True),
         (family("olmo"), "clip_qkv", -1.0),
         (family("stablelm"), "hidden_dropout", 0.1),
@@ -317,3 +327,58 @@ def test_lists_where_names_stand_are_refused(change):
 def test_kinds_of_blocks_are_names(kinds):
     with pytest.raises(InputError, match="block_types"):
         read_config({**family("recurrent_gemma"), "block_types": kinds}, "config.json")
+
+
+OLDER_GEMMA3 = {
+    "sliding_window_pattern": 2,
+    "num_hidden_layers": 3,
+    "rope_theta": 5e5,
+    "rope_local_base_freq": 100.0,
+    "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    "cache_implementation": "hybrid",
+}
+
+
+def test_rotary_bases_of_gemma_3_in_old_and_new_files(caplog):
+    local = {"rope_type": "default", "rope_theta": 100.0}
+    wide = {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5}
+    types = ["sliding_attention", "full_attention", "sliding_attention"]
+    newer = {
+        "num_hidden_layers": 3,
+        "layer_types": types,
+        "rope_parameters": {"sliding_attention": local, "full_attention": wide},
+    }
+    with caplog.at_level(logging.WARNING):
+        found = [
+            read_config({**family("gemma3_text"), **each}, "config.json")
+            for each in (OLDER_GEMMA3, newer)
+        ]
+    assert not caplog.records
+    assert found[0] == found[1]
+    near, far = (block.mixer for block in found[0].pattern)
+    assert near.position == Rotary(theta=100.0)
+    assert near.window == 4
+    assert far.position == Rotary(theta=5e5, scaling=LinearScaling(factor=8.0))
+    assert far.window is None
+
+
+def test_defaults_of_gemma_2():
+    """As in the files of gemma-2-2b, which say little more than sizes."""
+    config = read_config({"model_type": "gemma2", "num_hidden_layers": 4}, "x")
+    local, wide = (block.mixer for block in config.pattern)
+    assert (local.window, wide.window) == (4096, None)
+    assert local.scale == wide.scale == 1 / 16
+    assert (local.score_softcap, config.logit_softcap) == (50.0, 30.0)
+
+
+def test_an_embedding_as_wide_as_the_stream_needs_no_projection():
+    for fields in ({}, {"word_embed_proj_dim": None}, {"word_embed_proj_dim": 32}):
+        data = {**family("opt"), "word_embed_proj_dim": None, **fields}
+        assert read_config(data, "x").embedding.width is None
+
+
+@pytest.mark.parametrize("kind", ["olmo", "olmo2"])
+def test_the_own_format_of_olmo_is_refused_not_defaulted(kind):
+    native = {"d_model": 2048, "n_heads": 16, "n_layers": 16, "mlp_ratio": 8}
+    with pytest.raises(InputError, match=r"d_model.*mlp_ratio.*own format.*-hf"):
+        read_config({"model_type": kind, **native, "vocab_size": 50280}, "x")

@@ -3,7 +3,7 @@
 To add one, define a `Family` in the file of its relatives and add it to `FAMILIES`.
 """
 
-from lt_mia_jax.checkpoints.families import alibi, gpt, llama, recurrent
+from lt_mia_jax.checkpoints.families import alibi, gemma, gpt, llama, recurrent
 from lt_mia_jax.checkpoints.families.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -14,7 +14,7 @@ FAMILIES: dict[str, Family] = {
     "mistral": llama.MISTRAL,
     "qwen2": llama.QWEN2,
     "qwen3": llama.QWEN3,
-    "gemma": llama.GEMMA,
+    "gemma": gemma.GEMMA,
     "falcon": alibi.FALCON,
     "mpt": alibi.MPT,
     "bloom": alibi.BLOOM,
@@ -25,5 +25,8 @@ FAMILIES: dict[str, Family] = {
     "mamba": recurrent.MAMBA,
     "rwkv": recurrent.RWKV,
     "recurrent_gemma": recurrent.RECURRENT_GEMMA,
+    "gemma2": gemma.GEMMA2,
+    "gemma3_text": gemma.GEMMA3_TEXT,
+    "olmo2": llama.OLMO2,
 }
 """By the `model_type` of config.json; writing tries them in this order."""

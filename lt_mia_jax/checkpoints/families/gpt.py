@@ -40,7 +40,7 @@ GPT2 = Family(
         row.size("n_positions", "context", 1024, "max_position_embeddings"),
         *_dropouts(0.1),
         row.only("scale_attn_weights", True),
-        row.only("scale_attn_by_inverse_layer_idx", False),
+        row.flag("scale_attn_by_inverse_layer_idx", "scale_by_layer", False),
         row.only("add_cross_attention", False),
         # Only the order of scaling and the precision of the scores.
         row.only("reorder_and_upcast_attn", False, True),
@@ -141,6 +141,28 @@ GPT_NEOX = Family(
     {"norm": "layer", "feed_forward_bias": True},
 )
 
+
+def _read_norms(fields: Fields, settings: row.Settings) -> None:
+    """Pre-norm, or post-norm, which has no norm after the last block."""
+    before = fields.flag("do_layer_norm_before", True)
+    removed = fields.flag("_remove_final_layer_norm", False)
+    settings["norm_place"] = "input" if before else "sum"
+    settings["final_norm"] = before and not removed
+
+
+def _write_norms(settings: row.Settings) -> dict[str, Any]:
+    before = {"input": True, "sum": False}[settings["norm_place"]]
+    return {
+        "do_layer_norm_before": before,
+        "_remove_final_layer_norm": before and not settings["final_norm"],
+    }
+
+
+def _read_word_width(fields: Fields, settings: row.Settings) -> None:
+    found = fields.size("word_embed_proj_dim", settings["width"])
+    settings["embedding_width"] = None if found == settings["width"] else found
+
+
 OPT = Family(
     "OPTForCausalLM",
     (
@@ -148,14 +170,18 @@ OPT = Family(
         row.head_dim(),
         row.size("max_position_embeddings", "context", 2048),
         row.size("ffn_dim", "feed_forward", 3072),
-        row.same("word_embed_proj_dim", "width"),
+        row.Row(
+            _read_word_width,
+            lambda settings: {
+                "word_embed_proj_dim": settings["embedding_width"] or settings["width"]
+            },
+        ),
         row.activation("activation_function", "relu"),
         row.flag("enable_bias", family.ALL_BIASES, True),
         row.flag("layer_norm_elementwise_affine", ("norm_scale", "norm_bias"), True),
         family.ATTENTION_DROPOUT,
         row.number("dropout", "dropout_residual", 0.1),
-        row.only("do_layer_norm_before", True),
-        row.only("_remove_final_layer_norm", False),
+        row.Row(_read_norms, _write_norms),
         row.only("layerdrop", 0.0),
         family.TIED,
     ),
@@ -173,7 +199,11 @@ OPT = Family(
             "feed_forward/up": "fc1",
             "feed_forward/down": "fc2",
         },
-        extra={"embedding/positions": ("decoder.embed_positions.weight", COPY)},
+        extra={
+            "embedding/positions": ("decoder.embed_positions.weight", COPY),
+            "embedding_projection": "decoder.project_in",
+            "head_projection": "decoder.project_out",
+        },
     ),
     {"norm": "layer", "eps": 1e-5, "learned_positions": True, "position_offset": 2},
 )

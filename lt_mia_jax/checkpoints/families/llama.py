@@ -1,6 +1,6 @@
 """Llama and its descendants."""
 
-import math
+from collections.abc import Callable
 from typing import Any
 
 from lt_mia_jax.checkpoints import hf_rows as row
@@ -66,26 +66,38 @@ MISTRAL = Family(
 )
 
 
+def read_layer_types(
+    fields: Fields, layers: int, default: Callable[[int], bool]
+) -> list[bool]:
+    """Whether each layer is local: from `layer_types`, or else by its number from 0."""
+    names = fields.raw("layer_types", None)
+    if names is None:
+        return [default(i) for i in range(layers)]
+    known = {"full_attention": False, "sliding_attention": True}
+    good = isinstance(names, list) and all(n in [*known] for n in names)
+    if not good or len(names) != layers:
+        fields.problems.append(
+            f"layer_types = {repr(names)[:60]}, expected {layers} of {sorted(known)}"
+        )
+        return [False] * layers
+    return [known[name] for name in names]
+
+
+def write_layer_types(settings: row.Settings) -> list[str]:
+    """The value of `layer_types`."""
+    windows = settings["windows"]
+    names = ["full_attention" if w is None else "sliding_attention" for w in windows]
+    return [names[i % len(names)] for i in range(settings["layers"])]
+
+
 def _read_layer_windows(fields: Fields, settings: row.Settings) -> None:
     """Read `layer_types`, or else `max_window_layers`."""
     window = fields.optional_size("sliding_window", 4096)
     used = fields.flag("use_sliding_window", False)
     first = fields.number("max_window_layers", 28.0)
-    layers = settings["layers"]
-    names = fields.raw("layer_types", None)
-    if names is None:
-        sliding = [used and i >= first for i in range(layers)]
-    else:
-        known = {"full_attention": False, "sliding_attention": True}
-        good = isinstance(names, list) and all(n in [*known] for n in names)
-        if not good or len(names) != layers:
-            fields.problems.append(
-                f"layer_types = {repr(names)[:60]}, expected {layers} of "
-                f"{sorted(known)}"
-            )
-            names = ["full_attention"] * layers
-        sliding = [known[name] and used for name in names]
-    settings["windows"] = row.shortest_period([window if s else None for s in sliding])
+    local = read_layer_types(fields, settings["layers"], lambda i: i >= first)
+    every = [window if used and each else None for each in local]
+    settings["windows"] = row.shortest_period(every)
 
 
 def _write_layer_windows(settings: row.Settings) -> dict[str, Any]:
@@ -93,13 +105,12 @@ def _write_layer_windows(settings: row.Settings) -> dict[str, Any]:
     windows, layers = settings["windows"], settings["layers"]
     every = [windows[i % len(windows)] for i in range(layers)]
     widths = sorted({w for w in every if w is not None})
-    names = ["full_attention" if w is None else "sliding_attention" for w in every]
     first = next((i for i, w in enumerate(every) if w is not None), layers)
     return {
         "use_sliding_window": bool(widths),
         "sliding_window": widths[0] if widths else None,
         "max_window_layers": first,
-        "layer_types": names,
+        "layer_types": write_layer_types(settings),
     }
 
 
@@ -136,40 +147,6 @@ QWEN3 = Family(
     {**family.RMS_GATED, "qk_norm": "rms"},
 )
 
-GEMMA = Family(
-    "GemmaForCausalLM",
-    (
-        *family.sizes(256000, 3072, 28, 16),
-        row.size("max_position_embeddings", "context", 8192),
-        row.size("intermediate_size", "feed_forward", 24576),
-        row.count("num_key_value_heads", "kv_heads", 16),
-        family.ATTENTION_DROPOUT,
-        row.head_dim("head_dim", 256),
-        family.RMS_EPS,
-        # Released models write "gelu" for the tanh form.
-        row.choice(
-            "hidden_act",
-            "activation",
-            ("gelu_pytorch_tanh", "gelu_tanh"),
-            ("gelu", "gelu_tanh"),
-            ("gelu_new", "gelu_tanh"),
-            ("relu", "relu"),
-            ("silu", "silu"),
-        ),
-        row.only("hidden_activation", None, "gelu_pytorch_tanh", None),
-        row.only("use_bidirectional_attention", None, False),
-        family.ATTENTION_BIAS,
-        row.rope(),
-        family.TIED,
-    ),
-    TENSORS,
-    {
-        "norm": "rms_offset",
-        "gated": True,
-        "embedding_scale": lambda settings: math.sqrt(settings["width"]),
-    },
-)
-
 PHI = Family(
     "PhiForCausalLM",
     (
@@ -198,9 +175,24 @@ PHI = Family(
     {**family.LAYER_BIASES, "head_bias": True, "residual": "parallel_shared_norm"},
 )
 
+NATIVE_OLMO = ("d_model", "n_heads", "n_layers", "mlp_ratio", "mlp_hidden_size")
+"""Sizes in the config.json of OLMo's own training code."""
+
+
+def _refuse_native(fields: Fields, settings: row.Settings) -> None:
+    """Refuse names of another format, which transformers would replace by defaults."""
+    found = [name for name in NATIVE_OLMO if fields.raw(name) is not None]
+    if found:
+        fields.problems.append(
+            f"{', '.join(found)} are fields of OLMo's own format; get the -hf form of "
+            "the model, such as allenai/OLMo-1B-hf"
+        )
+
+
 OLMO = Family(
     "OlmoForCausalLM",
     (
+        row.Row(_refuse_native, lambda settings: {}),
         *family.sizes(50304, 4096, 32, 32),
         *family.modern(2048, 11008, "silu"),
         row.head_dim("head_dim"),
@@ -217,6 +209,32 @@ OLMO = Family(
         "norm_bias": False,
         "gated": True,
     },
+)
+
+OLMO2 = Family(
+    "Olmo2ForCausalLM",
+    (
+        row.Row(_refuse_native, lambda settings: {}),
+        *family.sizes(50304, 4096, 32, 32),
+        *family.modern(2048, 11008, "silu"),
+        row.head_dim("head_dim"),
+        row.epsilon("rms_norm_eps", "eps", 1e-5),
+        family.ATTENTION_BIAS,
+        row.rope(),
+        family.UNTIED,
+    ),
+    tensors.table(
+        NAMES,
+        {
+            **PROJECTIONS,
+            **HEAD_NORMS,
+            **GATED_MLP,
+            "mixer_output_norm": "post_attention_layernorm",
+            "feed_forward_output_norm": "post_feedforward_layernorm",
+        },
+        ignored=tensors.INV_FREQ,
+    ),
+    {**family.RMS_GATED, "qk_norm": "rms_joint", "norm_place": "output"},
 )
 
 STABLELM = Family(

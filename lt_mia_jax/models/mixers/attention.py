@@ -39,7 +39,8 @@ def causal_attention(
     key: Float[Array, "B T G K"],
     value: Float[Array, "B T G K"],
     *,
-    scale: float | None = None,
+    scale: float | Float[Array, ""] | None = None,
+    softcap: float | None = None,
     window: int | None = None,
     bias: Float[Array, "H T"] | None = None,
     dropout_rate: float = 0.0,
@@ -50,12 +51,14 @@ def causal_attention(
     Query head h reads key/value head `h // (H // G)`. Scores are normalized in
     float32. Padding on the right needs no mask, because no earlier token sees it.
 
-    `scale` is a factor on the scores (None: K^-1/2), to which `bias` is then added by
-    head and key position. `window` is the number of tokens that each one sees, itself
+    `scale` is a factor on the scores (None: K^-1/2). They then become `softcap *
+    tanh(scores / softcap)`, if it is given, and `bias` is added by head and key
+    position. `window` is the number of tokens that each one sees, itself
     included. `dropout_key` enables dropout of the weights.
 
     Source: "Attention Is All You Need", arXiv 1706.03762, eq. 1; grouping as in
-    "GQA", arXiv 2305.13245; the window as in "Longformer", arXiv 2004.05150, 3.1.
+    "GQA", arXiv 2305.13245; the window as in "Longformer", arXiv 2004.05150, 3.1;
+    the cap as in "Gemma 2", arXiv 2408.00118, section 2.
     """
     batch, length, heads, size = query.shape
     groups = key.shape[2]
@@ -68,6 +71,8 @@ def causal_attention(
     scores = jnp.einsum(
         "bgrtk,bgsk->bgrts", query, key, preferred_element_type=jnp.float32
     )
+    if softcap is not None:
+        scores = jnp.tanh(scores / softcap) * softcap
     seen = jnp.tril(jnp.ones((length, length), dtype=bool))
     if window is not None and window < length:
         seen = seen & ~jnp.tril(jnp.ones((length, length), dtype=bool), -window)
@@ -128,7 +133,8 @@ class SelfAttention(nn.Module):
             query_key[:, :, : config.heads],
             query_key[:, :, config.heads :],
             value,
-            scale=config.scale,
+            scale=self._scale(place, x.dtype),
+            softcap=config.score_softcap,
             window=config.window,
             bias=bias,
             dropout_rate=rate,
@@ -139,13 +145,24 @@ class SelfAttention(nn.Module):
             mixed, width, config.out_bias, context, "output", to_residual=True
         )
 
+    def _scale(self, place: Place, dtype: jnp.dtype) -> float | Array | None:
+        """The factor on the scores; of a traced layer, in the dtype of the queries."""
+        config = self.config
+        if not config.scale_by_layer:
+            return config.scale
+        scale = config.head_dim**-0.5 if config.scale is None else config.scale
+        return (scale / place.layer).astype(dtype)
+
     def _normalize(
         self, query_key: Float[Array, "B T R K"], config: QueryKeyNorm
     ) -> Float[Array, "B T R K"]:
         def normalized(name: str, half: Array) -> Array:
             heads, dtype = half.shape[2], self.context.param_dtype
             own = heads if config.per_head else None
-            return Normalize(config.norm, dtype, heads=own, name=name)(half)
+            norm = Normalize(config.norm, dtype, heads=own, name=name)
+            if config.joint:
+                return norm(half.reshape(*half.shape[:2], -1)).reshape(half.shape)
+            return norm(half)
 
         query = normalized("query_norm", query_key[:, :, : self.config.heads])
         key = normalized("key_norm", query_key[:, :, self.config.heads :])
