@@ -21,6 +21,7 @@ from lt_mia_jax.files import fingerprint
 from lt_mia_jax.finetune import lora
 from lt_mia_jax.finetune.config import FinetuneConfig, LoraConfig, PretrainConfig
 from lt_mia_jax.finetune.loss import next_token_loss
+from lt_mia_jax.models.description import describe
 from lt_mia_jax.training.checkpoint import Checkpointer
 from lt_mia_jax.training.config import OptimizerConfig
 from lt_mia_jax.training.loop import FitResult, fit
@@ -237,7 +238,7 @@ def signature(config: Any, model: Any, params: Any, **data: Encoded | None) -> s
     Of the starting parameters it holds a sample. Devices and executor are left out: a
     run may go on with others.
     """
-    described = {"config": to_dict(config), "model": to_dict(model)}
+    described = {"config": to_dict(config), "model": describe(model)}
     parts: list[Any] = [described, digest(params)]
     for name, encoded in data.items():
         parts.append(name)

@@ -108,7 +108,7 @@ def transformer(
                 kv_heads=kv_heads or heads,
                 window=window,
                 position=(window and local_position) or position,
-                qk_norm=qk_norm and QK_NORMS[qk_norm](eps),
+                qk_norm=None if qk_norm is None else QK_NORMS[qk_norm](eps),
                 **settings,
             ),
             feed_forward=mlp,

@@ -34,6 +34,7 @@ from lt_mia_jax.finetune import (
     pretrain,
 )
 from lt_mia_jax.models import LanguageModel, ModelConfig
+from lt_mia_jax.models.description import describe
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ def make_base(
         return ["config.json", "model.safetensors"]
 
     settings = {
-        "model": to_dict(model),
+        "model": describe(model),
         "recipe": to_dict(config),
         "texts": _digest(texts),
     }
