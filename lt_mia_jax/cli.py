@@ -37,6 +37,7 @@ COMMANDS = {
     "syntofu": "SynTofu",
     "benchmark": "Benchmark",
     "report": "Report",
+    "doctor": "Doctor",
 }
 """Modules of `lt_mia_jax.commands`, each with a `run`, and their classes of flags."""
 
@@ -150,23 +151,25 @@ def _run(arguments: list[str]) -> None:
     config = parse(arguments)
     check_flags(config)
     _check_empty(arguments, config)
-    _check_folder(config.out)
+    out = getattr(config, "out", None)  # doctor writes none
+    if out is not None:
+        _check_folder(out)
     use_machine()
     name, module = arguments[0], command_module(arguments[0])
     devices = getattr(config, "devices", None)
     if devices is not None:
         join(devices.distributed)
     with contextlib.ExitStack() as stack:
-        if hasattr(module, "WRITES"):  # all but report, which writes one file
+        if hasattr(module, "WRITES"):  # report writes one file, doctor none
             overwrite = config.writing.overwrite
             claim = writing(
                 config.out, module.WRITES, name, config, overwrite=overwrite
             )
             stack.enter_context(claim)
-        if devices is not None:
+        if devices is not None and out is not None:
             from lt_mia_jax.executor import check_shared
 
-            check_shared(config.out)
+            check_shared(out)
         module.run(config)
 
 

@@ -217,11 +217,6 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
-def hide_progress() -> bool | None:
-    """For tqdm's `disable`: only the first process has a bar, and on a terminal."""
-    return None if is_primary() else True
-
-
 def wait_for_all(name: str) -> None:
     """Return when every process has come to the place called `name`."""
     if jax.process_count() > 1:

@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Float, Int
-from tqdm import tqdm
 
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.attacks import scores as formulas
@@ -33,6 +32,7 @@ from lt_mia_jax.executor import Executor, fetch, make_executor
 from lt_mia_jax.features.extract import ExtractConfig, StatisticsExtractor
 from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.models import LanguageModel
+from lt_mia_jax.progress import Progress
 from lt_mia_jax.unlearning.interventions.storage import DESCRIPTION, has_intervention
 
 log = logging.getLogger(__name__)
@@ -247,7 +247,7 @@ def score_texts(
     words: list[str] = []
     flags: list[list[str]] = []
     edge = 0
-    with tqdm(total=len(texts), desc=label, unit="text", disable=None) as bar:
+    with Progress(label, len(texts), "text") as bar:
         for start in range(0, len(texts), BLOCK):
             block = [text.text for text in texts[start : start + BLOCK]]
             encoded = encode(block, tokenizer, length=length, side=side)

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from jaxtyping import Float, Integer
-from tqdm import tqdm
 
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.checkpoints import Pretrained
@@ -24,7 +23,7 @@ from lt_mia_jax.data.texts import Text, contents, zlib_length
 from lt_mia_jax.data.texts import fingerprint as text_fingerprint
 from lt_mia_jax.data.tokenize import Encoded, encode, flag_texts, scored_texts
 from lt_mia_jax.errors import InputError, Stopped
-from lt_mia_jax.executor import Executor, broadcast_from_primary, digest, hide_progress
+from lt_mia_jax.executor import Executor, broadcast_from_primary, digest
 from lt_mia_jax.features.program import ExtractConfig
 from lt_mia_jax.features.scorer import Model, StatisticsExtractor
 from lt_mia_jax.features.statistics import TokenStatistics
@@ -32,6 +31,7 @@ from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.features.writer import SIZES, StoreWriter, TextTable
 from lt_mia_jax.files import fingerprint
 from lt_mia_jax.models import LanguageModel
+from lt_mia_jax.progress import Progress
 from lt_mia_jax.training.preemption import StopRequest
 
 log = logging.getLogger(__name__)
@@ -116,8 +116,7 @@ def extract(
         done = n - sum(len(writer.rows(block)) for block in missing)
         if done:
             log.info("%s: continuing, %d of %d texts are done", out_dir, done, n)
-        options = {"desc": "extracting", "unit": "text", "disable": hide_progress()}
-        with tqdm(total=n, initial=done, **options) as bar:
+        with Progress("extracting", n, "text", done=done) as bar:
             together = jax.process_count()
             for first in range(0, len(missing), together):
                 blocks = missing[first : first + together]
@@ -182,7 +181,7 @@ def _write_blocks(
     encoded: Encoded,
     lower: Encoded | None,
     ids: Sequence[str],
-    bar: Any,
+    bar: Progress,
 ) -> None:
     """One round: process i makes the i-th block; late ones may have none."""
     rows = [writer.rows(block) for block in blocks]

@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from lt_mia_jax.errors import Diverged, Stopped
-from lt_mia_jax.executor import AXIS, Executor, hide_progress, is_primary
+from lt_mia_jax.executor import AXIS, Executor, is_primary
+from lt_mia_jax.progress import Progress
 from lt_mia_jax.sharding import parameter_shardings
 from lt_mia_jax.training.checkpoint import Checkpointer
 from lt_mia_jax.training.metrics import MetricsWriter
@@ -186,7 +186,7 @@ def fit(
 
     clock = _SaveClock(save_every_seconds)
     pending: tuple[int, Metrics] | None = None
-    bar = tqdm(total=total_steps, initial=start, desc=label, disable=hide_progress())
+    bar = Progress(label, total_steps, "step", done=start)
 
     def settle() -> None:
         """Read the metrics of the last step that was started."""
@@ -198,8 +198,7 @@ def fit(
         _check_finite(values, done, label, checkpointer)
         if metrics is not None:
             metrics.write({"step": done, **values})
-        bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
-        bar.update()
+        bar.update(loss=f"{values['loss']:.4f}")
 
     with contextlib.ExitStack() as stack:
         stopping = StopRequest()
