@@ -35,7 +35,6 @@ LEVELS = {
     "lazy": 0,
     "outputs": 0,
     "process": 0,
-    "progress": 0,
     "provenance": 0,
     "sharding": 0,
     "trees": 0,

@@ -1,7 +1,7 @@
 """The pretrained Mamba that `lt-mia demo` starts from, with its card.
 
 lt-mia demo --full --out runs/full
-python -m experiments.transfer.demo_base --demo runs/full --out lt_mia_jax/study/base
+python -m experiments.transfer.demo_base --demo runs/full
 
 Takes the base of a finished whole demo. The card names what it was trained on: texts
 change with package versions, so that another machine makes another base of the kind.
@@ -30,7 +30,7 @@ class Pack:
     demo: Path = Path("runs/full")
     """Folder of a finished `lt-mia demo --full`."""
 
-    out: Path = Path("lt_mia_jax/study/base")
+    out: Path = Path("lt_mia_jax/checkpoints/base")
     """Folder of the package."""
 
 
@@ -69,7 +69,7 @@ it is of no use otherwise.
 
 ```bash
 lt-mia demo --full --out runs/full
-python -m experiments.transfer.demo_base --demo runs/full --out lt_mia_jax/study/base
+python -m experiments.transfer.demo_base --demo runs/full
 ```
 
 {flags["pretrain_steps"]} updates of 32 sequences of 128 tokens, AdamW, seed

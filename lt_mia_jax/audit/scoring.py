@@ -32,7 +32,7 @@ from lt_mia_jax.executor import Executor, fetch, make_executor
 from lt_mia_jax.features.extract import ExtractConfig, StatisticsExtractor
 from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.models import LanguageModel
-from lt_mia_jax.progress import Progress
+from lt_mia_jax.training.progress import Progress
 from lt_mia_jax.unlearning.interventions.storage import DESCRIPTION, has_intervention
 
 log = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ from lt_mia_jax.lazy import lazy_exports
 if TYPE_CHECKING:
     from lt_mia_jax.checkpoints.hf_config import read_config as read_config
     from lt_mia_jax.checkpoints.hf_config import write_config as write_config
+    from lt_mia_jax.checkpoints.hub import BASE as BASE
     from lt_mia_jax.checkpoints.pretrained import Pretrained as Pretrained
     from lt_mia_jax.checkpoints.pretrained import load_model as load_model
     from lt_mia_jax.checkpoints.pretrained import load_pretrained as load_pretrained

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from lt_mia_jax.errors import InputError
 
+BASE = Path(__file__).parent / "base"
+"""A tiny pretrained Mamba that comes with the package; its card is beside it."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 SNAPSHOT_FILES = (
     "*.safetensors",

@@ -27,8 +27,8 @@ class Doctor:
 
 def run(config: Doctor) -> None:
     """Print the facts, then the result of the check."""
-    from lt_mia_jax.study.machine import facts
-    from lt_mia_jax.study.self_test import ALLOWED, self_test
+    from lt_mia_jax.audit.machine import facts
+    from lt_mia_jax.audit.self_test import ALLOWED, self_test
 
     executor = config.devices.make()
     for name, value in facts(executor):

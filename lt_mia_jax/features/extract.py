@@ -31,8 +31,8 @@ from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.features.writer import SIZES, StoreWriter, TextTable
 from lt_mia_jax.files import fingerprint
 from lt_mia_jax.models import LanguageModel
-from lt_mia_jax.progress import Progress
 from lt_mia_jax.training.preemption import StopRequest
+from lt_mia_jax.training.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ def _write_blocks(
         # One process may die at any moment. Of several SIGTERM is JAX's, which has all
         # of them stop after the same batch; they go through equally many.
         if jax.process_count() > 1 and stopping.reached():
-            raise Stopped(bar.n, "text")
+            raise Stopped(bar.done, "text")
 
     found = run(encoded, half=True, on_batch=on_batch)
     lower_loss = None

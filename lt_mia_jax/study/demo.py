@@ -16,7 +16,7 @@ from lt_mia_jax.attacks.learned.classifier_config import ClassifierConfig
 from lt_mia_jax.attacks.learned.recipe import TrainConfig
 from lt_mia_jax.attacks.learned.storage import shipped_attack
 from lt_mia_jax.attacks.learned.train import train_attack
-from lt_mia_jax.checkpoints import Pretrained, load_pretrained
+from lt_mia_jax.checkpoints import BASE, Pretrained, load_pretrained
 from lt_mia_jax.data.corpora import Corpus, deduplicate, load_corpus
 from lt_mia_jax.data.texts import write_texts
 from lt_mia_jax.features.store import FeatureStore
@@ -42,9 +42,6 @@ def bases() -> dict[str, ModelConfig]:
         UNSEEN: mamba_like(VOCABULARY, width=112, layers=3),
     }
 
-
-SHIPPED = Path(__file__).parent / "base"
-"""The pretrained Mamba of the package; its README.md says how it was made."""
 
 PRETRAINING = ("py_code", "speeches")
 """Corpora whose pretraining texts make the bases."""
@@ -157,12 +154,12 @@ def _shipped_base(directory: Path) -> Pretrained:
 
     def make() -> list[str]:
         directory.mkdir(parents=True, exist_ok=True)
-        names = sorted(path.name for path in SHIPPED.iterdir() if path.is_file())
+        names = sorted(path.name for path in BASE.iterdir() if path.is_file())
         for name in names:
-            shutil.copyfile(SHIPPED / name, directory / name)
+            shutil.copyfile(BASE / name, directory / name)
         return names
 
-    settings = {"shipped": sha256_file(SHIPPED / "model.safetensors")}
+    settings = {"shipped": sha256_file(BASE / "model.safetensors")}
     study.stage(directory, settings, make)
     return load_pretrained(directory)
 

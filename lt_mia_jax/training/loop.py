@@ -27,12 +27,12 @@ from jax.sharding import Mesh
 
 from lt_mia_jax.errors import Diverged, Stopped
 from lt_mia_jax.executor import AXIS, Executor, is_primary
-from lt_mia_jax.progress import Progress
 from lt_mia_jax.sharding import parameter_shardings
 from lt_mia_jax.training.checkpoint import Checkpointer
 from lt_mia_jax.training.metrics import MetricsWriter
 from lt_mia_jax.training.preemption import StopRequest
 from lt_mia_jax.training.prefetch import Prefetcher
+from lt_mia_jax.training.progress import Progress
 from lt_mia_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)

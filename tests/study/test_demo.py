@@ -9,7 +9,7 @@ import statistics
 import numpy as np
 from tiny_demo import Domain
 
-from lt_mia_jax.checkpoints import load_pretrained
+from lt_mia_jax.checkpoints import BASE, load_pretrained
 from lt_mia_jax.cli import main
 from lt_mia_jax.data import corpora
 from lt_mia_jax.features.store import FeatureStore
@@ -19,16 +19,16 @@ from lt_mia_jax.study import demo
 
 
 def test_the_base_is_small_and_its_card_is_its_own():
-    sizes = {path.name: path.stat().st_size for path in demo.SHIPPED.iterdir()}
+    sizes = {path.name: path.stat().st_size for path in BASE.iterdir()}
     assert sum(sizes.values()) <= 3_000_000
     assert set(sizes) > {"config.json", "model.safetensors", "README.md"}
-    card = (demo.SHIPPED / "README.md").read_text()
+    card = (BASE / "README.md").read_text()
     (digest,) = re.findall(r"`([0-9a-f]{64})`", card)
-    assert digest == sha256_file(demo.SHIPPED / "model.safetensors")
+    assert digest == sha256_file(BASE / "model.safetensors")
 
 
 def test_the_base_has_learned_to_read_code():
-    model = load_pretrained(demo.SHIPPED)
+    model = load_pretrained(BASE)
     assert model.config == demo.bases()[demo.UNSEEN]
     source = inspect.getsource(statistics.median_grouped)
     ids = np.array(model.tokenizer(source)["input_ids"][:64])
@@ -56,7 +56,7 @@ def test_the_quick_demo_fine_tunes_the_base_of_the_package(tmp_path, monkeypatch
     assert main(["demo", "--out", str(out), "--bootstraps", "10"]) == 0
     before, after = out / "bases" / first.base, out / "targets" / first.name
     weights = "model.safetensors"
-    assert sha256_file(before / weights) == sha256_file(demo.SHIPPED / weights)
+    assert sha256_file(before / weights) == sha256_file(BASE / weights)
     assert sha256_file(after / weights) != sha256_file(before / weights)
     store = FeatureStore.open(out / "features" / first.name)
     assert (store.n, sum(store.labels)) == (32, 16)

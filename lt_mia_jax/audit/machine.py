@@ -45,7 +45,7 @@ def facts(executor: Executor) -> Iterator[tuple[str, str]]:
     lack = [f"{name} ({OPTIONAL[name]})" for name in OPTIONAL if name not in have]
     yield "optional", f"found {', '.join(have) or 'none'}; not {', '.join(lack) or '-'}"
     yield "hub cache", _folder("HF_HOME", "~/.cache/huggingface")
-    compiled = jax.config.jax_compilation_cache_dir
+    compiled = jax.config.values.get("jax_compilation_cache_dir")
     yield "compiled", _size(Path(compiled)) if compiled else "not kept between runs"
     settings = sorted(name for name in os.environ if name.startswith(("JAX_", "XLA_")))
     yield "settings", ", ".join(f"{n}={os.environ[n]}" for n in settings) or "none"

@@ -20,7 +20,7 @@ class Progress:
     Only the first of several processes shows it.
 
     Example:
-      >>> from lt_mia_jax.progress import Progress
+      >>> from lt_mia_jax.training.progress import Progress
       >>> with Progress("scoring", 3, "text") as progress:
       ...     progress.update(3)
       >>> progress.done

@@ -8,9 +8,9 @@ import oracle_features
 import oracle_scores
 import pytest
 
+from lt_mia_jax.audit import self_test
+from lt_mia_jax.checkpoints import BASE
 from lt_mia_jax.cli import main
-from lt_mia_jax.study import self_test
-from lt_mia_jax.study.demo import SHIPPED
 
 RIGHT = json.loads(self_test.RIGHT.read_text())
 
@@ -20,9 +20,9 @@ def test_the_stored_scores_are_those_of_pytorch():
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
-    reference = AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32)
-    target = AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    reference = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    target = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
     with torch.no_grad():
         for weight in target.parameters():
             weight *= self_test.GROWTH
@@ -32,9 +32,8 @@ def test_the_stored_scores_are_those_of_pytorch():
         given = torch.tensor([ids])
         with torch.no_grad():
             logits = [model(given).logits.double().numpy() for model in models]
-        found = oracle_features.token_statistics(
-            *logits, np.array([ids]), np.ones((1, len(ids)))
-        )
+        tokens, mask = np.array([ids]), np.ones((1, len(ids)))
+        found = oracle_features.token_statistics(*logits, tokens, mask)
         row = {name: values[0, :-1].tolist() for name, values in found.items()}
         for name in ("loss", "reference", "entropy", "min_k_plus_plus", "rank", "ez"):
             right = getattr(oracle_scores, name)(row)

@@ -15,11 +15,10 @@ from jaxtyping import Float
 from lt_mia_jax.attacks.learned.storage import shipped_attack
 from lt_mia_jax.attacks.scores.table import LEARNED
 from lt_mia_jax.audit.scoring import ModelPair, score_texts
-from lt_mia_jax.checkpoints import Pretrained, load_pretrained
+from lt_mia_jax.checkpoints import BASE, Pretrained, load_pretrained
 from lt_mia_jax.data.texts import Text
 from lt_mia_jax.executor import Executor
 from lt_mia_jax.files import read_json
-from lt_mia_jax.study.demo import SHIPPED
 
 RIGHT = Path(__file__).parent / "self_test.json"
 """The right scores of `TEXTS`, by name."""
@@ -33,7 +32,7 @@ TEXTS = (
     "def area(radius):\n    return 3.14159 * radius * radius\n",
     "for name in sorted(names):\n    if name not in seen:\n        seen.add(name)\n",
     "The Congress shall have power to lay and collect taxes, duties and imposts.",
-    "import os\n\nclass Reader:\n    def __init__(self, path):\n        self.p = path\n",
+    "import os\n\nclass Reader:\n    def __init__(self, path):\n        self.p = 1\n",
     "Fellow citizens, the state of the Union is strong, and our work is not done.",
     "raise ValueError(f'expected {expected}, found {found}')",
     "xqzv 83914 ;; lorem ipsum dolor sit amet, consectetur adipiscing elit",
@@ -57,7 +56,7 @@ class SelfTest(NamedTuple):
 
 def models(executor: Executor) -> ModelPair:
     """Reference and target of the test."""
-    before = load_pretrained(SHIPPED, mesh=executor.mesh)
+    before = load_pretrained(BASE, mesh=executor.mesh)
     grown = jax.tree.map(lambda x: x * GROWTH, before.params)
     after = Pretrained(before.config, grown, before.tokenizer)
     return ModelPair(before, after, executor)
@@ -76,7 +75,7 @@ def self_test(executor: Executor) -> SelfTest:
 
     Example:
       >>> from lt_mia_jax.executor import make_executor
-      >>> from lt_mia_jax.study.self_test import self_test
+      >>> from lt_mia_jax.audit.self_test import self_test
       >>> self_test(make_executor()).passed
       True
     """

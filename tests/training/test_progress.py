@@ -3,8 +3,8 @@ import re
 
 import pytest
 
-from lt_mia_jax import progress
-from lt_mia_jax.progress import Progress
+from lt_mia_jax.training import progress
+from lt_mia_jax.training.progress import Progress
 
 
 class Clock:
