@@ -1,11 +1,14 @@
 """Exceptions that end a command with a message for the user; checks of ranges."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 LONGEST = 4000
 """Characters of a message."""
+
+NAMED = 5
+"""Items of a list that a message names."""
 
 
 class InputError(ValueError):
@@ -28,6 +31,21 @@ class InputError(ValueError):
         if len(line) > LONGEST:  # the beginning says what, the end how to mend it
             line = f"{line[: LONGEST - 500]} ... {line[-490:]}"
         super().__init__(line)
+
+
+def capped(items: Iterable[Any], join: str | None = None) -> str:
+    """The first five items and the number of the others; for lists in messages.
+
+    Without `join` they are written as a list, otherwise one after the other.
+
+    Example:
+      >>> capped("abcdefg", ", "), capped(["a"]), capped([])
+      ('a, b, c, d, e and 2 more', "['a']", '[]')
+    """
+    items = list(items)
+    shown = items[:NAMED]
+    text = str(shown) if join is None else join.join(map(str, shown))
+    return text + (f" and {len(items) - NAMED} more" if len(items) > NAMED else "")
 
 
 class Diverged(InputError):

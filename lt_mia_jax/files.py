@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import InputError, capped
 
 MANIFEST = "manifest.json"
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp")
@@ -278,8 +278,8 @@ def verify_manifest(directory: Path | str) -> dict[str, Any]:
             wrong.append(f"{name} has changed content (SHA-256 differs)")
     if wrong:
         raise InputError(
-            f"{directory}: {'; '.join(wrong)}. Restore the folder from a copy or make "
-            "it again"
+            f"{directory}: {capped(wrong, '; ')}. Restore the folder from a copy or "
+            "make it again"
         )
     return manifest
 

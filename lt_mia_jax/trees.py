@@ -8,7 +8,7 @@ from typing import Any, TypeVar, dataclass_transform
 import jax
 import numpy as np
 
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import InputError, capped
 
 Class = TypeVar("Class", bound=type)
 
@@ -92,12 +92,15 @@ def select(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     """Names that match any glob (`*` also crosses "/"), in their given order.
 
     Raises:
-      InputError: a glob that matches nothing; all such globs are listed.
+      InputError: a glob that matches nothing; all such globs are counted.
     """
     names = list(names)
     idle = [p for p in patterns if not any(fnmatchcase(name, p) for name in names)]
     if idle:
-        raise InputError(f"patterns {idle} match no parameter; parameters are {names}")
+        raise InputError(
+            f"patterns {capped(idle)} match no parameter; parameters are "
+            f"{capped(names)}"
+        )
     return [n for n in names if any(fnmatchcase(n, p) for p in patterns)]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from lt_mia_jax.checkpoints.gguf_header import check_header
 from lt_mia_jax.checkpoints.tokenizer import load_tokenizer
 from lt_mia_jax.checkpoints.transforms import Shape
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import InputError, capped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -167,8 +167,8 @@ def _llama_metadata(metadata: dict[str, Any], path: Path) -> dict[str, Any]:
     ]
     if missing or wrong:
         raise InputError(
-            f"{path}: missing metadata {missing or 'none'}; not a positive integer "
-            f"{wrong or 'none'}; convert the model again"
+            f"{path}: missing metadata {capped(missing)}; not a positive integer "
+            f"{capped(wrong)}; convert the model again"
         )
     heads, width = llama["attention.head_count"], llama["embedding_length"]
     filled = {"attention.head_count_kv": heads, "attention.key_length": width // heads}
@@ -179,7 +179,7 @@ def read_gguf_config(reader: GgufReader) -> dict[str, Any]:
     """The content of a config.json that describes the file's model.
 
     Raises:
-      InputError: metadata that are not implemented; all are listed.
+      InputError: metadata that are not implemented.
     """
     meta, names = reader.metadata, reader.names
     head_dim = meta["attention.key_length"]
@@ -192,7 +192,7 @@ def read_gguf_config(reader: GgufReader) -> dict[str, Any]:
     if problems:
         raise InputError(
             f"{reader.origin}: not implemented for heads of {head_dim}: "
-            f"{', '.join(problems)}; use another model"
+            f"{capped(problems, ', ')}; use another model"
         )
     kind = meta.get("rope.scaling.type", "linear")
     factor = meta.get("rope.scaling.factor") or meta.get("rope.scale_linear") or 1.0

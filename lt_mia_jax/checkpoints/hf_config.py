@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lt_mia_jax.checkpoints.families import FAMILIES
+from lt_mia_jax.checkpoints.families.absent import why_unsupported
 from lt_mia_jax.checkpoints.hf_fields import Fields
 from lt_mia_jax.checkpoints.hf_rows import Settings
 from lt_mia_jax.errors import InputError
@@ -24,9 +25,10 @@ def read_config(data: Any, where: str) -> ModelConfig:
     """
     kind = data.get("model_type") if isinstance(data, Mapping) else None
     if not isinstance(kind, str) or kind not in FAMILIES:
+        found = data.get("architectures") if isinstance(data, Mapping) else None
         raise InputError(
-            f"{where}: model_type is {kind!r}, supported are {sorted(FAMILIES)}; check "
-            "that this is the config.json of a causal language model"
+            f"{where}: model_type is {kind!r}: {why_unsupported(kind, found)}; "
+            f"supported are {sorted(FAMILIES)}"
         )
     family, fields = FAMILIES[kind], Fields(data)
     settings: Settings = {}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_args
 
-from lt_mia_jax.errors import UNIT, InputError, Range
+from lt_mia_jax.errors import UNIT, InputError, Range, capped
 from lt_mia_jax.models.config import Activation, LinearScaling, Llama3Scaling, Rotary
 
 logger = logging.getLogger(__name__)
@@ -253,7 +253,9 @@ class Fields:
             if name not in self._read | NEUTRAL and value not in (None, False)
         }
         if unused:
-            logger.warning("%s: fields without a reader: %s", where, sorted(unused))
+            logger.warning(
+                "%s: fields without a reader: %s", where, capped(sorted(unused))
+            )
 
 
 def rope_fields(rotary: Rotary) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from lt_mia_jax.checkpoints.hf_fields import NEUTRAL
 from lt_mia_jax.checkpoints.hub import resolve
 from lt_mia_jax.checkpoints.safetensors import TensorReader, check_dtype, write_tensors
 from lt_mia_jax.checkpoints.tokenizer import load_tokenizer
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import InputError, capped
 from lt_mia_jax.files import (
     MANIFEST,
     content_sha256,
@@ -243,7 +243,7 @@ def _check_params(flat: Mapping[str, Any], config: ModelConfig) -> np.dtype:
     ]
     if wrong:
         raise InputError(
-            f"parameters do not fit the config: {'; '.join(wrong)}; pass the config "
+            f"parameters do not fit the config: {capped(wrong, '; ')}; pass the config "
             "that they were made with"
         )
     mixed = [
@@ -253,7 +253,7 @@ def _check_params(flat: Mapping[str, Any], config: ModelConfig) -> np.dtype:
     ]
     if mixed:
         raise InputError(
-            f"parameters have mixed dtypes: {'; '.join(mixed)}; cast them to one"
+            f"parameters have mixed dtypes: {capped(mixed, '; ')}; cast them to one"
         )
     return dtype
 

@@ -4,8 +4,9 @@ A table names every stored tensor, with `{i}` for the layer and `{h}` for a head
 module maps layers to periods, slots and tail blocks.
 """
 
+import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -17,8 +18,13 @@ import numpy as np
 from lt_mia_jax.checkpoints.gguf import GgufReader
 from lt_mia_jax.checkpoints.safetensors import Tensor, TensorReader
 from lt_mia_jax.checkpoints.transforms import Operation, Shape
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import InputError, capped
 from lt_mia_jax.models.config import ModelConfig, Tied
+
+logger = logging.getLogger(__name__)
+
+WRAPPERS = ("_orig_mod.", "module.")
+"""Prefixes of names in models saved from `torch.compile` or a data-parallel wrapper."""
 
 Reader = TensorReader | GgufReader
 """Named tensors of one checkpoint."""
@@ -154,7 +160,7 @@ def load(
     Reads one tensor at a time; host memory peaks at the stacked leaves of one rule.
 
     Raises:
-      InputError: missing, unexpected or mis-shaped tensors (all listed), types other
+      InputError: missing, unexpected or mis-shaped tensors, types other
         than floating point, NaN or infinite weights, or a head that contradicts tying.
     """
     groups = expand(table, config, shapes)
@@ -186,7 +192,7 @@ def load(
     if broken:
         raise InputError(
             f"{reader.origin}: NaN or infinite values in {len(broken)} tensors: "
-            f"{', '.join(broken)}; the checkpoint is broken, get another copy or an "
+            f"{capped(broken, ', ')}; the checkpoint is broken, get another copy or an "
             "earlier save"
         )
     return leaves
@@ -196,6 +202,25 @@ def _slice_shape(shapes: Mapping[str, Any], place: Place) -> Shape:
     return tuple(shapes[place.path].shape)[len(place.part) :]
 
 
+def wrapper_of(names: Sequence[str]) -> str:
+    """What `torch.compile` and data-parallel wrappers put before all of the names.
+
+    Example:
+      >>> wrapper_of(["module._orig_mod.a.weight", "module._orig_mod.b.weight"])
+      'module._orig_mod.'
+      >>> wrapper_of(["module.a.weight", "b.weight"])
+      ''
+    """
+    found = ""
+    while names and (
+        more := next(
+            (w for w in WRAPPERS if all(n.startswith(found + w) for n in names)), None
+        )
+    ):
+        found += more
+    return found
+
+
 def _match_names(
     reader: Reader, table: Table, config: ModelConfig, expected: Mapping[str, Shape]
 ) -> dict[str, str]:
@@ -203,16 +228,20 @@ def _match_names(
     stored: dict[str, str] = {}
     unexpected: list[str] = []
     tied_heads: list[str] = []
-    for name in reader.names:
+    wrapper = wrapper_of(reader.names)
+    if wrapper:
+        logger.info("%s: names start with %s; left out", reader.origin, wrapper)
+    for full in reader.names:
+        name = full.removeprefix(wrapper)
         canonical = name if name in expected else f"{table.prefix}{name}"
         if name in table.heads:
             canonical = table.heads[0]
         if canonical in expected and canonical not in stored:
-            stored[canonical] = name
+            stored[canonical] = full
         elif name in table.heads and isinstance(config.head, Tied):
-            tied_heads.append(name)
+            tied_heads.append(full)
         elif not any(fnmatchcase(f"{table.prefix}{name}", g) for g in table.ignored):
-            unexpected.append(name)
+            unexpected.append(full)
     missing = [name for name in expected if name not in stored]
     misshaped = [
         f"{name} is {list(reader.shape(name))} instead of {list(expected[canonical])}"
@@ -222,18 +251,22 @@ def _match_names(
     if missing or unexpected or misshaped:
         raise _mismatch(
             reader,
-            f"missing {missing or 'none'}; unexpected {unexpected or 'none'}; "
-            f"mis-shaped {misshaped or 'none'}",
+            f"missing {_listed(missing)}; unexpected {_listed(unexpected)}; "
+            f"mis-shaped {_listed(misshaped)}",
         )
     typed = [f"{n} ({reader.dtype(n)})" for n in stored.values() if not reader.real(n)]
     if typed:
         raise InputError(
             f"{reader.origin}: expected float32, float16 or bfloat16 tensors, found "
-            f"{', '.join(typed)}; quantized checkpoints cannot be read, use the "
+            f"{capped(typed, ', ')}; quantized checkpoints cannot be read, use the "
             "original weights"
         )
     _check_tied_heads(reader, stored[table.token_embedding], tied_heads)
     return stored
+
+
+def _listed(names: list[str]) -> str:
+    return capped(names) if names else "none"
 
 
 def _check_tied_heads(reader: Reader, embedding: str, heads: list[str]) -> None:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lt_mia_jax.checkpoints.transforms import Shape
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import InputError, capped
 from lt_mia_jax.files import read_json, write_json
 from lt_mia_jax.models.execution import DType
 
@@ -73,8 +73,8 @@ class TensorReader:
                 absent = sorted(set(wanted or names) - set(names))
                 if absent:
                     raise InputError(
-                        f"{path}: tensors {absent} of {INDEX} are not in it; get the "
-                        "file again"
+                        f"{path}: tensors {capped(absent)} of {INDEX} are not in it; "
+                        "get the file again"
                     )
                 for name in wanted or names:
                     self._files[name] = (path, file)
@@ -163,8 +163,8 @@ def _find_files(
         return index, _read_index(index)
     pickles = sorted(path.name for path in directory.glob("*.bin"))
     hint = (
-        f"{pickles} are pickle files, which are never opened; open the model with "
-        "transformers and save it with save_pretrained"
+        f"{capped(pickles)} are pickle files, which are never opened; open the model "
+        "with transformers and save it with save_pretrained"
         if pickles
         else f"put {SINGLE} (or shards with {INDEX}) there"
     )
@@ -191,7 +191,7 @@ def _read_index(index: Path) -> dict[Path, list[str] | None]:
         wanted.append(name)
     if wrong:
         raise InputError(
-            f"{index}: {'; '.join(sorted(set(wrong)))}; get the shards again"
+            f"{index}: {capped(sorted(set(wrong)), '; ')}; get the shards again"
         )
     return files
 

@@ -1,5 +1,6 @@
 """The tokenizer in a model directory."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,8 +9,15 @@ from lt_mia_jax.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+SENTENCEPIECE = "tokenizer.model"
+COMPLETE = ("tokenizer.json", "vocab.json")
+"""Files that are read before `SENTENCEPIECE`."""
+
+TOKENIZER_FILES = (*COMPLETE, SENTENCEPIECE, "spiece.model")
 """One of them must be present."""
+
+TIKTOKEN = re.compile(rb"[A-Za-z0-9+/=]+ [0-9]+")
+"""A line of a tiktoken file: a token in base64 and its rank."""
 
 
 def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
@@ -23,6 +31,10 @@ def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
             f"{directory}: no tokenizer (none of {', '.join(TOKENIZER_FILES)}); copy "
             "the files of the model that it was trained from"
         )
+    model = directory / SENTENCEPIECE
+    # Read from it alone, transformers makes a tokenizer of an empty file too.
+    if model.is_file() and not any((directory / name).is_file() for name in COMPLETE):
+        _check_sentencepiece(model)
     from transformers import AutoTokenizer
 
     try:
@@ -34,4 +46,21 @@ def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
         raise InputError(
             f"{directory}: the tokenizer files cannot be read "
             f"({type(error).__name__}: {error}); get them again"
+        ) from error
+
+
+def _check_sentencepiece(path: Path) -> None:
+    from sentencepiece import SentencePieceProcessor
+
+    content = path.read_bytes()
+    try:
+        if not content:  # which it takes for no model at all
+            raise ValueError("empty")
+        SentencePieceProcessor(model_proto=content)
+    except (RuntimeError, ValueError) as error:
+        tiktoken = TIKTOKEN.fullmatch(content.split(b"\n")[0].strip())
+        raise InputError(
+            f"{path}: found {'a tiktoken file' if tiktoken else 'other content'}, "
+            "expected a SentencePiece model; put the tokenizer.json of the model "
+            "beside it"
         ) from error

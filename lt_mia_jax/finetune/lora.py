@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from lt_mia_jax.arrays import Array, Int, Key, Params
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import InputError, capped
 from lt_mia_jax.finetune.config import LoraConfig
 from lt_mia_jax.trees import flatten, select, unflatten
 
@@ -45,12 +45,14 @@ def init(key: Key[Array, ""], params: Params, config: LoraConfig) -> Adapters:
             name for name in flat if any(fnmatchcase(name, g) for g in LAYER_KERNELS)
         ]
     if not names:
-        raise InputError(f"no layer has a kernel to adapt; parameters are {list(flat)}")
+        raise InputError(
+            f"no layer has a kernel to adapt; parameters are {capped(flat)}"
+        )
     vectors = [name for name in names if flat[name].ndim < 2]
     if vectors:
         raise InputError(
-            f"lora targets {list(config.targets)} match {vectors}, which are not "
-            "matrices; name kernels only, such as '*/mixer/*/kernel'"
+            f"lora targets {list(config.targets)} match {capped(vectors)}, which are "
+            "not matrices; name kernels only, such as '*/mixer/*/kernel'"
         )
 
     def pair(name: str) -> tuple[Array, Array]:

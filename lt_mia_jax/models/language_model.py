@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lt_mia_jax.arrays import Array, Float, Int, Key, Params
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import InputError, capped
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.models.decoder import Decoder
 from lt_mia_jax.models.execution import CallConfig, ExecutionConfig
@@ -183,7 +183,7 @@ class LanguageModel:
                     f"{list(down.shape)} x {list(up.shape)}"
                 )
         if wrong:
-            raise InputError(f"adapters do not fit the model: {'; '.join(wrong)}")
+            raise InputError(f"adapters do not fit the model: {capped(wrong, '; ')}")
 
     def _init(self, key: Key[Array, ""]) -> Params:
         decoder = Decoder(CallConfig(model=self.config, execution=self.execution))

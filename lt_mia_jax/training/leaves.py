@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import InputError, capped
 
 
 def shapes(leaves: dict[str, Any]) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def check_leaves(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Refuse leaves that differ, listing all; Orbax would cast dtypes silently."""
+    """Refuse leaves that differ; Orbax would cast dtypes silently."""
 
     def describe(leaf: dict[str, Any]) -> str:
         return f"{leaf['dtype']}[{','.join(map(str, leaf['shape']))}]"
@@ -40,7 +40,7 @@ def check_leaves(folder: Path, found: dict[str, Any], expected: dict[str, Any]) 
     ]
     if wrong:
         raise InputError(
-            f"checkpoint {folder} does not fit this run: {'; '.join(wrong)}. Choose "
+            f"checkpoint {folder} does not fit this run: {capped(wrong, '; ')}. Choose "
             "another --out, or delete that folder by hand"
         )
 

@@ -10,6 +10,7 @@ from family_zoo import PLAIN, VARIANTS, config_json
 from model_zoo import configs, forward, random_ids, random_params
 
 from lt_mia_jax.checkpoints import load_model, save_pretrained
+from lt_mia_jax.checkpoints.families.absent import ABSENT
 from lt_mia_jax.models import LanguageModel
 
 torch = pytest.importorskip("torch", reason="needs the extra 'parity'")
@@ -144,6 +145,11 @@ def test_transformers_opens_what_we_made(name, tmp_path):
     expected = forward(LanguageModel(config), params, ids)
     found = torch_logits(open_saved(tmp_path, name), ids)
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_types_that_we_name_as_absent_are_causal_models():
+    known = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    assert set(ABSENT) - set(known) <= {"hf_olmo", "mistral3"}
 
 
 def test_rwkv_weights_are_stored_before_rescaling(folder, tmp_path):

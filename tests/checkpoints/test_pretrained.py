@@ -253,7 +253,7 @@ def test_the_config_of_another_family_fits_nothing(saved, family):
         load_model(saved)
     expected = FAMILIES[other].table(configs()[other]).token_embedding
     assert expected in str(caught.value)
-    assert EMBEDDING[family] in str(caught.value) or EMBEDDING[family] == expected
+    assert any(name in str(caught.value) for name in load_file(saved / WEIGHTS))
 
 
 def test_decays_stay_float32_beside_bfloat16(tmp_path):

@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 from model_zoo import configs, random_params
+from safetensors.numpy import load_file, save_file
 
 from lt_mia_jax.checkpoints import load_model, save_pretrained
 from lt_mia_jax.checkpoints.families import FAMILIES
 from lt_mia_jax.checkpoints.hf_config import write_config
 from lt_mia_jax.checkpoints.rules import expand, locate
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.models import LanguageModel
+from lt_mia_jax.models import LanguageModel, gpt2_like
 from lt_mia_jax.trees import flatten
 
 
@@ -98,3 +99,37 @@ def test_every_size_of_a_config_at_its_largest_gives_one_line(tmp_path, name):
             continue
         # Of no parameter's shape, such as the context of a rotary model.
         assert loaded.context == value or size == "attention_window_size", size
+
+
+def renamed(directory, config, rename):
+    """Save a model and rename its tensors; the parameters by path."""
+    params = random_params(config)
+    save_pretrained(directory, config, params)
+    path = directory / "model.safetensors"
+    tensors = {rename(name): tensor for name, tensor in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    return flatten(params)
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "module._orig_mod."])
+@pytest.mark.parametrize("name", ["gpt2", "falcon-new", "mamba", "opt-post-norm"])
+def test_names_of_wrapped_models_are_read(tmp_path, name, wrapper):
+    expected = renamed(tmp_path, configs()[name], lambda n: wrapper + n)
+    found = flatten(load_model(tmp_path)[1])
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[key], expected[key]) for key in found)
+
+
+def test_a_prefix_of_some_names_only_is_not_left_out(tmp_path):
+    first = "model.embed_tokens.weight"
+    renamed(tmp_path, configs()["llama"], lambda n: f"module.{n}" if n == first else n)
+    with pytest.raises(InputError, match=rf"unexpected \['module\.{first}'\]"):
+        load_model(tmp_path)
+
+
+def test_long_lists_of_names_are_cut(tmp_path):
+    renamed(tmp_path, gpt2_like(23, 16, 40, 4, 12), lambda n: f"prefix.{n}")
+    with pytest.raises(InputError, match=r"\] and 479 more; unexpected \[") as caught:
+        load_model(tmp_path)
+    assert str(caught.value).count("prefix.") == 5
+    assert len(str(caught.value)) < 1000

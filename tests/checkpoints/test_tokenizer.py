@@ -1,5 +1,6 @@
 """Which file a message is about, and which of two tokenizers is read."""
 
+import io
 import json
 
 import pytest
@@ -52,6 +53,60 @@ def test_a_tokenizer_alone_names_a_broken_config_too(saved):
     (saved / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config\.json: not valid JSON"):
         tokenizer_of(saved)
+
+
+def sentencepiece_model():
+    """Byte-pair merges that keep spaces as they are, as in Llama."""
+    from sentencepiece import SentencePieceTrainer
+
+    written = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS * 3),
+        model_writer=written,
+        model_type="bpe",
+        vocab_size=290,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return written.getvalue()
+
+
+@pytest.fixture
+def bare(saved):
+    """A directory with `tokenizer.model` instead of `tokenizer.json`."""
+    (saved / "tokenizer.json").unlink()
+    named = {"tokenizer_class": "LlamaTokenizer", "legacy": False}
+    (saved / "tokenizer_config.json").write_text(json.dumps(named))
+    (saved / "tokenizer.model").write_bytes(sentencepiece_model())
+    return saved
+
+
+def test_a_sentencepiece_model_alone_is_read(bare):
+    from sentencepiece import SentencePieceProcessor
+
+    tokenizer = load_pretrained(bare).tokenizer
+    model = SentencePieceProcessor(model_file=str(bare / "tokenizer.model"))
+    for text in ("one two", "one  two seven\n", "naïve ∑ 42"):
+        found = tokenizer(text, add_special_tokens=False).input_ids
+        assert found == model.encode(text)
+        assert tokenizer.decode(found) == text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"SGVsbG8= 0\nd29ybGQ= 1\n", "found a tiktoken file"),
+        (b"\x00\x01garbage" * 9, "found other content"),
+        (b"", "found other content"),
+    ],
+)
+def test_another_tokenizer_model_is_named_with_what_is_missing(bare, content, words):
+    (bare / "tokenizer.model").write_bytes(content)
+    with pytest.raises(InputError, match=rf"model: {words}.*put the tokenizer\.json"):
+        load_pretrained(bare)
 
 
 def test_tokenizer_json_is_read_before_older_files(saved):

@@ -18,7 +18,7 @@ from lt_mia_jax.attacks.learned.attack import Attack
 from lt_mia_jax.attacks.learned.classifier import from_torch_state, init
 from lt_mia_jax.attacks.learned.classifier_config import ClassifierConfig
 from lt_mia_jax.configs import from_dict, read_record, refuse, to_dict
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import InputError, capped
 from lt_mia_jax.files import (
     MANIFEST,
     read_json,
@@ -123,10 +123,12 @@ def _check_weights(path: Path, config: ClassifierConfig, params: Params) -> None
         if wanted.get(name) != found.get(name)
     )
     if wrong:
-        raise InputError(f"{path}: weights do not fit the config; {'; '.join(wrong)}")
+        raise InputError(
+            f"{path}: weights do not fit the config; {capped(wrong, '; ')}"
+        )
     infinite = [n for n, leaf in flatten(params).items() if not np.isfinite(leaf).all()]
     if infinite:
-        raise InputError(f"{path}: NaN or infinite weights in {', '.join(infinite)}")
+        raise InputError(f"{path}: NaN or infinite weights in {capped(infinite, ', ')}")
 
 
 def _numpy_scalars() -> list[Any]:
@@ -186,7 +188,7 @@ def load_torch_attack(path: Path | str) -> Attack:
     ]
     if wrong:
         raise InputError(
-            f"{path}: 'state_dict' holds {'; '.join(wrong[:6])}; expected dense "
+            f"{path}: 'state_dict' holds {capped(wrong, '; ')}; expected dense "
             "tensors of floating-point numbers by name"
         )
     state = {name: tensor.float().numpy() for name, tensor in stored.items()}

@@ -9,7 +9,7 @@ import numpy as np
 
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.attacks.learned.classifier_config import Architecture, ClassifierConfig
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import InputError, capped
 
 
 class _Source:
@@ -39,7 +39,7 @@ class _Source:
         if self.missing or unused:
             raise InputError(
                 "classifier weights do not fit the architecture: "
-                f"missing {self.missing or 'none'}; unused {unused or 'none'}"
+                f"missing {capped(self.missing)}; unused {capped(unused)}"
             )
 
 
@@ -67,8 +67,8 @@ def _architecture(state: Mapping[str, np.ndarray], length: int) -> Architecture:
         wide = state["mlp.0.weight"].shape[1] % length == 0
         return "mlp" if wide else "mean_mlp"
     raise InputError(
-        f"unknown classifier weights; found {sorted(state)[:8]}, expected names that "
-        "start with encoder., layers., linear. or mlp."
+        f"unknown classifier weights; found {capped(sorted(state))}, expected names "
+        "that start with encoder., layers., linear. or mlp."
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from lt_mia_jax.arrays import Array, Bool
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import InputError, capped
 from lt_mia_jax.trees import named_leaves, select
 from lt_mia_jax.unlearning.importance.attribution import top_share_mask
 from lt_mia_jax.unlearning.transforms.contract import (
@@ -136,7 +136,9 @@ def freeze(
         else:
             chosen = set(select(names, trainable))
         if not chosen:
-            raise InputError(f"no parameter is trainable; parameters are {names}")
+            raise InputError(
+                f"no parameter is trainable; parameters are {capped(names)}"
+            )
         kinds = ["train" if name in chosen else "hold" for name in names]
         return jax.tree.unflatten(jax.tree.structure(tree), kinds)
 

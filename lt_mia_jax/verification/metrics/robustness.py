@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lt_mia_jax.arrays import Array, Bool, Float, Int, Params
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import InputError, capped
 from lt_mia_jax.finetune.lora import LAYER_KERNELS
 from lt_mia_jax.trees import flatten, select, unflatten
 from lt_mia_jax.verification.metrics.checks import Values, number, per_item, same_items
@@ -93,8 +93,8 @@ def changed_codes(
     shapes = [{(name, x.shape) for name, x in tree.items()} for tree in (first, second)]
     if wrong := sorted({name for name, _ in shapes[0] ^ shapes[1]}):
         raise InputError(
-            f"the two trees differ in presence or shape of {wrong[:5]}; expected one "
-            "architecture"
+            f"the two trees differ in presence or shape of {capped(wrong)}; expected "
+            "one architecture"
         )
     changed = total = 0
     for name in _matrices(first, bits, group_size, fp4, patterns):
@@ -279,7 +279,7 @@ def _matrices(
     if flat_wrong or not names:
         raise InputError(
             f"patterns {list(patterns or LAYER_KERNELS)} match {len(names)} leaves, "
-            f"of which {flat_wrong} are no matrices; name at least one matrix of "
-            f"{list(flat)}, and matrices only"
+            f"of which {capped(flat_wrong)} are no matrices; name at least one "
+            f"matrix of {capped(flat)}, and matrices only"
         )
     return names
