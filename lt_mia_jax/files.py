@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 from lt_mia_jax.errors import InputError, capped
 
 MANIFEST = "manifest.json"
+ADAPTER_CONFIG = "adapter_config.json"
+"""Of a PEFT adapter, in whose folder no whole model is."""
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp")
 """What `tempfile` makes of the prefix and suffix of `write_atomic`."""
 
@@ -60,6 +62,17 @@ def content_sha256(path: Path | str) -> str | None:
 @functools.lru_cache(maxsize=4096)
 def _sha256(path: str, size: int, time: int) -> str:
     return sha256_file(path)
+
+
+def with_base(path: Path) -> list[Path]:
+    """A path; if it is the folder of an adapter, also that of its base, if on disk."""
+    with contextlib.suppress(InputError):
+        if (path / ADAPTER_CONFIG).is_file():
+            found = read_json(path / ADAPTER_CONFIG)
+            name = isinstance(found, dict) and found.get("base_model_name_or_path")
+            if isinstance(name, str) and name and Path(name).exists():
+                return [path, Path(name)]
+    return [path]
 
 
 def file_record(path: Path | str) -> dict[str, Any]:

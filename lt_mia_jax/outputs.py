@@ -26,7 +26,7 @@ import tyro
 from lt_mia_jax.configs import INPUT, to_dict
 from lt_mia_jax.configs import Source as Source
 from lt_mia_jax.errors import InputError, Unavailable
-from lt_mia_jax.files import content_sha256, is_temporary, read_json
+from lt_mia_jax.files import content_sha256, is_temporary, read_json, with_base
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ MODEL = (
     *("config.json", "model*.safetensors", "model.safetensors.index.json"),
     *("token*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
     *("merges.txt", "*.model", "chat_template.jinja", "generation_config.json"),
-    *("intervention.json", "intervention.safetensors", "training"),
+    *("intervention.json", "intervention.safetensors", "training", "adapter"),
 )
 """Names in the folder of a model with its training."""
 
@@ -157,7 +157,8 @@ def inputs(config: Any) -> Iterator[tuple[str, Path]]:
         for each in value if isinstance(value, tuple) else (value,):
             if isinstance(each, Path) or (marked and isinstance(each, str)):
                 if field.name != "out":
-                    yield field.name.replace("_", "-"), Path(each)
+                    for path in with_base(Path(each)):  # of an adapter
+                        yield field.name.replace("_", "-"), path
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from lt_mia_jax.models import (
     LanguageModel,
     gpt2_like,
     griffin_like,
+    llama_like,
     mamba_like,
     rwkv_like,
 )
@@ -90,11 +91,12 @@ def build(root: Path, *, members: int = 24, nonmembers: int = 30) -> World:
 
 
 BASES = {
+    "llama": llama_like(300, 16, 2, 2, 64),
     "mamba": mamba_like(300, 16, 2, state=4),
     "rwkv": rwkv_like(300, 16, 2),
     "recurrent_gemma": griffin_like(300, 16, 3, 2, window=8),
 }
-"""One of each family that is no transformer."""
+"""One of other families."""
 
 
 def base_of(world: World, family: str) -> Path:

@@ -19,7 +19,7 @@ from lt_mia_jax.attacks.scores.table import LEARNED
 from lt_mia_jax.audit.records import NO_REFERENCE
 from lt_mia_jax.checkpoints import Pretrained, load_pretrained, weights_sha256
 from lt_mia_jax.checkpoints.gguf import is_gguf
-from lt_mia_jax.checkpoints.hub import resolve
+from lt_mia_jax.checkpoints.pretrained import located
 from lt_mia_jax.data.texts import Text, zlib_length
 from lt_mia_jax.data.tokenize import (
     check_vocabulary,
@@ -71,7 +71,8 @@ def load_pair(
     Args:
       reference: directory or hub id of the model before fine-tuning; None where it is
         not at hand.
-      target: the same of the model after it.
+      target: the same of the model after it, or a PEFT adapter, whose base is the
+        reference unless it names another one that is there.
       executor: gets the parameters as they are read; None takes all devices.
 
     Raises:
@@ -94,20 +95,20 @@ def load_pair(
     """
     executor = make_executor() if executor is None else executor
     for model in filter(None, (reference, target)):
-        warn_of_intervention(model)
+        warn_of_intervention(model, reference)
     before = None
     if reference is not None:
         log.info("loading the reference %s", reference)
         before = load_pretrained(reference, mesh=executor.mesh)
     log.info("loading the target %s", target)
-    after = load_pretrained(target, mesh=executor.mesh)
+    after = load_pretrained(target, mesh=executor.mesh, base=reference)
     check_vocabulary(after.tokenizer, after.config.vocab_size)
     if before is not None and reference is not None:
         _check_pair(before, after, reference, target)
     sha256 = {
         f"{model}: {name}": value
         for model in dict.fromkeys(filter(None, (reference, target)))
-        for name, value in weights_sha256(model).items()
+        for name, value in weights_sha256(model, base=reference).items()
     }
     return ModelPair(before, after, executor, reference or NO_REFERENCE, target, sha256)
 
@@ -170,9 +171,13 @@ def choose_attack(name: str | Path, *, reference: bool = True) -> Attack | None:
     return load_attack(name)
 
 
-def warn_of_intervention(model: str) -> None:
-    """Say that a model's weights alone are read, when they come with more."""
-    if not is_gguf(model) and has_intervention(resolve(model)):
+def warn_of_intervention(model: str, base: str | None = None) -> None:
+    """Say that a model's weights alone are read, when they come with more.
+
+    `base` is that of an adapter whose own is not there.
+    """
+    whole, _ = located(model, base)
+    if not is_gguf(whole) and has_intervention(whole):
         log.warning(
             "%s comes with an intervention (%s), which this command does not apply: "
             "the weights alone are read, and they have forgotten nothing",

@@ -12,6 +12,7 @@ SNAPSHOT_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
     "config.json",
+    "adapter_config.json",
     "intervention.json",
     "tokenizer*",
     "special_tokens_map.json",
@@ -23,8 +24,10 @@ SNAPSHOT_FILES = (
 """Files to fetch; pickled weights are never fetched."""
 
 
-def resolve(path_or_id: str | Path) -> Path:
+def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
     """The local directory of a model, fetched from the hub if it is not a path.
+
+    `revision` is a branch, tag or commit of the hub; None is the main branch.
 
     Raises:
       InputError: it is neither an existing directory nor a hub id that can be fetched.
@@ -41,7 +44,11 @@ def resolve(path_or_id: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(SNAPSHOT_FILES)))
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=list(SNAPSHOT_FILES)
+            )
+        )
     # The exception for no network, no repository or no permission changes with every
     # major version.
     except Exception as error:

@@ -1,6 +1,7 @@
 """Loading and saving models in Hugging Face layout."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,6 +11,9 @@ from jax.sharding import Mesh
 
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.checkpoints import rules
+from lt_mia_jax.checkpoints.adapters.base import base_of
+from lt_mia_jax.checkpoints.adapters.config import is_adapter
+from lt_mia_jax.checkpoints.adapters.reader import AdaptedReader, Adapter
 from lt_mia_jax.checkpoints.families import FAMILIES
 from lt_mia_jax.checkpoints.gguf import (
     GgufReader,
@@ -21,7 +25,7 @@ from lt_mia_jax.checkpoints.hf_config import read_config, write_config
 from lt_mia_jax.checkpoints.hf_fields import NEUTRAL
 from lt_mia_jax.checkpoints.hub import resolve
 from lt_mia_jax.checkpoints.safetensors import TensorReader, check_dtype, write_tensors
-from lt_mia_jax.checkpoints.tokenizer import load_tokenizer
+from lt_mia_jax.checkpoints.tokenizer import has_tokenizer, load_tokenizer
 from lt_mia_jax.errors import InputError, capped
 from lt_mia_jax.files import (
     MANIFEST,
@@ -31,6 +35,7 @@ from lt_mia_jax.files import (
     write_json,
 )
 from lt_mia_jax.models import ExecutionConfig, LanguageModel, ModelConfig
+from lt_mia_jax.models.config import Tied
 from lt_mia_jax.sharding import parameter_shardings
 from lt_mia_jax.trees import flatten, unflatten
 
@@ -48,16 +53,37 @@ class Pretrained(NamedTuple):
     tokenizer: "PreTrainedTokenizerBase"
 
 
+class _Source(NamedTuple):
+    """A model on disk of which nothing but the configuration has been read."""
+
+    path: Path
+    """Directory or GGUF file, of an adapter that of its base."""
+    kind: str
+    config: ModelConfig
+    open: Callable[[], TensorReader | GgufReader]
+    adapter: Adapter | None = None
+    untied: bool = False
+    """The adapter gives the model a head of its own."""
+
+
 def load_pretrained(
-    path_or_id: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None
+    path_or_id: str | Path,
+    *,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+    base: str | Path | None = None,
 ) -> Pretrained:
     """A model and its tokenizer from a directory in Hugging Face layout or the hub.
+
+    An adapter of PEFT (LoRA) is merged into its base as that is read; its tokenizer is
+    its own, else the base's.
 
     Args:
       path_or_id: a local directory, a Llama-type GGUF file, or a hub id.
       dtype: of the parameters, "float32" or "bfloat16"; decays and steps of
         recurrences are always float32.
       mesh: shards the parameters as they are read; None uses the default device.
+      base: the base of an adapter whose own is neither on disk nor on the hub.
 
     Raises:
       InputError: files are missing, broken, contradictory or not supported.
@@ -76,106 +102,144 @@ def load_pretrained(
       (True, [66, 69])
     """
     # Before the weights, so that what is missing is reported before a long load.
-    if is_gguf(path_or_id):
-        tokenizer = load_gguf_tokenizer(Path(path_or_id))
-        return Pretrained(*load_model(path_or_id, dtype=dtype, mesh=mesh), tokenizer)
-    directory = resolve(path_or_id)
-    kind, config = _describe(directory)
-    tokenizer = load_tokenizer(directory)
-    return Pretrained(
-        config, _load_directory(directory, kind, config, dtype, mesh), tokenizer
-    )
-
-
-def tokenizer_of(path_or_id: str | Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a model; arguments and errors as `load_pretrained`."""
-    if is_gguf(path_or_id):
-        return load_gguf_tokenizer(Path(path_or_id))
-    directory = resolve(path_or_id)
-    if (directory / CONFIG).is_file():
-        # transformers reads it too, and would call the tokenizer broken.
-        read_json(directory / CONFIG)
-    return load_tokenizer(directory)
+    source = _describe(path_or_id, base)
+    tokenizer = _tokenizer(source.path, source.adapter and source.adapter.directory)
+    return Pretrained(source.config, _load(source, dtype, mesh), tokenizer)
 
 
 def load_model(
-    path_or_id: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None
+    path_or_id: str | Path,
+    *,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+    base: str | Path | None = None,
 ) -> tuple[ModelConfig, Params]:
     """Config and parameters alone; arguments and errors as `load_pretrained`."""
+    source = _describe(path_or_id, base)
+    return source.config, _load(source, dtype, mesh)
+
+
+def tokenizer_of(
+    path_or_id: str | Path, *, base: str | Path | None = None
+) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model; arguments and errors as `load_pretrained`."""
+    found, adapter = located(path_or_id, base)
+    if not is_gguf(found) and (found / CONFIG).is_file():
+        # transformers reads it too, and would call the tokenizer broken.
+        read_json(found / CONFIG)
+    return _tokenizer(found, adapter)
+
+
+def weights_sha256(
+    path_or_id: str | Path, *, base: str | Path | None = None
+) -> dict[str, str]:
+    """SHA-256 of each file of weights of a model, by name; errors as `load_model`.
+
+    Those of an adapter are its two files and the weights of its base.
+    """
+    found, adapter = located(path_or_id, base)
+    if is_gguf(found):
+        files = [found]
+    else:
+        with TensorReader(found) as reader:
+            files = reader.files
+    own = [] if adapter is None else Adapter(adapter).files
+    return {path.name: content_sha256(path) or "" for path in (*own, *files)}
+
+
+def located(
+    path_or_id: str | Path, base: str | Path | None = None
+) -> tuple[Path, Path | None]:
+    """Directory or GGUF file of a whole model, and directory of its adapter.
+
+    Arguments and errors as `load_pretrained`.
+    """
     if is_gguf(path_or_id):
-        execution = ExecutionConfig(param_dtype=check_dtype(dtype))
-        with GgufReader(Path(path_or_id)) as reader:
-            data = read_gguf_config(reader)
-            config = read_config(data, str(path_or_id))
-            table = FAMILIES[data["model_type"]].table(config)
-            return config, _load(reader, table, config, execution, mesh)
+        return Path(path_or_id), None
     directory = resolve(path_or_id)
-    kind, config = _describe(directory)
-    return config, _load_directory(directory, kind, config, dtype, mesh)
+    if is_adapter(directory):
+        return base_of(directory, base), directory
+    return directory, None
 
 
-def _describe(directory: Path) -> tuple[str, ModelConfig]:
-    """The `model_type` of a directory, and its model."""
+def _tokenizer(whole: Path, adapter: Path | None) -> "PreTrainedTokenizerBase":
+    if adapter is not None and has_tokenizer(adapter):
+        return load_tokenizer(adapter)
+    return load_gguf_tokenizer(whole) if is_gguf(whole) else load_tokenizer(whole)
+
+
+def _describe(path_or_id: str | Path, base: str | Path | None) -> _Source:
+    """What a model is, before its weights are read."""
+    path, directory = located(path_or_id, base)
+    if is_gguf(path):
+        gguf = GgufReader(path)
+        data, where = read_gguf_config(gguf), str(path)
+        source = partial(_Source, path, data["model_type"], open=lambda: gguf)
+    else:
+        data, where = _read_config_json(path), str(path / CONFIG)
+        source = partial(_Source, path, open=partial(_open, path))
+    config = read_config(data, where)
+    kind = data["model_type"]
+    if directory is None:
+        return source(kind=kind, config=config)
+    adapter = Adapter(directory)
+    changed = adapter.fields(FAMILIES[kind].table(config), config)
+    adapted = read_config({**data, **changed}, where) if changed else config
+    untied = isinstance(config.head, Tied) and not isinstance(adapted.head, Tied)
+    return source(kind=kind, config=adapted, adapter=adapter, untied=untied)
+
+
+def _read_config_json(directory: Path) -> Any:
     path = directory / CONFIG
     if not path.is_file():
         raise InputError(
             f"{directory}: no {CONFIG}; a model directory holds {CONFIG}, "
             "model.safetensors and the tokenizer"
         )
-    data = read_json(path)
-    config = read_config(data, str(path))
-    return data["model_type"], config
+    return read_json(path)
 
 
-def weights_sha256(path_or_id: str | Path) -> dict[str, str]:
-    """SHA-256 of each file of weights of a model, by name; errors as `load_model`."""
-    if is_gguf(path_or_id):
-        files = [Path(path_or_id)]
-    else:
-        with TensorReader(resolve(path_or_id)) as reader:
-            files = reader.files
-    return {path.name: content_sha256(path) or "" for path in files}
+def _open(directory: Path) -> TensorReader:
+    """A directory's weights, compared with our manifest beside them, if there is one.
+
+    Raises:
+      InputError: they have changed, or cannot be read.
+    """
+    if (directory / MANIFEST).is_file():
+        found = read_json(directory / MANIFEST)
+        named = found.get("files") if isinstance(found, dict) else None
+        if isinstance(named, dict) and CONFIG in named and "digest" in found:
+            verify_manifest(directory)
+    return TensorReader(directory)
 
 
-def _verify(directory: Path) -> None:
-    """Compare weights and config with our manifest beside them, if there is one."""
-    if not (directory / MANIFEST).is_file():
-        return
-    found = read_json(directory / MANIFEST)
-    named = found.get("files") if isinstance(found, dict) else None
-    if isinstance(named, dict) and CONFIG in named and "digest" in found:
-        verify_manifest(directory)
-
-
-def _load_directory(
-    directory: Path, kind: str, config: ModelConfig, dtype: str, mesh: Mesh | None
-) -> Params:
-    _verify(directory)
+def _load(source: _Source, dtype: str, mesh: Mesh | None) -> Params:
     execution = ExecutionConfig(param_dtype=check_dtype(dtype))
-    with TensorReader(directory) as reader:
-        table = FAMILIES[kind].table(config)
-        return _load(reader, table, config, execution, mesh)
+    config = source.config
+    table = FAMILIES[source.kind].table(config)
+    with source.open() as reader:
+        rules.check_sizes(reader, config)
+        shapes = LanguageModel(config, execution).shapes()
+        shardings = None
+        if mesh is not None:
+            shardings = flatten(parameter_shardings(shapes, mesh))
 
+        def put(name: str, leaf: np.ndarray) -> jax.Array:
+            placed = jax.device_put(leaf, shardings and shardings[name])
+            # The copy runs in the background; until it ends, both arrays are in memory.
+            return placed.block_until_ready()
 
-def _load(
-    reader: rules.Reader,
-    table: rules.Table,
-    config: ModelConfig,
-    execution: ExecutionConfig,
-    mesh: Mesh | None,
-) -> Params:
-    rules.check_sizes(reader, config)
-    shapes = LanguageModel(config, execution).shapes()
-    shardings = None
-    if mesh is not None:
-        shardings = flatten(parameter_shardings(shapes, mesh))
-
-    def put(name: str, leaf: np.ndarray) -> jax.Array:
-        placed = jax.device_put(leaf, shardings and shardings[name])
-        # The copy runs in the background; until it ends, both arrays are in memory.
-        return placed.block_until_ready()
-
-    return unflatten(rules.load(reader, table, config, flatten(shapes), put=put))
+        flat = flatten(shapes)
+        if source.adapter is not None:
+            groups = rules.expand(table, config, flat)
+            reader = AdaptedReader(
+                reader,
+                source.adapter,
+                table,
+                [each for group in groups for each in group],
+                untied=source.untied,
+            )
+        return unflatten(rules.load(reader, table, config, flat, put=put))
 
 
 def save_pretrained(
@@ -215,8 +279,7 @@ def save_pretrained(
       'gpt2'
     """
     directory = Path(directory)
-    like = None if like is None else resolve(like)
-    lent = {} if like is None else read_json(like / CONFIG)
+    lent = {} if like is None else _lent(like)
     kind, data = write_config(config, prefer=lent.get("model_type"))
     flat = flatten(params)
     dtype = _check_params(flat, config)
@@ -230,6 +293,12 @@ def save_pretrained(
     if tokenizer is not None:
         tokenizer.save_pretrained(str(directory))
     write_json(directory / CONFIG, data)
+
+
+def _lent(like: str | Path) -> dict[str, Any]:
+    """The config.json of a model, of an adapter that of its base."""
+    found, _ = located(like)
+    return {} if is_gguf(found) else read_json(found / CONFIG)
 
 
 def _check_params(flat: Mapping[str, Any], config: ModelConfig) -> np.dtype:

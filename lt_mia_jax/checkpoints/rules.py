@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
-from lt_mia_jax.checkpoints.gguf import GgufReader
-from lt_mia_jax.checkpoints.safetensors import Tensor, TensorReader
+from lt_mia_jax.checkpoints.safetensors import Tensor
 from lt_mia_jax.checkpoints.transforms import Operation, Shape
 from lt_mia_jax.errors import InputError, capped
 from lt_mia_jax.models.config import ModelConfig, Tied
@@ -26,8 +26,34 @@ logger = logging.getLogger(__name__)
 WRAPPERS = ("_orig_mod.", "module.")
 """Prefixes of names in models saved from `torch.compile` or a data-parallel wrapper."""
 
-Reader = TensorReader | GgufReader
-"""Named tensors of one checkpoint."""
+
+@runtime_checkable
+class Reader(Protocol):
+    """Named tensors of one checkpoint."""
+
+    origin: Path
+    """The file to name in messages."""
+
+    @property
+    def names(self) -> list[str]:
+        """All tensor names, sorted."""
+        ...
+
+    def shape(self, name: str) -> Shape:
+        """Shape of a tensor, without reading it."""
+        ...
+
+    def dtype(self, name: str) -> str:
+        """The stored type's own name."""
+        ...
+
+    def real(self, name: str) -> bool:
+        """Whether the tensor is floating point and not quantized."""
+        ...
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor."""
+        ...
 
 
 class Rule(NamedTuple):

@@ -46,15 +46,17 @@ class TensorReader:
     because it keeps the files open.
     """
 
-    def __init__(self, directory: Path, *, sharded: bool = False):
+    def __init__(self, directory: Path, *, sharded: bool = False, single: str = SINGLE):
         """Open a checkpoint; if `sharded`, its shards even beside a single file.
+
+        Another name than that of a model's `single` file has no shards.
 
         Raises:
           InputError: files are missing or broken, or a single file and a whole set of
             shards hold different tensors.
         """
         self._stack = contextlib.ExitStack()
-        self.origin, files = _find_files(directory, sharded)
+        self.origin, files = _find_files(directory, sharded, single)
         try:
             self._open(files)
             if self.origin.name == SINGLE and (directory / INDEX).is_file():
@@ -153,13 +155,13 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 
 def _find_files(
-    directory: Path, sharded: bool
+    directory: Path, sharded: bool, name: str
 ) -> tuple[Path, dict[Path, list[str] | None]]:
     """The file to name in messages, and the tensors (None: all) of each file."""
-    single, index = directory / SINGLE, directory / INDEX
+    single, index = directory / name, directory / INDEX
     if single.is_file() and not sharded:
         return single, {single: None}
-    if index.is_file():
+    if index.is_file() and name == SINGLE:
         return index, _read_index(index)
     pickles = sorted(path.name for path in directory.glob("*.bin"))
     hint = (
@@ -167,8 +169,10 @@ def _find_files(
         "with transformers and save it with save_pretrained"
         if pickles
         else f"put {SINGLE} (or shards with {INDEX}) there"
+        if name == SINGLE
+        else "put it there"
     )
-    raise InputError(f"{directory}: no {SINGLE}; {hint}")
+    raise InputError(f"{directory}: no {name}; {hint}")
 
 
 def _read_index(index: Path) -> dict[Path, list[str] | None]:

@@ -20,13 +20,18 @@ TIKTOKEN = re.compile(rb"[A-Za-z0-9+/=]+ [0-9]+")
 """A line of a tiktoken file: a token in base64 and its rank."""
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a directory holds the files of a tokenizer."""
+    return any((directory / name).is_file() for name in TOKENIZER_FILES)
+
+
 def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a local model directory; never runs code from it.
 
     Raises:
       InputError: the files are missing or broken.
     """
-    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+    if not has_tokenizer(directory):
         raise InputError(
             f"{directory}: no tokenizer (none of {', '.join(TOKENIZER_FILES)}); copy "
             "the files of the model that it was trained from"

@@ -26,10 +26,11 @@ class Audit:
     """
 
     target: Source
-    """The model under audit: a Hugging Face directory or hub id."""
+    """The model under audit: a Hugging Face directory, a PEFT adapter, or a hub id."""
     reference: Source | None = None
-    """The model before fine-tuning: a Hugging Face directory or hub id. Without it only
-    the scores of the target alone are computed, which find far fewer members."""
+    """The model before fine-tuning: a Hugging Face directory or hub id; of an adapter,
+    its base is the default. Without it only the scores of the target alone are
+    computed, which find far fewer members."""
     texts: Path
     """Texts with `text` and optional `id`, `label` (1 member, 0 non-member): .jsonl,
     .jsonl.gz, .csv, .parquet, a folder of .txt files, or hub:NAME:CONFIG:SPLIT."""
@@ -70,6 +71,7 @@ def run(config: Audit) -> None:
     from lt_mia_jax.audit.judge import audit
     from lt_mia_jax.audit.results import clear_result, write_result
     from lt_mia_jax.audit.scoring import choose_attack, load_pair
+    from lt_mia_jax.checkpoints.adapters.base import reference_of, title_of
     from lt_mia_jax.configs import to_dict
     from lt_mia_jax.data.formats.sources import source_name
     from lt_mia_jax.data.texts import read_texts
@@ -80,10 +82,11 @@ def run(config: Audit) -> None:
     read = partial(read_texts, column=config.column)
     texts = read(config.texts)
     nonmembers = [] if config.nonmembers is None else read(config.nonmembers)
-    attack = choose_attack(config.attack, reference=config.reference is not None)
+    reference = config.reference or reference_of(config.target)
+    attack = choose_attack(config.attack, reference=reference is not None)
     # Before models are loaded, which takes longer.
     check_texts(texts, nonmembers, str(config.texts), str(config.nonmembers))
-    pair = load_pair(config.reference, config.target, config.devices.make())
+    pair = load_pair(reference, config.target, config.devices.make())
     result = audit(
         pair,
         texts,
@@ -101,7 +104,7 @@ def run(config: Audit) -> None:
     if is_primary():
         clear_result(config.out)
         write_run_record(config.out, "audit", config)
-        title = f"Audit of {Path(config.target).name}"
+        title = f"Audit of {title_of(config.target)}"
         write_result(
             result, config.out, kind="audit", title=title, config=to_dict(config)
         )

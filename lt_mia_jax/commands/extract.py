@@ -30,7 +30,7 @@ class Extract:
     reference: Source
     """The model before fine-tuning: a Hugging Face directory or hub id."""
     target: Source
-    """The fine-tuned model: a Hugging Face directory or hub id."""
+    """The fine-tuned model: a Hugging Face directory, a PEFT adapter, or a hub id."""
     members: Path
     """Texts that the target was fine-tuned on: .jsonl, .jsonl.gz, .csv, .parquet, a
     folder of .txt files, or hub:NAME:CONFIG:SPLIT."""

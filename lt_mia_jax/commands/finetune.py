@@ -39,7 +39,8 @@ class Finetune:
     """
 
     model: Source
-    """The base model: a Hugging Face directory or hub id."""
+    """The base model: a Hugging Face directory, a PEFT adapter (which is merged), or a
+    hub id."""
     texts: Path
     """The fine-tuning data: .jsonl, .jsonl.gz, .csv, .parquet, a folder of .txt files,
     or hub:NAME:CONFIG:SPLIT."""
@@ -65,7 +66,8 @@ class Finetune:
     side: Literal["right", "left"] = "right"
     """Which end of a long text is cut off; left for code."""
     lora: Lora = dataclasses.field(default_factory=Lora)
-    """Adapters instead of full fine-tuning."""
+    """Adapters instead of full fine-tuning. They are merged into the model, and written
+    to its `adapter` folder in PEFT's format too."""
     save_seconds: Annotated[float, NOT_NEGATIVE] = 60.0
     """Least time between checkpoints; 0 saves after every step."""
     seed: Annotated[int, SEED] = 0
@@ -80,6 +82,7 @@ def run(config: Finetune) -> None:
     """Fine-tune and save."""
     from lt_mia_jax.audit.scoring import warn_of_intervention
     from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
+    from lt_mia_jax.checkpoints.adapters.export import clear_adapter, save_adapter
     from lt_mia_jax.data.texts import write_texts
     from lt_mia_jax.data.tokenize import check_vocabulary, encode
     from lt_mia_jax.executor import fetch, is_primary, wait_for_all
@@ -116,13 +119,24 @@ def run(config: Finetune) -> None:
         executor=executor,
         save_every_seconds=config.save_seconds,
     )
-    params = fetch(result.params)
+    params, adapters = fetch(result.params), fetch(result.adapters)
     if is_primary():
         # After training, which refuses the folder of another run.
         for name, part in zip(TEXTS, (train, validation), strict=True):
             write_texts(state / name, part)
         save_intervention(config.out, None)  # that of a model which is overwritten
+        clear_adapter(config.out / "adapter")  # the same
         save_pretrained(config.out, config_, params, tokenizer, like=config.model)
+        if adapters is not None:
+            save_adapter(
+                config.out / "adapter",
+                config_,
+                adapters,
+                base=config.model,
+                rank=config.lora.rank,
+                alpha=config.lora.alpha,
+                dropout=config.lora.dropout,
+            )
     wait_for_all("model saved")
     log.info("wrote %s (best epoch %d)", config.out, result.best_epoch)
 

@@ -36,8 +36,9 @@ class Unlearn:
     """
 
     model: Source
-    """The model that knows the texts: a Hugging Face directory or hub id. If it already
-    carries an MRP projection, another `--method mrp` run extends it."""
+    """The model that knows the texts: a Hugging Face directory, a PEFT adapter, or a
+    hub id. If it already carries an MRP projection, another `--method mrp` run extends
+    it."""
     forget: Path
     """Texts to forget, `question` and `answer`, or `text`: .jsonl, .jsonl.gz, .csv,
     .parquet, a folder of .txt files, or hub:NAME:CONFIG:SPLIT."""

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
+from lt_mia_jax.checkpoints.adapters.export import clear_adapter
 from lt_mia_jax.checkpoints.gguf import is_gguf
-from lt_mia_jax.checkpoints.hub import resolve
+from lt_mia_jax.checkpoints.pretrained import located
 from lt_mia_jax.data.answers import AnswerTemplate, EncodedAnswers, encode_answers
 from lt_mia_jax.data.questions import Question, check_disjoint, read_questions
 from lt_mia_jax.data.tokenize import check_vocabulary
@@ -87,7 +88,8 @@ def load_model(name: str, executor: Executor) -> KnownModel:
     """
     config, params, tokenizer = load_pretrained(name, mesh=executor.mesh)
     check_vocabulary(tokenizer, config.vocab_size)
-    edit = None if is_gguf(name) else load_intervention(resolve(name), config)
+    whole, _ = located(name)
+    edit = None if is_gguf(whole) else load_intervention(whole, config)
     return KnownModel(name, LanguageModel(config), params, tokenizer, edit)
 
 
@@ -156,6 +158,7 @@ def unlearn_and_save(
                 (out / name).unlink(missing_ok=True)  # of the model before
         # Weights last: without what belongs to them they would have forgotten nothing.
         save_intervention(out, edit)
+        clear_adapter(out / "adapter")  # of a model which is overwritten
         model = known.model.config
         save_pretrained(out, model, params, known.tokenizer, like=known.name)
         write_json(out / "unlearning.json", about)

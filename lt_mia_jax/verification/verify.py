@@ -16,7 +16,7 @@ import numpy as np
 from lt_mia_jax.attacks.learned.storage import Attack
 from lt_mia_jax.checkpoints import load_pretrained, tokenizer_of
 from lt_mia_jax.checkpoints.gguf import is_gguf
-from lt_mia_jax.checkpoints.hub import resolve
+from lt_mia_jax.checkpoints.pretrained import located
 from lt_mia_jax.data.questions import Question, read_questions
 from lt_mia_jax.data.texts import fingerprint, text_id
 from lt_mia_jax.errors import InputError
@@ -146,7 +146,8 @@ def verify(
             return None
         config, params, tokenizer = load_pretrained(name)
         _check_tokens(name, role, tokenizer, before.tokenizer)
-        edit = None if is_gguf(name) else load_intervention(resolve(name), config)
+        whole, _ = located(name)
+        edit = None if is_gguf(whole) else load_intervention(whole, config)
         return before._replace(
             model=LanguageModel(config), params=params, intervention=edit
         )

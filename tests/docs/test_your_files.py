@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny_world
+from adapter_files import modules_of, write_adapter
 
 from lt_mia_jax.cli import main
 
@@ -72,3 +73,14 @@ def test_other_file_formats(home):
     pick = [[{name: row[name] for name in same} for row in rows] for rows in found]
     assert pick[0] == pick[1]
     assert len(pick[0]) == len(texts)
+
+
+def test_a_lora_adapter(home):
+    root, world = home
+    write_adapter(root / "my-adapter", "my-base", modules_of(world.base, "c_attn"))
+    for name, path in (("texts", world.mixed), ("nonmembers", world.others)):
+        (root / f"{name}.jsonl").symlink_to(path)
+    (root / "members.jsonl").symlink_to(world.members)
+    run("A LoRA adapter")
+    written = root / "my-tuned" / "adapter" / "adapter_model.safetensors"
+    assert written.is_file()
