@@ -174,7 +174,7 @@ def _describe(path_or_id: str | Path, base: str | Path | None) -> _Source:
     if is_gguf(path):
         gguf = GgufReader(path)
         data, where = read_gguf_config(gguf), str(path)
-        source = partial(_Source, path, data["model_type"], open=lambda: gguf)
+        source = partial(_Source, path, open=lambda: gguf)
     else:
         data, where = _read_config_json(path), str(path / CONFIG)
         source = partial(_Source, path, open=partial(_open, path))
