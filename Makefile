@@ -2,6 +2,7 @@
 # make test   lint, types, import levels, the whole suite
 # make test-methods   every unlearning method on every family and on 8 devices (half an hour)
 # make docs   the documentation as a site, in site/; a broken link is an error
+# make dist   wheel and source distribution, in dist/, checked
 # make tutorials   run the notebooks again and keep their outputs
 # All create .venv when it is absent; PYTHON=... chooses the interpreter.
 
@@ -15,12 +16,12 @@ comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 DOCS_STAMP := $(VENV)/.installed-docs
 
-.PHONY: demo test test-methods lint types suite docs tutorials
+.PHONY: demo test test-methods lint types suite docs dist tutorials
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help:
-	@sed -n '1,6s/^# //p' Makefile
+	@sed -n '1,7s/^# //p' Makefile
 
 $(VENV)/.installed-%: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python >= 3.11 is needed, {sys.executable} is {v.major}.{v.minor}; set PYTHON=")'
@@ -48,6 +49,11 @@ suite: $(STAMP)
 
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+dist: $(VENV)/.installed-dist
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
 
 tutorials: $(STAMP) $(DOCS_STAMP)
 	$(BIN)/python docs/run_tutorials.py
