@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int
 
 from lt_mia_jax.attacks import calibration
 from lt_mia_jax.data.duplicates import copies, normalized
-from lt_mia_jax.data.texts import Text
+from lt_mia_jax.data.texts import Text, check_one_kind
 from lt_mia_jax.errors import InputError
 
 
@@ -43,10 +43,12 @@ def check_texts(
 
     Raises:
       InputError: no text, some but not all labeled, one text with both labels, a known
-        non-member that is labeled a member, or fewer than 20 usable non-members.
+        non-member that is labeled a member, conversations beside plain texts, or fewer
+        than 20 usable non-members.
     """
     if not texts:
         raise InputError(f"{corpus}: no texts")
+    check_one_kind(texts, nonmembers)
     _refuse_contradictions(texts, nonmembers, corpus, known)
     notes: list[str] = []
     distinct = {normalized(text.text): text for text in reversed(texts)}

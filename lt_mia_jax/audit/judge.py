@@ -1,6 +1,7 @@
 """`audit`: texts and two models in, p-values and a verdict out."""
 
 import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,7 @@ from lt_mia_jax.audit.scoring import (
 )
 from lt_mia_jax.audit.verdict import ez_notes, verdict
 from lt_mia_jax.data.texts import Text, contents, fingerprint, text_id
+from lt_mia_jax.data.tokenize import Bos, Score, beginning, describe_beginning
 from lt_mia_jax.errors import (
     BATCH,
     INSIDE_UNIT,
@@ -40,6 +42,14 @@ from lt_mia_jax.errors import (
 )
 from lt_mia_jax.features.store import FeatureStore
 
+log = logging.getLogger(__name__)
+
+CHATS = {
+    "response": "Of conversations the response alone was scored (--score response); "
+    "the models saw the context before it.",
+    "all": "Of conversations all tokens were scored, the context too (--score all).",
+}
+
 
 def audit(
     pair: ModelPair,
@@ -49,6 +59,8 @@ def audit(
     *,
     length: int = 128,
     side: Literal["right", "left"] = "right",
+    bos: Bos = "auto",
+    score: Score = "response",
     batch_size: int = 16,
     alpha: float = calibration.ALPHA,
     bootstraps: int = 1000,
@@ -73,6 +85,9 @@ def audit(
         reference `shipped` is None.
       length: tokens a text is cut to, the final end-of-text token included.
       side: which end of a long text is cut off; `left` for code.
+      bos: whether texts begin with a beginning-of-text token, which is not scored;
+        `auto` follows the tokenizer.
+      score: of conversations, the response alone or all tokens.
       batch_size: texts in one forward pass.
       alpha: level of the verdict on the whole set.
       bootstraps: resamples behind each 95 % interval.
@@ -122,17 +137,25 @@ def audit(
     inputs = check_texts(_as_texts(texts), _as_texts(nonmembers or ()), corpus)
     suspects, known, notes = inputs.texts, inputs.nonmembers, inputs.notes
 
-    score = functools.partial(
+    begins = describe_beginning(pair.target.tokenizer, bos)
+    log.info("%s", begins)
+    if bos != "auto" or beginning(pair.target.tokenizer, bos):
+        notes.append(begins)
+    if inputs.texts[0].chat is not None:
+        notes.append(CHATS[score])
+    measure = functools.partial(
         score_texts,
         pair=pair,
         attack=attack,
         length=length,
         side=side,
+        bos=bos,
+        score=score,
         batch_size=batch_size,
         name=name,
         corpus=corpus,
     )
-    scored = score(suspects, labels=inputs.labels)
+    scored = measure(suspects, labels=inputs.labels)
     primary = primary_score(scored.scores)
     if primary != LEARNED:
         notes.append(_without_attack(primary))
@@ -144,7 +167,7 @@ def audit(
     }
     judged = Judged()
     if known:
-        against = score(known, label="scoring non-members")
+        against = measure(known, label="scoring non-members")
         fingerprints["nonmembers"] = fingerprint(list(against.ids))
         fingerprints["nonmembers and contents"] = contents(known)
         judged = judge(

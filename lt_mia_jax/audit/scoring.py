@@ -22,9 +22,13 @@ from lt_mia_jax.checkpoints.gguf import is_gguf
 from lt_mia_jax.checkpoints.pretrained import located
 from lt_mia_jax.data.texts import Text, zlib_length
 from lt_mia_jax.data.tokenize import (
+    Bos,
+    Score,
     check_vocabulary,
     encode,
     flag_texts,
+    lower_case,
+    scored_mask,
     scored_texts,
 )
 from lt_mia_jax.errors import InputError
@@ -224,6 +228,8 @@ def score_texts(
     attack: Attack | None,
     length: int = 128,
     side: Literal["right", "left"] = "right",
+    bos: Bos = "auto",
+    score: Score = "response",
     batch_size: int = 16,
     name: str = "texts",
     corpus: str = "texts",
@@ -247,6 +253,7 @@ def score_texts(
         pair.executor,
     )
     tokenizer = pair.target.tokenizer
+    cut: Any = {"side": side, "bos": bos}
     scores: list[dict[str, np.ndarray]] = []
     tokens: list[np.ndarray] = []
     words: list[str] = []
@@ -254,12 +261,10 @@ def score_texts(
     edge = 0
     with Progress(label, len(texts), "text") as bar:
         for start in range(0, len(texts), BLOCK):
-            block = [text.text for text in texts[start : start + BLOCK]]
-            encoded = encode(block, tokenizer, length=length, side=side)
-            width = encoded.input_ids.shape[1]
-            block = scored_texts(block, encoded, tokenizer)
-            lower = [text.lower() for text in block]
-            lower = encode(lower, tokenizer, length=width, side=side)
+            given = [text.content for text in texts[start : start + BLOCK]]
+            encoded = encode(given, tokenizer, length=length, score=score, **cut)
+            block = scored_texts(given, encoded, tokenizer)
+            lower = lower_case(given, encoded, tokenizer, **cut)
             statistics, features, mask = extractor(encoded)
             found: dict[str, Any] = {}
             if attack is not None:
@@ -272,7 +277,7 @@ def score_texts(
             )
             scores.append(found)
             words.extend(block)
-            tokens.append(encoded.attention_mask.sum(axis=1).astype(np.int64))
+            tokens.append(scored_mask(encoded).sum(axis=1).astype(np.int64))
             flags.extend(flag_texts(encoded))
             edge += formulas.count_ez_edge_cases(statistics)
             bar.update(len(block))
@@ -296,6 +301,7 @@ def score_published(
 ) -> ScoredTexts:
     """Published scores of some rows of a feature store (all by default)."""
     rows = np.arange(store.n) if rows is None else rows
+    context = bool(store.meta.get("context"))
     scores: list[dict[str, np.ndarray]] = []
     tokens: list[np.ndarray] = []
     words: list[str] = []
@@ -303,16 +309,18 @@ def score_published(
     for start in range(0, len(rows), BLOCK):
         block = rows[start : start + BLOCK]
         statistics = store.statistics(block)
+        tokens.append(statistics.valid.sum(axis=1) + (not context))
+        # What is scored, that is without a context before it.
+        seen = np.roll(statistics.input_ids, -context, axis=1)
         published = formulas.all_scores(
             statistics,
             zlib_bytes=store.zlib_bytes[block],
             lower_loss=store.lower_loss[block],
         )
         scores.append({name: np.asarray(x) for name, x in published.items()})
-        tokens.append(statistics.valid.sum(axis=1) + 1)
         words.extend(
             " ".join(f"t{token}" for token in ids[valid])
-            for ids, valid in zip(statistics.input_ids, statistics.valid, strict=True)
+            for ids, valid in zip(seen, statistics.valid, strict=True)
         )
         edge += formulas.count_ez_edge_cases(statistics)
     return ScoredTexts(

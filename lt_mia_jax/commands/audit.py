@@ -51,6 +51,11 @@ class Audit:
     """Tokens a text is cut to, the final end-of-text token included."""
     side: Literal["right", "left"] = "right"
     """Which end of a long text is cut off; left for code."""
+    bos: Literal["auto", "yes", "no"] = "auto"
+    """Begin every text with the beginning-of-text token, which is not scored; auto does
+    what the tokenizer does."""
+    score: Literal["response", "all"] = "response"
+    """Tokens of conversations that are scored; plain texts are scored whole."""
     batch_size: Annotated[int, BATCH] = 16
     """Texts in one forward pass."""
     alpha: Annotated[float, INSIDE_UNIT] = 0.01
@@ -94,6 +99,8 @@ def run(config: Audit) -> None:
         attack,
         length=config.length,
         side=config.side,
+        bos=config.bos,
+        score=config.score,
         batch_size=config.batch_size,
         alpha=config.alpha,
         bootstraps=config.bootstraps,

@@ -50,6 +50,11 @@ class Extract:
     """Tokens a text is cut to, the final end-of-text token included."""
     side: Literal["right", "left"] = "right"
     """Which end of a long text is cut off; left for code."""
+    bos: Literal["auto", "yes", "no"] = "auto"
+    """Begin every text with the beginning-of-text token, which is not scored; auto does
+    what the tokenizer does."""
+    score: Literal["response", "all"] = "response"
+    """Tokens of conversations that are scored; plain texts are scored whole."""
     batch_size: Annotated[int, BATCH] = 16
     """Texts in one forward pass."""
     block_texts: Annotated[int, COUNT] = 256
@@ -68,7 +73,7 @@ def run(config: Extract) -> None:
 
     from lt_mia_jax.audit.scoring import load_pair
     from lt_mia_jax.data.formats.sources import source_name
-    from lt_mia_jax.data.texts import read_texts
+    from lt_mia_jax.data.texts import check_one_kind, read_texts
     from lt_mia_jax.features.extract import extract_texts
     from lt_mia_jax.features.program import ExtractConfig
 
@@ -81,6 +86,7 @@ def run(config: Extract) -> None:
             f"{config.nonmembers}: {len(both)} texts also stand in {config.members} "
             f"(first on line {line}); a text is a member or not, remove them from one"
         )
+    check_one_kind(members, nonmembers)
     texts = [*members, *nonmembers]
     labels = np.repeat([1, 0], [len(members), len(nonmembers)])
     pair = load_pair(config.reference, config.target, config.devices.make())
@@ -88,11 +94,13 @@ def run(config: Extract) -> None:
     store = extract_texts(
         pair.target,
         pair.reference,
-        [text.text for text in texts],
+        [text.content for text in texts],
         ids=[text.id for text in texts],
         labels=labels,
         length=config.length,
         side=config.side,
+        bos=config.bos,
+        score=config.score,
         seed=config.seed,
         out_dir=config.out,
         config=ExtractConfig(

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from lt_mia_jax.devices import Devices, DevicesFlags
 from lt_mia_jax.errors import (
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 WRITES = Output(MODEL, record="training")
 TEXTS = ("members.jsonl", "validation.jsonl")
 """What a target was trained on and chosen by, beside its training state."""
+ENCODED = ("length", "side", "bos", "score")
+"""Flags that say how texts become tokens."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,11 @@ class Finetune:
     """Tokens a text is cut to, the final end-of-text token included."""
     side: Literal["right", "left"] = "right"
     """Which end of a long text is cut off; left for code."""
+    bos: Literal["auto", "yes", "no"] = "auto"
+    """Begin every text with the beginning-of-text token, which is no target; auto does
+    what the tokenizer does."""
+    score: Literal["response", "all"] = "response"
+    """Tokens of conversations that are learned; plain texts are learned whole."""
     lora: Lora = dataclasses.field(default_factory=Lora)
     """Adapters instead of full fine-tuning. They are merged into the model, and written
     to its `adapter` folder in PEFT's format too."""
@@ -84,7 +91,7 @@ def run(config: Finetune) -> None:
     from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
     from lt_mia_jax.checkpoints.adapters.export import clear_adapter, save_adapter
     from lt_mia_jax.data.texts import write_texts
-    from lt_mia_jax.data.tokenize import check_vocabulary, encode
+    from lt_mia_jax.data.tokenize import check_vocabulary, describe_beginning, encode
     from lt_mia_jax.executor import fetch, is_primary, wait_for_all
     from lt_mia_jax.finetune import FinetuneConfig, finetune
     from lt_mia_jax.models import LanguageModel
@@ -97,9 +104,10 @@ def run(config: Finetune) -> None:
     check_vocabulary(tokenizer, config_.vocab_size)
     state = config.out / "training"
     log.info("%d texts to train on, %d to validate", len(train), len(validation))
-    cut = {"length": config.length, "side": config.side}
+    log.info("%s", describe_beginning(tokenizer, config.bos))
+    cut: Any = {name: getattr(config, name) for name in ENCODED}
     encoded = [
-        encode([text.text for text in texts], tokenizer, **cut)
+        encode([text.content for text in texts], tokenizer, **cut)
         for texts in (train, validation)
     ]
     result = finetune(

@@ -2,11 +2,12 @@
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lt_mia_jax import files
+from lt_mia_jax.data.chat.rows import Chat, parse_chat
 from lt_mia_jax.data.formats.sources import COLUMN, read_rows
 from lt_mia_jax.data.jsonl import Row, short, well_formed, write_jsonl
 from lt_mia_jax.errors import InputError
@@ -23,6 +24,13 @@ class Text(NamedTuple):
     """1 member, 0 non-member, None unknown."""
     line: int = 0
     """Line in its file, from 1; 0 without a file."""
+    chat: Chat | None = None
+    """The conversation whose words are `text`; None for plain text."""
+
+    @property
+    def content(self) -> str | Chat:
+        """What `encode` takes."""
+        return self.text if self.chat is None else self.chat
 
 
 def text_id(text: str) -> str:
@@ -68,8 +76,8 @@ def zlib_length(text: str) -> int:
 def read_texts(path: Path | str, *, column: str = COLUMN) -> list[Text]:
     """Read texts from a file, a folder or the hub, in order; see `read_rows`.
 
-    A row has `text` (or the `column` named) and may have `id` and `label`; other fields
-    are ignored. An integer id becomes a string.
+    A row has `text` (or the `column` named), or a conversation (`chat.rows`), and may
+    have `id` and `label`; other fields are ignored. An integer id becomes a string.
 
     Raises:
       InputError: as `read_rows`, or a missing or wrong `text` or `label`.
@@ -83,7 +91,9 @@ def read_texts(path: Path | str, *, column: str = COLUMN) -> list[Text]:
     """
 
     def parse(row: Row) -> Text:
-        text, label = row.string("text"), row.values.get("label")
+        chat = None if "text" in row.values else parse_chat(row)
+        text = row.string("text") if chat is None else chat.text
+        label = row.values.get("label")
         known = isinstance(label, bool | int | float) and label in (0, 1)
         if not known and label is not None:
             raise InputError(
@@ -91,7 +101,7 @@ def read_texts(path: Path | str, *, column: str = COLUMN) -> list[Text]:
                 "(non-member)"
             )
         label = None if label is None else int(label)
-        return Text(row.id or text_id(text), text, label, row.line)
+        return Text(row.id or text_id(text), text, label, row.line, chat)
 
     expected = "texts in it; expected one JSON object a line with a 'text'"
     return read_rows(path, parse, expected=expected, column=column)
@@ -106,4 +116,19 @@ def _as_mapping(row: Text | Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(row, Mapping):
         return row
     label = {} if row.label is None else {"label": row.label}
-    return {"id": row.id, "text": row.text} | label
+    fields = {"text": row.text} if row.chat is None else row.chat.fields
+    return {"id": row.id} | fields | label
+
+
+def check_one_kind(*sets: Sequence[Text]) -> None:
+    """Refuse conversations beside plain texts: the format would tell them apart.
+
+    Raises:
+      InputError: with the numbers of both.
+    """
+    chats = [text.chat is not None for texts in sets for text in texts]
+    if any(chats) and not all(chats):
+        raise InputError(
+            f"{sum(chats)} rows are conversations and {len(chats) - sum(chats)} are "
+            "plain texts; give all of them in one form, which must not tell them apart"
+        )

@@ -1,13 +1,16 @@
 """Texts to token ids and masks, as the learned attack expects them."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from lt_mia_jax.arrays import Bool, Int, UInt
+from lt_mia_jax.data.chat.rendering import Piece, render
+from lt_mia_jax.data.chat.rows import Chat
 from lt_mia_jax.data.jsonl import well_formed
 from lt_mia_jax.errors import InputError
 
@@ -20,6 +23,12 @@ _CHUNK = 1024
 _BYTES = 256
 
 
+Bos = Literal["auto", "yes", "no"]
+"""Whether a beginning-of-text token precedes a text; auto: as the tokenizer does it."""
+Score = Literal["response", "all"]
+"""Which tokens of a conversation are scored; plain texts have no context."""
+
+
 class Encoded(NamedTuple):
     """Token ids of `N` texts, padded on the right to `T` tokens."""
 
@@ -30,36 +39,56 @@ class Encoded(NamedTuple):
     truncated: Bool[np.ndarray, " N"]
     """The text had more tokens than fit."""
     empty: Bool[np.ndarray, " N"]
-    """Fewer than two tokens, so no step can be scored."""
+    """No step can be scored: fewer than two tokens, or none of the response."""
+    scored: Bool[np.ndarray, "N T"] | None = None
+    """Tokens that belong to the scored text. The others are context, which the models
+    see. None: all real tokens belong to it."""
 
     def take(self, rows: Int[np.ndarray, " M"]) -> "Encoded":
         """The texts of the given rows, in that order."""
-        return Encoded(*(field[rows] for field in self))
+        fields: Any = (None if field is None else field[rows] for field in self)
+        return Encoded(*fields)
+
+
+def scored_mask(encoded: Any) -> Bool[np.ndarray, "N T"]:
+    """Tokens that belong to the scored texts; the first of a row has no score."""
+    scored = getattr(encoded, "scored", None)
+    return np.asarray(encoded.attention_mask) != 0 if scored is None else scored
 
 
 def encode(
-    texts: Sequence[str],
+    texts: Sequence[str | Chat],
     tokenizer: Any,
     *,
     length: int = 128,
     side: Literal["right", "left"] = "right",
+    bos: Bos = "auto",
+    score: Score = "response",
 ) -> Encoded:
     """Tokenize, truncate, append end-of-text, pad.
 
     With an end-of-text id, `length - 1` tokens are kept and the id is appended, to
-    truncated texts too; without one, `length` tokens are kept. No beginning-of-text
-    id is added. A text without tokens keeps its row and is flagged `empty`. The whole
-    text is tokenized before it is cut, because a prefix may have other tokens.
+    truncated texts too; without one, `length` tokens are kept. A beginning-of-text id
+    (`bos`) stays in front whatever is cut, counts in `length` and is never scored. A
+    text without tokens keeps its row and is flagged `empty`. The whole text is
+    tokenized before it is cut, because a prefix may have other tokens.
+
+    Conversations are rendered by the tokenizer's chat template, which writes its own
+    beginning and end; see `chat.rendering`. Of them only the response is scored, or
+    all with `score="all"`.
 
     Args:
-      texts: any strings; a lone surrogate counts as U+FFFD.
+      texts: any strings (a lone surrogate counts as U+FFFD), or conversations.
       tokenizer: a tokenizer of the `transformers` library.
       length: tokens per row, end-of-text included.
       side: the end at which long texts are cut: "left" (keep the last tokens) for
-        source code.
+        source code, and for responses after a long context.
+      bos: whether to begin with the beginning-of-text id.
+      score: the tokens of conversations that are scored.
 
     Raises:
-      InputError: `length` below 1.
+      InputError: `length` below 1, no beginning-of-text id although one is wanted, or a
+        conversation that cannot be rendered.
 
     Example:
       >>> from lt_mia_jax import encode
@@ -75,28 +104,105 @@ def encode(
     """
     if length < 1:
         raise InputError(f"length {length}: at least one token a text is needed")
-    eos = tokenizer.eos_token_id
-    keep = length if eos is None else max(1, length - 1)
+    pieces = _pieces(texts, tokenizer, score)
+    return _padded(pieces, len(texts), tokenizer, length, side, bos)
 
-    ids = np.full((len(texts), length), padding_id(tokenizer), np.int32)
-    mask = np.zeros((len(texts), length), np.uint8)
-    truncated = np.zeros(len(texts), bool)
+
+def _pieces(
+    texts: Sequence[str | Chat], tokenizer: Any, score: Score
+) -> Iterator[Piece]:
+    """The tokens of each text before it is cut."""
     for start in range(0, len(texts), _CHUNK):
-        encoded = tokenize(tokenizer, texts[start : start + _CHUNK])["input_ids"]
-        for row, full in enumerate(encoded, start):
-            kept = list(full[:keep] if side == "right" else full[-keep:])
-            truncated[row] = len(full) > keep
-            if eos is not None and len(kept) < length:
-                kept.append(eos)
-            ids[row, : len(kept)] = kept
-            mask[row, : len(kept)] = 1
-    return Encoded(ids, mask, truncated, mask.sum(1) < 2)
+        chunk = texts[start : start + _CHUNK]
+        strings = [text for text in chunk if isinstance(text, str)]
+        plain = iter(tokenize(tokenizer, strings)["input_ids"] if strings else ())
+        for text in chunk:
+            if isinstance(text, str):
+                yield Piece(list(next(plain)), None)
+                continue
+            piece = render(text, tokenizer)
+            yield piece._replace(response=None) if score == "all" else piece
 
 
-def scored_texts(texts: Sequence[str], encoded: Encoded, tokenizer: Any) -> list[str]:
+def _padded(
+    pieces: Iterable[Piece],
+    count: int,
+    tokenizer: Any,
+    length: int,
+    side: Literal["right", "left"],
+    bos: Bos,
+) -> Encoded:
+    """Texts cut to `length` tokens, between beginning and end."""
+    eos, token = tokenizer.eos_token_id, tokenizer.bos_token_id
+    begin = beginning(tokenizer, bos)
+    ids = np.full((count, length), padding_id(tokenizer), np.int32)
+    mask = np.zeros((count, length), np.uint8)
+    scored = np.zeros((count, length), bool)
+    truncated = np.zeros(count, bool)
+    for row, (full, response, ends) in enumerate(pieces):
+        response = [True] * len(full) if response is None else response
+        first = begin if ends else []
+        if not ends and token is not None and full[:1] == [token]:  # the template's
+            first = [] if bos == "no" else [token]
+            full, response = full[1:], response[1:]
+        elif not ends and bos == "yes":
+            first = begin
+        end = [] if eos is None or not ends else [eos]
+        keep = max(1, length - len(first) - len(end))
+        cut = slice(None, keep) if side == "right" else slice(-keep, None)
+        kept = full[cut]
+        first = first if kept and len(first) < length else []
+        room = length - len(first) - len(kept)
+        line = [*first, *kept, *end[:room]]
+        # The end of a response is part of it, that of a context is not.
+        marks = response[cut] or [True]
+        marks = [False] * len(first) + marks[: len(kept)] + marks[-1:] * len(end[:room])
+        truncated[row] = len(full) > keep
+        ids[row, : len(line)] = line
+        mask[row, : len(line)] = 1
+        scored[row, : len(line)] = marks
+    known = None if (scored == (mask != 0)).all() else scored
+    return Encoded(ids, mask, truncated, scored[:, 1:].sum(axis=1) == 0, known)
+
+
+def beginning(tokenizer: Any, bos: Bos = "auto") -> list[int]:
+    """The ids in front of every text: that of beginning-of-text, or none.
+
+    `auto` does what calling the tokenizer does, its post-processor included.
+
+    Raises:
+      InputError: `bos` is yes and there is no such token.
+    """
+    token = tokenizer.bos_token_id
+    if bos == "no" or (bos == "auto" and token is None):
+        return []
+    if token is None:
+        raise InputError(
+            "--bos yes: the tokenizer has no beginning-of-text token; use auto or no"
+        )
+    added = list(tokenizer("a", verbose=False)["input_ids"][:1]) == [token]
+    own = list(tokenize(tokenizer, ["a"])["input_ids"][0][:1]) == [token]
+    return [token] if bos == "yes" or (added and not own) else []
+
+
+def describe_beginning(tokenizer: Any, bos: Bos) -> str:
+    """A sentence that says whether texts begin with a beginning-of-text token."""
+    why = "as the tokenizer does it" if bos == "auto" else "as asked for"
+    if beginning(tokenizer, bos):
+        return (
+            f"Texts begin with the token {tokenizer.bos_token}, {why} (--bos {bos}), "
+            "which is context and not scored."
+        )
+    return f"Texts begin without a beginning-of-text token, {why} (--bos {bos})."
+
+
+def scored_texts(
+    texts: Sequence[str | Chat], encoded: Encoded, tokenizer: Any
+) -> list[str]:
     """The part of each text that `encode` kept: all that a score may depend on.
 
-    A text that was cut is decoded from the tokens that are left of it.
+    A text that was cut is decoded from the tokens that are left of it, a response from
+    those that are scored.
 
     Example:
       >>> from lt_mia_jax.data import encode, scored_texts, train_bpe
@@ -105,15 +211,63 @@ def scored_texts(texts: Sequence[str], encoded: Encoded, tokenizer: Any) -> list
       >>> scored_texts(texts, encode(texts, tokenizer, length=4), tokenizer)
       ['be', 'to ']
     """
-    found = [well_formed(text) for text in texts]
+    found = []
+    mask = scored_mask(encoded)
     # The end-of-text token that `encode` appends is no part of the text.
     rest = int(tokenizer.eos_token_id is not None and encoded.input_ids.shape[1] > 1)
-    for row in np.flatnonzero(encoded.truncated):
-        kept = encoded.input_ids[row, : encoded.attention_mask[row].sum() - rest]
-        found[row] = tokenizer.decode(
-            kept.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+    for row, text in enumerate(texts):
+        if isinstance(text, str) and not encoded.truncated[row]:
+            found.append(well_formed(text))
+            continue
+        kept = encoded.input_ids[row][mask[row]].tolist()
+        if isinstance(text, str):
+            found.append(_decoded(tokenizer, kept[: len(kept) - rest]))
+        else:
+            special = set(tokenizer.all_special_ids)
+            found.append(_decoded(tokenizer, [x for x in kept if x not in special]))
     return found
+
+
+def lower_case(
+    texts: Sequence[str | Chat],
+    encoded: Encoded,
+    tokenizer: Any,
+    *,
+    side: Literal["right", "left"] = "right",
+    bos: Bos = "auto",
+) -> Encoded:
+    """The texts that `encode` kept, in lower case.
+
+    Of conversations only what is scored is lowered, behind the same context; special
+    tokens stay.
+    """
+    length = encoded.input_ids.shape[1]
+    if all(isinstance(text, str) for text in texts):
+        plain = [text.lower() for text in scored_texts(texts, encoded, tokenizer)]
+        return encode(plain, tokenizer, length=length, side=side, bos=bos)
+    special, mask = set(tokenizer.all_special_ids), scored_mask(encoded)
+    pieces = []
+    for row in range(len(texts)):
+        count = int(encoded.attention_mask[row].sum())
+        tokens = zip(encoded.input_ids[row, :count].tolist(), mask[row], strict=False)
+        ids, response = [], []
+        for (marked, kept), run in groupby(
+            tokens, key=lambda x: (bool(x[1]), not x[1] or x[0] in special)
+        ):
+            new = [token for token, _ in run]
+            if not kept:
+                new = tokenize(tokenizer, [_decoded(tokenizer, new).lower()])
+                new = list(new["input_ids"][0])
+            ids += new
+            response += [marked] * len(new)
+        pieces.append(Piece(ids, response, ends=False))
+    return _padded(pieces, len(pieces), tokenizer, length, side, "auto")
+
+
+def _decoded(tokenizer: Any, ids: list[int]) -> str:
+    return tokenizer.decode(
+        ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
 
 
 def tokenize(tokenizer: Any, texts: Iterable[str], **options: Any) -> Any:
@@ -142,13 +296,15 @@ def flag_texts(encoded: Encoded) -> list[list[str]]:
     `T` tokens give `T - 1` scores, because the first one is context only.
     """
     rows = []
-    counts = encoded.attention_mask[:, 1:].sum(axis=1)
-    for n, empty, truncated in zip(
-        counts, encoded.empty, encoded.truncated, strict=True
+    counts = scored_mask(encoded)[:, 1:].sum(axis=1)
+    real = encoded.attention_mask.sum(axis=1)
+    for n, tokens, empty, truncated in zip(
+        counts, real, encoded.empty, encoded.truncated, strict=True
     ):
         flags = []
         if empty:
-            flags.append("empty: no score")
+            lost = encoded.scored is not None and tokens > 1
+            flags.append("no response found: no score" if lost else "empty: no score")
         elif n < SHORT:
             flags.append(f"short: {n} scored tokens")
         if truncated:

@@ -7,7 +7,6 @@ over all devices. The store does not depend on how many processes made it.
 
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +16,22 @@ from jaxtyping import Float, Integer
 
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.checkpoints import Pretrained
+from lt_mia_jax.data.chat.rows import Chat
 from lt_mia_jax.data.jsonl import well_formed
 from lt_mia_jax.data.splits import attack_split
 from lt_mia_jax.data.texts import Text, contents, zlib_length
 from lt_mia_jax.data.texts import fingerprint as text_fingerprint
-from lt_mia_jax.data.tokenize import Encoded, encode, flag_texts, scored_texts
+from lt_mia_jax.data.tokenize import (
+    Bos,
+    Encoded,
+    Score,
+    describe_beginning,
+    encode,
+    flag_texts,
+    lower_case,
+    scored_mask,
+    scored_texts,
+)
 from lt_mia_jax.errors import InputError, Stopped
 from lt_mia_jax.executor import Executor, broadcast_from_primary, digest
 from lt_mia_jax.features.program import ExtractConfig
@@ -129,12 +139,14 @@ def extract(
 def extract_texts(
     target: Pretrained,
     reference: Pretrained,
-    texts: Sequence[str],
+    texts: Sequence[str | Chat],
     *,
     ids: Sequence[str],
     labels: Integer[np.ndarray, " N"],
     length: int,
     side: Literal["right", "left"],
+    bos: Bos = "auto",
+    score: Score = "response",
     seed: int,
     out_dir: Path | str,
     lowercase: bool = True,
@@ -144,13 +156,18 @@ def extract_texts(
 ) -> FeatureStore:
     """`extract` from texts that still have to be tokenized and split.
 
-    Texts are cut to `length` tokens at the end `side`; `seed` decides their roles in
-    training an attack. Without `lowercase` one of the published scores, and a third
-    forward pass, is left out.
+    Texts are cut to `length` tokens at the end `side`; see `encode`, also for `bos` and
+    `score`. `seed` decides their roles in training an attack. Without `lowercase` one
+    of the published scores, and a third forward pass, is left out.
     """
-    tokens = partial(encode, tokenizer=reference.tokenizer, length=length, side=side)
-    encoded = tokens(texts)
-    scored = scored_texts(texts, encoded, reference.tokenizer)
+    # A chat template often comes with the target alone.
+    tokenizer = target.tokenizer
+    log.info("%s", describe_beginning(tokenizer, bos))
+    cut: Any = {"side": side, "bos": bos}
+    encoded = encode(texts, tokenizer, length=length, score=score, **cut)
+    lower = lower_case(texts, encoded, tokenizer, **cut) if lowercase else None
+    scored = scored_texts(texts, encoded, tokenizer)
+    plain = [text if isinstance(text, str) else text.text for text in texts]
     return extract(
         LanguageModel(target.config),
         target.params,
@@ -162,16 +179,36 @@ def extract_texts(
         splits=[attack_split(seed, text_id) for text_id in ids],
         texts=scored,
         flags=flag_texts(encoded),
-        lower=tokens([text.lower() for text in scored]) if lowercase else None,
+        lower=lower,
         out_dir=out_dir,
         config=config,
         meta={
             **meta,
+            **_context(texts, encoded, tokenizer, score),
             "fingerprint": text_fingerprint(ids),
-            "contents": contents(map(Text, ids, texts, map(int, labels))),
+            "contents": contents(map(Text, ids, plain, map(int, labels))),
         },
         executor=executor,
     )
+
+
+def _context(
+    texts: Sequence[str | Chat], encoded: Encoded, tokenizer: Any, score: Score
+) -> dict[str, Any]:
+    """What the description of a store says of context; nothing where there is none.
+
+    Earlier versions had none.
+    """
+    found: dict[str, Any] = {}
+    if any(not isinstance(text, str) for text in texts):
+        found["score"] = score
+    outside = (encoded.attention_mask != 0) & ~scored_mask(encoded)
+    if outside[:, 0].any():
+        found["context"] = True  # the first token of a text is no part of it
+        token = tokenizer.bos_token_id
+        if token is not None and (encoded.input_ids[outside[:, 0], 0] == token).all():
+            found["bos"] = tokenizer.bos_token
+    return found
 
 
 def _write_blocks(
@@ -218,7 +255,8 @@ def _arrays(encoded: Encoded | None) -> list[np.ndarray]:
     if encoded is None:
         return []
     ids, mask = encoded.input_ids, encoded.attention_mask
-    return [np.asarray(ids, np.int32), np.asarray(mask, np.uint8)]
+    known = [] if encoded.scored is None else [encoded.scored]
+    return [np.asarray(ids, np.int32), np.asarray(mask, np.uint8), *known]
 
 
 def _mean_loss(stats: TokenStatistics) -> Float[np.ndarray, " B"]:

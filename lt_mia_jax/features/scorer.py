@@ -15,11 +15,12 @@ from jaxtyping import Bool, Float, Integer
 
 from lt_mia_jax.arrays import Array, Params
 from lt_mia_jax.data.batches import BatchPlan, length_buckets, plan_batches
+from lt_mia_jax.data.tokenize import scored_mask
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor, make_executor
 from lt_mia_jax.features.lt_mia import assemble
 from lt_mia_jax.features.program import ExtractConfig, Extraction
-from lt_mia_jax.features.statistics import TokenStatistics
+from lt_mia_jax.features.statistics import TokenStatistics, without_context
 
 _LIVE = 2
 """Batches on the device at a time: one computed, one copied back."""
@@ -36,7 +37,11 @@ class Model(Protocol):
 
 @runtime_checkable
 class Encoded(Protocol):
-    """Token ids and mask of N texts, padded on the right to T tokens."""
+    """Token ids and mask of N texts, padded on the right to T tokens.
+
+    A further field `scored` (bool `"N T"`, or None) may mark the tokens that are no
+    context; see `data.tokenize.Encoded`.
+    """
 
     @property
     def input_ids(self) -> Integer[np.ndarray, "N T"]:
@@ -119,8 +124,9 @@ class StatisticsExtractor:
     ) -> TokenStatistics:
         """Statistics of all texts, in their order, as NumPy arrays.
 
-        Several processes call this at the same time, each with its own texts and its
-        own element of one `plan`, which says what texts go together.
+        Steps that predict context are left out (`without_context`). Several processes
+        call this at the same time, each with its own texts and its own element of one
+        `plan`, which says what texts go together.
 
         Args:
           encoded: the texts.
@@ -166,7 +172,8 @@ class StatisticsExtractor:
         for batch, stats in running:
             finish(batch, stats)
         assert filled is not None, "a plan has at least one batch"
-        return filled._replace(input_ids=np.asarray(encoded.input_ids, np.int32))
+        filled = filled._replace(input_ids=np.asarray(encoded.input_ids, np.int32))
+        return without_context(filled)
 
     def plan(self, shares: Sequence[Encoded]) -> list[list[BatchPlan]]:
         """For each process the batches of its share of the texts."""
@@ -188,7 +195,7 @@ class StatisticsExtractor:
             return np.pad(taken, ((0, size - len(taken)), (0, 0)))
 
         tokens = self.executor.place_batch(
-            (rows(encoded.input_ids), rows(encoded.attention_mask))
+            (rows(encoded.input_ids), rows(scored_mask(encoded)))
         )
         alone = target_only or self._reference is None
         program = Extraction(

@@ -62,6 +62,33 @@ class TokenStatistics(NamedTuple):
     """`"B T 5k+3"`: the packed LT-MIA columns, see `FeatureLayout.pack`."""
 
 
+def without_context(stats: TokenStatistics) -> TokenStatistics:
+    """Statistics on the host whose valid steps stand first, in their order.
+
+    The first token is the one before the first valid step, the others are those that
+    the valid steps predict; zeros follow. Scores and features so begin where what is
+    scored does, however long the context before it.
+    """
+    valid = stats.valid
+    counts = valid.sum(axis=1, keepdims=True)
+    first = np.arange(valid.shape[1])[None, :] < counts
+    if (valid == first).all():
+        return stats
+    order = np.argsort(~valid, axis=1, kind="stable")
+
+    def moved(x: np.ndarray) -> np.ndarray:
+        index, keep = (
+            y.reshape(*y.shape, *(1,) * (x.ndim - 2)) for y in (order, first)
+        )
+        return np.where(keep, np.take_along_axis(x, index, axis=1), 0).astype(x.dtype)
+
+    following = np.pad(stats.input_ids[:, 1:], ((0, 0), (0, 1)))
+    start = np.take_along_axis(stats.input_ids, order[:, :1], axis=1)
+    ids = np.concatenate([start * (counts > 0), moved(following)[:, :-1]], axis=1)
+    found = jax.tree.map(moved, stats)
+    return found._replace(input_ids=ids.astype(np.int32), valid=first)
+
+
 _SETTINGS = ("k", "vocab_chunk", "row_block", "log_probabilities", "vocab_size")
 
 

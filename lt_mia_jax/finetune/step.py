@@ -14,7 +14,7 @@ import optax
 from lt_mia_jax.arrays import Array, Float, Int, Key, Params, UInt
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.data.batches import Batches, batch_indices, bucket_of, length_buckets
-from lt_mia_jax.data.tokenize import Encoded
+from lt_mia_jax.data.tokenize import Encoded, scored_mask
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor, digest, per_device_key, psum
 from lt_mia_jax.files import fingerprint
@@ -35,6 +35,7 @@ class TokenBatch(NamedTuple):
 
     input_ids: Int[Array, "B T"]
     attention_mask: UInt[Array, "B T"]
+    """1 on the tokens to learn: the real ones that are no context."""
     weight: Float[Array, "B"]
 
 
@@ -204,6 +205,7 @@ def batches(
     )
     extra = executor.round_up(batch_size) - batch_size
     lengths = encoded.attention_mask.sum(axis=1)
+    targets = scored_mask(encoded).astype(np.uint8)
     buckets = length_buckets(encoded.input_ids.shape[1])
 
     def batch_at(step: int) -> TokenBatch:
@@ -211,7 +213,7 @@ def batches(
         rows, weight = np.pad(rows, (0, extra)), np.pad(weight, (0, extra))
         width = bucket_of(int(lengths[rows].max()), buckets)
         rows, weight = executor.share(rows), executor.share(weight)
-        arrays = (encoded.input_ids, encoded.attention_mask)
+        arrays = (encoded.input_ids, targets)
         host: Any = (*(x[rows, :width] for x in arrays), weight)
         return TokenBatch(*host)
 
@@ -225,10 +227,11 @@ def float32(params: Params) -> Params:
 
 def _check_targets(encoded: Encoded, what: str) -> None:
     """Refuse data without a single token to predict; `what` names them."""
-    if int(np.sum(encoded.attention_mask[:, 1:])) == 0:
+    if not scored_mask(encoded)[:, 1:].any():
+        what_is = "a response" if encoded.scored is not None else "two tokens or more"
         raise InputError(
-            f"{what}: {len(encoded.input_ids)} texts, none with two tokens or more; "
-            "expected text to learn from"
+            f"{what}: {len(encoded.input_ids)} texts, none with {what_is}; expected "
+            "text to learn from"
         )
 
 
@@ -244,4 +247,5 @@ def signature(config: Any, model: Any, params: Any, **data: Encoded | None) -> s
         parts.append(name)
         if encoded is not None:
             parts += [encoded.input_ids, encoded.attention_mask]
+            parts += [] if encoded.scored is None else [encoded.scored]
     return fingerprint(*parts)

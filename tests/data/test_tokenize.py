@@ -127,7 +127,8 @@ def test_truncation_settings_of_a_tokenizer_do_not_leak_in(tokenizer, tmp_path):
 
 def test_no_texts(tokenizer):
     encoded = encode([], tokenizer, length=16)
-    assert [field.shape for field in encoded] == [(0, 16), (0, 16), (0,), (0,)]
+    assert encoded.scored is None
+    assert [field.shape for field in encoded[:4]] == [(0, 16), (0, 16), (0,), (0,)]
 
 
 def test_a_megabyte(tokenizer):

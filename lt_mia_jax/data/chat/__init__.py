@@ -1,0 +1,1 @@
+"""Conversations, and prompts with completions: rows, and their tokens."""
