@@ -20,6 +20,7 @@ from lt_mia_jax.audit.records import NO_REFERENCE
 from lt_mia_jax.checkpoints import Pretrained, load_pretrained, weights_sha256
 from lt_mia_jax.checkpoints.gguf import is_gguf
 from lt_mia_jax.checkpoints.pretrained import located
+from lt_mia_jax.data.chat.rendering import check_responses
 from lt_mia_jax.data.texts import Text, zlib_length
 from lt_mia_jax.data.tokenize import (
     Bos,
@@ -281,6 +282,7 @@ def score_texts(
             flags.extend(flag_texts(encoded))
             edge += formulas.count_ez_edge_cases(statistics)
             bar.update(len(block))
+    check_responses(flags, length)
     return ScoredTexts(
         name=name,
         target=pair.target_name,

@@ -90,8 +90,14 @@ def run(config: Finetune) -> None:
     from lt_mia_jax.audit.scoring import warn_of_intervention
     from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
     from lt_mia_jax.checkpoints.adapters.export import clear_adapter, save_adapter
+    from lt_mia_jax.data.chat.rendering import check_responses
     from lt_mia_jax.data.texts import write_texts
-    from lt_mia_jax.data.tokenize import check_vocabulary, describe_beginning, encode
+    from lt_mia_jax.data.tokenize import (
+        check_vocabulary,
+        describe_beginning,
+        encode,
+        flag_texts,
+    )
     from lt_mia_jax.executor import fetch, is_primary, wait_for_all
     from lt_mia_jax.finetune import FinetuneConfig, finetune
     from lt_mia_jax.models import LanguageModel
@@ -110,6 +116,8 @@ def run(config: Finetune) -> None:
         encode([text.content for text in texts], tokenizer, **cut)
         for texts in (train, validation)
     ]
+    for each in encoded:
+        check_responses(flag_texts(each), config.length)
     result = finetune(
         LanguageModel(config_),
         params,

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from lt_mia_jax.arrays import Bool, Int, UInt
-from lt_mia_jax.data.chat.rendering import Piece, render
+from lt_mia_jax.data.chat.rendering import NO_RESPONSE, Piece, render
 from lt_mia_jax.data.chat.rows import Chat
 from lt_mia_jax.data.jsonl import well_formed
 from lt_mia_jax.errors import InputError
@@ -304,7 +304,7 @@ def flag_texts(encoded: Encoded) -> list[list[str]]:
         flags = []
         if empty:
             lost = encoded.scored is not None and tokens > 1
-            flags.append("no response found: no score" if lost else "empty: no score")
+            flags.append(NO_RESPONSE if lost else "empty: no score")
         elif n < SHORT:
             flags.append(f"short: {n} scored tokens")
         if truncated:

@@ -16,6 +16,7 @@ from jaxtyping import Float, Integer
 
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.checkpoints import Pretrained
+from lt_mia_jax.data.chat.rendering import check_responses
 from lt_mia_jax.data.chat.rows import Chat
 from lt_mia_jax.data.jsonl import well_formed
 from lt_mia_jax.data.splits import attack_split
@@ -167,6 +168,8 @@ def extract_texts(
     encoded = encode(texts, tokenizer, length=length, score=score, **cut)
     lower = lower_case(texts, encoded, tokenizer, **cut) if lowercase else None
     scored = scored_texts(texts, encoded, tokenizer)
+    flags = flag_texts(encoded)
+    check_responses(flags, length)
     plain = [text if isinstance(text, str) else text.text for text in texts]
     return extract(
         LanguageModel(target.config),
@@ -178,7 +181,7 @@ def extract_texts(
         labels=labels,
         splits=[attack_split(seed, text_id) for text_id in ids],
         texts=scored,
-        flags=flag_texts(encoded),
+        flags=flags,
         lower=lower,
         out_dir=out_dir,
         config=config,

@@ -26,6 +26,7 @@ CONTROLS = {
 
 FLAGS = {
     "empty": "the text has no content and no score",
+    "no response found": "the response was cut off or does not begin with a token",
     "too short": "no token could be scored",
     "short": "few scored tokens, so the score is noisy",
     "truncated": "longer than the audited length; only a part was scored",

@@ -1,12 +1,16 @@
 import numpy as np
 import pytest
+from chat_tokenizer import beginning_tokenizer, real
 
 from lt_mia_jax.data.tokenize import (
     SHORT,
     Encoded,
+    beginning,
     check_vocabulary,
+    describe_beginning,
     encode,
     flag_texts,
+    lower_case,
     scored_texts,
     train_bpe,
 )
@@ -220,3 +224,72 @@ def test_scored_texts_are_what_is_left(tokenizer, side, length):
         expected = max(1, length - 1)
         tokens = tokens[:expected] if side == "right" else tokens[-expected:]
         assert scored == tokenizer.decode(tokens)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("length", [2, 3, 16, 400])
+def test_a_beginning_stays_in_front_and_is_not_scored(side, length):
+    tokenizer = beginning_tokenizer()
+    encoded = encode(TEXTS, tokenizer, length=length, side=side)
+    plain = encode(TEXTS, tokenizer, length=length, side=side, bos="no")
+    for row, text in enumerate(TEXTS[:6]):
+        whole = tokenizer(text)["input_ids"]  # as models are trained: <s> and the text
+        assert whole[0] == tokenizer.bos_token_id
+        keep = max(1, length - 2)
+        cut = (
+            slice(1, keep + 1)
+            if side == "right"
+            else slice(max(1, len(whole) - keep), None)
+        )
+        ids = [whole[0], *whole[cut], tokenizer.eos_token_id][:length]
+        if not text:
+            ids = [tokenizer.eos_token_id]
+        marks = [False] * (ids[0] == whole[0]) + [True] * (len(ids) - bool(text))
+        assert real(encoded, row) == (ids, marks)
+    assert plain.scored is None
+    assert not (plain.input_ids == tokenizer.bos_token_id).any()
+    assert encoded.empty.tolist() == [not text for text in TEXTS]
+    # The first token has a score now.
+    assert flag_texts(encoded)[1] == [f"short: {min(2, length - 1)} scored tokens"]
+    assert scored_texts(TEXTS, plain, tokenizer)[:3] == TEXTS[:3] or length < 16
+    if length == 400:
+        assert scored_texts(TEXTS, encoded, tokenizer)[:3] == TEXTS[:3]
+
+
+def test_lower_case_begins_as_the_text_does():
+    tokenizer = beginning_tokenizer()
+    texts = ["The DOG", "ÉMIGRÉ " * 9]
+    encoded = encode(texts, tokenizer, length=12)
+    lower = lower_case(texts, encoded, tokenizer)
+    left = scored_texts(texts, encoded, tokenizer)
+    again = encode([text.lower() for text in left], tokenizer, length=12)
+    for a, b in zip(lower, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (lower.input_ids[:, 0] == tokenizer.bos_token_id).all()
+
+
+def test_the_choice_of_a_beginning(tokenizer):
+    adds, has = beginning_tokenizer(), beginning_tokenizer(adds=False)
+    token = [adds.bos_token_id]
+    for tokens, choice, expected in [
+        (adds, "auto", token),
+        (adds, "no", []),
+        (has, "auto", []),
+        (has, "yes", token),
+        (tokenizer, "auto", []),
+        (tokenizer, "no", []),
+    ]:
+        assert beginning(tokens, choice) == expected
+        said = describe_beginning(tokens, choice)
+        assert ("the token <s>" in said) == bool(expected)
+        assert f"--bos {choice}" in said
+    with pytest.raises(InputError, match="no beginning-of-text token"):
+        encode(["a"], tokenizer, bos="yes")
+
+
+def test_a_beginning_survives_on_disk(tmp_path):
+    from transformers import AutoTokenizer
+
+    beginning_tokenizer().save_pretrained(tmp_path)
+    opened = AutoTokenizer.from_pretrained(tmp_path)
+    assert beginning(opened) == [opened.bos_token_id]

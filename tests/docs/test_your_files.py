@@ -9,14 +9,19 @@ from pathlib import Path
 import pytest
 import tiny_world
 from adapter_files import modules_of, write_adapter
+from chat_tokenizer import by_offsets, chat_tokenizer, conversation, save_pair
 
+from lt_mia_jax.checkpoints.tokenizer import load_tokenizer
 from lt_mia_jax.cli import main
+from lt_mia_jax.data.texts import read_texts, write_texts
+from lt_mia_jax.models import gpt2_like, mamba_like
 
 PAGE = (Path(__file__).parents[2] / "docs" / "your_files.md").read_text()
 QUICK = {
-    "audit": ["--length", "32", "--bootstraps", "20", "--attack", "none"],
-    "finetune": ["--length", "16", "--epochs", "1"],
+    "audit": ["--bootstraps", "20", "--attack", "none"],
+    "finetune": ["--epochs", "1"],
 }
+LENGTH = ["--length", "32"]
 
 
 def commands(section: str) -> list[list[str]]:
@@ -37,9 +42,60 @@ def home(tmp_path, monkeypatch):
     return tmp_path, world
 
 
+CHATS = {
+    "gpt2": gpt2_like(304, width=16, layers=1, heads=2, context=96),
+    "mamba": mamba_like(304, 16, 1, state=4),
+}
+
+
+def write_chats(path: Path, seeds: range) -> None:
+    rows = [{"messages": conversation(seed, turns=1, words=8)} for seed in seeds]
+    write_texts(path, [{"id": str(n), **row} for n, row in enumerate(rows)])
+
+
+@pytest.mark.parametrize("family", CHATS)
+def test_chat_and_instruction_data(family, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = save_pair(tmp_path / "made", CHATS[family], chat_tokenizer())
+    for name, folder in zip(("my-chat-base", "my-chat-model"), made, strict=True):
+        (tmp_path / name).symlink_to(folder)
+    write_chats(tmp_path / "chats.jsonl", range(30))
+    write_chats(tmp_path / "other-chats.jsonl", range(100, 130))
+    words = tiny_world.sentences(7, 6)
+    write_texts(
+        tmp_path / "prompts.jsonl",
+        [{"prompt": f"{x} the", "completion": " small river"} for x in words],
+    )
+    run("Chat and instruction data")
+    tokenizer = load_tokenizer(made[1])
+    rows = tiny_world.read_rows(tmp_path / "runs" / "chat" / "scores.jsonl")
+    assert len(rows) == 30
+    for seed, row in enumerate(rows):
+        _, marks = by_offsets(tokenizer, conversation(seed, turns=1, words=8))
+        assert row["n_tokens"] == min(sum(marks), 96)
+        assert row["p_value"] is not None
+    prompts = tiny_world.read_rows(tmp_path / "runs" / "prompts" / "scores.jsonl")
+    count = len(tokenizer(f"{words[0]} the small river")["input_ids"])
+    assert prompts[0]["n_tokens"] == min(count + 1, 32)
+    # What was trained on reads as what it was.
+    trained = read_texts(tmp_path / "my-chat-own" / "training" / "members.jsonl")
+    known = {row.id: row.chat.fields for row in read_texts(tmp_path / "chats.jsonl")}
+    assert trained
+    for row in trained:
+        assert row.chat.fields == known[row.id]
+
+
+def test_beginning_of_text_tokens(home):
+    root, world = home
+    (root / "texts.jsonl").write_bytes(world.mixed.read_bytes())
+    run("Beginning-of-text tokens")
+    assert (root / "runs" / "bos" / "report.html").exists()
+
+
 def run(section: str) -> None:
     for verb, *arguments in commands(section):
-        assert main([verb, *arguments, *QUICK[verb]]) == 0, arguments
+        quick = [*QUICK[verb], *(() if "--length" in arguments else LENGTH)]
+        assert main([verb, *arguments, *quick]) == 0, arguments
 
 
 def test_other_file_formats(home):

@@ -8,6 +8,7 @@ import pytest
 
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.features import TokenStatistics, token_statistics
+from lt_mia_jax.features.statistics import without_context
 
 BATCH, LENGTH, VOCABULARY, K = 3, 9, 83, 4
 
@@ -229,3 +230,30 @@ def test_user_mistakes():
         token_statistics(target, reference[..., :80], ids, attention)
     with pytest.raises(InputError, match="k is 84"):
         token_statistics(target, reference, ids, attention, k=84)
+
+
+def test_steps_of_context_are_left_out_in_order():
+    target, reference, ids, attention = draw(seed=4)
+    scored = attention * np.random.default_rng(5).integers(0, 2, attention.shape)
+    scored[1] = 0
+    stats = token_statistics(target, reference, ids, scored, k=K)
+    host = jax.tree.map(np.asarray, stats)
+    found = without_context(host)
+    for row in range(BATCH):
+        steps = [t for t in range(LENGTH - 1) if scored[row, t + 1]]
+        tokens = (
+            [ids[row, steps[0]], *(ids[row, t + 1] for t in steps)] if steps else []
+        )
+        assert found.valid[row].tolist() == [n < len(steps) for n in range(LENGTH)]
+        for name, values in found._asdict().items():
+            if name not in ("input_ids", "valid"):
+                np.testing.assert_array_equal(
+                    values[row, : len(steps)], getattr(host, name)[row][steps]
+                )
+                assert not values[row, len(steps) :].any()
+        rest = [0] * (LENGTH - len(tokens))
+        assert found.input_ids[row].tolist() == [*tokens, *rest]
+    whole = jax.tree.map(
+        np.asarray, token_statistics(target, reference, ids, attention, k=K)
+    )
+    assert without_context(whole) is whole

@@ -242,3 +242,27 @@ def test_bad_settings():
         FinetuneConfig(epochs=0)
     with pytest.raises(InputError, match="learning_rate"):
         FinetuneConfig(learning_rate=-1.0)
+
+
+def test_only_the_scored_tokens_are_learned(base, tmp_path):
+    real = TRAIN.attention_mask != 0
+    part = real & (np.random.default_rng(3).random(real.shape) < 0.5)
+    chosen = TRAIN._replace(scored=part)
+    _, batch_at = batches(chosen, 4, ONE, epochs=1, seed=5)
+    batch = batch_at(0)
+    order = batch_indices(len(real), 4, seed=5)[0].rows
+    width = batch.input_ids.shape[1]
+    np.testing.assert_array_equal(batch.input_ids, TRAIN.input_ids[order][:, :width])
+    np.testing.assert_array_equal(batch.attention_mask, part[order][:, :width])
+    # A step on the whole batch sees every real token as context.
+    model = replace(MODEL, dropout=0.0)
+    config = replace(CONFIG, epochs=1, batch_size=len(real))
+    directory = {"directory": tmp_path, "executor": ONE}
+    finetune(model, base, chosen, VALIDATION, config, **directory)
+    first = json.loads((tmp_path / "history.jsonl").read_text().splitlines()[0])
+    logits = model.apply(base, jnp.asarray(TRAIN.input_ids))
+    total, count = loss_oracle(logits, TRAIN.input_ids, part)
+    np.testing.assert_allclose(first["loss"], total / count, rtol=1e-5)
+    nothing = TRAIN._replace(scored=np.zeros_like(part))
+    with pytest.raises(InputError, match="none with a response"):
+        finetune(MODEL, base, nothing, VALIDATION, CONFIG, directory=tmp_path / "n")

@@ -80,6 +80,7 @@ class Rows:
         self.stores = tuple(stores)
         self.role = role
         self._dtype = np.dtype(dtype)
+        _check_agreement(self.stores)
         chosen = [np.flatnonzero(np.asarray(s.split) == role) for s in self.stores]
         self.store = np.repeat(np.arange(len(chosen)), [len(c) for c in chosen])
         self.row = np.concatenate([*chosen, np.zeros(0, np.int64)]).astype(np.int64)
@@ -210,6 +211,24 @@ class Rows:
             count = both
         deviation = np.sqrt(squares / max(1, count))
         return mean, np.where(deviation > 1e-6, deviation, 1.0)
+
+
+def _check_agreement(stores: Sequence[FeatureSource]) -> None:
+    """Refuse stores whose texts became tokens in different ways."""
+
+    def differ(what: str, chosen: Sequence[FeatureSource], fix: str) -> None:
+        found = {store.meta.get(what): store.name for store in chosen}
+        if len(found) > 1:
+            shown = "; ".join(f"{name}: {x or 'none'}" for x, name in found.items())
+            raise InputError(f"feature stores differ in {what} ({shown}); {fix}")
+
+    differ(
+        "score", stores, "extract all of them with one kind of texts and one --score"
+    )
+    # Models of another reference may have been trained in another way.
+    for reference in {store.meta.get("reference") for store in stores}:
+        same = [store for store in stores if store.meta.get("reference") == reference]
+        differ("bos", same, "extract the stores of one model with one --bos")
 
 
 def _labels(store: FeatureSource, rows: np.ndarray) -> np.ndarray:

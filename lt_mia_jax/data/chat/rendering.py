@@ -1,5 +1,6 @@
 """Conversations to token ids, and which of them belong to a response."""
 
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,6 +8,10 @@ from typing import Any, NamedTuple
 from lt_mia_jax.data.chat.rows import Chat, Completion, Messages
 from lt_mia_jax.errors import InputError
 
+log = logging.getLogger(__name__)
+
+NO_RESPONSE = "no response found: no score"
+"""Flag of a text without a token of its response."""
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -55,6 +60,26 @@ def render(chat: Chat, tokenizer: Any) -> Piece:
         for start, stop in _turns(chat)
     ]
     return _by_prefixes(tokenizer, whole, turns)._replace(ends=False)
+
+
+def check_responses(flags: Sequence[Sequence[str]], length: int) -> None:
+    """Say how many texts have the flag `NO_RESPONSE`; refuse if all have it.
+
+    Raises:
+      InputError: there is nothing to score.
+    """
+    lost = sum(NO_RESPONSE in each for each in flags)
+    why = (
+        f"no token of the response among the {length} that are kept, or none that "
+        "begins where the prompt ends (leave spaces to the completion)"
+    )
+    if lost and lost == len(flags):
+        raise InputError(
+            f"all {lost} texts have {why}; raise --length, cut on the --side left, or "
+            "give --score all"
+        )
+    if lost:
+        log.warning("%d of %d texts have %s: no score", lost, len(flags), why)
 
 
 def _turns(chat: Messages) -> list[tuple[int, int]]:

@@ -91,3 +91,24 @@ def test_junk_at_masked_steps_is_no_error():
     store = MemoryStore("c")
     store.values[~store.mask] = np.inf
     assert Rows([store], "train", cache_bytes=1e9).cached
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        ({"score": "response"}, {}, "differ in score .*response.*none"),
+        ({"score": "response"}, {"score": "all"}, "differ in score"),
+        ({"bos": "<s>"}, {}, "differ in bos .*<s>"),
+        ({"bos": "<s>"}, {"reference": "other"}, None),
+        ({"score": "all", "bos": "<s>"}, {"score": "all", "bos": "<s>"}, None),
+    ],
+)
+def test_stores_agree_on_what_is_scored_and_how_texts_begin(one, other, words):
+    both = stores()
+    for store, more in zip(both, (one, other), strict=True):
+        store.meta |= more
+    if words is None:
+        assert len(Rows(both, "train"))
+        return
+    with pytest.raises(InputError, match=words):
+        Rows(both, "train")
