@@ -137,7 +137,7 @@ def audit(
     inputs = check_texts(_as_texts(texts), _as_texts(nonmembers or ()), corpus)
     suspects, known, notes = inputs.texts, inputs.nonmembers, inputs.notes
 
-    begins = describe_beginning(pair.target.tokenizer, bos)
+    begins = describe_beginning(pair.target.tokenizer, bos, suspects[0].content)
     log.info("%s", begins)
     if bos != "auto" or beginning(pair.target.tokenizer, bos):
         notes.append(begins)

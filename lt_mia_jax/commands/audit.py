@@ -32,8 +32,9 @@ class Audit:
     its base is the default. Without it only the scores of the target alone are
     computed, which find far fewer members."""
     texts: Path
-    """Texts with `text` and optional `id`, `label` (1 member, 0 non-member): .jsonl,
-    .jsonl.gz, .csv, .parquet, a folder of .txt files, or hub:NAME:CONFIG:SPLIT."""
+    """Rows with `text` (or `messages`, or `prompt` and `completion`) and optional `id`,
+    `label` (1 member, 0 non-member): a .jsonl, .jsonl.gz, .csv or .parquet file, a
+    folder of .txt files, or hub:NAME:CONFIG:SPLIT."""
     out: Path
     """Folder for the results."""
     attack: Source = "shipped"

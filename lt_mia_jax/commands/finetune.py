@@ -44,8 +44,8 @@ class Finetune:
     """The base model: a Hugging Face directory, a PEFT adapter (which is merged), or a
     hub id."""
     texts: Path
-    """The fine-tuning data: .jsonl, .jsonl.gz, .csv, .parquet, a folder of .txt files,
-    or hub:NAME:CONFIG:SPLIT."""
+    """The fine-tuning data: a .jsonl, .jsonl.gz, .csv or .parquet file, a folder
+    of .txt files, or hub:NAME:CONFIG:SPLIT."""
     out: Path
     """Folder of the fine-tuned model; training state goes to its `training` folder."""
     validation: Path | None = None
@@ -110,7 +110,7 @@ def run(config: Finetune) -> None:
     check_vocabulary(tokenizer, config_.vocab_size)
     state = config.out / "training"
     log.info("%d texts to train on, %d to validate", len(train), len(validation))
-    log.info("%s", describe_beginning(tokenizer, config.bos))
+    log.info("%s", describe_beginning(tokenizer, config.bos, train[0].content))
     cut: Any = {name: getattr(config, name) for name in ENCODED}
     encoded = [
         encode([text.content for text in texts], tokenizer, **cut)

@@ -163,7 +163,7 @@ def extract_texts(
     """
     # A chat template often comes with the target alone.
     tokenizer = target.tokenizer
-    log.info("%s", describe_beginning(tokenizer, bos))
+    log.info("%s", describe_beginning(tokenizer, bos, *texts[:1]))
     cut: Any = {"side": side, "bos": bos}
     encoded = encode(texts, tokenizer, length=length, score=score, **cut)
     lower = lower_case(texts, encoded, tokenizer, **cut) if lowercase else None
