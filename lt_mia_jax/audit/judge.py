@@ -27,6 +27,8 @@ from lt_mia_jax.audit.scoring import (
     choose_attack,
     score_combination,
     score_texts,
+    vocabularies,
+    vocabulary_note,
 )
 from lt_mia_jax.audit.verdict import ez_notes, verdict
 from lt_mia_jax.data.texts import Text, contents, fingerprint, text_id
@@ -159,6 +161,9 @@ def audit(
     primary = primary_score(scored.scores)
     if primary != LEARNED:
         notes.append(_without_attack(primary))
+    sizes = vocabularies(pair.reference, pair.target)
+    if (note := vocabulary_note(sizes)) is not None:
+        notes.append(note)
     summary = summarize_combination(scored, seed=seed, bootstraps=bootstraps)
     fingerprints = {
         "texts": fingerprint(list(scored.ids)),
@@ -290,11 +295,21 @@ def evaluate_stores(
         notes=(
             "Evaluated on texts that the attack was neither trained nor selected on.",
             "The text-only baseline sees the bag of token ids that the models scored.",
+            *_vocabulary_notes(stores),
             *ez_notes(scored),
             *notes,
         ),
         fingerprints={store.name: store.fingerprint for store in stores},
     )
+
+
+def _vocabulary_notes(stores: Sequence[FeatureStore]) -> list[str]:
+    """What is to know of stores whose models have different numbers of ids."""
+    notes = {
+        store.name: vocabulary_note(store.meta.get("vocabularies", {}))
+        for store in stores
+    }
+    return [f"{name}: {note}" for name, note in notes.items() if note is not None]
 
 
 def _without_attack(primary: str) -> str:

@@ -90,10 +90,10 @@ def run(config: Finetune) -> None:
     from lt_mia_jax.audit.scoring import warn_of_intervention
     from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
     from lt_mia_jax.checkpoints.adapters.export import clear_adapter, save_adapter
+    from lt_mia_jax.checkpoints.tokenizer import fit_vocabulary
     from lt_mia_jax.data.chat.rendering import check_responses
     from lt_mia_jax.data.texts import write_texts
     from lt_mia_jax.data.tokenize import (
-        check_vocabulary,
         describe_beginning,
         encode,
         flag_texts,
@@ -107,7 +107,6 @@ def run(config: Finetune) -> None:
     executor = config.devices.make()
     warn_of_intervention(config.model)
     config_, params, tokenizer = load_pretrained(config.model, mesh=executor.mesh)
-    check_vocabulary(tokenizer, config_.vocab_size)
     state = config.out / "training"
     log.info("%d texts to train on, %d to validate", len(train), len(validation))
     log.info("%s", describe_beginning(tokenizer, config.bos, train[0].content))
@@ -118,6 +117,12 @@ def run(config: Finetune) -> None:
     ]
     for each in encoded:
         check_responses(flag_texts(each), config.length)
+    encoded = [
+        fit_vocabulary(
+            each, tokenizer, [x.id for x in texts], {"model": config_.vocab_size}
+        )
+        for each, texts in zip(encoded, (train, validation), strict=True)
+    ]
     result = finetune(
         LanguageModel(config_),
         params,

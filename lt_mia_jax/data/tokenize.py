@@ -315,21 +315,6 @@ def flag_texts(encoded: Encoded) -> list[list[str]]:
     return rows
 
 
-def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
-    """Refuse a tokenizer with ids beyond the model's embedding.
-
-    Raises:
-      InputError: the highest id is not below `vocab_size`; names its token.
-    """
-    token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    if highest >= vocab_size:
-        raise InputError(
-            f"the tokenizer has token {token!r} with id {highest} but the model "
-            f"embeds only {vocab_size} ids (0 to {vocab_size - 1}); use the tokenizer "
-            "that the model was saved with"
-        )
-
-
 def train_bpe(
     texts: Iterable[str], *, vocab_size: int, out_dir: Path | str | None = None
 ) -> Any:
