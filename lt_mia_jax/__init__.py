@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from lt_mia_jax.audit.results import AuditResult as AuditResult
     from lt_mia_jax.audit.scoring import ModelPair as ModelPair
     from lt_mia_jax.audit.scoring import load_pair as load_pair
+    from lt_mia_jax.audit.served import StatisticsPair as StatisticsPair
+    from lt_mia_jax.audit.served import load_statistics as load_statistics
     from lt_mia_jax.checkpoints.pretrained import load_pretrained as load_pretrained
     from lt_mia_jax.checkpoints.pretrained import save_pretrained as save_pretrained
     from lt_mia_jax.data.corpora import load_corpus as load_corpus

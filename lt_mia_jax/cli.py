@@ -29,6 +29,7 @@ Try it first without any model of your own: lt-mia demo --out runs/demo"""
 COMMANDS = {
     "demo": "Demo",
     "audit": "Audit",
+    "collect": "Collect",
     "finetune": "Finetune",
     "extract": "Extract",
     "train": "Train",
@@ -160,16 +161,16 @@ def _run(arguments: list[str]) -> None:
     if devices is not None:
         join(devices.distributed)
     with contextlib.ExitStack() as stack:
-        if hasattr(module, "WRITES"):  # report writes one file, doctor none
+        if hasattr(module, "WRITES"):  # others write one file, or none
             overwrite = config.writing.overwrite
             claim = writing(
                 config.out, module.WRITES, name, config, overwrite=overwrite
             )
             stack.enter_context(claim)
-        if devices is not None and out is not None:
-            from lt_mia_jax.executor import check_shared
+            if devices is not None and out is not None:
+                from lt_mia_jax.executor import check_shared
 
-            check_shared(out)
+                check_shared(out)
         module.run(config)
 
 

@@ -1,10 +1,12 @@
 """What a result was made with: versions, commit, command, configuration."""
 
+import contextlib
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,44 @@ def write_run_record(
     Returns:
       The content of `run.json`.
     """
+    record = _run_record(command, started=started, reads=reads, before=before)
+    # The first one marks the folder; the two of different runs never meet.
+    (directory / "config.json").unlink(missing_ok=True)
+    write_json(directory / "run.json", record)
+    write_json(directory / "config.json", to_dict(config))
+    return record
+
+
+@contextlib.contextmanager
+def recorded(
+    path: Path, command: str, config: Any, *, reads: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """Write `NAME.run.json` beside a file that is written inside of this block.
+
+    It holds what `write_run_record` writes into a folder. That of an earlier run stays
+    until the block has succeeded; without the file there is none.
+    """
+    beside = path.with_name(f"{path.name}.run.json")
+    record = _run_record(command, reads=reads)
+    write = partial(write_json, beside, {**record, "config": to_dict(config)})
+    is_new = not path.exists()
+    try:
+        if is_new:
+            write()
+        yield
+        write()
+    finally:
+        if is_new and not path.exists():
+            beside.unlink(missing_ok=True)
+
+
+def _run_record(
+    command: str,
+    *,
+    started: datetime | None = None,
+    reads: Mapping[str, str] | None = None,
+    before: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
     record = {
         "command": command,
         "arguments": sys.argv[1:],
@@ -117,8 +157,4 @@ def write_run_record(
     }
     if before:
         record["continues"] = [dict(each) for each in before]
-    # The first one marks the folder; the two of different runs never meet.
-    (directory / "config.json").unlink(missing_ok=True)
-    write_json(directory / "run.json", record)
-    write_json(directory / "config.json", to_dict(config))
     return record

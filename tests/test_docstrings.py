@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import lt_mia_jax
+from lt_mia_jax.features import statistics_file
 from lt_mia_jax.unlearning.objectives import OBJECTIVES
 from lt_mia_jax.unlearning.transforms import TRANSFORMS
 
@@ -14,6 +15,8 @@ ROOT = {name: getattr(lt_mia_jax, name) for name in lt_mia_jax.__all__}
 PUBLIC = {
     **{name: value for name, value in ROOT.items() if callable(value)},
     "audit": lt_mia_jax.audit.audit,  # the root's is a package that can be called
+    "TextRow": statistics_file.TextRow,
+    "read_statistics": statistics_file.read_statistics,
     **{f"objectives.{name}": value for name, value in OBJECTIVES.items()},
     **{f"transforms.{name}": row.make for name, row in TRANSFORMS.items()},
 }

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from lt_mia_jax.audit.results import write_result as write_result
     from lt_mia_jax.audit.scoring import ModelPair as ModelPair
     from lt_mia_jax.audit.scoring import load_pair as load_pair
+    from lt_mia_jax.audit.served import StatisticsPair as StatisticsPair
+    from lt_mia_jax.audit.served import load_statistics as load_statistics
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)
 

@@ -4,7 +4,7 @@ import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool
@@ -27,8 +27,12 @@ from lt_mia_jax.audit.scoring import (
     choose_attack,
     score_combination,
     score_texts,
-    vocabularies,
-    vocabulary_note,
+)
+from lt_mia_jax.audit.served import (
+    StatisticsPair,
+    check_served,
+    score_served,
+    served_notes,
 )
 from lt_mia_jax.audit.verdict import ez_notes, verdict
 from lt_mia_jax.data.texts import Text, contents, fingerprint, text_id
@@ -54,7 +58,7 @@ CHATS = {
 
 
 def audit(
-    pair: ModelPair,
+    pair: ModelPair | StatisticsPair,
     texts: Sequence[str | Text],
     nonmembers: Sequence[str | Text] | None = None,
     attack: Attack | str | Path | None = "shipped",
@@ -78,7 +82,8 @@ def audit(
     texts; labels give AUCs with controls. Without either, texts are only ranked.
 
     Args:
-      pair: reference (or none) and target, from `load_pair`.
+      pair: reference (or none) and target, from `load_pair`, or their statistics in
+        files, from `load_statistics`.
       texts: strings, or `Text` records with ids and labels (all of them or none).
       nonmembers: texts known not to be in the fine-tuning data, drawn like `texts`; at
         least 20 distinct ones. Those that nearly are among `texts` are left out.
@@ -103,8 +108,8 @@ def audit(
 
     Raises:
       InputError: no text, some but not all labeled, contradictory labels, fewer than
-        20 usable non-members, a number out of its range, or an attack that cannot be
-        loaded.
+        20 usable non-members, a number out of its range, an attack that cannot be
+        loaded, or statistics that do not suffice (`served.check_served`).
 
     Example:
       >>> import jax
@@ -139,31 +144,21 @@ def audit(
     inputs = check_texts(_as_texts(texts), _as_texts(nonmembers or ()), corpus)
     suspects, known, notes = inputs.texts, inputs.nonmembers, inputs.notes
 
-    begins = describe_beginning(pair.target.tokenizer, bos, suspects[0].content)
-    log.info("%s", begins)
-    if bos != "auto" or beginning(pair.target.tokenizer, bos):
-        notes.append(begins)
-    if inputs.texts[0].chat is not None:
-        notes.append(CHATS[score])
-    measure = functools.partial(
-        score_texts,
-        pair=pair,
-        attack=attack,
-        length=length,
-        side=side,
-        bos=bos,
-        score=score,
-        batch_size=batch_size,
-        name=name,
-        corpus=corpus,
-    )
+    options: dict[str, Any] = {"attack": attack, "length": length}
+    options |= {"name": name, "corpus": corpus}
+    if isinstance(pair, StatisticsPair):
+        check_served(pair, suspects, known, attack=attack, length=length)
+        measure = functools.partial(score_served, pair=pair, **options)
+    else:
+        notes += _seen(pair, suspects, bos, score)
+        options |= {"side": side, "bos": bos, "score": score, "batch_size": batch_size}
+        measure = functools.partial(score_texts, pair=pair, **options)
     scored = measure(suspects, labels=inputs.labels)
     primary = primary_score(scored.scores)
     if primary != LEARNED:
         notes.append(_without_attack(primary))
-    sizes = vocabularies(pair.reference, pair.target)
-    if (note := vocabulary_note(sizes)) is not None:
-        notes.append(note)
+    if isinstance(pair, StatisticsPair):
+        notes += served_notes(pair, scored)
     summary = summarize_combination(scored, seed=seed, bootstraps=bootstraps)
     fingerprints = {
         "texts": fingerprint(list(scored.ids)),
@@ -295,7 +290,6 @@ def evaluate_stores(
         notes=(
             "Evaluated on texts that the attack was neither trained nor selected on.",
             "The text-only baseline sees the bag of token ids that the models scored.",
-            *_vocabulary_notes(stores),
             *ez_notes(scored),
             *notes,
         ),
@@ -303,13 +297,16 @@ def evaluate_stores(
     )
 
 
-def _vocabulary_notes(stores: Sequence[FeatureStore]) -> list[str]:
-    """What is to know of stores whose models have different numbers of ids."""
-    notes = {
-        store.name: vocabulary_note(store.meta.get("vocabularies", {}))
-        for store in stores
-    }
-    return [f"{name}: {note}" for name, note in notes.items() if note is not None]
+def _seen(pair: ModelPair, texts: Sequence[Text], bos: Bos, score: Score) -> list[str]:
+    """What the models see beside what is scored, in sentences."""
+    begins = describe_beginning(pair.target.tokenizer, bos)
+    log.info("%s", begins)
+    notes = []
+    if bos != "auto" or beginning(pair.target.tokenizer, bos):
+        notes.append(begins)
+    if texts[0].chat is not None:
+        notes.append(CHATS[score])
+    return notes
 
 
 def _without_attack(primary: str) -> str:
@@ -319,12 +316,17 @@ def _without_attack(primary: str) -> str:
             "No learned attack was used: the verdict rests on EZ-MIA, the strongest "
             "training-free score in our tests."
         )
+    measured = ""
+    if primary == "min_k_plus_plus":
+        measured = (
+            ", the strongest of them in our tests: on the 36 combinations of "
+            "docs/results.md it finds 8 % of the members at 1 % false positives (AUC "
+            ".834), where the learned attack finds 42 % (.939)"
+        )
     return (
-        "No reference was given, so only scores of the target alone were computed: the "
-        f"verdict rests on {describe(primary).label}, the strongest of them in our "
-        "tests. It finds far fewer members: on the 36 combinations of docs/results.md "
-        "8 % of them at 1 % false positives (AUC .834), where the learned attack finds "
-        "42 % (.939). Give the model before fine-tuning as the reference if you can."
+        "No reference was given, so only scores of the target alone were computed, "
+        f"which find far fewer members. The verdict rests on {describe(primary).label}"
+        f"{measured}. Give the model before fine-tuning as the reference if you can."
     )
 
 

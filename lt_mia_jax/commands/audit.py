@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from lt_mia_jax.devices import Devices, DevicesFlags
-from lt_mia_jax.errors import BATCH, INSIDE_UNIT, LENGTH, RESAMPLES, SEED
+from lt_mia_jax.errors import BATCH, COUNT, INSIDE_UNIT, LENGTH, RESAMPLES, SEED
 from lt_mia_jax.outputs import RESULT, Source, Writing, WritingFlags
 
 log = logging.getLogger(__name__)
@@ -22,19 +22,28 @@ class Audit:
     Scores every text with the learned attack and with every published score, from the
     same forward pass, and writes scores.jsonl, summary.json and report.html into
     --out. Texts that carry labels give a table of AUCs; --nonmembers gives p-values
-    and a verdict on the whole set.
+    and a verdict on the whole set. A model that runs elsewhere, such as behind a
+    server, is audited from files: --target-statistics in the place of --target.
     """
 
-    target: Source
+    target: Source | None = None
     """The model under audit: a Hugging Face directory, a PEFT adapter, or a hub id."""
     reference: Source | None = None
     """The model before fine-tuning: a Hugging Face directory or hub id; of an adapter,
     its base is the default. Without it only the scores of the target alone are
     computed, which find far fewer members."""
+    target_statistics: Path | None = None
+    """File that `lt-mia collect` wrote for the model under audit (JSONL with `id`,
+    `token_ids`, `log_probs`, `ranks` of all texts), in the place of --target. It also
+    says what was cut and is scored: --side, --bos and --score do not count."""
+    reference_statistics: Path | None = None
+    """The same for the model before fine-tuning, in the place of --reference."""
+    vocab_size: Annotated[int | None, COUNT] = None
+    """Number of logits (vocab_size in the model's config.json), where the files of
+    statistics do not say it; the learned attack scales ranks by it."""
     texts: Path
-    """Rows with `text` (or `messages`, or `prompt` and `completion`) and optional `id`,
-    `label` (1 member, 0 non-member): a .jsonl, .jsonl.gz, .csv or .parquet file, a
-    folder of .txt files, or hub:NAME:CONFIG:SPLIT."""
+    """Texts with `text` and optional `id`, `label` (1 member, 0 non-member): .jsonl,
+    .jsonl.gz, .csv, .parquet, a folder of .txt files, or hub:NAME:CONFIG:SPLIT."""
     out: Path
     """Folder for the results."""
     attack: Source = "shipped"
@@ -76,7 +85,8 @@ def run(config: Audit) -> None:
     from lt_mia_jax.audit.inputs import check_texts
     from lt_mia_jax.audit.judge import audit
     from lt_mia_jax.audit.results import clear_result, write_result
-    from lt_mia_jax.audit.scoring import choose_attack, load_pair
+    from lt_mia_jax.audit.scoring import choose_attack
+    from lt_mia_jax.audit.served import choose_pair
     from lt_mia_jax.checkpoints.adapters.base import reference_of, title_of
     from lt_mia_jax.configs import to_dict
     from lt_mia_jax.data.formats.sources import source_name
@@ -88,11 +98,19 @@ def run(config: Audit) -> None:
     read = partial(read_texts, column=config.column)
     texts = read(config.texts)
     nonmembers = [] if config.nonmembers is None else read(config.nonmembers)
-    reference = config.reference or reference_of(config.target)
-    attack = choose_attack(config.attack, reference=reference is not None)
+    reference = config.reference or (config.target and reference_of(config.target))
+    before = reference or config.reference_statistics
+    attack = choose_attack(config.attack, reference=before is not None)
     # Before models are loaded, which takes longer.
     check_texts(texts, nonmembers, str(config.texts), str(config.nonmembers))
-    pair = load_pair(reference, config.target, config.devices.make())
+    pair = choose_pair(
+        reference=reference,
+        target=config.target,
+        reference_statistics=config.reference_statistics,
+        target_statistics=config.target_statistics,
+        vocab_size=config.vocab_size,
+        executor=config.devices.make,
+    )
     result = audit(
         pair,
         texts,
@@ -112,7 +130,7 @@ def run(config: Audit) -> None:
     if is_primary():
         clear_result(config.out)
         write_run_record(config.out, "audit", config)
-        title = f"Audit of {title_of(config.target)}"
+        title = f"Audit of {title_of(pair.target_name)}"
         write_result(
             result, config.out, kind="audit", title=title, config=to_dict(config)
         )

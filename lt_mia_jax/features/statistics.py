@@ -24,8 +24,9 @@ class TokenStatistics(NamedTuple):
 
     Step `t` describes the prediction of token `t + 1`; the last step is never valid.
     Entries of invalid steps are zero. Log-probabilities are in nats. Fields about the
-    reference are None when only one model was given. NumPy and JAX arrays both occur:
-    what `token_statistics` returns lives on the device, what the store or a
+    reference are None when only one model was given; means and variances are None when
+    only the true tokens' log-probabilities and ranks are known. NumPy and JAX arrays
+    both occur: what `token_statistics` returns lives on the device, what the store or a
     `StatisticsExtractor` returns on the host.
 
     Example:
@@ -41,9 +42,9 @@ class TokenStatistics(NamedTuple):
     target_log_prob: Any
     """Log-probability of the true next token under the target."""
     target_mean: Any
-    """Mean of log p under p, the negative entropy of the target."""
+    """Mean of log p under p, the negative entropy of the target; None: not known."""
     target_var: Any
-    """Variance of log p under p."""
+    """Variance of log p under p; None: not known."""
     target_rank: Any
     """int32, 1 + number of tokens that the target prefers strictly."""
     target_top1: Any
@@ -111,14 +112,11 @@ def token_statistics(
     Ranks count strictly greater logits, so tied tokens share the best rank; the lists
     of largest and smallest logits take the lowest index first among equals. What
     stands on padding, NaN included, never reaches the result. A NaN or infinity on a
-    valid step does, and ids outside the shared vocabulary give NaN.
+    valid step does, and ids outside the vocabulary give NaN.
 
     Args:
       target_logits: raw logits of the model under audit; step t scores token t + 1.
-      reference_logits: the same for the reference, or None. If one model has more
-        entries, such as rows added to its embedding, ranks, lists and cross moments
-        are over the first ones, which both have; each model's log-probabilities and
-        own moments are over all of its own.
+      reference_logits: the same for the reference (of the same V), or None.
       input_ids: token ids, right-padded.
       attention_mask: nonzero on real tokens, an appended end token included.
       k: length of the LT-MIA lists; 0 leaves `columns` out.
@@ -131,7 +129,7 @@ def token_statistics(
         of the embedding. The published features keep them.
 
     Raises:
-      InputError: k does not fit (at trace time).
+      InputError: the vocabularies differ, or k does not fit (at trace time).
 
     Example:
       >>> import jax
@@ -150,10 +148,7 @@ def token_statistics(
     logits = [jnp.asarray(target_logits)]
     if reference_logits is not None:
         logits.append(jnp.asarray(reference_logits))
-    widths = [min(vocab_size or x.shape[-1], x.shape[-1]) for x in logits]
-    vocabulary = min(widths)
-    if not 0 <= k <= vocabulary:
-        raise InputError(f"k is {k}; expected 0 <= k <= {vocabulary} (vocabulary)")
+    vocabulary = _check(logits, k, vocab_size)
     ids = jnp.asarray(input_ids).astype(jnp.int32)
     valid = jnp.pad(jnp.asarray(attention_mask)[:, 1:] != 0, ((0, 0), (0, 1)))
     following = jnp.where(valid, jnp.pad(ids[:, 1:], ((0, 0), (0, 1))), 0)
@@ -165,28 +160,17 @@ def token_statistics(
     rows = batch * per_block
     chunk = min(vocab_chunk or vocabulary, vocabulary)
 
-    def block(x: Array, start: Array, first: int, last: int) -> Array:
-        size = (batch, per_block, last - first)
-        piece = lax.dynamic_slice(x, (0, start, first), size)
-        return piece.reshape(rows, last - first).astype(jnp.float32)
-
     def visit(start: Array) -> dict[str, Array]:
-        pieces = [block(x, start, 0, vocabulary) for x in logits]
-        rest = [
-            block(x, start, vocabulary, width) if width > vocabulary else None
-            for x, width in zip(logits, widths, strict=True)
+        pieces = [
+            lax.dynamic_slice(x, (0, start, 0), (batch, per_block, vocabulary))
+            .reshape(rows, vocabulary)
+            .astype(jnp.float32)
+            for x in logits
         ]
         # top_k would order -0 below 0; here they tie.
         pieces = [jnp.where(x == 0, 0.0, x) for x in pieces]
         true = lax.dynamic_slice_in_dim(following, start, per_block, axis=1)
-        found = row_statistics(
-            pieces,
-            true.reshape(rows),
-            k,
-            chunk,
-            log_probabilities,
-            rest if max(widths) > vocabulary else (),
-        )
+        found = row_statistics(pieces, true.reshape(rows), k, chunk, log_probabilities)
         return {n: x.reshape(batch, per_block, *x.shape[1:]) for n, x in found.items()}
 
     found = _over_steps(visit, steps, per_block)
@@ -198,6 +182,19 @@ def token_statistics(
     return TokenStatistics(
         input_ids=ids, valid=valid, **{name: clean(x) for name, x in found.items()}
     )
+
+
+def _check(logits: list[Array], k: int, vocab_size: int | None) -> int:
+    sizes = [x.shape[-1] for x in logits]
+    if len(set(sizes)) > 1:
+        raise InputError(
+            f"the target has {sizes[0]} logits a step and the reference {sizes[1]}; "
+            "both models must share one tokenizer and vocabulary"
+        )
+    vocabulary = min(vocab_size or sizes[0], sizes[0])
+    if not 0 <= k <= vocabulary:
+        raise InputError(f"k is {k}; expected 0 <= k <= {vocabulary} (vocabulary)")
+    return vocabulary
 
 
 def _over_steps(visit: Any, steps: int, per_block: int) -> dict[str, Array]:

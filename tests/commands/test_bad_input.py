@@ -119,23 +119,22 @@ MODELS = {
     "no tokenizer": (no_tokenizer, ["tokenizer"]),
     "other vocabulary": (
         lambda world, path: save_other(path, 270, 270),
-        ["tokenizers", "differ", "id"],
+        ["300", "270", "vocabulary"],
     ),
     "tokenizer beyond the embedding": (
         lambda world, path: (
             shutil.copytree(world.target, path),
+            train_bpe(["many different words " * 9] * 9, vocab_size=300),
             _grow_tokenizer(path),
         ),
-        ["'1-'", "id 300", "300 ids"],
+        ["id", "300"],
     ),
 }
 
 
 def _grow_tokenizer(path):
     content = json.loads((path / "tokenizer.json").read_text())
-    token = {"id": 300, "content": "1-", "special": False, "normalized": False}
-    token |= {"single_word": False, "lstrip": False, "rstrip": False}
-    content["added_tokens"].append(token)
+    content["model"]["vocab"]["zzzz"] = 5000
     (path / "tokenizer.json").write_text(json.dumps(content))
 
 

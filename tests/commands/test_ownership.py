@@ -101,7 +101,10 @@ def test_a_refused_command_leaves_no_folder(command, exists, tmp_path, capfd):
 
 
 INPUTS = {
-    "audit": ("reference", "target", "texts", "nonmembers", "attack"),
+    "audit": (
+        *("reference", "target", "reference-statistics", "target-statistics"),
+        *("texts", "nonmembers", "attack"),
+    ),
     "evaluate": ("features", "attack"),
     "extract": ("reference", "target", "members", "nonmembers"),
     "train": ("features",),
@@ -134,7 +137,7 @@ def test_inputs_are_never_outputs(command, flag, link, tmp_path, capfd):
 def test_flags_that_name_paths_are_known_as_inputs():
     """A new flag is either an input or listed here."""
     others = {"name", "corpus", "distributed", "prompt", "separator", "targets"}
-    others |= {"parts", "skewed", "column"}
+    others |= {"parts", "skewed", "column", "server"}
     for command, name in COMMANDS.items():
         cls = getattr(command_module(command), name)
         for field in strings(cls):

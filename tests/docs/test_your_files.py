@@ -5,22 +5,25 @@ import gzip
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import tiny_world
 from adapter_files import modules_of, write_adapter
 from chat_tokenizer import by_offsets, chat_tokenizer, conversation, save_pair
-from resized_models import resized
+from served_model import Served, serving
 
 from lt_mia_jax.checkpoints.tokenizer import load_tokenizer
 from lt_mia_jax.cli import main
 from lt_mia_jax.data.texts import read_texts, write_texts
+from lt_mia_jax.features.statistics_file import TextRow
 from lt_mia_jax.models import gpt2_like, mamba_like
 
 PAGE = (Path(__file__).parents[2] / "docs" / "your_files.md").read_text()
 QUICK = {
     "audit": ["--bootstraps", "20", "--attack", "none"],
+    "collect": [],
     "finetune": ["--epochs", "1"],
 }
 LENGTH = ["--length", "32"]
@@ -94,15 +97,11 @@ def test_beginning_of_text_tokens(home):
     assert (root / "runs" / "bos" / "report.html").exists()
 
 
-def link(root, world) -> None:
-    for name in ("members", "nonmembers"):
-        (root / f"{name}.jsonl").symlink_to(root / "world" / f"{name}.jsonl")
-    (root / "texts.jsonl").symlink_to(world.others)
-
-
-def run(section: str) -> None:
+def run(section: str, server: str = "", length: list[str] = LENGTH) -> None:
     for verb, *arguments in commands(section):
-        quick = [*QUICK[verb], *(() if "--length" in arguments else LENGTH)]
+        if server and "--server" in arguments:
+            arguments[arguments.index("--server") + 1] = server
+        quick = [*QUICK[verb], *(() if "--length" in arguments else length)]
         assert main([verb, *arguments, *quick]) == 0, arguments
 
 
@@ -142,16 +141,31 @@ def test_other_file_formats(home):
 def test_a_lora_adapter(home):
     root, world = home
     write_adapter(root / "my-adapter", "my-base", modules_of(world.base, "c_attn"))
-    link(root, world)
+    for name, path in (("texts", world.mixed), ("nonmembers", world.others)):
+        (root / f"{name}.jsonl").symlink_to(path)
+    (root / "members.jsonl").symlink_to(world.members)
     run("A LoRA adapter")
     written = root / "my-tuned" / "adapter" / "adapter_model.safetensors"
     assert written.is_file()
 
 
-def test_a_resized_vocabulary(home):
+def test_served_models(home):
     root, world = home
-    resized(world.target, root / "my-resized", 1, "<pad>")
-    link(root, world)
-    run("A resized vocabulary")
-    notes = json.loads((root / "runs/resized/summary.json").read_text())["notes"]
-    assert any("301 token ids and the reference 300" in note for note in notes)
+    shutil.copy(world.members, root / "texts.jsonl")
+    shutil.copy(world.others, root / "nonmembers.jsonl")
+    models = {"my-base": world.base, "my-model": world.target}
+    with serving(Served(**models)) as served:
+        run("Served models", served.url, ["--length", "24"])
+        assert len(served.asked) == 2 * 64
+    one, other = (
+        tiny_world.read_rows(root / f"{name}.jsonl")
+        for name in ("reference", "reference-here")
+    )
+    assert [row["token_ids"] for row in one] == [row["token_ids"] for row in other]
+    fields = re.findall(
+        r"^\| ((?:`\w+`(?:, )?)+)", PAGE.split("### What the files")[1], re.M
+    )
+    named = {name for cell in fields for name in re.findall(r"`(\w+)`", cell)}
+    assert named == set(TextRow._fields) >= set(other[0])
+    summary = json.loads((root / "runs" / "served" / "summary.json").read_text())
+    assert summary["combinations"][0]["target"] == "my-model"

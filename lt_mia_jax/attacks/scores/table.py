@@ -35,7 +35,9 @@ from lt_mia_jax.features.statistics import TokenStatistics
 LEARNED = "lt_mia"
 """Name of the learned attack's score in every file."""
 
-Need = Literal["reference", "zlib_bytes", "lower_loss", "fraction"]
+Need = Literal["reference", "moments", "zlib_bytes", "lower_loss", "fraction"]
+_OF_STATISTICS: tuple[Need, ...] = ("reference", "moments")
+"""What is part of the statistics, and no argument of its own."""
 
 
 class Description(NamedTuple):
@@ -50,14 +52,15 @@ class Score:
     """One published score."""
 
     function: Callable[..., Any]
-    """Token statistics and `needs` (but for the reference) in, one value a text out.
-    It gives the score its name, and the end of its docstring the source."""
+    """Token statistics and `needs` (but for what is part of them) in, one value a text
+    out. It gives the score its name, and the end of its docstring the source."""
     label: str
     meaning: str
     """What it measures, in a few words."""
     needs: tuple[Need, ...] = ()
-    """What is needed beside the target's statistics; without it the score is left out.
-    `fraction` is the share of tokens that the score averages."""
+    """What is needed beside log-probabilities and ranks of the true tokens under the
+    target; without it the score is left out. `moments` are means and variances over
+    the vocabulary, `fraction` is the share of tokens that the score averages."""
 
     @property
     def name(self) -> str:
@@ -84,22 +87,33 @@ CARD_FRACTION = 0.4
 """The same on cards of unlearned models, as MUSE and open-unlearning have it."""
 
 _PAIR: tuple[Need, ...] = ("reference",)
+_MOMENTS: tuple[Need, ...] = ("moments",)
 _SHARE: tuple[Need, ...] = ("fraction",)
 SCORES = (
     Score(loss, "Loss", "mean log-likelihood"),
     Score(min_k, "Min-K%", "mean over the least likely {} of tokens", _SHARE),
     Score(max_k, "Max-K%", "mean over the most likely {} of tokens", _SHARE),
-    Score(min_k_plus_plus, "Min-K%++", "mean of the lowest {} of z-scores", _SHARE),
+    Score(
+        min_k_plus_plus,
+        "Min-K%++",
+        "mean of the lowest {} of z-scores",
+        (*_MOMENTS, *_SHARE),
+    ),
     Score(rank, "Rank", "mean rank of the true token, negated"),
     Score(log_rank, "Log-rank", "mean logarithm of the rank, negated"),
-    Score(entropy, "Entropy", "mean entropy of the prediction, negated"),
+    Score(entropy, "Entropy", "mean entropy of the prediction, negated", _MOMENTS),
     Score(lrr, "LRR", "log-likelihood over log-rank"),
-    Score(fast_detectgpt, "Fast-DetectGPT", "standardized log-likelihood"),
+    Score(fast_detectgpt, "Fast-DetectGPT", "standardized log-likelihood", _MOMENTS),
     Score(reference, "Reference", "log-likelihood minus that of the reference", _PAIR),
     Score(ratio, "Ratio", "loss over the loss of the reference, negated", _PAIR),
     Score(ez, "EZ-MIA", "gains over losses where the target errs", _PAIR),
     Score(wbc, "WBC", "share of windows where the target beats the reference", _PAIR),
-    Score(binoculars, "Binoculars", "loss over cross-entropy between models", _PAIR),
+    Score(
+        binoculars,
+        "Binoculars",
+        "loss over cross-entropy between models",
+        (*_PAIR, *_MOMENTS),
+    ),
     Score(zlib, "Zlib", "log-likelihood per compressed byte", ("zlib_bytes",)),
     Score(lowercase, "Lowercase", "loss over that in lower case", ("lower_loss",)),
 )
@@ -117,22 +131,25 @@ def all_scores(
 ) -> dict[str, Scores]:
     """Every score of the table that the given inputs allow, by name.
 
-    Without a reference, comparing scores are left out; so is `zlib` without
-    `zlib_bytes`, and `lowercase` without statistics of the lower-cased texts or their
-    mean losses in nats. `fraction` is the share of tokens that Min-K% and its kin
-    average; `only` names the scores wanted.
+    Without a reference, comparing scores are left out; without moments (`target_mean`
+    is None), those of whole distributions; `zlib` without `zlib_bytes`, and `lowercase`
+    without statistics of the lower-cased texts or their mean losses in nats. `fraction`
+    is the share of tokens that Min-K% and its kin average; `only` names the scores
+    wanted.
     """
     if lower is not None:
         lower_loss = -loss(lower)
     given: dict[Need, Any] = {
         "reference": stats.reference_log_prob,
+        "moments": stats.target_mean,
         "zlib_bytes": zlib_bytes,
         "lower_loss": lower_loss,
         "fraction": fraction,
     }
     return {
         row.name: row.function(
-            stats, **{need: given[need] for need in row.needs if need != "reference"}
+            stats,
+            **{need: given[need] for need in row.needs if need not in _OF_STATISTICS},
         )
         for row in SCORES
         if (only is None or row.name in only)

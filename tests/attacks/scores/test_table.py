@@ -44,6 +44,10 @@ def test_scores_are_left_out_without_what_they_need():
     alone = scores.all_scores(stats(reference_log_prob=None))
     missing = {"reference", "ratio", "ez", "wbc", "binoculars", "zlib", "lowercase"}
     assert set(alone) == set(full) - missing
+    without = stats(target_mean=None, target_var=None, cross_mean=None, cross_var=None)
+    whole = {"min_k_plus_plus", "entropy", "fast_detectgpt", "binoculars"}
+    found = scores.all_scores(without, zlib_bytes=np.ones(3), lower_loss=np.ones(3))
+    assert set(found) == set(full) - whole
     some = scores.all_scores(stats(), only=("ez", "zlib"), zlib_bytes=np.ones(3))
     assert list(some) == ["ez", "zlib"]
 
