@@ -13,6 +13,8 @@ from chat_tokenizer import (
 )
 from tiny_world import sentences
 
+from lt_mia_jax.attacks.learned.attack import score_store
+from lt_mia_jax.attacks.learned.storage import shipped_attack
 from lt_mia_jax.audit import audit, load_pair
 from lt_mia_jax.audit.scoring import score_published
 from lt_mia_jax.checkpoints import load_pretrained
@@ -161,6 +163,8 @@ def test_a_store_of_conversations_has_the_scores_of_the_audit(
     for name, values in found.scores.items():
         np.testing.assert_allclose(values, direct.scores[name], rtol=1e-4, atol=1e-6)
     assert found.n_tokens.tolist() == direct.n_tokens.tolist()
+    learned = score_store(shipped_attack(), stored)  # from features of 16 bits
+    np.testing.assert_allclose(learned, direct.scores["lt_mia"], atol=0.01)
     if score == "response":
         ids, marks = by_offsets(chat_pair.target.tokenizer, CHATS[0].messages)
         seen = [f"t{token}" for token, mark in zip(ids, marks, strict=True) if mark]

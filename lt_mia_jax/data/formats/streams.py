@@ -136,7 +136,7 @@ def _after_mark(file: Any, path: Path) -> Any:
     if start.startswith(BOM):
         file.read(len(BOM))
     # JSON and CSV begin with a character of ASCII, which the zeros of UTF-16 give away.
-    found = json.detect_encoding(start) if start else "utf-8"
+    found = json.detect_encoding(start) if any(start) else "utf-8"
     for name in ("UTF-32", "UTF-16"):
         if found.startswith(name.lower()):
             raise InputError(f"{path}: encoded as {name}; save it as UTF-8")

@@ -70,6 +70,13 @@ def test_another_content_than_the_name_says_is_named(pack, words, name, tmp_path
         read_texts(path)
 
 
+def test_zeros_are_no_encoding(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_bytes(b"\0" * 99)
+    with pytest.raises(InputError, match=r"jsonl:1: not JSON"):
+        read_texts(path)
+
+
 @pytest.mark.parametrize("ending", PACKERS)
 def test_what_cannot_be_unpacked_is_one_line(ending, tmp_path):
     path = tmp_path / f"texts.jsonl.{ending}"
