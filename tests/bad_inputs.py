@@ -6,6 +6,7 @@ changes one flag or one file. Nothing in the sandbox but the case's `out` may ch
 
 import contextlib
 import dataclasses
+import gzip
 import io
 import json
 import math
@@ -248,6 +249,8 @@ FILES: dict[str, Callable[[Path], object]] = {
     "a list": content("[1, 2]"),
     "half an object": content('{"text": "a'),
     "UTF-16": content('{"text": "a"}'.encode("utf-16")),
+    "UTF-32": content('{"text": "a"}'.encode("utf-32")),
+    "gzip": content(gzip.compress(b'{"text": "a"}')),
     "Latin-1": content('{"text": "é"}\n'.encode("latin-1")),
 }
 """What may stand where a file is expected."""
@@ -267,6 +270,8 @@ ROWS = {
     "single quotes": "{'text': 'a'}",
     "comma": '{"text": "a",}',
     "control character": '{"text": "a\x01b"}',
+    "messages of strings": '{"messages": ["a"]}',
+    "a prompt alone": '{"prompt": "a"}',
     "two objects": '{"text": "a"} {"text": "b"}',
 }
 """Lines that no file of texts or questions may have."""

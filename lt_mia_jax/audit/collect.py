@@ -19,7 +19,6 @@ from lt_mia_jax.data.texts import Text, check_one_kind
 from lt_mia_jax.data.tokenize import (
     Bos,
     Score,
-    check_vocabulary,
     describe_beginning,
     encode,
     scored_mask,
@@ -140,7 +139,6 @@ def collect_from_model(
     warn_of_intervention(model)
     log.info("loading %s", model)
     loaded = load_pretrained(model, mesh=executor.mesh)
-    check_vocabulary(loaded.tokenizer, loaded.config.vocab_size)
     return collect(
         texts,
         loaded.tokenizer,

@@ -27,6 +27,8 @@ from lt_mia_jax.audit.scoring import (
     choose_attack,
     score_combination,
     score_texts,
+    vocabularies,
+    vocabulary_note,
 )
 from lt_mia_jax.audit.served import (
     StatisticsPair,
@@ -290,6 +292,7 @@ def evaluate_stores(
         notes=(
             "Evaluated on texts that the attack was neither trained nor selected on.",
             "The text-only baseline sees the bag of token ids that the models scored.",
+            *_vocabulary_notes(stores),
             *ez_notes(scored),
             *notes,
         ),
@@ -297,15 +300,27 @@ def evaluate_stores(
     )
 
 
+def _vocabulary_notes(stores: Sequence[FeatureStore]) -> list[str]:
+    """What is to know of stores whose models have different numbers of ids."""
+    notes = {
+        store.name: vocabulary_note(store.meta.get("vocabularies", {}))
+        for store in stores
+    }
+    return [f"{name}: {note}" for name, note in notes.items() if note is not None]
+
+
 def _seen(pair: ModelPair, texts: Sequence[Text], bos: Bos, score: Score) -> list[str]:
     """What the models see beside what is scored, in sentences."""
-    begins = describe_beginning(pair.target.tokenizer, bos)
+    begins = describe_beginning(pair.target.tokenizer, bos, texts[0].content)
     log.info("%s", begins)
     notes = []
     if bos != "auto" or beginning(pair.target.tokenizer, bos):
         notes.append(begins)
     if texts[0].chat is not None:
         notes.append(CHATS[score])
+    sizes = vocabularies(pair.reference, pair.target)
+    if (note := vocabulary_note(sizes)) is not None:
+        notes.append(note)
     return notes
 
 

@@ -20,12 +20,12 @@ from lt_mia_jax.audit.records import NO_REFERENCE
 from lt_mia_jax.checkpoints import Pretrained, load_pretrained, weights_sha256
 from lt_mia_jax.checkpoints.gguf import is_gguf
 from lt_mia_jax.checkpoints.pretrained import located
+from lt_mia_jax.checkpoints.tokenizer import check_agreement, fit_vocabulary
 from lt_mia_jax.data.chat.rendering import check_responses
 from lt_mia_jax.data.texts import Text, zlib_length
 from lt_mia_jax.data.tokenize import (
     Bos,
     Score,
-    check_vocabulary,
     encode,
     flag_texts,
     lower_case,
@@ -81,7 +81,8 @@ def load_pair(
       executor: gets the parameters as they are read; None takes all devices.
 
     Raises:
-      InputError: a model cannot be loaded, vocabularies differ, or weights do not.
+      InputError: a model cannot be loaded, tokenizers disagree about ids that both
+        have, or weights do not differ.
 
     Example:
       >>> import jax
@@ -107,7 +108,6 @@ def load_pair(
         before = load_pretrained(reference, mesh=executor.mesh)
     log.info("loading the target %s", target)
     after = load_pretrained(target, mesh=executor.mesh, base=reference)
-    check_vocabulary(after.tokenizer, after.config.vocab_size)
     if before is not None and reference is not None:
         _check_pair(before, after, reference, target)
     sha256 = {
@@ -122,24 +122,35 @@ def _check_pair(
     before: Pretrained, after: Pretrained, reference: str, target: str
 ) -> None:
     """Refuse models that cannot be compared token by token, or are the same."""
-    if before.config.vocab_size != after.config.vocab_size:
-        raise InputError(
-            f"the reference {reference} has {before.config.vocab_size} vocabulary "
-            f"entries, the target {target} has {after.config.vocab_size}; both must "
-            "share one vocabulary: pass the model that the target was fine-tuned from"
-        )
-    check_vocabulary(before.tokenizer, before.config.vocab_size)
-    if before.tokenizer.get_vocab() != after.tokenizer.get_vocab():
-        raise InputError(
-            f"the tokenizers of {reference} and {target} differ; both models must "
-            "share one tokenizer: pass the model that the target was fine-tuned from"
-        )
+    shared = min(before.config.vocab_size, after.config.vocab_size)
+    names = (reference, target)
+    check_agreement(before.tokenizer, after.tokenizer, names, shared)
+    if (note := vocabulary_note(vocabularies(before, after))) is not None:
+        log.info("%s", note)
     if _equal(before.params, after.params):
         raise InputError(
             f"the target {target} has the same weights as the reference {reference}: "
             "no text can look trained on; pass the model that the target was "
             "fine-tuned from as the reference"
         )
+
+
+def vocabularies(before: Pretrained | None, after: Pretrained) -> dict[str, int]:
+    """Ids that each model embeds, the target's first."""
+    sizes = {"target": after.config.vocab_size}
+    return sizes if before is None else {**sizes, "reference": before.config.vocab_size}
+
+
+def vocabulary_note(sizes: Mapping[str, int]) -> str | None:
+    """A sentence about models with different numbers of ids; None if they are equal."""
+    if len(set(sizes.values())) < 2:
+        return None
+    return (
+        f"The target has {sizes['target']} token ids and the reference "
+        f"{sizes['reference']}: ranks and comparisons of the two are over the "
+        f"{min(sizes.values())} that both have, each model's log-probabilities over "
+        "all of its own."
+    )
 
 
 def _equal(one: Params, other: Params) -> bool:
@@ -255,6 +266,7 @@ def score_texts(
     )
     tokenizer = pair.target.tokenizer
     cut: Any = {"side": side, "bos": bos}
+    sizes = vocabularies(pair.reference, pair.target)
     scores: list[dict[str, np.ndarray]] = []
     tokens: list[np.ndarray] = []
     words: list[str] = []
@@ -266,6 +278,10 @@ def score_texts(
             encoded = encode(given, tokenizer, length=length, score=score, **cut)
             block = scored_texts(given, encoded, tokenizer)
             lower = lower_case(given, encoded, tokenizer, **cut)
+            names = [text.id for text in texts[start : start + BLOCK]]
+            encoded = fit_vocabulary(encoded, tokenizer, names, sizes)
+            own = {"target": sizes["target"]}
+            lower = fit_vocabulary(lower, tokenizer, names, own)
             statistics, features, mask = extractor(encoded)
             found: dict[str, Any] = {}
             if attack is not None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from lt_mia_jax.checkpoints.pretrained import save_pretrained as save_pretrained
     from lt_mia_jax.checkpoints.pretrained import tokenizer_of as tokenizer_of
     from lt_mia_jax.checkpoints.pretrained import weights_sha256 as weights_sha256
+    from lt_mia_jax.checkpoints.tokenizer import check_agreement as check_agreement
+    from lt_mia_jax.checkpoints.tokenizer import fit_vocabulary as fit_vocabulary
     from lt_mia_jax.checkpoints.tokenizer import load_tokenizer as load_tokenizer
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

@@ -197,13 +197,15 @@ def read_gguf_config(reader: GgufReader) -> dict[str, Any]:
     kind = meta.get("rope.scaling.type", "linear")
     factor = meta.get("rope.scaling.factor") or meta.get("rope.scale_linear") or 1.0
     scaled = kind != "none" and (kind, factor) != ("linear", 1.0)
+    # Rows may be padded beyond the tokens; fewer are a mistake, which the loader finds.
     rows = [reader.shape(n)[0] for n in names if n == "model.embed_tokens.weight"]
+    rows += [x for x in (meta.get("vocab_size"),) if type(x) is int]
     return {
         "model_type": "llama",
         **{field: meta[name] for name, field in FIELDS.items()},
         "num_key_value_heads": meta["attention.head_count_kv"],
         "head_dim": head_dim,
-        "vocab_size": meta.get("vocab_size", *rows),
+        "vocab_size": max(rows, default=None),
         "rope_theta": meta.get("rope.freq_base", 10000.0),
         "rope_scaling": {"rope_type": kind, "factor": factor} if scaled else None,
         "attention_bias": any(re.search(r"self_attn\..*bias", name) for name in names),

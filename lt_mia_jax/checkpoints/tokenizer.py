@@ -1,13 +1,19 @@
-"""The tokenizer in a model directory."""
+"""The tokenizer in a model directory, and whether it fits models and texts."""
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from lt_mia_jax.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+E = TypeVar("E", bound=Any)
+"""A NamedTuple with `input_ids` and `attention_mask`."""
 
 SENTENCEPIECE = "tokenizer.model"
 COMPLETE = ("tokenizer.json", "vocab.json")
@@ -69,3 +75,60 @@ def _check_sentencepiece(path: Path) -> None:
             "expected a SentencePiece model; put the tokenizer.json of the model "
             "beside it"
         ) from error
+
+
+def fit_vocabulary(
+    encoded: E, tokenizer: Any, ids: Sequence[str], sizes: Mapping[str, int]
+) -> E:
+    """Encoded texts of which models can take every token.
+
+    A tokenizer may have tokens beyond a model's embedding, such as an added `<pad>`, as
+    long as no text has them. As padding they become id 0, which is masked.
+
+    Args:
+      encoded: token ids and mask of the texts.
+      tokenizer: it made them.
+      ids: names of the texts.
+      sizes: number of ids that each model embeds, by what messages call it.
+
+    Raises:
+      InputError: a text has a token that a model lacks.
+    """
+    model, limit = min(sizes.items(), key=lambda item: item[1])
+    tokens, real = encoded.input_ids, encoded.attention_mask != 0
+    beyond = tokens >= limit
+    if not beyond.any():
+        return encoded
+    if (beyond & real).any():
+        row, column = np.argwhere(beyond & real)[0].tolist()
+        token = int(tokens[row, column])
+        raise InputError(
+            f"text {ids[row]} has the token {tokenizer.convert_ids_to_tokens(token)!r} "
+            f"with id {token}, but the {model} embeds only {limit} ids (0 to "
+            f"{limit - 1}); leave that text out, or use the tokenizer and models that "
+            "belong together"
+        )
+    return encoded._replace(input_ids=np.where(beyond, 0, tokens).astype(tokens.dtype))
+
+
+def check_agreement(one: Any, other: Any, names: tuple[str, str], limit: int) -> None:
+    """Refuse tokenizers that do not give the ids below `limit` to the same tokens.
+
+    Ids that only one of them has do not count.
+
+    Raises:
+      InputError: they differ; names the first id.
+    """
+    first, second = one.get_vocab(), other.get_vocab()
+    if first == second:
+        return
+    tokens = {number: token for token, number in first.items() if number < limit}
+    both = [(n, token) for token, n in second.items() if n in tokens]
+    differ = [(n, tokens[n], token) for n, token in both if tokens[n] != token]
+    if differ or not both:
+        number, left, right = min(differ, default=(0, None, None))
+        raise InputError(
+            f"the tokenizers of {names[0]} and {names[1]} differ: id {number} is "
+            f"{left!r} in one and {right!r} in the other; both models must share one "
+            "tokenizer: pass the model that the target was fine-tuned from"
+        )

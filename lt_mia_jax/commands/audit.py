@@ -42,8 +42,9 @@ class Audit:
     """Number of logits (vocab_size in the model's config.json), where the files of
     statistics do not say it; the learned attack scales ranks by it."""
     texts: Path
-    """Texts with `text` and optional `id`, `label` (1 member, 0 non-member): .jsonl,
-    .jsonl.gz, .csv, .parquet, a folder of .txt files, or hub:NAME:CONFIG:SPLIT."""
+    """Rows with `text` (or `messages`, or `prompt` and `completion`) and optional `id`,
+    `label` (1 member, 0 non-member): a .jsonl, .jsonl.gz, .csv or .parquet file, a
+    folder of .txt files, or hub:NAME:CONFIG:SPLIT."""
     out: Path
     """Folder for the results."""
     attack: Source = "shipped"

@@ -32,8 +32,8 @@ class Extract:
     target: Source
     """The fine-tuned model: a Hugging Face directory, a PEFT adapter, or a hub id."""
     members: Path
-    """Texts that the target was fine-tuned on: .jsonl, .jsonl.gz, .csv, .parquet, a
-    folder of .txt files, or hub:NAME:CONFIG:SPLIT."""
+    """Texts that the target was fine-tuned on: a .jsonl, .jsonl.gz, .csv or .parquet
+    file, a folder of .txt files, or hub:NAME:CONFIG:SPLIT."""
     nonmembers: Path
     """Texts drawn like the members that it never saw."""
     out: Path

@@ -44,8 +44,8 @@ class Finetune:
     """The base model: a Hugging Face directory, a PEFT adapter (which is merged), or a
     hub id."""
     texts: Path
-    """The fine-tuning data: .jsonl, .jsonl.gz, .csv, .parquet, a folder of .txt files,
-    or hub:NAME:CONFIG:SPLIT."""
+    """The fine-tuning data: a .jsonl, .jsonl.gz, .csv or .parquet file, a folder
+    of .txt files, or hub:NAME:CONFIG:SPLIT."""
     out: Path
     """Folder of the fine-tuned model; training state goes to its `training` folder."""
     validation: Path | None = None
@@ -90,10 +90,10 @@ def run(config: Finetune) -> None:
     from lt_mia_jax.audit.scoring import warn_of_intervention
     from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
     from lt_mia_jax.checkpoints.adapters.export import clear_adapter, save_adapter
+    from lt_mia_jax.checkpoints.tokenizer import fit_vocabulary
     from lt_mia_jax.data.chat.rendering import check_responses
     from lt_mia_jax.data.texts import write_texts
     from lt_mia_jax.data.tokenize import (
-        check_vocabulary,
         describe_beginning,
         encode,
         flag_texts,
@@ -107,10 +107,9 @@ def run(config: Finetune) -> None:
     executor = config.devices.make()
     warn_of_intervention(config.model)
     config_, params, tokenizer = load_pretrained(config.model, mesh=executor.mesh)
-    check_vocabulary(tokenizer, config_.vocab_size)
     state = config.out / "training"
     log.info("%d texts to train on, %d to validate", len(train), len(validation))
-    log.info("%s", describe_beginning(tokenizer, config.bos))
+    log.info("%s", describe_beginning(tokenizer, config.bos, train[0].content))
     cut: Any = {name: getattr(config, name) for name in ENCODED}
     encoded = [
         encode([text.content for text in texts], tokenizer, **cut)
@@ -118,6 +117,12 @@ def run(config: Finetune) -> None:
     ]
     for each in encoded:
         check_responses(flag_texts(each), config.length)
+    encoded = [
+        fit_vocabulary(
+            each, tokenizer, [x.id for x in texts], {"model": config_.vocab_size}
+        )
+        for each, texts in zip(encoded, (train, validation), strict=True)
+    ]
     result = finetune(
         LanguageModel(config_),
         params,

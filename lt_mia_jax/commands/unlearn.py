@@ -40,8 +40,8 @@ class Unlearn:
     hub id. If it already carries an MRP projection, another `--method mrp` run extends
     it."""
     forget: Path
-    """Texts to forget, `question` and `answer`, or `text`: .jsonl, .jsonl.gz, .csv,
-    .parquet, a folder of .txt files, or hub:NAME:CONFIG:SPLIT."""
+    """Texts to forget, `question` and `answer`, or `text`: a .jsonl, .jsonl.gz, .csv
+    or .parquet file, a folder of .txt files, or hub:NAME:CONFIG:SPLIT."""
     out: Path
     """Folder of the new model; checkpoints go to its `training` folder."""
     retain: Path | None = None

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from lt_mia_jax.data.texts import write_texts as write_texts
     from lt_mia_jax.data.texts import zlib_length as zlib_length
     from lt_mia_jax.data.tokenize import Encoded as Encoded
-    from lt_mia_jax.data.tokenize import check_vocabulary as check_vocabulary
     from lt_mia_jax.data.tokenize import encode as encode
     from lt_mia_jax.data.tokenize import scored_texts as scored_texts
     from lt_mia_jax.data.tokenize import train_bpe as train_bpe

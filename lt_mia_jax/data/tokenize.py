@@ -10,7 +10,7 @@ import numpy as np
 
 from lt_mia_jax.arrays import Bool, Int, UInt
 from lt_mia_jax.data.chat.rendering import NO_RESPONSE, Piece, render
-from lt_mia_jax.data.chat.rows import Chat
+from lt_mia_jax.data.chat.rows import Chat, Messages
 from lt_mia_jax.data.jsonl import well_formed
 from lt_mia_jax.errors import InputError
 
@@ -185,8 +185,10 @@ def beginning(tokenizer: Any, bos: Bos = "auto") -> list[int]:
     return [token] if bos == "yes" or (added and not own) else []
 
 
-def describe_beginning(tokenizer: Any, bos: Bos) -> str:
-    """A sentence that says whether texts begin with a beginning-of-text token."""
+def describe_beginning(tokenizer: Any, bos: Bos, like: str | Chat = "") -> str:
+    """A sentence that says whether texts such as `like` begin with such a token."""
+    if bos == "auto" and isinstance(like, Messages):
+        return "Conversations begin as the chat template writes them (--bos auto)."
     why = "as the tokenizer does it" if bos == "auto" else "as asked for"
     if beginning(tokenizer, bos):
         return (
@@ -311,21 +313,6 @@ def flag_texts(encoded: Encoded) -> list[list[str]]:
             flags.append("truncated")
         rows.append(flags)
     return rows
-
-
-def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
-    """Refuse a tokenizer with ids beyond the model's embedding.
-
-    Raises:
-      InputError: the highest id is not below `vocab_size`; names its token.
-    """
-    token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    if highest >= vocab_size:
-        raise InputError(
-            f"the tokenizer has token {token!r} with id {highest} but the model "
-            f"embeds only {vocab_size} ids (0 to {vocab_size - 1}); use the tokenizer "
-            "that the model was saved with"
-        )
 
 
 def train_bpe(

@@ -16,6 +16,7 @@ from jaxtyping import Float, Integer
 
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.checkpoints import Pretrained
+from lt_mia_jax.checkpoints.tokenizer import fit_vocabulary
 from lt_mia_jax.data.chat.rendering import check_responses
 from lt_mia_jax.data.chat.rows import Chat
 from lt_mia_jax.data.jsonl import well_formed
@@ -78,8 +79,8 @@ def extract(
     say where the features come from: name, target, reference, corpus, fingerprint.
 
     Raises:
-      InputError: columns of unequal length, different vocabularies, a token outside
-        the vocabulary, logits that are not finite, or a folder with another store.
+      InputError: columns of unequal length, a token outside the vocabulary that both
+        models have, logits that are not finite, or a folder with another store.
     """
     config = ExtractConfig() if config is None else config
     n, length = encoded.input_ids.shape
@@ -163,7 +164,7 @@ def extract_texts(
     """
     # A chat template often comes with the target alone.
     tokenizer = target.tokenizer
-    log.info("%s", describe_beginning(tokenizer, bos))
+    log.info("%s", describe_beginning(tokenizer, bos, *texts[:1]))
     cut: Any = {"side": side, "bos": bos}
     encoded = encode(texts, tokenizer, length=length, score=score, **cut)
     lower = lower_case(texts, encoded, tokenizer, **cut) if lowercase else None
@@ -171,6 +172,14 @@ def extract_texts(
     flags = flag_texts(encoded)
     check_responses(flags, length)
     plain = [text if isinstance(text, str) else text.text for text in texts]
+    sizes = {
+        name: model.config.vocab_size
+        for name, model in (("target", target), ("reference", reference))
+    }
+    encoded = fit_vocabulary(encoded, tokenizer, ids, sizes)
+    if lower is not None:
+        own = {"target": sizes["target"]}
+        lower = fit_vocabulary(lower, tokenizer, ids, own)
     return extract(
         LanguageModel(target.config),
         target.params,
@@ -188,6 +197,8 @@ def extract_texts(
         meta={
             **meta,
             **_context(texts, encoded, tokenizer, score),
+            # Earlier versions refused models of which they differ.
+            **({"vocabularies": sizes} if len(set(sizes.values())) > 1 else {}),
             "fingerprint": text_fingerprint(ids),
             "contents": contents(map(Text, ids, plain, map(int, labels))),
         },

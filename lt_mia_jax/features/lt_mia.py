@@ -19,7 +19,7 @@ from lt_mia_jax.features.statistics import TokenStatistics, token_statistics
 )
 def lt_mia_features(
     target_logits: Float[Array | np.ndarray, "B T V"],
-    reference_logits: Float[Array | np.ndarray, "B T V"],
+    reference_logits: Float[Array | np.ndarray, "B T _"],
     input_ids: Integer[Array | np.ndarray, "B T"],
     attention_mask: Integer[Array | np.ndarray, "B T"]
     | Bool[Array | np.ndarray, "B T"],

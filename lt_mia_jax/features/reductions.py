@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lt_mia_jax.arrays import Array, Float, Int
+from lt_mia_jax.features import unshared
 from lt_mia_jax.features.layout import FeatureLayout
 
 _FARTHEST = 65504.0
@@ -28,13 +29,15 @@ def row_statistics(
     k: int,
     chunk: int,
     log_probabilities: bool,
+    rest: unshared.Rest = (),
 ) -> dict[str, Array]:
     """All statistics of N steps, by field name of `TokenStatistics`.
 
     Three passes: extremes and normalizers; means and ranks, which need them; variances
     around the means. `logits` are one or two float32 arrays (target, reference) without
     negative zeros, `true` the next tokens, `chunk` the vocabulary entries visited at a
-    time. With k = 0, `columns` are left out.
+    time. With k = 0, `columns` are left out. `rest` are entries that one model has
+    alone (`features.unshared`), empty where there are none.
     """
     pairwise = len(logits) == 2
     vocabulary = logits[0].shape[-1]
@@ -42,6 +45,9 @@ def row_statistics(
     # Without barriers the compiler merges a pass into the next and recomputes its
     # per-row results for every vocabulary entry (8 times slower on a CPU).
     lse, tops, bottom = lax.optimization_barrier(_extremes(logits, max(k, 1), chunk))
+    shared = lse
+    if rest:
+        lse = lax.optimization_barrier(unshared.normalizers(shared, rest))
 
     queries = [[z[:, None]] for z in z_true]
     differences: list[Array] = []
@@ -59,7 +65,11 @@ def row_statistics(
     joined = [jnp.concatenate(q, axis=1) for q in queries]
     sums, counts = lax.optimization_barrier(_moments(logits, lse, joined, chunk))
     ranks = [1 + count for count in counts]
+    if rest:
+        sums = lax.optimization_barrier(unshared.with_rest(sums, shared, lse, rest))
     variances = _variances(logits, lse, sums, chunk)
+    if rest:
+        variances = unshared.with_rest(variances, shared, lse, rest, sums)
 
     found = {
         "target_log_prob": z_true[0] - lse[0],

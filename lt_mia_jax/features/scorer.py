@@ -82,22 +82,15 @@ class StatisticsExtractor:
         """Place both models on the devices; no executor takes all.
 
         Without a reference, everything that compares with it is left out. Parameters
-        may be on the host or on a device.
-
-        Raises:
-          InputError: the models' vocabularies differ.
+        may be on the host or on a device. What compares the models is over the ids
+        that both have.
         """
         self.config = ExtractConfig() if config is None else config
         self.executor = make_executor() if executor is None else executor
-        self.vocab_size = _vocabulary(target_model, target_params)
+        self._own = self.vocab_size = _vocabulary(target_model, target_params)
         if reference_model is not None:
             other = _vocabulary(reference_model, reference_params)
-            if other != self.vocab_size:
-                raise InputError(
-                    f"the target predicts {self.vocab_size} tokens and the reference "
-                    f"{other}; both must share one tokenizer: pass the model that the "
-                    "target was fine-tuned from"
-                )
+            self.vocab_size = min(self._own, other)
         self._target, self._reference = target_model, reference_model
         self._target_params = self.executor.place(target_params)
         self._reference_params = self.executor.place(reference_params)
@@ -141,7 +134,8 @@ class StatisticsExtractor:
         """
         texts, length = encoded.input_ids.shape
         names = [f"number {n + 1}" for n in range(texts)] if ids is None else ids
-        self._check_tokens(encoded, names)
+        known = self._own if target_only else self.vocab_size
+        self._check_tokens(encoded, names, min(self.config.vocab_size or known, known))
         if plan is None:
             if jax.process_count() > 1:
                 raise InputError(
@@ -236,16 +230,16 @@ class StatisticsExtractor:
                 )
         return host
 
-    def _check_tokens(self, encoded: Encoded, names: Sequence[str]) -> None:
+    def _check_tokens(self, encoded: Encoded, names: Sequence[str], limit: int) -> None:
         tokens = np.asarray(encoded.input_ids)
         real = np.asarray(encoded.attention_mask) != 0
-        limit = self.config.vocab_size or self.vocab_size
-        wrong = ((tokens < 0) | (tokens >= min(limit, self.vocab_size))) & real
+        wrong = ((tokens < 0) | (tokens >= limit)) & real
         if wrong.any():
             row, column = np.argwhere(wrong)[0].tolist()
             raise InputError(
                 f"text {names[row]} has token {tokens[row, column]} but the "
-                f"models predict ids below {limit}; use the tokenizer of these models"
+                f"models predict ids below {limit}; use the tokenizer of these models, "
+                "or leave that text out"
             )
 
 

@@ -112,11 +112,14 @@ def token_statistics(
     Ranks count strictly greater logits, so tied tokens share the best rank; the lists
     of largest and smallest logits take the lowest index first among equals. What
     stands on padding, NaN included, never reaches the result. A NaN or infinity on a
-    valid step does, and ids outside the vocabulary give NaN.
+    valid step does, and ids outside the shared vocabulary give NaN.
 
     Args:
       target_logits: raw logits of the model under audit; step t scores token t + 1.
-      reference_logits: the same for the reference (of the same V), or None.
+      reference_logits: the same for the reference, or None. If one model has more
+        entries, such as rows added to its embedding, ranks, lists and cross moments
+        are over the first ones, which both have; each model's log-probabilities and
+        own moments are over all of its own.
       input_ids: token ids, right-padded.
       attention_mask: nonzero on real tokens, an appended end token included.
       k: length of the LT-MIA lists; 0 leaves `columns` out.
@@ -129,7 +132,7 @@ def token_statistics(
         of the embedding. The published features keep them.
 
     Raises:
-      InputError: the vocabularies differ, or k does not fit (at trace time).
+      InputError: k does not fit (at trace time).
 
     Example:
       >>> import jax
@@ -148,7 +151,10 @@ def token_statistics(
     logits = [jnp.asarray(target_logits)]
     if reference_logits is not None:
         logits.append(jnp.asarray(reference_logits))
-    vocabulary = _check(logits, k, vocab_size)
+    widths = [min(vocab_size or x.shape[-1], x.shape[-1]) for x in logits]
+    vocabulary = min(widths)
+    if not 0 <= k <= vocabulary:
+        raise InputError(f"k is {k}; expected 0 <= k <= {vocabulary} (vocabulary)")
     ids = jnp.asarray(input_ids).astype(jnp.int32)
     valid = jnp.pad(jnp.asarray(attention_mask)[:, 1:] != 0, ((0, 0), (0, 1)))
     following = jnp.where(valid, jnp.pad(ids[:, 1:], ((0, 0), (0, 1))), 0)
@@ -160,17 +166,28 @@ def token_statistics(
     rows = batch * per_block
     chunk = min(vocab_chunk or vocabulary, vocabulary)
 
+    def block(x: Array, start: Array, first: int, last: int) -> Array:
+        size = (batch, per_block, last - first)
+        piece = lax.dynamic_slice(x, (0, start, first), size)
+        return piece.reshape(rows, last - first).astype(jnp.float32)
+
     def visit(start: Array) -> dict[str, Array]:
-        pieces = [
-            lax.dynamic_slice(x, (0, start, 0), (batch, per_block, vocabulary))
-            .reshape(rows, vocabulary)
-            .astype(jnp.float32)
-            for x in logits
+        pieces = [block(x, start, 0, vocabulary) for x in logits]
+        rest = [
+            block(x, start, vocabulary, width) if width > vocabulary else None
+            for x, width in zip(logits, widths, strict=True)
         ]
         # top_k would order -0 below 0; here they tie.
         pieces = [jnp.where(x == 0, 0.0, x) for x in pieces]
         true = lax.dynamic_slice_in_dim(following, start, per_block, axis=1)
-        found = row_statistics(pieces, true.reshape(rows), k, chunk, log_probabilities)
+        found = row_statistics(
+            pieces,
+            true.reshape(rows),
+            k,
+            chunk,
+            log_probabilities,
+            rest if max(widths) > vocabulary else (),
+        )
         return {n: x.reshape(batch, per_block, *x.shape[1:]) for n, x in found.items()}
 
     found = _over_steps(visit, steps, per_block)
@@ -182,19 +199,6 @@ def token_statistics(
     return TokenStatistics(
         input_ids=ids, valid=valid, **{name: clean(x) for name, x in found.items()}
     )
-
-
-def _check(logits: list[Array], k: int, vocab_size: int | None) -> int:
-    sizes = [x.shape[-1] for x in logits]
-    if len(set(sizes)) > 1:
-        raise InputError(
-            f"the target has {sizes[0]} logits a step and the reference {sizes[1]}; "
-            "both models must share one tokenizer and vocabulary"
-        )
-    vocabulary = min(vocab_size or sizes[0], sizes[0])
-    if not 0 <= k <= vocabulary:
-        raise InputError(f"k is {k}; expected 0 <= k <= {vocabulary} (vocabulary)")
-    return vocabulary
 
 
 def _over_steps(visit: Any, steps: int, per_block: int) -> dict[str, Array]:

@@ -11,9 +11,9 @@ from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
 from lt_mia_jax.checkpoints.adapters.export import clear_adapter
 from lt_mia_jax.checkpoints.gguf import is_gguf
 from lt_mia_jax.checkpoints.pretrained import located
+from lt_mia_jax.checkpoints.tokenizer import fit_vocabulary
 from lt_mia_jax.data.answers import AnswerTemplate, EncodedAnswers, encode_answers
 from lt_mia_jax.data.questions import Question, check_disjoint, read_questions
-from lt_mia_jax.data.tokenize import check_vocabulary
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor, fetch, is_primary, wait_for_all
 from lt_mia_jax.files import write_json
@@ -87,7 +87,6 @@ def load_model(name: str, executor: Executor) -> KnownModel:
       InputError: the model or its tokenizer cannot be used.
     """
     config, params, tokenizer = load_pretrained(name, mesh=executor.mesh)
-    check_vocabulary(tokenizer, config.vocab_size)
     whole, _ = located(name)
     edit = None if is_gguf(whole) else load_intervention(whole, config)
     return KnownModel(name, LanguageModel(config), params, tokenizer, edit)
@@ -117,9 +116,11 @@ def unlearn_and_save(
     """
 
     def encode(rows: list[Question]) -> EncodedAnswers:
-        return encode_answers(
+        found = encode_answers(
             rows, known.tokenizer, max_length=length, template=template
         )
+        sizes = {"model": known.model.config.vocab_size}
+        return fit_vocabulary(found, known.tokenizer, [x.name for x in rows], sizes)
 
     result = unlearn(
         known.model,

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from lt_mia_jax.arrays import Array, Params
+from lt_mia_jax.checkpoints.tokenizer import fit_vocabulary
 from lt_mia_jax.data.answers import AnswerTemplate, EncodedAnswers, encode_answers
 from lt_mia_jax.data.jsonl import well_formed
 from lt_mia_jax.data.questions import Question
@@ -56,6 +57,9 @@ class EvaluatedModel(NamedTuple):
         found = encode_answers(
             rows, self.tokenizer, max_length=self.length, template=self.template
         )
+        sizes = {"model": self.model.config.vocab_size}
+        names = [row.name for row in rows]
+        found = fit_vocabulary(found, self.tokenizer, names, sizes)
         longest = int(found.attention_mask.sum(axis=1, dtype=np.int64).max(initial=1))
         most = min(self.length, self.model.config.context)
         return found.narrowed(max(longest, min(-(-longest // STEP) * STEP, most)))

@@ -146,6 +146,12 @@ def verify(
             return None
         config, params, tokenizer = load_pretrained(name)
         _check_tokens(name, role, tokenizer, before.tokenizer)
+        wanted = before.model.config.vocab_size
+        if role != "reference" and config.vocab_size != wanted:
+            raise InputError(
+                f"--{role.replace('_', '-')} {name}: has {config.vocab_size} token "
+                f"ids, --model has {wanted}; expected a model of the same size"
+            )
         whole, _ = located(name)
         edit = None if is_gguf(whole) else load_intervention(whole, config)
         return before._replace(

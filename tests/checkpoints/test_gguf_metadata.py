@@ -116,3 +116,21 @@ def test_another_architecture_or_a_part(write):
     refused(write(config, arch="gpt2"), "architecture 'gpt2'.*supported is 'llama'")
     path = write(config, change=lambda meta, _: meta.update({"split.count": 3}))
     refused(path, "in 3 file.*llama-gguf-split --merge")
+
+
+def test_rows_beyond_the_tokens_are_embedded_too(write):
+    def change(metadata, tensors):
+        metadata["llama.vocab_size"] -= 3
+
+    config = configs()["llama"]
+    found, loaded = load_model(write(config, change=change))
+    assert found == config
+    same_bits(random_params(config), loaded)
+
+
+def test_fewer_rows_than_tokens_are_a_mistake(write):
+    def change(metadata, tensors):
+        metadata["llama.vocab_size"] += 3
+
+    path = write(configs()["llama"], change=change)
+    refused(path, r"embed_tokens.weight is \[23, 16\] instead of \[26, 16\]")

@@ -3,13 +3,17 @@
 import io
 import json
 
+import numpy as np
 import pytest
 from model_zoo import configs, random_params
 
 from lt_mia_jax.checkpoints import load_pretrained, save_pretrained, tokenizer_of
-from lt_mia_jax.data.tokenize import train_bpe
+from lt_mia_jax.checkpoints.tokenizer import check_agreement, fit_vocabulary
+from lt_mia_jax.data.tokenize import encode, train_bpe
 from lt_mia_jax.errors import InputError
 
+MANY = ["the quick brown fox jumps over the lazy dog, members and non-members"] * 9
+MANY += ["of the training data, the training data, or not to be found there"] * 9
 TEXTS = ["one two three four five six seven " * 9]
 
 
@@ -118,3 +122,34 @@ def test_tokenizer_json_is_read_before_older_files(saved):
     (saved / "merges.txt").write_text(merges)
     assert other("one two").input_ids != expected
     assert tokenizer_of(saved)("one two").input_ids == expected
+
+
+def padded(vocab_size=300):
+    tokenizer = train_bpe(MANY, vocab_size=vocab_size)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    return tokenizer
+
+
+def test_tokens_beyond_a_model_are_refused_in_texts_alone():
+    tokenizer = padded()
+    encoded = encode([MANY[0], "short"], tokenizer, length=8)
+    assert encoded.input_ids.max() == 300
+    sizes = {"target": 301, "reference": 300}
+    found = fit_vocabulary(encoded, tokenizer, ["a", "b"], sizes)
+    real = encoded.attention_mask != 0
+    np.testing.assert_array_equal(found.input_ids[real], encoded.input_ids[real])
+    assert (found.input_ids[~real] == 0).all()
+    assert fit_vocabulary(encoded, tokenizer, ["a", "b"], {"target": 301}) is encoded
+    encoded = encode(["short", "with <pad>"], tokenizer, length=8)
+    expected = r"text b has the token '<pad>' with id 300, but the reference .* 300 ids"
+    with pytest.raises(InputError, match=expected):
+        fit_vocabulary(encoded, tokenizer, ["a", "b"], sizes)
+
+
+def test_tokenizers_agree_on_the_ids_that_both_have():
+    plain, more = train_bpe(MANY, vocab_size=300), padded()
+    for one, other in ((plain, more), (more, plain), (plain, plain)):
+        check_agreement(one, other, ("m", "n"), 300)
+    other = train_bpe(["quite another language " * 9], vocab_size=290)
+    with pytest.raises(InputError, match=r"of m and n differ: id \d+ is '.*' in one"):
+        check_agreement(plain, other, ("m", "n"), 290)

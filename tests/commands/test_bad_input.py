@@ -119,22 +119,23 @@ MODELS = {
     "no tokenizer": (no_tokenizer, ["tokenizer"]),
     "other vocabulary": (
         lambda world, path: save_other(path, 270, 270),
-        ["300", "270", "vocabulary"],
+        ["tokenizers", "differ", "id"],
     ),
     "tokenizer beyond the embedding": (
         lambda world, path: (
             shutil.copytree(world.target, path),
-            train_bpe(["many different words " * 9] * 9, vocab_size=300),
             _grow_tokenizer(path),
         ),
-        ["id", "300"],
+        ["'1-'", "id 300", "300 ids"],
     ),
 }
 
 
 def _grow_tokenizer(path):
     content = json.loads((path / "tokenizer.json").read_text())
-    content["model"]["vocab"]["zzzz"] = 5000
+    token = {"id": 300, "content": "1-", "special": False, "normalized": False}
+    token |= {"single_word": False, "lstrip": False, "rstrip": False}
+    content["added_tokens"].append(token)
     (path / "tokenizer.json").write_text(json.dumps(content))
 
 

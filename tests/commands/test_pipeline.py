@@ -160,6 +160,6 @@ def test_commands_teach(capsys):
         assert stopped.value.code == 0
         assert "--out" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stopped:
-        main(["audit", "--refrence", "x"])
+        main(["audit", "--txts", "x"])
     assert stopped.value.code == 2
-    assert "--reference" in capsys.readouterr().err
+    assert "--texts" in capsys.readouterr().err

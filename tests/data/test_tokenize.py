@@ -6,7 +6,6 @@ from lt_mia_jax.data.tokenize import (
     SHORT,
     Encoded,
     beginning,
-    check_vocabulary,
     describe_beginning,
     encode,
     flag_texts,
@@ -188,20 +187,6 @@ def test_bpe_of_too_little_text_warns(caplog):
     assert "of 500 BPE tokens" in caplog.text
     with pytest.raises(InputError, match="at least 257"):
         train_bpe(TRAINING, vocab_size=256)
-
-
-def test_check_vocabulary(tokenizer):
-    check_vocabulary(tokenizer, 300)
-    check_vocabulary(tokenizer, 1_000)
-    with pytest.raises(InputError, match=r"id 299 .* only 299 ids"):
-        check_vocabulary(tokenizer, 299)
-
-
-def test_check_vocabulary_sees_added_tokens():
-    tokenizer = train_bpe(TRAINING, vocab_size=300)
-    tokenizer.add_special_tokens({"pad_token": "<pad>"})
-    with pytest.raises(InputError, match="<pad>"):
-        check_vocabulary(tokenizer, 300)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

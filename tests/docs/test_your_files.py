@@ -12,6 +12,7 @@ import pytest
 import tiny_world
 from adapter_files import modules_of, write_adapter
 from chat_tokenizer import by_offsets, chat_tokenizer, conversation, save_pair
+from resized_models import resized
 from served_model import Served, serving
 
 from lt_mia_jax.checkpoints.tokenizer import load_tokenizer
@@ -97,6 +98,12 @@ def test_beginning_of_text_tokens(home):
     assert (root / "runs" / "bos" / "report.html").exists()
 
 
+def link(root, world) -> None:
+    for name in ("members", "nonmembers"):
+        (root / f"{name}.jsonl").symlink_to(root / "world" / f"{name}.jsonl")
+    (root / "texts.jsonl").symlink_to(world.others)
+
+
 def run(section: str, server: str = "", length: list[str] = LENGTH) -> None:
     for verb, *arguments in commands(section):
         if server and "--server" in arguments:
@@ -141,12 +148,19 @@ def test_other_file_formats(home):
 def test_a_lora_adapter(home):
     root, world = home
     write_adapter(root / "my-adapter", "my-base", modules_of(world.base, "c_attn"))
-    for name, path in (("texts", world.mixed), ("nonmembers", world.others)):
-        (root / f"{name}.jsonl").symlink_to(path)
-    (root / "members.jsonl").symlink_to(world.members)
+    link(root, world)
     run("A LoRA adapter")
     written = root / "my-tuned" / "adapter" / "adapter_model.safetensors"
     assert written.is_file()
+
+
+def test_a_resized_vocabulary(home):
+    root, world = home
+    resized(world.target, root / "my-resized", 1, "<pad>")
+    link(root, world)
+    run("A resized vocabulary")
+    notes = json.loads((root / "runs/resized/summary.json").read_text())["notes"]
+    assert any("301 token ids and the reference 300" in note for note in notes)
 
 
 def test_served_models(home):

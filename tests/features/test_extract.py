@@ -224,10 +224,25 @@ def test_other_inputs_are_refused(store):
     assert FeatureStore.open(store.path).n == N
 
 
-def test_vocabularies_must_agree():
+def test_models_share_the_first_ids():
     small = Bigram(30)
-    with pytest.raises(InputError, match="37 tokens and the reference 30"):
-        StatisticsExtractor(MODEL, TARGET, small, small.init(0), CONFIG)
+    scorer = StatisticsExtractor(MODEL, TARGET, small, small.init(0), CONFIG)
+    encoded = draw()
+    with pytest.raises(InputError, match=r"text x has token 3\d but .* below 30"):
+        scorer(encoded, ids="x" * N)
+    scorer.statistics(encoded, target_only=True)
+    encoded = encoded._replace(input_ids=encoded.input_ids % 30)
+    found, features, _ = scorer(encoded)
+    expected = token_statistics(
+        MODEL.apply(TARGET, encoded.input_ids),
+        small.apply(small.init(0), encoded.input_ids),
+        encoded.input_ids,
+        encoded.attention_mask,
+        k=CONFIG.k,
+    )
+    assert features.shape == (N, LENGTH, 7 * CONFIG.k + 14)
+    for name, one, other in zip(found._fields, found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 def test_tokens_outside_the_vocabulary(tmp_path):

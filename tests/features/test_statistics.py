@@ -226,8 +226,8 @@ def test_vmap_and_half_precision():
 
 def test_user_mistakes():
     target, reference, ids, attention = draw()
-    with pytest.raises(InputError, match="83 logits a step and the reference 80"):
-        token_statistics(target, reference[..., :80], ids, attention)
+    with pytest.raises(InputError, match="k is 81"):
+        token_statistics(target, reference[..., :80], ids, attention, k=81)
     with pytest.raises(InputError, match="k is 84"):
         token_statistics(target, reference, ids, attention, k=84)
 

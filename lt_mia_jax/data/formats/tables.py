@@ -18,8 +18,8 @@ HUB = "hub:"
 """Begins the name of a data set of the hub: `hub:NAME[:CONFIG[:SPLIT]]`."""
 TEXT_FIELDS = ("messages", "prompt", "question")
 """Columns that may stand in the place of the one with texts."""
-_BATCH = 1024
-_BATCH_BYTES = 2**30
+_FEWEST, _BATCH = 8, 1024
+_BATCH_BYTES = 2**29
 _KEPT = ("text", "answer", "completion", "prompt", "question")
 """Columns whose empty cells are empty texts; elsewhere they are absent values."""
 _LABELS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
@@ -123,30 +123,44 @@ def parquet_rows(path: Path, column: str) -> Iterator[Row]:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
-    number, unpacked = 0, 0
+    number, unpacked, bytes_on_disk = 0, 0, 0
     with open_regular(path) as file:
         try:
+            bytes_on_disk = path.stat().st_size
             found = ParquetFile(file)
             _check_columns(path, found.schema_arrow.names, column)
             about = found.metadata
             groups = [about.row_group(n) for n in range(about.num_row_groups)]
             largest = max([1, *(group.total_byte_size for group in groups)])
             # No value is larger than its group, so that a batch stays in memory.
-            size = max(1, min(_BATCH, _BATCH_BYTES // largest))
+            size = max(_FEWEST, min(_BATCH, _BATCH_BYTES // largest))
             for batch in found.iter_batches(batch_size=size):
-                unpacked += batch.nbytes
-                if streams.is_too_much(unpacked, path.stat().st_size):
+                # Of repeated values one may be kept: what is read out counts.
+                packed = streams.is_too_much(unpacked + batch.nbytes, bytes_on_disk)
+                for values in () if packed else batch.to_pylist():
+                    number += 1
+                    unpacked += _characters(values)
+                    if streams.is_too_much(unpacked, bytes_on_disk):
+                        packed = True
+                        break
+                    yield Row(values, f"{path}: row {number}", 0)
+                if packed:
                     raise InputError(
                         f"{path}: unpacks to more than {streams.RATIO} times its size, "
                         "which no texts do; expected a file of texts"
                     )
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(values, f"{path}: row {number}", 0)
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(
                 f"{path}: not a readable Parquet file ({error}); get it again"
             ) from error
+
+
+def _characters(value: Any) -> int:
+    """Characters of all strings in a value."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    inner = value.values() if isinstance(value, dict) else value
+    return sum(map(_characters, inner)) if isinstance(inner, Iterable) else 0
 
 
 def _cells(names: list[str], cells: list[str], column: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@ import pytest
 from chat_tokenizer import (
     MARKED,
     TEMPLATE,
+    beginning_tokenizer,
     by_offsets,
     chat_tokenizer,
     conversation,
@@ -148,3 +149,21 @@ def test_scored_texts_and_lower_case_see_the_response_alone(side, tokenizer):
         assert context[0] == context[1]
         ends = [real(some, row)[0][-1] for some in (encoded, lower)]
         assert ends[0] == ends[1]
+
+
+def test_a_template_writes_the_beginning():
+    tokenizer = beginning_tokenizer(adds=False)
+    tokenizer.chat_template = "{{ bos_token }}" + TEMPLATE
+    messages = conversation(2)
+    ids, marks = by_offsets(tokenizer, messages)
+    chats, begin = [Messages(tuple(messages))], [tokenizer.bos_token_id]
+    for score, expected in [("response", marks), ("all", [True] * len(ids))]:
+        for length, side in [(400, "right"), (sum(marks) + 1, "left")]:
+            encoded = encode(chats, tokenizer, length=length, side=side, score=score)
+            kept = slice(-(length - 1), None) if side == "left" else slice(None)
+            assert real(encoded, 0) == ([*begin, *ids[kept]], [False, *expected[kept]])
+    assert real(encode(chats, tokenizer, length=400, bos="no"), 0) == (ids, marks)
+    tokenizer.chat_template = TEMPLATE
+    assert real(encode(chats, tokenizer, length=400), 0) == (ids, marks)
+    asked = encode(chats, tokenizer, length=400, bos="yes")
+    assert real(asked, 0) == ([*begin, *ids], [False, *marks])

@@ -126,6 +126,18 @@ def test_a_table_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
         read_texts(path)
 
 
+def test_repeated_values_count_as_often_as_they_stand_there(tmp_path, monkeypatch):
+    import pyarrow
+    from pyarrow import parquet
+
+    monkeypatch.setattr(streams, "LONGEST_LINE", 2**16)
+    column = pyarrow.DictionaryArray.from_arrays([0] * 2**12, ["a" * 2**12])
+    path = tmp_path / "t.parquet"
+    parquet.write_table(pyarrow.table({"text": column}), path)
+    with pytest.raises(InputError, match="more than 100 times its size"):
+        read_texts(path)
+
+
 @pytest.fixture
 def published(tmp_path):
     """A folder in the layout of a data set of the hub, which its library opens."""
