@@ -16,9 +16,15 @@ from typing import Annotated, Any
 import tyro
 
 from lt_mia_jax.configs import check_flags, flags
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import InputError, Unavailable
 from lt_mia_jax.outputs import writing
-from lt_mia_jax.process import exit_code, log_progress, use_machine
+from lt_mia_jax.process import (
+    UNAVAILABLE,
+    check_devices,
+    exit_code,
+    log_progress,
+    use_machine,
+)
 from lt_mia_jax.version import __version__
 
 DESCRIPTION = f"""lt-mia {__version__}: was this text in the fine-tuning data?
@@ -41,6 +47,9 @@ COMMANDS = {
     "doctor": "Doctor",
 }
 """Modules of `lt_mia_jax.commands`, each with a `run`, and their classes of flags."""
+
+WITHOUT_DEVICE = {"report", "benchmark"}
+"""Commands that compute nothing, and leave an accelerator to others."""
 
 
 def about(name: str) -> str:
@@ -124,7 +133,14 @@ def join(distributed: str) -> None:
     """Join the other processes of the run; only the first one reports progress."""
     from lt_mia_jax.executor import initialize, is_primary
 
-    initialize(distributed)
+    try:
+        initialize(distributed)
+    except Unavailable as error:
+        # A thread of JAX still waits, and would end an orderly exit with a crash.
+        sys.stderr.write(f"lt-mia: {error}\n")
+        sys.stderr.flush()
+        os._exit(UNAVAILABLE)
+    check_devices()
     if not is_primary():
         logging.getLogger("lt_mia_jax").setLevel(logging.WARNING)
 
@@ -160,6 +176,8 @@ def _run(arguments: list[str]) -> None:
     devices = getattr(config, "devices", None)
     if devices is not None:
         join(devices.distributed)
+    elif name not in WITHOUT_DEVICE:
+        check_devices()
     with contextlib.ExitStack() as stack:
         if hasattr(module, "WRITES"):  # others write one file, or none
             overwrite = config.writing.overwrite

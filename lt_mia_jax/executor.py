@@ -11,6 +11,8 @@ of every batch.
 """
 
 import dataclasses
+import socket
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -37,6 +39,9 @@ Kind = Literal["jit", "pmap", "single"]
 
 SHOWS_WITHIN = 10.0
 """Seconds in which a new file is seen by all machines of a shared folder."""
+
+JOINS_WITHIN = 300.0
+"""Seconds in which the processes of a run find each other."""
 
 AXIS = "devices"
 """Name of the device axis under `pmap`."""
@@ -267,7 +272,8 @@ def initialize(where: str) -> None:
 
     Raises:
       InputError: neither of the three, or not what the environment can tell.
-      Unavailable: the others did not come in time.
+      Unavailable: the others did not come within `JOINS_WITHIN`. A thread of JAX goes
+        on to wait for them, so the process should end.
     """
     if where == "off":
         return
@@ -284,16 +290,57 @@ def initialize(where: str) -> None:
                 "0 <= ID < COUNT, such as 10.0.0.2:8476,0,4"
             ) from None
         given["coordinator_address"] = address
-    try:
-        jax.distributed.initialize(**given)
-    except (RuntimeError, ValueError) as error:
-        line = str(error).strip().splitlines()[0]
-        message = (
-            f"distributed {where}: the processes of this run did not find each other "
-            f"({line}); name them as HOST:PORT,ID,COUNT"
-        )
-        kind = InputError if isinstance(error, ValueError) else Unavailable
-        raise kind(message) from error
+    outcome = _joined(given)
+    if outcome is None:
+        return
+    if not isinstance(outcome, RuntimeError | ValueError | TimeoutError):
+        raise outcome
+    line = (str(outcome).strip() or type(outcome).__name__).splitlines()[0]
+    message = (
+        f"distributed {where}: the processes of this run did not find each other "
+        f"({line}); start all of them, or name them as HOST:PORT,ID,COUNT"
+    )
+    kind = InputError if isinstance(outcome, ValueError) else Unavailable
+    raise kind(message) from outcome
+
+
+def _joined(given: dict[str, Any]) -> BaseException | None:
+    """Join with the arguments of `jax.distributed.initialize`; what went wrong.
+
+    JAX ends the whole process at a timeout of its own, so ours comes first, and it
+    waits in another thread.
+    """
+    outcome: list[BaseException | None] = []
+    longer = int(JOINS_WITHIN) + 60
+
+    def join() -> None:
+        try:
+            jax.distributed.initialize(**given, initialization_timeout=longer)
+        except BaseException as error:
+            outcome.append(error)
+        else:
+            outcome.append(None)
+
+    thread = threading.Thread(target=join, daemon=True)
+    thread.start()
+    thread.join(JOINS_WITHIN)
+    if outcome:
+        return outcome[0]
+    return TimeoutError(f"{_silence(given)} within {JOINS_WITHIN:g} s")
+
+
+def _silence(given: dict[str, Any]) -> str:
+    """Who did not come, as far as this process can tell."""
+    address, count = given.get("coordinator_address"), given.get("num_processes")
+    if address is None:
+        return "not all came"
+    if given["process_id"]:
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except (OSError, ValueError):
+            return f"process 0 does not answer at {address}"
+    return f"not all {count} came to {address}"
 
 
 def _assemble(rows: Any, mesh: Mesh) -> Any:

@@ -14,14 +14,17 @@ UNAVAILABLE = 75
 INTERRUPTED = 130
 TERMINATED = 143
 
+NO_BACKEND = "Unable to initialize backend"
+"""How JAX says that a platform has no device."""
+
 
 def exit_code(run: Callable[[], object], program: str) -> int:
     """Call `run`; explain a mistake or a stop in one line on stderr.
 
     Returns:
-      0 on success, 2 on bad input or too little memory, 75 when other processes of the
-      run did not come or another run writes to the folder, 130 when interrupted, 143
-      when stopped by SIGTERM with the state saved.
+      0 on success, 2 on bad input, too little memory or no device, 75 when other
+      processes of the run did not come or another run writes to the folder, 130 when
+      interrupted, 143 when stopped by SIGTERM with the state saved.
     """
     try:
         run()
@@ -32,6 +35,8 @@ def exit_code(run: Callable[[], object], program: str) -> int:
     except Stopped as stop:
         return _said(f"{program}: {stop}", TERMINATED)
     except Exception as error:
+        if isinstance(error, RuntimeError) and NO_BACKEND in str(error):
+            return _said(f"{program}: error: {_no_device(error)}", BAD_INPUT)
         if not _is_out_of_memory(error):
             raise
         message = "out of memory; use a smaller --batch-size, --length or model"
@@ -68,6 +73,32 @@ def use_machine() -> None:
     """Take all cores, and keep freed memory; before the first JAX computation."""
     use_all_cores()
     keep_freed_memory()
+
+
+def check_devices() -> None:
+    """Make sure that JAX finds a device, after the processes of a run have joined.
+
+    Raises:
+      InputError: what `JAX_PLATFORMS` names is not there, or none works.
+    """
+    import jax
+
+    try:
+        jax.devices()
+    # The exception depends on the platform: for CUDA a bare AssertionError.
+    except Exception as error:
+        raise InputError(_no_device(error)) from error
+
+
+def _no_device(error: Exception) -> str:
+    detail = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    chosen = os.environ.get("JAX_PLATFORMS", "")
+    wanted = f"JAX_PLATFORMS={chosen}" if chosen else "JAX"
+    extra = "tpu" if "tpu" in chosen else "gpu"
+    return (
+        f"{wanted}: no such device works here ({detail}); unset JAX_PLATFORMS to use "
+        f"what there is, or install 'lt-mia-jax[{extra}]' on a machine that has one"
+    )
 
 
 def cores() -> int:

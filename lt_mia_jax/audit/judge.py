@@ -49,6 +49,7 @@ from lt_mia_jax.errors import (
     check_ranges,
 )
 from lt_mia_jax.features.store import FeatureStore
+from lt_mia_jax.models.length import check_length
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +144,8 @@ def audit(
     if not isinstance(attack, Attack):
         given = "none" if attack is None else attack
         attack = choose_attack(given, reference=pair.reference is not None)
+    before = None if pair.reference is None else pair.reference.config
+    check_length(length, target=pair.target.config, reference=before)
     inputs = check_texts(_as_texts(texts), _as_texts(nonmembers or ()), corpus)
     suspects, known, notes = inputs.texts, inputs.nonmembers, inputs.notes
 

@@ -101,12 +101,14 @@ def run(config: Finetune) -> None:
     from lt_mia_jax.executor import fetch, is_primary, wait_for_all
     from lt_mia_jax.finetune import FinetuneConfig, finetune
     from lt_mia_jax.models import LanguageModel
+    from lt_mia_jax.models.length import check_length
     from lt_mia_jax.unlearning.interventions.storage import save_intervention
 
     train, validation = _split(config)
     executor = config.devices.make()
     warn_of_intervention(config.model)
     config_, params, tokenizer = load_pretrained(config.model, mesh=executor.mesh)
+    check_length(config.length, model=config_)
     state = config.out / "training"
     log.info("%d texts to train on, %d to validate", len(train), len(validation))
     log.info("%s", describe_beginning(tokenizer, config.bos, train[0].content))

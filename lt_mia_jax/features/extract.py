@@ -43,6 +43,7 @@ from lt_mia_jax.features.store import FeatureStore
 from lt_mia_jax.features.writer import SIZES, StoreWriter, TextTable
 from lt_mia_jax.files import fingerprint
 from lt_mia_jax.models import LanguageModel
+from lt_mia_jax.models.length import check_length
 from lt_mia_jax.training.preemption import StopRequest
 from lt_mia_jax.training.progress import Progress
 
@@ -162,6 +163,7 @@ def extract_texts(
     `score`. `seed` decides their roles in training an attack. Without `lowercase` one
     of the published scores, and a third forward pass, is left out.
     """
+    check_length(length, target=target.config, reference=reference.config)
     # A chat template often comes with the target alone.
     tokenizer = target.tokenizer
     log.info("%s", describe_beginning(tokenizer, bos, *texts[:1]))

@@ -200,7 +200,8 @@ class Decoder(nn.Module):
             if length > positions.size:
                 raise InputError(
                     f"texts of {length} tokens, but the position table has "
-                    f"{positions.size} rows; cut them to {positions.size} tokens"
+                    f"{positions.size} rows; cut them to {positions.size} tokens "
+                    f"(--length {positions.size})"
                 )
             rows = table["positions"][positions.offset : positions.offset + length]
             x = x + rows[None].astype(dtype)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
 from lt_mia_jax.checkpoints.adapters.export import clear_adapter
@@ -19,6 +21,7 @@ from lt_mia_jax.executor import Executor, fetch, is_primary, wait_for_all
 from lt_mia_jax.files import write_json
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.models.language_model import Intervention
+from lt_mia_jax.models.length import check_length
 from lt_mia_jax.unlearning.interventions.storage import (
     DESCRIPTION,
     load_intervention,
@@ -119,6 +122,9 @@ def unlearn_and_save(
         found = encode_answers(
             rows, known.tokenizer, max_length=length, template=template
         )
+        # Short answers need no more positions than they have tokens.
+        longest = found.attention_mask.sum(axis=1, dtype=np.int64).max(initial=0)
+        check_length(int(longest), model=known.model.config)
         sizes = {"model": known.model.config.vocab_size}
         return fit_vocabulary(found, known.tokenizer, [x.name for x in rows], sizes)
 

@@ -164,6 +164,18 @@ def test_a_text_on_both_sides_is_refused(world, tmp_path, capfd):
     expect_one_line(capfd, arguments, [str(world.mixed), "line 1"])
 
 
+def test_a_length_beyond_the_positions_names_the_flag(world, tmp_path, capfd):
+    out = ["--out", str(tmp_path / "out"), "--length", "65"]
+    sides = ["--members", str(world.members), "--nonmembers", str(world.nonmembers)]
+    words = ["--length 65", "64 positions", "--length 64 or less"]
+    for arguments in (
+        ["audit", *world.arguments(), "--texts", str(world.mixed)],
+        ["extract", *world.arguments(), *sides],
+        ["finetune", "--model", str(world.reference), "--texts", str(world.members)],
+    ):
+        expect_one_line(capfd, [*arguments, *out], words)
+
+
 def test_an_output_folder_that_is_a_file(world, tmp_path, capfd):
     path = write(tmp_path / "out", b"")
     arguments = ["--texts", str(world.mixed), "--out", str(path)]

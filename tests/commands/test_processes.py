@@ -191,3 +191,34 @@ def test_a_folder_of_somebody_else_is_refused_by_all(world_of_many, tmp_path):
     assert f"--out {out}: holds notes.txt" in logs[0]
     assert "the first process says what is wrong" in logs[1]
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
+
+
+ALONE = """
+import sys
+from lt_mia_jax import cli, executor
+executor.JOINS_WITHIN = 3.0
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(0, "not all 2 came to 127"), (1, "process 0 does not answer at 127")],
+)
+def test_a_process_that_stays_alone_ends_with_a_line(tmp_path, number, words):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["train", "--features", "x", "--out", str(tmp_path / "out")]
+    command += ["--distributed", f"127.0.0.1:{port},{number},2"]
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, *command],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 75, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert f"({words}.0.0.1:{port} within 3 s)" in done.stderr
+    assert not (tmp_path / "out").exists()
