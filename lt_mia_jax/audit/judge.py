@@ -144,9 +144,9 @@ def audit(
     if not isinstance(attack, Attack):
         given = "none" if attack is None else attack
         attack = choose_attack(given, reference=pair.reference is not None)
+    inputs = check_texts(_as_texts(texts), _as_texts(nonmembers or ()), corpus)
     before = None if pair.reference is None else pair.reference.config
     check_length(length, target=pair.target.config, reference=before)
-    inputs = check_texts(_as_texts(texts), _as_texts(nonmembers or ()), corpus)
     suspects, known, notes = inputs.texts, inputs.nonmembers, inputs.notes
 
     options: dict[str, Any] = {"attack": attack, "length": length}

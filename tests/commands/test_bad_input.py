@@ -171,7 +171,7 @@ def test_a_length_beyond_the_positions_names_the_flag(world, tmp_path, capfd):
     for arguments in (
         ["audit", *world.arguments(), "--texts", str(world.mixed)],
         ["extract", *world.arguments(), *sides],
-        ["finetune", "--model", str(world.reference), "--texts", str(world.members)],
+        ["finetune", "--model", world.arguments()[1], "--texts", str(world.members)],
     ):
         expect_one_line(capfd, [*arguments, *out], words)
 
