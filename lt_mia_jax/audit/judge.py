@@ -145,8 +145,6 @@ def audit(
         given = "none" if attack is None else attack
         attack = choose_attack(given, reference=pair.reference is not None)
     inputs = check_texts(_as_texts(texts), _as_texts(nonmembers or ()), corpus)
-    before = None if pair.reference is None else pair.reference.config
-    check_length(length, target=pair.target.config, reference=before)
     suspects, known, notes = inputs.texts, inputs.nonmembers, inputs.notes
 
     options: dict[str, Any] = {"attack": attack, "length": length}
@@ -155,6 +153,8 @@ def audit(
         check_served(pair, suspects, known, attack=attack, length=length)
         measure = functools.partial(score_served, pair=pair, **options)
     else:
+        before = None if pair.reference is None else pair.reference.config
+        check_length(length, target=pair.target.config, reference=before)
         notes += _seen(pair, suspects, bos, score)
         options |= {"side": side, "bos": bos, "score": score, "batch_size": batch_size}
         measure = functools.partial(score_texts, pair=pair, **options)
