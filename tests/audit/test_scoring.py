@@ -106,9 +106,11 @@ CHATS = [
 ]
 
 
-def test_of_conversations_the_response_alone_is_scored(chat_pair):
+def test_of_conversations_the_response_alone_is_scored(chat_pair, caplog):
     tokenizer = chat_pair.target.tokenizer
+    caplog.set_level("INFO")
     found = audit(chat_pair, texts_of(CHATS), length=160, bootstraps=0)
+    assert "Conversations begin as the chat template writes them" in caplog.text
     assert any("the response alone" in each for each in found.notes)
     for row, chat in enumerate(CHATS):
         ids, marks = by_offsets(tokenizer, chat.messages)
