@@ -188,8 +188,10 @@ class StatisticsExtractor:
             taken = np.asarray(x)[batch.rows, : batch.width].astype(np.int32)
             return np.pad(taken, ((0, size - len(taken)), (0, 0)))
 
+        # Real tokens have been checked; the id of padding may lie beyond the embedding.
+        last = (self._own if target_only else self.vocab_size) - 1
         tokens = self.executor.place_batch(
-            (rows(encoded.input_ids), rows(scored_mask(encoded)))
+            (np.minimum(rows(encoded.input_ids), last), rows(scored_mask(encoded)))
         )
         alone = target_only or self._reference is None
         program = Extraction(

@@ -245,6 +245,17 @@ def test_models_share_the_first_ids():
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
+def test_padding_may_have_an_id_outside_the_vocabulary():
+    scorer = StatisticsExtractor(MODEL, TARGET, MODEL, REFERENCE, CONFIG)
+    encoded = draw()
+    padding = encoded.attention_mask == 0
+    found = scorer.statistics(
+        encoded._replace(input_ids=np.where(padding, 99, encoded.input_ids))
+    )
+    expected = scorer.statistics(encoded)._replace(input_ids=found.input_ids)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 def test_tokens_outside_the_vocabulary(tmp_path):
     encoded = draw()
     encoded.input_ids[0, 4] = VOCABULARY
