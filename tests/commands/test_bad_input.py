@@ -126,14 +126,14 @@ MODELS = {
             shutil.copytree(world.target, path),
             _grow_tokenizer(path),
         ),
-        ["'1-'", "id 300", "300 ids"],
+        ["'t '", "id 300", "300 ids"],
     ),
 }
 
 
 def _grow_tokenizer(path):
     content = json.loads((path / "tokenizer.json").read_text())
-    token = {"id": 300, "content": "1-", "special": False, "normalized": False}
+    token = {"id": 300, "content": "t ", "special": False, "normalized": False}
     token |= {"single_word": False, "lstrip": False, "rstrip": False}
     content["added_tokens"].append(token)
     (path / "tokenizer.json").write_text(json.dumps(content))
@@ -153,7 +153,7 @@ def test_commands_refuse_models(case, command, world, tmp_path, capfd):
         command,
         *("--reference", str(world.base), "--target", str(other)),
         *files[command],
-        *("--out", str(tmp_path / "out")),
+        *("--out", str(tmp_path / "out"), "--length", "64"),
     ]
     expect_one_line(capfd, arguments, words)
 
