@@ -46,7 +46,7 @@ class StatisticsPair(NamedTuple):
     """Without it only the target's own scores can be computed."""
     target: StatisticsFile
     vocab_size: int | None = None
-    """Number of logits of both models; None when unknown."""
+    """Number of logits that both models have; None when unknown."""
 
     @property
     def reference_name(self) -> str:
@@ -83,7 +83,8 @@ def load_statistics(
 
     Raises:
       InputError: a file cannot be read (`read_statistics`), texts or tokens differ
-        between the files, both have the same numbers, or sizes contradict each other.
+        between the files, both have the same numbers, or `vocab_size` is another one
+        than the files say.
 
     Example:
       >>> from lt_mia_jax.audit import audit, load_statistics
@@ -100,22 +101,18 @@ def load_statistics(
     """
     after = read_statistics(target)
     before = None if reference is None else read_statistics(reference)
-    sizes = {
-        str(file.path): file.vocab_size
-        for file in (after, before)
-        if file is not None and file.vocab_size is not None
-    }
-    if vocab_size is not None:
-        sizes["--vocab-size"] = vocab_size
-    if len(set(sizes.values())) > 1:
-        said = ", ".join(f"{where} says {size}" for where, size in sizes.items())
+    files = [file for file in (after, before) if file is not None]
+    known = [file.vocab_size for file in files if file.vocab_size is not None]
+    # A model with more rows in its embedding has the ids of the other one too.
+    shared = min(known, default=vocab_size)
+    if vocab_size not in (None, shared):
         raise InputError(
-            f"the vocabulary has one size, but {said}; both models must share one "
-            "vocabulary"
+            f"--vocab-size {vocab_size}, but {files[0].path} says {shared}; leave "
+            "--vocab-size out"
         )
     if before is not None:
         _check_alike(after, before)
-    return StatisticsPair(before, after, next(iter(sizes.values()), None))
+    return StatisticsPair(before, after, shared)
 
 
 def choose_pair(
@@ -371,6 +368,12 @@ def served_notes(pair: StatisticsPair, scored: ScoredTexts) -> list[str]:
         "Scores come from files with log-probabilities and ranks of the texts' own "
         f"tokens. What needs more is left out: {', '.join(missing)}."
     ]
+    sizes = [file.vocab_size for file in (pair.target, pair.reference) if file]
+    if None not in sizes and len(set(sizes)) > 1:
+        notes.append(
+            f"The target has {sizes[0]} token ids and the reference {sizes[1]}: ranks "
+            "in the files are over all of a model's own, not over those that both have."
+        )
     rows = [pair.target.rows[name] for name in scored.ids]
     if any(row.scored is not None and not all(row.scored) for row in rows):
         notes.append(
