@@ -22,7 +22,6 @@ pytestmark = [
 
 GPT2, LLAMA = ["c_attn", "c_proj", "c_fc"], ["q_proj", "v_proj", "down_proj"]
 CASES = {
-    "gpt2": ("gpt2", {"target_modules": GPT2}),
     "gpt2 stabilized": (
         "gpt2",
         {"target_modules": r".*\.[12]?\d*\.mlp\.c_(fc|proj)", "use_rslora": True},
@@ -54,10 +53,8 @@ CASES = {
         "llama",
         {"target_modules": ["gate_proj"], "modules_to_save": ["lm_head"]},
     ),
-    "llama magnitudes": ("llama", {"target_modules": LLAMA, "use_dora": True}),
     "gpt2 magnitudes": ("gpt2", {"target_modules": GPT2, "use_dora": True}),
     "gpt_neox": ("gpt_neox", {"target_modules": ["query_key_value", "dense"]}),
-    "bloom": ("bloom", {"target_modules": ["query_key_value"]}),
     "mamba": ("mamba", {"target_modules": ["in_proj", "x_proj"]}),
     "rwkv": ("rwkv", {"target_modules": ["key", "receptance", "head"]}),
     "recurrent_gemma": (
