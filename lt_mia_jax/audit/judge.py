@@ -39,6 +39,7 @@ from lt_mia_jax.audit.served import (
 from lt_mia_jax.audit.verdict import ez_notes, verdict
 from lt_mia_jax.data.texts import Text, contents, fingerprint, text_id
 from lt_mia_jax.data.tokenize import Bos, Score, beginning, describe_beginning
+from lt_mia_jax.data.windows import Combine
 from lt_mia_jax.errors import (
     BATCH,
     INSIDE_UNIT,
@@ -70,6 +71,8 @@ def audit(
     side: Literal["right", "left"] = "right",
     bos: Bos = "auto",
     score: Score = "response",
+    overlap: int | None = None,
+    combine: Combine = "mean",
     batch_size: int = 16,
     alpha: float = calibration.ALPHA,
     bootstraps: int = 1000,
@@ -98,6 +101,9 @@ def audit(
       bos: whether texts begin with a beginning-of-text token, which is not scored;
         `auto` follows the tokenizer.
       score: of conversations, the response alone or all tokens.
+      overlap: None cuts long texts; a number scores them whole, in windows of `length`
+        tokens that take so many from the window before as context.
+      combine: how scores of windows become one; see `data.windows.combined`.
       batch_size: texts in one forward pass.
       alpha: level of the verdict on the whole set.
       bootstraps: resamples behind each 95 % interval.
@@ -150,13 +156,20 @@ def audit(
     options: dict[str, Any] = {"attack": attack, "length": length}
     options |= {"name": name, "corpus": corpus}
     if isinstance(pair, StatisticsPair):
+        if overlap is not None:
+            raise InputError(
+                "--overlap: files of statistics hold one window a text; leave it out, "
+                "or raise --length of `lt-mia collect`"
+            )
         check_served(pair, suspects, known, attack=attack, length=length)
         measure = functools.partial(score_served, pair=pair, **options)
     else:
         before = None if pair.reference is None else pair.reference.config
         check_length(length, target=pair.target.config, reference=before)
         notes += _seen(pair, suspects, bos, score)
+        notes += _windows(length, overlap, combine)
         options |= {"side": side, "bos": bos, "score": score, "batch_size": batch_size}
+        options |= {"overlap": overlap, "combine": combine}
         measure = functools.partial(score_texts, pair=pair, **options)
     scored = measure(suspects, labels=inputs.labels)
     primary = primary_score(scored.scores)
@@ -325,6 +338,17 @@ def _seen(pair: ModelPair, texts: Sequence[Text], bos: Bos, score: Score) -> lis
     if (note := vocabulary_note(sizes)) is not None:
         notes.append(note)
     return notes
+
+
+def _windows(length: int, overlap: int | None, combine: Combine) -> list[str]:
+    """How long texts were scored, if not cut, in a sentence."""
+    if overlap is None:
+        return []
+    return [
+        f"Long texts were scored whole, in windows of {length} tokens of which "
+        f"{overlap} are context from the window before; a text's score is the {combine} "
+        "over its windows."
+    ]
 
 
 def _without_attack(primary: str) -> str:

@@ -16,6 +16,7 @@ from lt_mia_jax.attacks import scores as formulas
 from lt_mia_jax.attacks.learned.attack import Attack, score_features, score_store
 from lt_mia_jax.attacks.learned.storage import load_attack, shipped_attack
 from lt_mia_jax.attacks.scores.table import LEARNED
+from lt_mia_jax.audit.blocks import BLOCK, blocks, by_text
 from lt_mia_jax.audit.records import NO_REFERENCE
 from lt_mia_jax.checkpoints import Pretrained, load_pretrained, weights_sha256
 from lt_mia_jax.checkpoints.gguf import is_gguf
@@ -26,12 +27,12 @@ from lt_mia_jax.data.texts import Text, zlib_length
 from lt_mia_jax.data.tokenize import (
     Bos,
     Score,
-    encode,
     flag_texts,
     lower_case,
     scored_mask,
     scored_texts,
 )
+from lt_mia_jax.data.windows import Combine
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor, fetch, make_executor
 from lt_mia_jax.features.extract import ExtractConfig, StatisticsExtractor
@@ -41,9 +42,6 @@ from lt_mia_jax.training.progress import Progress
 from lt_mia_jax.unlearning.interventions.storage import DESCRIPTION, has_intervention
 
 log = logging.getLogger(__name__)
-
-BLOCK = 512
-"""Texts whose statistics are held at a time, so memory does not grow with them."""
 
 
 class ModelPair(NamedTuple):
@@ -242,6 +240,8 @@ def score_texts(
     side: Literal["right", "left"] = "right",
     bos: Bos = "auto",
     score: Score = "response",
+    overlap: int | None = None,
+    combine: Combine = "mean",
     batch_size: int = 16,
     name: str = "texts",
     corpus: str = "texts",
@@ -265,20 +265,20 @@ def score_texts(
         pair.executor,
     )
     tokenizer = pair.target.tokenizer
-    cut: Any = {"side": side, "bos": bos}
+    cut: Any = {"length": length, "score": score, "side": side, "bos": bos}
     sizes = vocabularies(pair.reference, pair.target)
     scores: list[dict[str, np.ndarray]] = []
+    owners: list[np.ndarray] = []
+    steps: list[np.ndarray] = []
     tokens: list[np.ndarray] = []
     words: list[str] = []
     flags: list[list[str]] = []
     edge = 0
     with Progress(label, len(texts), "text") as bar:
-        for start in range(0, len(texts), BLOCK):
-            given = [text.content for text in texts[start : start + BLOCK]]
-            encoded = encode(given, tokenizer, length=length, score=score, **cut)
+        for given, encoded, owner in blocks(texts, tokenizer, overlap, **cut):
             block = scored_texts(given, encoded, tokenizer)
-            lower = lower_case(given, encoded, tokenizer, **cut)
-            names = [text.id for text in texts[start : start + BLOCK]]
+            lower = lower_case(given, encoded, tokenizer, side=side, bos=bos)
+            names = [texts[row].id for row in owner]
             encoded = fit_vocabulary(encoded, tokenizer, names, sizes)
             own = {"target": sizes["target"]}
             lower = fit_vocabulary(lower, tokenizer, names, own)
@@ -297,9 +297,10 @@ def score_texts(
             tokens.append(scored_mask(encoded).sum(axis=1).astype(np.int64))
             flags.extend(flag_texts(encoded))
             edge += formulas.count_ez_edge_cases(statistics)
-            bar.update(len(block))
-    check_responses(flags, length)
-    return ScoredTexts(
+            owners.append(owner)
+            steps.append(statistics.valid.sum(axis=1))
+            bar.update(int(owner[-1]) + 1 - bar.done)
+    scored = ScoredTexts(
         name=name,
         target=pair.target_name,
         reference=pair.reference_name,
@@ -312,6 +313,13 @@ def score_texts(
         words=words,
         ez_edge=edge,
     )
+    if overlap is not None:
+        rows = np.concatenate(owners), np.concatenate(steps)
+        parts = scored.scores, scored.n_tokens, words, flags
+        whole = by_text(len(texts), *rows, *parts, combine)
+        scored = dataclasses.replace(scored, ez_edge=0, **whole._asdict())
+    check_responses(scored.flags, length)
+    return scored
 
 
 def score_published(

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from lt_mia_jax.devices import Devices, DevicesFlags
-from lt_mia_jax.errors import BATCH, COUNT, INSIDE_UNIT, LENGTH, RESAMPLES, SEED
+from lt_mia_jax.errors import (
+    BATCH,
+    COUNT,
+    INSIDE_UNIT,
+    LENGTH,
+    NOT_NEGATIVE,
+    RESAMPLES,
+    SEED,
+)
 from lt_mia_jax.outputs import RESULT, Source, Writing, WritingFlags
 
 log = logging.getLogger(__name__)
@@ -62,6 +70,12 @@ class Audit:
     """Tokens a text is cut to, the final end-of-text token included."""
     side: Literal["right", "left"] = "right"
     """Which end of a long text is cut off; left for code."""
+    overlap: Annotated[int | None, NOT_NEGATIVE] = None
+    """Score long texts whole, in windows of --length tokens, of which this many are
+    context from the window before: 32, say. Texts are cut by default."""
+    combine: Literal["mean", "max"] = "mean"
+    """How the scores of a text's windows become one: mean over all its tokens, or max,
+    where a passage alone may have been trained on."""
     bos: Literal["auto", "yes", "no"] = "auto"
     """Begin every text with the beginning-of-text token, which is not scored; auto does
     what the tokenizer does."""
@@ -121,6 +135,8 @@ def run(config: Audit) -> None:
         side=config.side,
         bos=config.bos,
         score=config.score,
+        overlap=config.overlap,
+        combine=config.combine,
         batch_size=config.batch_size,
         alpha=config.alpha,
         bootstraps=config.bootstraps,

@@ -104,11 +104,13 @@ def encode(
     """
     if length < 1:
         raise InputError(f"length {length}: at least one token a text is needed")
-    pieces = _pieces(texts, tokenizer, score)
-    return _padded(pieces, len(texts), tokenizer, length, side, bos)
+    pieces = tokens_of(texts, tokenizer, score)
+    return encode_pieces(
+        pieces, len(texts), tokenizer, length=length, side=side, bos=bos
+    )
 
 
-def _pieces(
+def tokens_of(
     texts: Sequence[str | Chat], tokenizer: Any, score: Score
 ) -> Iterator[Piece]:
     """The tokens of each text before it is cut."""
@@ -124,15 +126,16 @@ def _pieces(
             yield piece._replace(response=None) if score == "all" else piece
 
 
-def _padded(
+def encode_pieces(
     pieces: Iterable[Piece],
     count: int,
     tokenizer: Any,
+    *,
     length: int,
-    side: Literal["right", "left"],
-    bos: Bos,
+    side: Literal["right", "left"] = "right",
+    bos: Bos = "auto",
 ) -> Encoded:
-    """Texts cut to `length` tokens, between beginning and end."""
+    """`count` lists of tokens, cut to `length`, between beginning and end."""
     eos, token = tokenizer.eos_token_id, tokenizer.bos_token_id
     begin = beginning(tokenizer, bos)
     ids = np.full((count, length), padding_id(tokenizer), np.int32)
@@ -199,12 +202,12 @@ def describe_beginning(tokenizer: Any, bos: Bos, like: str | Chat = "") -> str:
 
 
 def scored_texts(
-    texts: Sequence[str | Chat], encoded: Encoded, tokenizer: Any
+    texts: Sequence[str | Chat | None], encoded: Encoded, tokenizer: Any
 ) -> list[str]:
     """The part of each text that `encode` kept: all that a score may depend on.
 
-    A text that was cut is decoded from the tokens that are left of it, a response from
-    those that are scored.
+    A text that was cut is decoded from the tokens that are left of it, a response (or
+    a window of a text, which has None) from those that are scored.
 
     Example:
       >>> from lt_mia_jax.data import encode, scored_texts, train_bpe
@@ -231,7 +234,7 @@ def scored_texts(
 
 
 def lower_case(
-    texts: Sequence[str | Chat],
+    texts: Sequence[str | Chat | None],
     encoded: Encoded,
     tokenizer: Any,
     *,
@@ -240,16 +243,21 @@ def lower_case(
 ) -> Encoded:
     """The texts that `encode` kept, in lower case.
 
-    Of conversations only what is scored is lowered, behind the same context; special
-    tokens stay.
+    Of conversations and windows only what is scored is lowered, behind the same
+    context; special tokens stay.
     """
     length = encoded.input_ids.shape[1]
-    if all(isinstance(text, str) for text in texts):
-        plain = [text.lower() for text in scored_texts(texts, encoded, tokenizer)]
-        return encode(plain, tokenizer, length=length, side=side, bos=bos)
     special, mask = set(tokenizer.all_special_ids), scored_mask(encoded)
+    plain = [row for row, text in enumerate(texts) if isinstance(text, str)]
+    own = scored_texts(
+        [texts[n] for n in plain], encoded.take(np.array(plain, np.int64)), tokenizer
+    )
+    lowered = tokens_of([text.lower() for text in own], tokenizer, "all")
     pieces = []
-    for row in range(len(texts)):
+    for row, text in enumerate(texts):
+        if isinstance(text, str):
+            pieces.append(next(lowered))
+            continue
         count = int(encoded.attention_mask[row].sum())
         tokens = zip(encoded.input_ids[row, :count].tolist(), mask[row], strict=False)
         ids, response = [], []
@@ -263,7 +271,9 @@ def lower_case(
             ids += new
             response += [marked] * len(new)
         pieces.append(Piece(ids, response, ends=False))
-    return _padded(pieces, len(pieces), tokenizer, length, side, "auto")
+    return encode_pieces(
+        pieces, len(pieces), tokenizer, length=length, side=side, bos=bos
+    )
 
 
 def _decoded(tokenizer: Any, ids: list[int]) -> str:
