@@ -48,38 +48,35 @@ def blocks(
         yield Block(rows, part.encoded, part.owner)
 
 
-class ByText(NamedTuple):
-    """What was measured on windows, by text; N entries each."""
+class Measured(NamedTuple):
+    """What was measured on rows or texts; one entry each."""
 
-    scores: dict[str, Float[np.ndarray, " N"]]
-    n_tokens: Int[np.ndarray, " N"]
-    words: list[str]
-    flags: list[list[str]]
+    scores: Mapping[str, Float[np.ndarray, " _"]]
+    n_tokens: Int[np.ndarray, " _"]
+    words: Sequence[str]
+    flags: Sequence[Sequence[str]]
 
 
 def by_text(
     texts: int,
     owner: Int[np.ndarray, " W"],
     steps: Int[np.ndarray, " W"],
-    scores: Mapping[str, Float[np.ndarray, " W"]],
-    n_tokens: Int[np.ndarray, " W"],
-    words: Sequence[str],
-    flags: Sequence[Sequence[str]],
+    found: Measured,
     combine: Combine,
-) -> ByText:
-    """Scores, tokens, words and flags of texts from those of their windows.
+) -> Measured:
+    """What was measured on texts, from that on their windows.
 
     `steps` are the scored steps of each window. Flags of a window, such as that it is
     short, say nothing of a text that has several.
     """
     counts = np.bincount(owner, minlength=texts)
-    whole, said = [""] * texts, [[NO_RESPONSE] for _ in range(texts)]
-    for row, part, own in zip(owner.tolist(), words, flags, strict=True):
-        whole[row] += part
-        said[row] = [*own] if counts[row] == 1 else []
-    found = {
+    words, flags = [""] * texts, [[NO_RESPONSE] for _ in range(texts)]
+    for row, part, own in zip(owner.tolist(), found.words, found.flags, strict=True):
+        words[row] += part
+        flags[row] = [*own] if counts[row] == 1 else []
+    scores = {
         name: combined(np.asarray(x, np.float64), owner, steps, texts, combine)
-        for name, x in scores.items()
+        for name, x in found.scores.items()
     }
-    tokens = np.bincount(owner, n_tokens, texts).astype(np.int64)
-    return ByText(found, tokens, whole, said)
+    tokens = np.bincount(owner, found.n_tokens, texts).astype(np.int64)
+    return Measured(scores, tokens, words, flags)

@@ -16,7 +16,7 @@ from lt_mia_jax.attacks import scores as formulas
 from lt_mia_jax.attacks.learned.attack import Attack, score_features, score_store
 from lt_mia_jax.attacks.learned.storage import load_attack, shipped_attack
 from lt_mia_jax.attacks.scores.table import LEARNED
-from lt_mia_jax.audit.blocks import BLOCK, blocks, by_text
+from lt_mia_jax.audit.blocks import BLOCK, Measured, blocks, by_text
 from lt_mia_jax.audit.records import NO_REFERENCE
 from lt_mia_jax.checkpoints import Pretrained, load_pretrained, weights_sha256
 from lt_mia_jax.checkpoints.gguf import is_gguf
@@ -283,16 +283,16 @@ def score_texts(
             own = {"target": sizes["target"]}
             lower = fit_vocabulary(lower, tokenizer, names, own)
             statistics, features, mask = extractor(encoded)
-            found: dict[str, Any] = {}
+            measured: dict[str, Any] = {}
             if attack is not None:
                 assert features is not None
-                found[LEARNED] = score_features(attack, features, mask)
-            found |= formulas.all_scores(
+                measured[LEARNED] = score_features(attack, features, mask)
+            measured |= formulas.all_scores(
                 statistics,
                 zlib_bytes=np.array([zlib_length(text) for text in block]),
                 lower=extractor.statistics(lower, target_only=True),
             )
-            scores.append(found)
+            scores.append(measured)
             words.extend(block)
             tokens.append(scored_mask(encoded).sum(axis=1).astype(np.int64))
             flags.extend(flag_texts(encoded))
@@ -300,26 +300,21 @@ def score_texts(
             owners.append(owner)
             steps.append(statistics.valid.sum(axis=1))
             bar.update(int(owner[-1]) + 1 - bar.done)
-    scored = ScoredTexts(
+    found = Measured(_joined(scores), np.concatenate(tokens), words, flags)
+    if overlap is not None:
+        rows = np.concatenate(owners), np.concatenate(steps)
+        found, edge = by_text(len(texts), *rows, found, combine), 0
+    check_responses(found.flags, length)
+    return ScoredTexts(
         name=name,
         target=pair.target_name,
         reference=pair.reference_name,
         corpus=corpus,
         ids=[text.id for text in texts],
-        n_tokens=np.concatenate(tokens),
-        scores=_joined(scores),
-        flags=flags,
         labels=labels,
-        words=words,
         ez_edge=edge,
+        **found._asdict(),
     )
-    if overlap is not None:
-        rows = np.concatenate(owners), np.concatenate(steps)
-        parts = scored.scores, scored.n_tokens, words, flags
-        whole = by_text(len(texts), *rows, *parts, combine)
-        scored = dataclasses.replace(scored, ez_edge=0, **whole._asdict())
-    check_responses(scored.flags, length)
-    return scored
 
 
 def score_published(
