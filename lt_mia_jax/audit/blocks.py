@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from lt_mia_jax.audit.windows import Combine, combined, windows
 from lt_mia_jax.data.chat.rendering import NO_RESPONSE
 from lt_mia_jax.data.chat.rows import Chat
 from lt_mia_jax.data.texts import Text
 from lt_mia_jax.data.tokenize import Encoded, encode
-from lt_mia_jax.data.windows import Combine, combined, windows
 
 BLOCK = 512
 """Rows whose statistics are held at a time, so memory does not grow with the texts."""

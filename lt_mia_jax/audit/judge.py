@@ -37,9 +37,9 @@ from lt_mia_jax.audit.served import (
     served_notes,
 )
 from lt_mia_jax.audit.verdict import ez_notes, verdict
+from lt_mia_jax.audit.windows import Combine
 from lt_mia_jax.data.texts import Text, contents, fingerprint, text_id
 from lt_mia_jax.data.tokenize import Bos, Score, beginning, describe_beginning
-from lt_mia_jax.data.windows import Combine
 from lt_mia_jax.errors import (
     BATCH,
     INSIDE_UNIT,
@@ -103,7 +103,7 @@ def audit(
       score: of conversations, the response alone or all tokens.
       overlap: None cuts long texts; a number scores them whole, in windows of `length`
         tokens that take so many from the window before as context.
-      combine: how scores of windows become one; see `data.windows.combined`.
+      combine: how scores of windows become one; see `audit.windows.combined`.
       batch_size: texts in one forward pass.
       alpha: level of the verdict on the whole set.
       bootstraps: resamples behind each 95 % interval.

@@ -18,6 +18,7 @@ from lt_mia_jax.attacks.learned.storage import load_attack, shipped_attack
 from lt_mia_jax.attacks.scores.table import LEARNED
 from lt_mia_jax.audit.blocks import BLOCK, Measured, blocks, by_text
 from lt_mia_jax.audit.records import NO_REFERENCE
+from lt_mia_jax.audit.windows import Combine
 from lt_mia_jax.checkpoints import Pretrained, load_pretrained, weights_sha256
 from lt_mia_jax.checkpoints.gguf import is_gguf
 from lt_mia_jax.checkpoints.pretrained import located
@@ -32,7 +33,6 @@ from lt_mia_jax.data.tokenize import (
     scored_mask,
     scored_texts,
 )
-from lt_mia_jax.data.windows import Combine
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor, fetch, make_executor
 from lt_mia_jax.features.extract import ExtractConfig, StatisticsExtractor

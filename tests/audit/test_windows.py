@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tiny_world import sentences
 
+from lt_mia_jax.audit.windows import combined, windows
 from lt_mia_jax.data.tokenize import encode, train_bpe
-from lt_mia_jax.data.windows import combined, windows
 from lt_mia_jax.errors import InputError
 
 TEXTS = ["", "be", *sentences(3, 4), " ".join(sentences(4, 9))]

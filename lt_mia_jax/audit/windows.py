@@ -66,7 +66,7 @@ def windows(
 
     Example:
       >>> from lt_mia_jax.data import train_bpe
-      >>> from lt_mia_jax.data.windows import windows
+      >>> from lt_mia_jax.audit.windows import windows
       >>> tokenizer = train_bpe(["to be or not to be"], vocab_size=257)
       >>> (found,) = windows(["to be or"], tokenizer, length=6, overlap=2)
       >>> found.owner.tolist(), found.encoded.scored.sum(axis=1).tolist()
@@ -135,7 +135,7 @@ def combined(
 
     Example:
       >>> import numpy as np
-      >>> from lt_mia_jax.data.windows import combined
+      >>> from lt_mia_jax.audit.windows import combined
       >>> scores, owner = np.array([1.0, 4.0, 7.0]), np.array([0, 0, 1])
       >>> combined(scores, owner, np.array([2, 1, 5]), 2, "mean").tolist()
       [2.0, 7.0]
