@@ -346,8 +346,8 @@ def _windows(length: int, overlap: int | None, combine: Combine) -> list[str]:
         return []
     return [
         f"Long texts were scored whole, in windows of {length} tokens of which "
-        f"{overlap} are context from the window before; a text's score is the {combine} "
-        "over its windows."
+        f"{overlap} are context from the window before; a text's score is the "
+        f"{combine} over its windows."
     ]
 
 
