@@ -96,10 +96,10 @@ def collect(
         )
     if out.exists() and not out.is_file():
         raise InputError(f"--out {out}: found a pipe or device; name a file")
-    log.info("%s", describe_beginning(tokenizer, bos))
     common = {"model": model, "weights": weights, "vocab_size": vocab_size}
     cut: Any = {"length": length, "side": side, "bos": bos, "score": score}
     rows = [row._replace(**common) for row in _rows(texts, tokenizer, cut)]
+    log.info("%s", describe_beginning(tokenizer, bos, texts[0].content))
     wanted = {row.id: row for row in rows}
     try:
         done = present_rows(out, wanted, common)
