@@ -36,6 +36,7 @@ from lt_mia_jax.features.statistics_file import (
 from lt_mia_jax.features.statistics_writer import appending, present_rows
 from lt_mia_jax.files import fingerprint, read_json
 from lt_mia_jax.models import LanguageModel
+from lt_mia_jax.models.length import check_length
 from lt_mia_jax.training.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -139,6 +140,7 @@ def collect_from_model(
     warn_of_intervention(model)
     log.info("loading %s", model)
     loaded = load_pretrained(model, mesh=executor.mesh)
+    check_length(options.get("length", 128), model=loaded.config)
     return collect(
         texts,
         loaded.tokenizer,

@@ -107,6 +107,10 @@ def test_what_is_refused(world, collected, tmp_path, capfd):
         ([*run[:4], str(device), *run[5:]], "found a pipe or device; name a file"),
         ([*run[:4], str(device), *run[5:], "--overwrite"], "found a pipe or device"),
         ([*run, "--column", "body"], "no 'body' field"),
+        (
+            [*run[:6], "65", *run[7:], "--overwrite"],
+            "--length 65: the model has 64 positions",
+        ),
         ([*run, "--rate", "0"], "--rate is 0.0, expected 0.001 to"),
         ([*run, "--timeout", "inf"], "--timeout is inf, expected 1 to"),
         ([*run, *server, "--tokenizer", str(tmp_path)], "no tokenizer"),
