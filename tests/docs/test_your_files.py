@@ -8,6 +8,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import jax
 import pytest
 import tiny_world
 from adapter_files import modules_of, write_adapter
@@ -15,6 +16,7 @@ from chat_tokenizer import by_offsets, chat_tokenizer, conversation, save_pair
 from resized_models import resized
 from served_model import Served, serving
 
+from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
 from lt_mia_jax.checkpoints.tokenizer import load_tokenizer
 from lt_mia_jax.cli import main
 from lt_mia_jax.data.texts import read_texts, write_texts
@@ -183,3 +185,35 @@ def test_served_models(home):
     assert named == set(TextRow._fields) >= set(other[0])
     summary = json.loads((root / "runs" / "served" / "summary.json").read_text())
     assert summary["combinations"][0]["target"] == "my-model"
+
+
+def other_pair(root: Path, world: tiny_world.World, family: str) -> None:
+    """Let the models of the page be of this family."""
+    if family == "gpt2":
+        return
+    before = tiny_world.base_of(world, family)
+    config, params, tokenizer = load_pretrained(before)
+    grown = jax.tree.map(lambda x: 1.05 * x, params)
+    save_pretrained(root / family, config, grown, tokenizer)
+    for name, path in (("my-base", before), ("my-model", root / family)):
+        (root / name).unlink()
+        (root / name).symlink_to(path)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mamba"])
+def test_one_model_and_long_texts(home, family):
+    root, world = home
+    link(root, world)
+    other_pair(root, world, family)
+    run("No reference at hand")
+    run("Long texts", length=["--length", "40"])
+    alone, long = (
+        tiny_world.read_rows(root / "runs" / name / "scores.jsonl")
+        for name in ("alone", "windows")
+    )
+    assert not {"lt_mia", "ez", "reference"} & set(alone[0]["scores"])
+    assert {"ez", "reference"} <= set(long[0]["scores"])
+    for one, other in zip(alone, long, strict=True):
+        assert one["p_value"] is not None
+        assert other["p_value"] is not None
+        assert one["n_tokens"] == 32 < 40 < other["n_tokens"]
