@@ -246,34 +246,36 @@ def lower_case(
     Of conversations and windows only what is scored is lowered, behind the same
     context; special tokens stay.
     """
-    length = encoded.input_ids.shape[1]
-    special, mask = set(tokenizer.all_special_ids), scored_mask(encoded)
     plain = [row for row, text in enumerate(texts) if isinstance(text, str)]
-    own = scored_texts(
-        [texts[n] for n in plain], encoded.take(np.array(plain, np.int64)), tokenizer
-    )
+    rows = encoded.take(np.array(plain, np.int64))
+    own = scored_texts([texts[row] for row in plain], rows, tokenizer)
     lowered = tokens_of([text.lower() for text in own], tokenizer, "all")
-    pieces = []
-    for row, text in enumerate(texts):
-        if isinstance(text, str):
-            pieces.append(next(lowered))
-            continue
-        count = int(encoded.attention_mask[row].sum())
-        tokens = zip(encoded.input_ids[row, :count].tolist(), mask[row], strict=False)
-        ids, response = [], []
-        for (marked, kept), run in groupby(
-            tokens, key=lambda x: (bool(x[1]), not x[1] or x[0] in special)
-        ):
-            new = [token for token, _ in run]
-            if not kept:
-                new = tokenize(tokenizer, [_decoded(tokenizer, new).lower()])
-                new = list(new["input_ids"][0])
-            ids += new
-            response += [marked] * len(new)
-        pieces.append(Piece(ids, response, ends=False))
-    return encode_pieces(
-        pieces, len(pieces), tokenizer, length=length, side=side, bos=bos
+    pieces = (
+        next(lowered) if isinstance(text, str) else _lowered(encoded, row, tokenizer)
+        for row, text in enumerate(texts)
     )
+    length = encoded.input_ids.shape[1]
+    return encode_pieces(
+        pieces, len(texts), tokenizer, length=length, side=side, bos=bos
+    )
+
+
+def _lowered(encoded: Encoded, row: int, tokenizer: Any) -> Piece:
+    """One row with its scored tokens in lower case."""
+    special, mask = set(tokenizer.all_special_ids), scored_mask(encoded)[row]
+    count = int(encoded.attention_mask[row].sum())
+    tokens = zip(encoded.input_ids[row, :count].tolist(), mask, strict=False)
+    ids, response = [], []
+    for (marked, kept), run in groupby(
+        tokens, key=lambda x: (bool(x[1]), not x[1] or x[0] in special)
+    ):
+        new = [token for token, _ in run]
+        if not kept:
+            new = tokenize(tokenizer, [_decoded(tokenizer, new).lower()])
+            new = list(new["input_ids"][0])
+        ids += new
+        response += [marked] * len(new)
+    return Piece(ids, response, ends=False)
 
 
 def _decoded(tokenizer: Any, ids: list[int]) -> str:
