@@ -96,23 +96,23 @@ def scored(config: Windows) -> dict[str, np.ndarray]:
 def table(found: dict[str, np.ndarray], config: Windows) -> Iterator[str]:
     """False positives among held-out non-members, and members found, by length."""
     members, windows = found["label"] == 1, found["windows"]
-    names = [f"{low}" if low == high else f"{low} to {high}" for low, high in GROUPS]
-    names[-1] = f"{GROUPS[-1][0]} or more"
-    inside = [(windows >= low) & (windows <= high) for low, high in GROUPS]
-    counts = [int((group & ~members).sum()) for group in inside]
-    yield (
-        "| score | rule | false positives, all | "
-        + " | ".join(
-            f"{name} windows (n = {n})" for name, n in zip(names, counts, strict=True)
-        )
-        + " | members found |"
-    )
-    yield "| --- | --- |" + " --- |" * (len(GROUPS) + 2)
+    names, inside = [], []
+    for low, high in GROUPS:
+        group = (windows >= low) & (windows <= high) & ~members
+        if group.any():
+            span = (
+                f"{low} or more" if high > windows.max() > low else f"{low} to {high}"
+            )
+            names.append(f"{low if low == high else span} (n = {group.sum()})")
+            inside.append(group)
+    shown = " | ".join(names)
+    yield f"| score | rule | false positives, all | by windows: {shown} | members found |"
+    yield "| --- | --- |" + " --- |" * (len(inside) + 2)
     for name in SCORES:
         for rule in ("cut", "mean", "max"):
             scores = found[f"{rule} {name}"]
             low = _low_p_values(scores, members, config)
-            rates = [np.nanmean(low[:, group & ~members]) for group in inside]
+            rates = [np.nanmean(low[:, group]) for group in inside]
             everywhere = np.nanmean(low[:, ~members])
             against = scores[~members]
             p_values = calibration.conformal_p_values(scores[members], against)
