@@ -31,7 +31,7 @@ from lt_mia_jax.study import stages as study
 from lt_mia_jax.study.launch import command
 
 WRITES = Output(("scores.npz", "windows.md", "run.json", "config.json"))
-GROUPS = ((1, 1), (2, 2), (3, 4), (5, 10**9))
+GROUPS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 1000))
 """Numbers of windows that are counted together, both ends included."""
 SCORES = (LEARNED, "ez", "wbc", "loss")
 
@@ -100,13 +100,11 @@ def table(found: dict[str, np.ndarray], config: Windows) -> Iterator[str]:
     for low, high in GROUPS:
         group = (windows >= low) & (windows <= high) & ~members
         if group.any():
-            span = (
-                f"{low} or more" if high > windows.max() > low else f"{low} to {high}"
-            )
-            names.append(f"{low if low == high else span} (n = {group.sum()})")
+            span = f"{low}" if low == high else f"{low} to {high}"
+            names.append(f"of {span} (n = {group.sum()})")
             inside.append(group)
-    shown = " | ".join(names)
-    yield f"| score | rule | false positives, all | by windows: {shown} | members found |"
+    heads = ["score", "rule", "false positives, all", *names, "members found"]
+    yield f"| {' | '.join(heads)} |"
     yield "| --- | --- |" + " --- |" * (len(inside) + 2)
     for name in SCORES:
         for rule in ("cut", "mean", "max"):

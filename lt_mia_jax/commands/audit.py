@@ -72,7 +72,8 @@ class Audit:
     """Which end of a long text is cut off; left for code."""
     overlap: Annotated[int | None, NOT_NEGATIVE] = None
     """Score long texts whole, in windows of --length tokens, of which this many are
-    context from the window before: 32, say. Texts are cut by default."""
+    context from the window before: 32, say. For models that were fine-tuned on whole
+    texts; by default texts are cut."""
     combine: Literal["mean", "max"] = "mean"
     """How the scores of a text's windows become one: mean over all its tokens, or max,
     where a passage alone may have been trained on."""
