@@ -67,16 +67,22 @@ def main(arguments=None):
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32)
     model = model.to(given.device).eval()
+    known = set()
     with open(given.out, "w", encoding="utf-8") as out:
         for path in given.texts:
-            for line in open(path, encoding="utf-8"):
+            for line in filter(str.strip, open(path, encoding="utf-8")):
                 row = json.loads(line)
+                name = row.get("id")
+                name = text_id(row["text"]) if name is None else str(name)
+                if name in known:
+                    continue
+                known.add(name)
                 ids, scored, part, truncated = tokenize(
                     tokenizer, row["text"], given.length
                 )
                 log_probs, ranks = statistics(model, ids)
                 found = {
-                    "id": str(row.get("id") or text_id(row["text"])),
+                    "id": name,
                     "token_ids": ids,
                     "log_probs": log_probs,
                     "ranks": ranks,

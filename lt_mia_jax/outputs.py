@@ -125,16 +125,16 @@ def replacing(
 ) -> Iterator[None]:
     """Write one file inside of this block; an old one must be `ours`.
 
-    Raises:
-      InputError: it is an input, a folder, or somebody else's.
-      Unavailable: another process writes it.
+    Raises InputError if it is read, a folder, or somebody else's, or Unavailable.
     """
+    alien = path.exists() and not ours(path)
+    inside = path.resolve().parents if alien and overwrite else ()
     for each in reads:
-        if _same(each, path):
+        if _same(each, path) or each.resolve() in inside:
             raise InputError(f"--out {path}: is also read; choose another name")
     if path.is_dir():
         raise InputError(f"--out {path}: found a folder, expected the name of a file")
-    if path.exists() and not overwrite and not ours(path):
+    if alien and not overwrite:
         raise InputError(
             f"--out {path}: is there, and no page that lt-mia wrote; choose another "
             "name, or --overwrite replaces it"

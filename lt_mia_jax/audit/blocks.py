@@ -10,7 +10,7 @@ from lt_mia_jax.audit.windows import Combine, combined, windows
 from lt_mia_jax.data.chat.rendering import NO_RESPONSE
 from lt_mia_jax.data.chat.rows import Chat
 from lt_mia_jax.data.texts import Text
-from lt_mia_jax.data.tokenize import Encoded, encode
+from lt_mia_jax.data.tokenize import SHORT, Encoded, encode
 
 BLOCK = 512
 """Rows whose statistics are held at a time, so memory does not grow with the texts."""
@@ -66,14 +66,17 @@ def by_text(
 ) -> Measured:
     """What was measured on texts, from that on their windows.
 
-    `steps` are the scored steps of each window. Flags of a window, such as that it is
-    short, say nothing of a text that has several.
+    `steps` are the scored steps of each window. Flags of a window say nothing of a text
+    that has several; it is short if all of them together are.
     """
     counts = np.bincount(owner, minlength=texts)
     words, flags = [""] * texts, [[NO_RESPONSE] for _ in range(texts)]
     for row, part, own in zip(owner.tolist(), found.words, found.flags, strict=True):
         words[row] += part
         flags[row] = [*own] if counts[row] == 1 else []
+    total = np.bincount(owner, steps, texts).astype(np.int64)
+    for row in np.flatnonzero((counts > 1) & (total < SHORT)):
+        flags[row] = [f"short: {total[row]} scored tokens"]
     scores = {
         name: combined(np.asarray(x, np.float64), owner, steps, texts, combine)
         for name, x in found.scores.items()

@@ -13,6 +13,7 @@ from lt_mia_jax.checkpoints import Pretrained, load_pretrained, weights_sha256
 from lt_mia_jax.checkpoints.gguf import is_gguf
 from lt_mia_jax.checkpoints.hub import resolve
 from lt_mia_jax.checkpoints.pretrained import CONFIG, tokenizer_of
+from lt_mia_jax.data.chat.rendering import check_responses
 from lt_mia_jax.data.duplicates import normalized
 from lt_mia_jax.data.jsonl import short
 from lt_mia_jax.data.texts import Text, check_one_kind
@@ -21,6 +22,7 @@ from lt_mia_jax.data.tokenize import (
     Score,
     describe_beginning,
     encode,
+    flag_texts,
     scored_mask,
     scored_texts,
 )
@@ -235,6 +237,7 @@ def _rows(texts: Sequence[Text], tokenizer: Any, cut: Any) -> list[TextRow]:
             )
     given = [text.content for text in distinct.values()]
     encoded = encode(given, tokenizer, **cut)
+    check_responses(flag_texts(encoded), cut["length"])
     parts = scored_texts(given, encoded, tokenizer)
     counts, scored = encoded.attention_mask.sum(axis=1), scored_mask(encoded)
     return [

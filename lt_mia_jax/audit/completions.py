@@ -74,8 +74,8 @@ class Server:
         try:
             parts = urllib.parse.urlsplit(self.url)
             known = parts.scheme in ("http", "https") and parts.hostname
-            _ = parts.port
-        except ValueError:
+            _ = parts.port, self.url.encode("ascii"), (known or "").encode("idna")
+        except ValueError:  # also of characters
             parts, known = urllib.parse.urlsplit(""), None
         if "@" in parts.netloc or parts.query or parts.fragment:
             raise InputError(
@@ -144,8 +144,13 @@ class _Client:
         self._lock, self._next = threading.Lock(), 0.0
         self._open = urllib.request.build_opener(_NoRedirect).open
         self._headers = {"Content-Type": "application/json"}
-        if os.environ.get(KEY):
-            self._headers["Authorization"] = f"Bearer {os.environ[KEY]}"
+        if key := os.environ.get(KEY, "").strip():
+            if not (key.isascii() and key.isprintable()):
+                raise InputError(
+                    f"{KEY}: found a key with characters that a header cannot hold; "
+                    "expected letters, digits and signs of ASCII"
+                )
+            self._headers["Authorization"] = f"Bearer {key}"
 
         for _ in range(server.concurrency):
             # They do not hold up the end of the process.

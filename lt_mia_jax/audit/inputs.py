@@ -107,13 +107,13 @@ def _refuse_contradictions(
         other = labeled.setdefault(normalized(text.text), text)
         if other.label != text.label:
             raise InputError(
-                f"{corpus}: {_place(other)} and {_place(text)} are the same text, with "
+                f"{corpus}: {place(other)} and {place(text)} are the same text, with "
                 f"the labels {other.label} and {text.label}; keep one of them"
             )
     wrong = next((text for text in nonmembers if text.label == 1), None)
     if wrong is not None:
         raise InputError(
-            f"{known}: {_place(wrong)} has label 1 (member); known non-members have "
+            f"{known}: {place(wrong)} has label 1 (member); known non-members have "
             "label 0 or none"
         )
 
@@ -136,5 +136,6 @@ def _labels(
     return np.array(labels, dtype=np.int64)
 
 
-def _place(text: Text) -> str:
+def place(text: Text) -> str:
+    """Where a text stands, for a message."""
     return f"line {text.line}" if text.line else f"text {text.id}"

@@ -34,7 +34,7 @@ def facts(executor: Executor) -> Iterator[tuple[str, str]]:
     kinds = [device.device_kind for device in executor.mesh.devices.flat]
     counted = ", ".join(f"{kinds.count(each)} x {each}" for each in sorted({*kinds}))
     yield "devices", f"{counted} ({executor.kind}), backend {jax.default_backend()}"
-    for device in executor.mesh.devices.flat:
+    for device in executor.mesh.local_devices:
         stats = device.memory_stats() or {}
         if "bytes_limit" in stats:
             used, limit = (stats[k] / 2**30 for k in ("bytes_in_use", "bytes_limit"))
@@ -71,5 +71,7 @@ def _size(folder: Path) -> str:
     """A folder and how much it holds."""
     if not folder.is_dir():
         return f"{folder} (empty)"
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    # Snapshots of the hub's cache are links to its blobs.
+    own = (path for path in folder.rglob("*") if not path.is_symlink())
+    size = sum(path.stat().st_size for path in own if path.is_file())
     return f"{folder} ({size / 2**30:.2f} GiB)"

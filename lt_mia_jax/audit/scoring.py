@@ -23,7 +23,7 @@ from lt_mia_jax.checkpoints import Pretrained, load_pretrained, weights_sha256
 from lt_mia_jax.checkpoints.gguf import is_gguf
 from lt_mia_jax.checkpoints.pretrained import located
 from lt_mia_jax.checkpoints.tokenizer import check_agreement, fit_vocabulary
-from lt_mia_jax.data.chat.rendering import check_responses
+from lt_mia_jax.data.chat.rendering import NO_RESPONSE, check_responses
 from lt_mia_jax.data.texts import Text, zlib_length
 from lt_mia_jax.data.tokenize import (
     Bos,
@@ -277,7 +277,8 @@ def score_texts(
     with Progress(label, len(texts), "text") as bar:
         for given, encoded, owner in blocks(texts, tokenizer, overlap, **cut):
             block = scored_texts(given, encoded, tokenizer)
-            lower = lower_case(given, encoded, tokenizer, side=side, bos=bos)
+            end = side if overlap is None else "right"
+            lower = lower_case(given, encoded, tokenizer, side=end, bos=bos)
             names = [texts[row].id for row in owner]
             encoded = fit_vocabulary(encoded, tokenizer, names, sizes)
             own = {"target": sizes["target"]}
@@ -300,10 +301,13 @@ def score_texts(
             owners.append(owner)
             steps.append(statistics.valid.sum(axis=1))
             bar.update(int(owner[-1]) + 1 - bar.done)
+    if not scores:  # no window has a response
+        check_responses([[NO_RESPONSE]] * len(texts), length)
     found = Measured(_joined(scores), np.concatenate(tokens), words, flags)
     if overlap is not None:
         rows = np.concatenate(owners), np.concatenate(steps)
-        found, edge = by_text(len(texts), *rows, found, combine), 0
+        found = by_text(len(texts), *rows, found, combine)
+        edge = int(np.sum(found.scores["ez"] == 0)) if "ez" in found.scores else 0
     check_responses(found.flags, length)
     return ScoredTexts(
         name=name,

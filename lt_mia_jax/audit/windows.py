@@ -56,7 +56,7 @@ def windows(
       texts: strings or conversations, as in `encode`.
       tokenizer: a tokenizer of the `transformers` library.
       length: tokens of a window, a beginning-of-text token included.
-      overlap: tokens of context; below `length` by 2 at least.
+      overlap: tokens of context, at least 1.
       bos: whether every window begins with the beginning-of-text id.
       score: the tokens of conversations that are scored.
       most: windows in one element.
@@ -73,20 +73,20 @@ def windows(
       ([0, 0], [6, 3])
     """
     begin = beginning(tokenizer, bos)
-    room = length - len(begin)
-    if not 0 <= overlap <= room - 2:
+    most_context = length - 3
+    if not 1 <= overlap <= most_context:
         raise InputError(
-            f"--overlap {overlap}: expected 0 to {max(0, room - 2)} at --length "
-            f"{length}, so that every window has new tokens"
+            f"--overlap {overlap}: expected 1 to {max(1, most_context)} at --length "
+            f"{length}, so that every window has context and new tokens"
         )
-    eos = tokenizer.eos_token_id
+    eos, token = tokenizer.eos_token_id, tokenizer.bos_token_id
     cut = (
         (row, piece)
         for start in range(0, len(texts), _TEXTS)
         for row, whole in enumerate(
             tokens_of(texts[start : start + _TEXTS], tokenizer, score), start
         )
-        for piece in _cut(whole, eos, begin, length, overlap)
+        for piece in _cut(whole, eos, _start(whole, begin, token, bos), length, overlap)
     )
     while chunk := list(islice(cut, most)):
         pieces = [piece for _, (piece, _) in chunk]
@@ -96,16 +96,26 @@ def windows(
         yield Windows(encoded, owner, whole)
 
 
+def _start(piece: Piece, begin: list[int], token: int | None, bos: Bos) -> list[int]:
+    """What stands before every window of a text; a template writes its own."""
+    if piece.ends:
+        return begin if piece.ids else []
+    if token is not None and piece.ids[:1] == [token]:
+        return [] if bos == "no" else [token]
+    return begin if bos == "yes" else []
+
+
 def _cut(
-    piece: Piece, eos: int | None, begin: list[int], length: int, overlap: int
+    piece: Piece, eos: int | None, start: list[int], length: int, overlap: int
 ) -> Iterator[tuple[Piece, bool]]:
     """The windows of one text, and whether it is the only one."""
     response = [True] * len(piece.ids) if piece.response is None else piece.response
     ids, marks = list(piece.ids), list(response)
     if piece.ends and eos is not None:
         ids, marks = [*ids, eos], [*marks, *(marks[-1:] or [True])]
-    start = begin if piece.ends and piece.ids else []
-    room = length - len(begin)
+    if not piece.ends and start and ids[:1] == start:
+        ids, marks = ids[1:], marks[1:]
+    room = length - len(start)
     if len(ids) + len(start) <= length:
         yield piece, True
         return

@@ -12,7 +12,6 @@ from lt_mia_jax.errors import (
     COUNT,
     INSIDE_UNIT,
     LENGTH,
-    NOT_NEGATIVE,
     RESAMPLES,
     SEED,
 )
@@ -70,12 +69,12 @@ class Audit:
     """Tokens a text is cut to, the final end-of-text token included."""
     side: Literal["right", "left"] = "right"
     """Which end of a long text is cut off; left for code."""
-    overlap: Annotated[int | None, NOT_NEGATIVE] = None
+    overlap: Annotated[int | None, COUNT] = None
     """Score long texts whole, in windows of --length tokens, of which this many are
     context from the window before: 32, say. For models that were fine-tuned on whole
-    texts; by default texts are cut."""
+    texts; by default texts are cut. --side does not count then."""
     combine: Literal["mean", "max"] = "mean"
-    """How the scores of a text's windows become one: mean over all its tokens, or max,
+    """How scores of windows (--overlap) become one: mean over all its tokens, or max,
     where a passage alone may have been trained on."""
     bos: Literal["auto", "yes", "no"] = "auto"
     """Begin every text with the beginning-of-text token, which is not scored; auto does

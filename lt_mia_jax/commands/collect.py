@@ -85,14 +85,19 @@ def run(config: Collect) -> None:
     texts = [
         text for path in config.texts for text in read_texts(path, column=config.column)
     ]
+    reads, overwrite = [path for _, path in inputs(config)], config.writing.overwrite
     options = {
         "length": config.length,
         "side": config.side,
         "bos": config.bos,
         "score": config.score,
-        "overwrite": config.writing.overwrite,
+        "overwrite": overwrite,
     }
-    reads = [path for _, path in inputs(config)]
+
+    def ours(path: Path) -> bool:
+        # What an old file holds, `collect` looks at, unless it is to be replaced.
+        return not overwrite or path.with_name(f"{path.name}.run.json").exists()
+
     with contextlib.ExitStack() as stack:
         server = None
         if config.server is not None:
@@ -104,8 +109,7 @@ def run(config: Collect) -> None:
                 retries=config.retries,
                 timeout=config.timeout,
             )
-        # What the file may hold already, `collect` looks at.
-        stack.enter_context(replacing(config.out, reads, lambda path: True))
+        stack.enter_context(replacing(config.out, reads, ours, overwrite=overwrite))
         stack.enter_context(recorded(config.out, "collect", config))
         if server is None or config.tokenizer is None:
             written = collect_from_model(

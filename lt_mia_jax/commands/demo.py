@@ -15,7 +15,8 @@ WRITES = Output(
     (
         *RESULT.names,
         *("corpora", "tokenizer", "bases", "targets", "features", "attack", "example"),
-    )
+    ),
+    fixed=("full", "learn"),
 )
 
 

@@ -71,6 +71,7 @@ def run(config: Extract) -> None:
     """Extract both lists into one store."""
     import numpy as np
 
+    from lt_mia_jax.audit.inputs import place
     from lt_mia_jax.audit.scoring import load_pair
     from lt_mia_jax.data.formats.sources import source_name
     from lt_mia_jax.data.texts import check_one_kind, read_texts
@@ -81,10 +82,10 @@ def run(config: Extract) -> None:
     members, nonmembers = (read_texts(side, column=config.column) for side in sides)
     both = {text.text for text in members} & {text.text for text in nonmembers}
     if both:
-        line = next(text.line for text in nonmembers if text.text in both)
+        first = next(text for text in nonmembers if text.text in both)
         raise InputError(
             f"{config.nonmembers}: {len(both)} texts also stand in {config.members} "
-            f"(first on line {line}); a text is a member or not, remove them from one"
+            f"(first: {place(first)}); a text is a member or not, remove them from one"
         )
     check_one_kind(members, nonmembers)
     texts = [*members, *nonmembers]

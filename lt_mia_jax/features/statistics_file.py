@@ -21,6 +21,7 @@ from lt_mia_jax.features.layout import FeatureLayout
 from lt_mia_jax.features.statistics import TokenStatistics, without_context
 
 _LARGEST = 2**31 - 1
+_LOWEST = 3e38  # what 32 bits hold
 
 
 class TextRow(NamedTuple):
@@ -152,11 +153,11 @@ def check_numbers(where: str, row: TextRow) -> TextRow:
             f"{where}: {len(row.scored)} values in 'scored' for {len(ids)} token_ids; "
             "expected as many"
         )
-    wrong = next((x for x in log_probs if not (math.isfinite(x) and x <= 0)), None)
+    wrong = next((x for x in log_probs if not -_LOWEST <= x <= 0), None)
     if wrong is not None:
         raise InputError(
-            f"{where}: log-probability {wrong:g}; expected finite natural logarithms "
-            "of probabilities, at most 0"
+            f"{where}: log-probability {str(wrong)[:40]}; expected finite natural "
+            "logarithms of probabilities, at most 0"
         )
     beyond = _LARGEST if row.vocab_size is None else row.vocab_size
     for name, values, least, most in (

@@ -8,7 +8,9 @@ from tiny_world import read_rows, sentences
 from lt_mia_jax.audit import audit
 from lt_mia_jax.audit.scoring import score_texts
 from lt_mia_jax.cli import main
+from lt_mia_jax.data.chat.rows import Completion
 from lt_mia_jax.data.texts import Text, read_texts, zlib_length
+from lt_mia_jax.errors import InputError
 from lt_mia_jax.models import LanguageModel
 
 LONG = [" ".join(sentences(seed, 3)) for seed in range(7, 11)]
@@ -66,7 +68,7 @@ def test_the_mean_loss_is_that_of_all_tokens_behind_their_windows(pair):
 def test_zlib_sees_the_bytes_of_its_window(pair):
     """A window of bytes that compress well does not profit from another one's."""
     text = Text("a", "the " * 60 + sentences(3, 1)[0])
-    found = score_texts([text], pair, attack=None, length=32, overlap=0)
+    found = score_texts([text], pair, attack=None, length=32, overlap=1)
     whole = found.scores["loss"][0] / zlib_length(text.text)
     assert found.scores["zlib"][0] < whole < 0
 
@@ -82,3 +84,23 @@ def test_the_command_takes_windows(world, pair, tmp_path):
     assert "windows of 24 tokens of which 8 are" in (out / "report.html").read_text()
     wrong = [*arguments[:-1], "23", "--out", str(tmp_path / "wrong")]
     assert main(["audit", *world.arguments(), *wrong]) == 2
+
+
+def test_conversations_without_a_response_are_refused_as_without_windows(pair):
+    # The border is inside of the token " re".
+    assert len(pair.target.tokenizer(" re")["input_ids"]) == 1
+    chats = [Completion(f"{text} r", "e") for text in LONG]
+    texts = [Text(str(n), x.text, chat=x) for n, x in enumerate(chats)]
+    for overlap in (None, 8):
+        with pytest.raises(InputError, match="all 4 texts have no token of the resp"):
+            score_texts(texts, pair, attack=None, length=32, overlap=overlap)
+
+
+def test_a_text_is_short_if_all_its_windows_together_are(pair):
+    chat = Completion(LONG[0], " the red model")
+    text = Text("a", chat.text, chat=chat)
+    options = {"attack": None, "length": 32, "overlap": 24}
+    found = score_texts([text], pair, **options)
+    steps = int(found.n_tokens[0])
+    assert 0 < steps < 16
+    assert found.flags == [[f"short: {steps} scored tokens"]]

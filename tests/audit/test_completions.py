@@ -160,6 +160,8 @@ def test_a_server_that_is_not_there(world, served, tmp_path):
         ("ftp://host/v1", "expected an address such as"),
         ("http://", "expected an address such as"),
         ("http://host:port/v1", "expected an address such as"),
+        ("http://host/\N{LATIN SMALL LETTER E WITH ACUTE}/v1", "expected an address"),
+        ("http://.host.com/v1", "expected an address such as"),
         ("http://me:secret@host/v1", "found a user, a query or a fragment"),
         ("https://host/v1?key=secret", "found a user, a query or a fragment"),
     ],
@@ -168,6 +170,14 @@ def test_addresses_that_are_refused(url, words):
     with pytest.raises(InputError, match=words) as refused:
         Server(url=url, model="m")
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("key", ["se\ncret", "s\N{RIGHT SINGLE QUOTATION MARK}cret"])
+def test_keys_that_no_header_holds_are_not_shown(key, monkeypatch):
+    monkeypatch.setenv(KEY, key)
+    with pytest.raises(InputError, match=KEY) as refused:
+        list(Server(url="http://localhost:1", model="m").ask([[1, 2]]))
+    assert "cret" not in str(refused.value)
 
 
 @pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/", "/v1/completions"])

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from chat_tokenizer import beginning_tokenizer, conversation
 from tiny_world import sentences
 
 from lt_mia_jax.audit.windows import combined, windows
+from lt_mia_jax.data.chat.rows import Messages
 from lt_mia_jax.data.tokenize import encode, train_bpe
 from lt_mia_jax.errors import InputError
 
@@ -29,7 +31,7 @@ def rows(found):
             yield int(owner), ids[:count].tolist(), new[:count].tolist()
 
 
-@pytest.mark.parametrize(("length", "overlap"), [(16, 4), (16, 0), (9, 7), (40, 20)])
+@pytest.mark.parametrize(("length", "overlap"), [(16, 4), (16, 1), (9, 6), (40, 20)])
 def test_every_token_is_scored_once_behind_its_context(tokenizer, length, overlap):
     found = list(rows(windows(TEXTS, tokenizer, length=length, overlap=overlap)))
     for number, text in enumerate(TEXTS):
@@ -66,10 +68,35 @@ def test_elements_hold_at_most_so_many_windows(tokenizer):
 
 
 def test_a_window_without_new_tokens_is_refused(tokenizer):
-    with pytest.raises(InputError, match="--overlap 15: expected 0 to 14"):
+    with pytest.raises(InputError, match="--overlap 15: expected 1 to 13"):
         list(windows(TEXTS, tokenizer, length=16, overlap=15))
     with pytest.raises(InputError, match="--overlap -1"):
         list(windows(TEXTS, tokenizer, length=16, overlap=-1))
+
+
+def test_every_window_begins_as_its_text_does():
+    """Plain texts and a template that writes the token itself."""
+    tokenizer = beginning_tokenizer()
+    tokenizer.chat_template = (
+        "<s>{% for m in messages %}{{ m.role }} {{ m.content }}\n{% endfor %}"
+    )
+    chat = Messages(tuple(conversation(1, turns=3)))
+    start = [tokenizer.bos_token_id]
+    for text in (TEXTS[-1], chat):
+        options = {"length": 16, "overlap": 4, "score": "all"}
+        found = list(rows(windows([text], tokenizer, **options)))
+        assert len(found) > 3
+        tokens = []
+        for _, ids, new in found:
+            assert ids[:1] == start
+            assert not new[0]
+            assert len(ids) == 16
+            tokens += [x for x, s in zip(ids, new, strict=True) if s]
+        whole = encode([text], tokenizer, length=2000, score="all")
+        count = int(whole.attention_mask[0].sum())
+        assert [*start, *tokens] == whole.input_ids[0, :count].tolist()
+        bare = list(rows(windows([text], tokenizer, bos="no", **options)))
+        assert not any(start[0] in ids for _, ids, _ in bare)
 
 
 @pytest.mark.parametrize("rule", ["mean", "max"])

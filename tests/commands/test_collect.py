@@ -91,7 +91,7 @@ def test_a_model_here_gives_what_a_server_gives(world, collected, tmp_path):
 
 def test_what_is_refused(world, collected, tmp_path, capfd):
     texts, base = str(world.mixed), str(world.base)
-    out = tmp_path / "a.jsonl"
+    out, weights = tmp_path / "a.jsonl", f"{base}/model.safetensors"
     out.write_bytes((collected / "base.jsonl").read_bytes())
     before = out.read_bytes()
     (device := tmp_path / "endless").symlink_to("/dev/zero")
@@ -102,6 +102,7 @@ def test_what_is_refused(world, collected, tmp_path, capfd):
         ([*run, *server], "--server and --tokenizer belong together"),
         ([*run, "--tokenizer", base], "--server and --tokenizer belong together"),
         ([*run[:4], texts, *run[5:]], f"--out {texts}: is also read"),
+        ([*run[:4], weights, *run[5:], "--overwrite"], f"--out {weights}: is also"),
         ([*run[:4], str(tmp_path), *run[5:]], "found a folder, expected the name"),
         ([*run[:4], f"{out}.gz", *run[5:]], "rows are appended as they stand"),
         ([*run[:4], str(device), *run[5:]], "found a pipe or device; name a file"),

@@ -56,6 +56,8 @@ WRONG = {
     ),
     "too few ranks": ({"ranks": [1]}, "1 ranks for 3 token_ids; expected 2"),
     "a probability": ({"log_probs": [-1.0, 0.5]}, "log-probability 0.5; expected"),
+    "beyond 32 bits": ({"log_probs": [-1.0, -1e39]}, "log-probability -1e.39; exp"),
+    "an integer": ({"log_probs": [-1.0, -(10**400)]}, "log-probability -1000"),
     "infinity": ({"log_probs": [-1.0, -np.inf]}, "log-probability -inf; expected fin"),
     "NaN": ({"log_probs": [np.nan, -1.0]}, "log-probability nan; expected finite"),
     "too few marks": ({"scored": [1]}, "1 values in 'scored' for 3 token_ids"),
