@@ -27,7 +27,7 @@ class Demo:
     Fine-tunes a small pretrained Mamba that comes with the package on text that ships
     with our dependencies, and judges the learned attack of the package there, beside
     every published score; it never saw such a model or these texts. Writes
-    report.html. About two minutes on 2 cores, no network; an interrupted run continues.
+    report.html. About a minute on 2 cores, no network; an interrupted run continues.
     """
 
     out: Path = Path("runs/demo")
