@@ -49,7 +49,13 @@ def content_sha256(path: Path | str) -> str | None:
             found = path.stat()
             return _sha256(str(path.resolve()), found.st_size, found.st_mtime_ns)
         if path.is_dir():
-            entries = {*path.iterdir(), *path.rglob("*.txt")}
+            texts = (
+                entry
+                for entry in path.rglob("*")
+                if entry.suffix.lower() == ".txt"
+                and not any(x.startswith(".") for x in entry.relative_to(path).parts)
+            )
+            entries = {*path.iterdir(), *texts}
             parts = [
                 f"{entry.relative_to(path)}\0{content_sha256(entry)}\n"
                 for entry in sorted(entries)

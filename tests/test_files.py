@@ -198,3 +198,15 @@ def test_content_hash_sees_a_changed_file_of_the_same_size(tmp_path):
     path.write_bytes(b"two")
     os.utime(path, ns=(0, 10**9))
     assert content_sha256(path) == hashlib.sha256(b"two").hexdigest() != first
+
+
+def test_texts_in_folders_of_a_folder_count_as_they_are_read(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / ".out").mkdir()
+    seen = []
+    for name in ("in/a.txt", "in/B.TXT", "in/c.csv", "in/.d.txt", ".out/e.txt"):
+        (tmp_path / name).write_text("text")
+        seen.append(content_sha256(tmp_path))
+    assert None not in seen
+    assert len({*seen[:2]}) == 2
+    assert {*seen[2:]} == {seen[1]}

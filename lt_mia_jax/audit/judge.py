@@ -150,6 +150,11 @@ def audit(
     if not isinstance(attack, Attack):
         given = "none" if attack is None else attack
         attack = choose_attack(given, reference=pair.reference is not None)
+    if combine != "mean" and overlap is None:
+        raise InputError(
+            f"--combine {combine}: says how scores of windows become one, but texts "
+            "are cut; give --overlap too"
+        )
     inputs = check_texts(_as_texts(texts), _as_texts(nonmembers or ()), corpus)
     suspects, known, notes = inputs.texts, inputs.nonmembers, inputs.notes
 

@@ -82,8 +82,10 @@ def test_the_command_takes_windows(world, pair, tmp_path):
     cut = audit(pair, read_texts(world.mixed), length=24, bootstraps=0)
     assert max(cut.n_tokens) == 24 < max(row["n_tokens"] for row in rows)
     assert "windows of 24 tokens of which 8 are" in (out / "report.html").read_text()
-    wrong = [*arguments[:-1], "23", "--out", str(tmp_path / "wrong")]
-    assert main(["audit", *world.arguments(), *wrong]) == 2
+    for wrong in ([*arguments[:-1], "23"], [*arguments[:-2], "--combine", "max"]):
+        wrong += ["--out", str(tmp_path / "wrong")]
+        assert main(["audit", *world.arguments(), *wrong]) == 2
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_conversations_without_a_response_are_refused_as_without_windows(pair):
