@@ -128,9 +128,9 @@ def replacing(
     Raises InputError if it is read, a folder, or somebody else's, or Unavailable.
     """
     alien = path.exists() and not ours(path)
-    inside = path.resolve().parents if alien and overwrite else ()
+    inside = Path(os.path.realpath(path)).parents if alien and overwrite else ()
     for each in reads:
-        if _same(each, path) or each.resolve() in inside:
+        if _same(each, path) or Path(os.path.realpath(each)) in inside:
             raise InputError(f"--out {path}: is also read; choose another name")
     if path.is_dir():
         raise InputError(f"--out {path}: found a folder, expected the name of a file")
