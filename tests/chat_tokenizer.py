@@ -1,16 +1,11 @@
 """Tokenizers with a chat template or a beginning-of-text token, and an oracle."""
 
 import random
-from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 import tiny_world
 
-from lt_mia_jax.checkpoints import save_pretrained
 from lt_mia_jax.data.tokenize import train_bpe
-from lt_mia_jax.models import LanguageModel
 
 HEAD = "<|im_start|>"
 TAIL = "<|im_end|>"
@@ -80,17 +75,3 @@ def real(encoded, row: int) -> tuple[list[int], list[bool]]:
     scored = encoded.scored
     marks = np.ones(count, bool) if scored is None else scored[row, :count]
     return encoded.input_ids[row, :count].tolist(), marks.tolist()
-
-
-def save_pair(root: Path, config: Any, tokenizer: Any) -> tuple[Path, Path]:
-    """Folders of a base and of a target that differs from it."""
-    base = LanguageModel(config).init(jax.random.key(0))
-    leaves, treedef = jax.tree.flatten(base)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [
-        leaf + 0.05 * jax.random.normal(key, leaf.shape)
-        for leaf, key in zip(leaves, keys, strict=True)
-    ]
-    save_pretrained(root / "base", config, base, tokenizer)
-    save_pretrained(root / "target", config, treedef.unflatten(moved), tokenizer)
-    return root / "base", root / "target"

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,11 +61,8 @@ def rows(texts: list[str], label: int | None = None) -> list[dict]:
     return [{"text": text, **extra} for text in texts]
 
 
-def build(root: Path, *, members: int = 24, nonmembers: int = 30) -> World:
-    inside, outside = sentences(1, members), sentences(2, nonmembers)
-    rest = sentences(3, 40)
-    tokenizer = train_bpe(sentences(0, 200), vocab_size=300)
-    config = gpt2_like(300, width=16, layers=2, heads=2, context=64)
+def save_pair(root: Path, config: Any, tokenizer: Any) -> tuple[Path, Path]:
+    """Folders of a base and of a target that differs from it."""
     base = LanguageModel(config).init(jax.random.key(0))
     leaves, treedef = jax.tree.flatten(base)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -74,6 +72,15 @@ def build(root: Path, *, members: int = 24, nonmembers: int = 30) -> World:
     ]
     save_pretrained(root / "base", config, base, tokenizer)
     save_pretrained(root / "target", config, treedef.unflatten(moved), tokenizer)
+    return root / "base", root / "target"
+
+
+def build(root: Path, *, members: int = 24, nonmembers: int = 30) -> World:
+    inside, outside = sentences(1, members), sentences(2, nonmembers)
+    rest = sentences(3, 40)
+    tokenizer = train_bpe(sentences(0, 200), vocab_size=300)
+    config = gpt2_like(300, width=16, layers=2, heads=2, context=64)
+    base, target = save_pair(root, config, tokenizer)
     files = {
         "members": rows(inside),
         "nonmembers": rows(outside),
@@ -84,8 +91,8 @@ def build(root: Path, *, members: int = 24, nonmembers: int = 30) -> World:
         write_texts(root / f"{name}.jsonl", content)
     return World(
         root,
-        root / "base",
-        root / "target",
+        base,
+        target,
         *(root / f"{name}.jsonl" for name in files),
     )
 

@@ -20,6 +20,7 @@ from lt_mia_jax.files import read_json, sha256_file, write_atomic
 from lt_mia_jax.process import exit_code
 from lt_mia_jax.study.demo import PRETRAINING, UNSEEN, bases
 
+TITLE = "# The base of `lt-mia demo`"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -43,6 +44,11 @@ def run(config: Pack) -> None:
     base = config.demo / "bases" / UNSEEN
     if not (config.demo / "tokenizer").exists() or not (base / FILES[0]).exists():
         raise InputError(f"{config.demo}: no finished `lt-mia demo --full`")
+    old = config.out / "README.md"
+    if any(config.out.glob("*")) and not (
+        old.is_file() and old.read_text().startswith(TITLE)
+    ):
+        raise InputError(f"{config.out}: holds something else; choose another --out")
     config.out.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         shutil.copyfile(base / name, config.out / name)
@@ -61,7 +67,7 @@ def card(demo: Path) -> str:
         for of in [", ".join(f"{k} {v}" for k, v in corpus.versions.items())]
     )
     flags = read_json(demo / "config.json")
-    return f"""# The base of `lt-mia demo`
+    return f"""{TITLE}
 
 A Mamba of {model.layers} layers and width {model.width} with a byte-level BPE
 tokenizer of {model.vocab_size} entries, pretrained from nothing. It shows a mechanism;

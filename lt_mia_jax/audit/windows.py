@@ -62,7 +62,7 @@ def windows(
       most: windows in one element.
 
     Raises:
-      InputError: no room for new tokens in a window, or as `encode`.
+      InputError: `overlap` leaves no room for new tokens, or as `encode`.
 
     Example:
       >>> from lt_mia_jax.data import train_bpe
@@ -71,6 +71,8 @@ def windows(
       >>> (found,) = windows(["to be or"], tokenizer, length=6, overlap=2)
       >>> found.owner.tolist(), found.encoded.scored.sum(axis=1).tolist()
       ([0, 0], [6, 3])
+
+    Source: the sliding window of https://huggingface.co/docs/transformers/perplexity.
     """
     begin = beginning(tokenizer, bos)
     most_context = length - 3

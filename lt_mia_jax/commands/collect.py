@@ -17,9 +17,10 @@ RATE = Range("0.001 to 1000000", lambda x: 1e-3 <= x <= 1e6)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Collect:
-    """Write what a model, here or behind a server, says of texts: for audit.
+    """Collect a model's log-probabilities and ranks of texts in a file, for audit.
 
-    One row a text: token ids, and log-probabilities and ranks of the true tokens. Run
+    The model is loaded here or asked through a server. A row of the file holds the
+    token ids of a text, and log-probabilities and ranks of its true tokens. Run
     it for the model under audit and for the model before fine-tuning, with the same
     texts, tokenizer and length; `lt-mia audit --target-statistics F
     --reference-statistics F` then needs neither of them. A run that was stopped
@@ -54,9 +55,9 @@ class Collect:
     batch_size: Annotated[int, BATCH] = 16
     """Texts in one forward pass, without --server."""
     rate: Annotated[float | None, RATE] = None
-    """Most requests in a second; default: as fast as the server answers."""
+    """Maximum requests per second; by default as fast as the server answers."""
     concurrency: Annotated[int, between(1, 256)] = 4
-    """Requests under way at a time."""
+    """Concurrent requests."""
     retries: Annotated[int, between(0, 100)] = 6
     """Further attempts after 429, 5xx, a timeout or an incomplete answer. Waits double
     from 1 s to 60 s, or are what the server asks for (Retry-After)."""

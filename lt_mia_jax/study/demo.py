@@ -200,10 +200,8 @@ def _store(
 
 def write_examples(corpora: Mapping[str, Corpus], out: Path, seed: int) -> None:
     """Files for `lt-mia audit`: suspects (half members) and known non-members."""
-    for combination in JUDGED:
-        corpus = corpora.get(combination.corpus)
-        if corpus is None:
-            continue  # of the whole demo
+    for combination in (each for each in JUDGED if each.corpus in corpora):
+        corpus = corpora[combination.corpus]
         rows = study.split(corpus, combination, seed=seed)
         # Rows stand in corpus order; the first hundred of each would differ in source.
         rng = np.random.default_rng(seed)

@@ -9,9 +9,8 @@ from chat_tokenizer import (
     by_offsets,
     chat_tokenizer,
     conversation,
-    save_pair,
 )
-from tiny_world import sentences
+from tiny_world import save_pair, sentences
 
 from lt_mia_jax.attacks.learned.attack import score_store
 from lt_mia_jax.attacks.learned.storage import shipped_attack

@@ -11,9 +11,8 @@ from chat_tokenizer import (
     beginning_tokenizer,
     chat_tokenizer,
     conversation,
-    save_pair,
 )
-from tiny_world import BASES, base_of, sentences
+from tiny_world import BASES, base_of, save_pair, sentences
 
 from lt_mia_jax.attacks.learned.classifier_config import ClassifierConfig
 from lt_mia_jax.attacks.learned.storage import shipped_attack

@@ -12,7 +12,7 @@ import jax
 import pytest
 import tiny_world
 from adapter_files import modules_of, write_adapter
-from chat_tokenizer import by_offsets, chat_tokenizer, conversation, save_pair
+from chat_tokenizer import by_offsets, chat_tokenizer, conversation
 from resized_models import resized
 from served_model import Served, serving
 
@@ -64,7 +64,7 @@ def write_chats(path: Path, seeds: range) -> None:
 @pytest.mark.parametrize("family", CHATS)
 def test_chat_and_instruction_data(family, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    made = save_pair(tmp_path / "made", CHATS[family], chat_tokenizer())
+    made = tiny_world.save_pair(tmp_path / "made", CHATS[family], chat_tokenizer())
     for name, folder in zip(("my-chat-base", "my-chat-model"), made, strict=True):
         (tmp_path / name).symlink_to(folder)
     write_chats(tmp_path / "chats.jsonl", range(30))

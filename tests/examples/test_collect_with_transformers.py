@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chat_tokenizer import beginning_tokenizer, save_pair
-from tiny_world import read_rows, sentences
+from chat_tokenizer import beginning_tokenizer
+from tiny_world import read_rows, save_pair, sentences
 
 from lt_mia_jax.cli import main
 from lt_mia_jax.data.texts import write_texts
