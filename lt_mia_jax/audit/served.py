@@ -17,7 +17,7 @@ from lt_mia_jax.data.chat.rendering import check_responses
 from lt_mia_jax.data.jsonl import short, well_formed
 from lt_mia_jax.data.texts import Text, zlib_length
 from lt_mia_jax.data.tokenize import flag_texts, scored_mask
-from lt_mia_jax.errors import InputError
+from lt_mia_jax.errors import InputError, capped
 from lt_mia_jax.executor import Executor
 from lt_mia_jax.features.lt_mia import assemble
 from lt_mia_jax.features.statistics_file import (
@@ -190,8 +190,7 @@ def _scored(row: TextRow) -> np.ndarray:
 
 
 def _listed(names: Sequence[str], of: int) -> str:
-    shown = ", ".join(map(short, names[:5])) + (", ..." if len(names) > 5 else "")
-    return f"{len(names)} of the {of} texts ({shown})"
+    return f"{len(names)} of the {of} texts ({capped(map(short, names), ', ')})"
 
 
 def check_served(
