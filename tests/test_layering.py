@@ -17,6 +17,7 @@ LEVELS = {
     "report": 7,
     "audit": 6,
     "study": 6,
+    "transfer": 5,
     "unlearning": 5,
     "verification": 5,
     "attacks": 4,

@@ -6,7 +6,6 @@ statistics, found by counting (`threshold`). Scores of texts are directional
 derivatives: one forward-mode pass gives those of a whole batch.
 """
 
-import functools
 import math
 import zlib
 from collections.abc import Callable, Iterable
@@ -16,13 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from lt_mia_jax.arrays import Array, Float, Key
+from lt_mia_jax.training.fisher import PerExample, Tree, float32, sum_over
+from lt_mia_jax.training.threshold import largest
 from lt_mia_jax.trees import parameter_count, path_of
-from lt_mia_jax.unlearning.importance.threshold import largest
-
-Tree = Any
-"""A pytree of arrays that mirrors the parameters."""
-PerExample = Callable[[Tree, Any], Array]
-"""From (parameters, batch) to one unweighted number per text: `aux.per_example`."""
 
 
 def saliency(
@@ -37,74 +32,8 @@ def saliency(
 
     Source: SalUn, arXiv 2310.12508, equation 2.
     """
-    total = _sum_over("saliency", (gradient(params, batch) for batch in batches))
+    total = sum_over("saliency", (gradient(params, batch) for batch in batches))
     return jax.tree.map(jnp.abs, total)
-
-
-def diagonal_fisher(
-    per_example: PerExample,
-    params: Tree,
-    batches: Iterable[Any],
-    *,
-    row_weight: Callable[[Any], Array] | None = None,
-) -> Tree:
-    """Mean over texts of the squared gradient of each text's loss, float32.
-
-    The empirical Fisher information: tokens are those of the texts, not drawn from the
-    model. One backward pass per text, in a loop on the device.
-
-    `per_example` is the negative log-likelihood of each text. Batches are pytrees whose
-    arrays have the texts on their leading axis; `row_weight` of a batch is the weight
-    of each text (0 marks padding rows), such as `lambda b: b.weight`.
-
-    Raises:
-      ValueError: no batch.
-
-    Source: Elastic weight consolidation, arXiv 1612.00796, section 2.1.
-    """
-
-    def of_batch(batch: Any) -> tuple[Tree, Array]:
-        rows = len(jax.tree.leaves(batch)[0])
-        weight = jnp.ones(rows) if row_weight is None else row_weight(batch)
-        found = _squared_gradients(per_example, params, batch, jnp.asarray(weight))
-        return found, jnp.sum(weight)
-
-    return _divided(*_sum_over("diagonal_fisher", map(of_batch, batches)))
-
-
-def _sum_over(who: str, parts: Iterable[Tree]) -> Tree:
-    """The sum of trees in float32, in their order."""
-    total = None
-    for part in parts:
-        total = _float32(part) if total is None else _add(total, part)
-        # Simulated devices share few threads: programs that wait for one another
-        # must not queue up, or XLA gives up on them.
-        jax.block_until_ready(total)
-    if total is None:
-        raise ValueError(f"{who} needs at least one batch")
-    return total
-
-
-@jax.jit
-def _divided(total: Tree, count: Array) -> Tree:
-    return jax.tree.map(lambda x: x / jnp.where(count > 0, count, 1.0), total)
-
-
-def top_share_mask(scores: Tree, share: float) -> Tree:
-    """True on the `round(share * n)` largest of all `n` scores of the tree.
-
-    Ties at the threshold are all kept.
-
-    Scores are not negative, such as a saliency.
-
-    Raises:
-      ValueError: `share` is outside [0, 1].
-
-    Source: SalUn, arXiv 2310.12508, equation 3 (share 0.5).
-    """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share = {share}, expected in [0, 1]")
-    return largest(scores, round(share * parameter_count(scores)))
 
 
 def row_mask(gradients: Tree, percentile: float = 90.0) -> Tree:
@@ -245,7 +174,7 @@ def forgetting_confidence(
     Source: Learning with forgetting, arXiv 2505.19715, as we read it: a Laplace
     approximation of the task's posterior.
     """
-    away = jax.tree.map(jnp.subtract, _float32(params), _float32(optimum))
+    away = jax.tree.map(jnp.subtract, float32(params), float32(optimum))
     pull = jax.tree.map(jnp.multiply, fisher, away)
     parts = jax.tree.map(lambda f, a: jnp.sum(f * a), pull, away)
     constant = sum(jax.tree.leaves(parts))
@@ -254,34 +183,3 @@ def forgetting_confidence(
         per_example, params, batch, fisher, key=key, probes=probes
     )
     return 0.5 * (constant - 2.0 * rate * cross + rate**2 * square)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _squared_gradients(
-    per_example: PerExample, params: Tree, batch: Any, weight: Float[Array, "B"]
-) -> Tree:
-    """Weighted sum over texts of the squared gradient."""
-
-    def one(total: Tree, row: tuple[Any, Array]) -> tuple[Tree, None]:
-        text, w = row
-        g = jax.grad(lambda p: per_example(p, text).sum().astype(jnp.float32))(params)
-        # A choice and not a product: the gradient of a filler may be anything.
-        new = jax.tree.map(
-            lambda t, x: t + jnp.where(w > 0, w * jnp.square(x.astype(jnp.float32)), 0),
-            total,
-            g,
-        )
-        return new, None
-
-    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-    rows = jax.tree.map(lambda x: jnp.asarray(x)[:, None], batch)
-    return jax.lax.scan(one, zeros, (rows, weight.astype(jnp.float32)))[0]
-
-
-def _float32(tree: Tree) -> Tree:
-    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
-
-
-@jax.jit
-def _add(total: Tree, new: Tree) -> Tree:
-    return jax.tree.map(lambda t, x: t + x.astype(jnp.float32), total, new)

@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 import optax
 
-from lt_mia_jax.unlearning.transforms.contract import (
+from lt_mia_jax.training.transforms.contract import (
     TRANSFORMS,
     Transformation,
     monitored,
 )
-from lt_mia_jax.unlearning.transforms.mask import layer_mask
+from lt_mia_jax.training.transforms.mask import layer_mask
 from lt_mia_jax.unlearning.transforms.realized import second_moment
 
 for _file in pkgutil.iter_modules(__path__):  # their decorators fill the table

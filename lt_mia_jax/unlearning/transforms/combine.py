@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from lt_mia_jax.arrays import Array, Int
-from lt_mia_jax.unlearning.transforms.contract import (
+from lt_mia_jax.training.transforms.contract import (
     Step,
     Tree,
     mirrored,
@@ -16,7 +16,7 @@ from lt_mia_jax.unlearning.transforms.contract import (
     scalar,
     transformation,
 )
-from lt_mia_jax.unlearning.transforms.products import cosine, dot
+from lt_mia_jax.training.transforms.products import cosine, dot
 
 Weight = float | int | Callable[[Any], Any]
 """A factor, or a schedule: from the number of steps done to a factor."""

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from lt_mia_jax.arrays import Array, Int
-from lt_mia_jax.trees import named_leaves
-from lt_mia_jax.unlearning.transforms.contract import (
+from lt_mia_jax.training.transforms.contract import (
     Step,
     Tree,
     mirrored,
@@ -19,7 +18,7 @@ from lt_mia_jax.unlearning.transforms.contract import (
     transformation,
     zero_stack,
 )
-from lt_mia_jax.unlearning.transforms.products import (
+from lt_mia_jax.training.transforms.products import (
     above_rounding,
     add,
     combination,
@@ -29,6 +28,7 @@ from lt_mia_jax.unlearning.transforms.products import (
     products,
     solve,
 )
+from lt_mia_jax.trees import named_leaves
 
 
 class ProjectState(NamedTuple):

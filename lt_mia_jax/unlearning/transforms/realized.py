@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from lt_mia_jax.arrays import Array, Float
-from lt_mia_jax.unlearning.transforms.contract import (
+from lt_mia_jax.training.transforms.contract import (
     Step,
     Tree,
     numbers,
@@ -22,8 +22,8 @@ from lt_mia_jax.unlearning.transforms.contract import (
     require_same_tree,
     transformation,
 )
-from lt_mia_jax.unlearning.transforms.mask import MaskState
-from lt_mia_jax.unlearning.transforms.products import (
+from lt_mia_jax.training.transforms.mask import MaskState
+from lt_mia_jax.training.transforms.products import (
     above_rounding,
     add,
     combination,

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import optax
 
 from lt_mia_jax.arrays import Array, Int
-from lt_mia_jax.unlearning.transforms.contract import (
+from lt_mia_jax.training.transforms.contract import (
     Step,
     Tree,
     is_cut,
     numbers,
     transformation,
 )
-from lt_mia_jax.unlearning.transforms.products import add, norm
+from lt_mia_jax.training.transforms.products import add, norm
 
 
 class AlternateState(NamedTuple):

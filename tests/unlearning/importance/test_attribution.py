@@ -11,19 +11,18 @@ from oracle_transforms import flat, kth_largest
 from quick_compile import jit
 
 from lt_mia_jax.sharding import make_mesh
+from lt_mia_jax.training.fisher import diagonal_fisher
+from lt_mia_jax.training.threshold import _leaf_count, threshold_bits, top_share_mask
 from lt_mia_jax.unlearning.importance import attribution
 from lt_mia_jax.unlearning.importance.attribution import (
     attribution_scores,
-    diagonal_fisher,
     forgetting_confidence,
     guard_weights,
     row_axis,
     row_mask,
     saliency,
-    top_share_mask,
     weighted_squared_norms,
 )
-from lt_mia_jax.unlearning.importance.threshold import _leaf_count, threshold_bits
 
 TEXTS, INPUTS, OUTPUTS = 6, 4, 3
 

@@ -11,14 +11,14 @@ from oracle_transforms import flat, flat_rows, without_span
 from quick_compile import jit, run
 from small_trees import tree
 
+from lt_mia_jax.training.transforms.products import dot as tree_dot
+from lt_mia_jax.training.transforms.products import gram, solve
 from lt_mia_jax.unlearning.transforms import (
     monitored,
     project_against,
     project_realized_update,
     retain_subspace_projection,
 )
-from lt_mia_jax.unlearning.transforms.products import dot as tree_dot
-from lt_mia_jax.unlearning.transforms.products import gram, solve
 
 
 def test_dot_is_that_of_the_flat_vectors():

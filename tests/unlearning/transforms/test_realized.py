@@ -11,6 +11,7 @@ from oracle_transforms import AdamW, flat, flat_rows, nearest_feasible, without_
 from quick_compile import jit, run
 from small_trees import tree
 
+from lt_mia_jax.training.transforms.products import solve
 from lt_mia_jax.unlearning.transforms import (
     combine_forget_retain,
     fisher_masked,
@@ -20,7 +21,6 @@ from lt_mia_jax.unlearning.transforms import (
     saliency_masked,
     second_moment,
 )
-from lt_mia_jax.unlearning.transforms.products import solve
 from lt_mia_jax.unlearning.transforms.realized import active_set
 
 

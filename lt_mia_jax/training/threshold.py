@@ -26,6 +26,23 @@ def largest(scores: Tree, kept: int) -> Tree:
     return jax.tree.map(lambda s: bits(s) >= limit, scores)
 
 
+def top_share_mask(scores: Tree, share: float) -> Tree:
+    """True on the `round(share * n)` largest of all `n` scores of the tree.
+
+    Ties at the threshold are all kept.
+
+    Scores are not negative, such as a saliency.
+
+    Raises:
+      ValueError: `share` is outside [0, 1].
+
+    Source: SalUn, arXiv 2310.12508, equation 3 (share 0.5).
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share = {share}, expected in [0, 1]")
+    return largest(scores, round(share * parameter_count(scores)))
+
+
 def bits(scores: Array) -> Int[Array, "..."]:
     """Integers in the order of the magnitudes."""
     # The sign goes as a bit: float arithmetic may flush subnormal numbers to zero.

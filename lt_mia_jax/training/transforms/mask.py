@@ -10,9 +10,8 @@ import optax
 
 from lt_mia_jax.arrays import Array, Bool
 from lt_mia_jax.errors import InputError, capped
-from lt_mia_jax.trees import named_leaves, select
-from lt_mia_jax.unlearning.importance.attribution import top_share_mask
-from lt_mia_jax.unlearning.transforms.contract import (
+from lt_mia_jax.training.threshold import top_share_mask
+from lt_mia_jax.training.transforms.contract import (
     HOLD,
     Step,
     Tree,
@@ -20,6 +19,7 @@ from lt_mia_jax.unlearning.transforms.contract import (
     require_choice,
     transformation,
 )
+from lt_mia_jax.trees import named_leaves, select
 
 
 class MaskState(NamedTuple):

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from lt_mia_jax.arrays import Array, Int, UInt
-from lt_mia_jax.trees import path_of
-from lt_mia_jax.unlearning.transforms.contract import (
+from lt_mia_jax.training.transforms.contract import (
     Step,
     Tree,
     at_params,
@@ -18,7 +17,8 @@ from lt_mia_jax.unlearning.transforms.contract import (
     require_choice,
     transformation,
 )
-from lt_mia_jax.unlearning.transforms.products import add, dot, norm
+from lt_mia_jax.training.transforms.products import add, dot, norm
+from lt_mia_jax.trees import path_of
 
 _KEY = "threefry2x32"
 

@@ -27,6 +27,7 @@ from transform_cases import (
 
 from lt_mia_jax.sharding import make_mesh
 from lt_mia_jax.training import Checkpointer
+from lt_mia_jax.training.transforms.contract import transformation
 from lt_mia_jax.unlearning import transforms
 from lt_mia_jax.unlearning.transforms import (
     TRANSFORMS,
@@ -36,7 +37,6 @@ from lt_mia_jax.unlearning.transforms import (
     monitored,
     project_against,
 )
-from lt_mia_jax.unlearning.transforms.contract import transformation
 
 
 @every_case

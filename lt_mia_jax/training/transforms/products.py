@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lt_mia_jax.arrays import Array, Bool, Float
-from lt_mia_jax.unlearning.transforms.contract import Tree
+from lt_mia_jax.training.transforms.contract import Tree
 
 _EXACT = jax.lax.Precision.HIGHEST
 _ROUNDING = 1e-6

@@ -1,0 +1,1 @@
+"""Does membership survive what is done to a model after fine-tuning?"""

@@ -1,0 +1,1 @@
+"""Models made of other models, and what happens to them on a stream of tasks."""

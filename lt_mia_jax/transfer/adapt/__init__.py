@@ -1,0 +1,1 @@
+"""Adapting a model: protected updates, adapters, prompts, steering, aggregation."""

@@ -1,0 +1,1 @@
+"""Which model, context or depth to train from: scores and search."""

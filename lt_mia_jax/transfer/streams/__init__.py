@@ -1,0 +1,1 @@
+"""Streams of tasks: replay, metrics of forgetting and transfer, compute."""

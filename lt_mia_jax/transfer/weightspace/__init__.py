@@ -1,0 +1,1 @@
+"""Operations on parameters: merge, swap, pack, expand, trim."""
