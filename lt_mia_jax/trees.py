@@ -107,3 +107,41 @@ def select(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
 def parameter_count(tree: Any) -> int:
     """Total number of array elements of all leaves."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def layer_numbers(params: Any) -> dict[str, np.ndarray]:
+    """The numbers of the layers that each leaf holds, by path, from 0.
+
+    Layers are laid out as `LanguageModel` does: those of `periods/slot_s/...` are
+    stacked on the leading axis, layer `period * slots + s` at index `period`; those of
+    `tail_t/...` follow, each with leaves of its own. Leaves outside layers, such as the
+    embedding, have no entry.
+
+    Example:
+      >>> import numpy as np
+      >>> from lt_mia_jax.trees import layer_numbers
+      >>> slot, tail = {"kernel": np.zeros((2, 4, 4))}, {"kernel": np.zeros((4, 4))}
+      >>> params = {"periods": {"slot_0": slot, "slot_1": slot}, "tail_0": tail}
+      >>> found = layer_numbers(params)
+      >>> list(map(int, found["periods/slot_1/kernel"])), int(found["tail_0/kernel"][0])
+      ([1, 3], 4)
+    """
+    shapes = {name: leaf.shape for name, leaf in named_leaves(params).items()}
+    stacked = {
+        name: int(name.split("/")[1].removeprefix("slot_"))
+        for name in shapes
+        if name.startswith("periods/slot_")
+    }
+    slots = len(set(stacked.values()))
+    periods = max((shapes[name][0] for name in stacked), default=0)
+    found = {name: np.arange(periods) * slots + slot for name, slot in stacked.items()}
+    for name in shapes:
+        if name.startswith("tail_"):
+            number = name.partition("/")[0].removeprefix("tail_")
+            found[name] = np.array([periods * slots + int(number)])
+    return found
+
+
+def layer_count(params: Any) -> int:
+    """How many layers a model has, as `layer_numbers` counts them."""
+    return max((int(n.max()) for n in layer_numbers(params).values()), default=-1) + 1

@@ -19,7 +19,7 @@ from lt_mia_jax.training.transforms.contract import (
     require_choice,
     transformation,
 )
-from lt_mia_jax.trees import named_leaves, select
+from lt_mia_jax.trees import layer_count, layer_numbers, named_leaves, select
 
 
 class MaskState(NamedTuple):
@@ -169,12 +169,12 @@ def layer_mask(params: Tree, paths: Sequence[str], layers: Iterable[int]) -> Tre
     Source: SHA256 at SemEval-2025 Task 4, arXiv 2504.12996 (MLPs of layers 0 to 5).
     """
     leaves = named_leaves(params)
-    numbers = _layer_numbers({name: leaf.shape for name, leaf in leaves.items()})
+    numbers = layer_numbers(params)
     chosen, wanted = set(select(leaves, paths)), set(layers)
     outside = sorted(chosen - set(numbers))
     if outside:
         raise InputError(f"{outside} belong to no layer; name leaves of layers only")
-    count = max((max(n) for n in numbers.values() if n), default=-1) + 1
+    count = layer_count(params)
     absent = sorted(wanted - set(range(count)))
     if absent:
         raise InputError(f"layers {absent} do not exist; the model has {count}")
@@ -189,26 +189,6 @@ def layer_mask(params: Tree, paths: Sequence[str], layers: Iterable[int]) -> Tre
 
     masks = [mask(name, leaf) for name, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(params), masks)
-
-
-def _layer_numbers(shapes: dict[str, tuple[int, ...]]) -> dict[str, list[int]]:
-    """The layers that each leaf of a layer holds, along its leading axis."""
-    stacked = {
-        name: int(name.split("/")[1].removeprefix("slot_"))
-        for name in shapes
-        if name.startswith("periods/slot_")
-    }
-    width = len(set(stacked.values()))
-    periods = max((shapes[name][0] for name in stacked), default=0)
-    found = {
-        name: [period * width + slot for period in range(periods)]
-        for name, slot in stacked.items()
-    }
-    for name in shapes:
-        if name.startswith("tail_"):
-            number = name.partition("/")[0].removeprefix("tail_")
-            found[name] = [periods * width + int(number)]
-    return found
 
 
 def _masked(

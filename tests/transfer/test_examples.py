@@ -1,0 +1,30 @@
+"""The examples in docstrings of `lt_mia_jax.transfer` run as they are printed."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+from lt_mia_jax import transfer, trees
+
+MODULES = [
+    trees.__name__,
+    *(
+        found.name
+        for found in pkgutil.walk_packages(transfer.__path__, "lt_mia_jax.transfer.")
+        if not found.ispkg
+    ),
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_of_a_module_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = []
+    runner = doctest.DocTestRunner(verbose=False)
+    for test in doctest.DocTestFinder(exclude_empty=True).find(
+        importlib.import_module(name)
+    ):
+        runner.run(test, out=said.append)
+    assert not "".join(said)
