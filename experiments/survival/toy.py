@@ -29,9 +29,9 @@ Name = Literal["copy", "reverse", "sort", "modadd"]
 class Texts(NamedTuple):
     """Token ids of equal length, and which of them are answers."""
 
-    ids: Int[Array, "B T"]
+    ids: Int[Array | np.ndarray, "B T"]
     """tag, k symbols, separator, k answer symbols, end."""
-    answer: Bool[Array, "B T"]
+    answer: Bool[Array | np.ndarray, "B T"]
     """True on the answer and the end: what is learned and scored."""
 
 

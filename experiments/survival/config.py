@@ -1,0 +1,48 @@
+"""The options of the survival study."""
+
+import dataclasses
+from pathlib import Path
+
+from lt_mia_jax.finetune import FinetuneConfig
+from lt_mia_jax.models import ModelConfig, gpt2_like
+
+STRENGTHS = {"weak": 1, "medium": 3, "strong": 6}
+"""Most passes over the members; the pass with the lowest validation loss is kept."""
+CORPORA = {"a": "ml_docs", "b": "ml_code"}
+"""What the two experts learn; the base knows neither."""
+KNOWN = ("py_code", "speeches")
+"""What the base is pretrained on."""
+CODE = ("py_code", "ml_code")
+"""Source code, which is cut on the left."""
+VOCABULARY, LENGTH = 2048, 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+    """One run of the survival study."""
+
+    out: Path = Path("runs/survival")
+    """Folder of everything that is made."""
+    seed: int = 0
+    """Decides roles of texts, membership, initial weights and order."""
+    members: int = 480
+    """Texts that an expert learns; as many control texts are learned by no model."""
+    nonmembers: int = 1000
+    """Texts with which both are compared."""
+    validation: int = 100
+    """Texts that choose the epoch of an expert."""
+    steps: int = 600
+    """Updates of the base; its early version is the one after a fifth of them."""
+    strengths: tuple[str, ...] = tuple(STRENGTHS)
+    """How long experts learn: weak, medium or strong."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """The architecture of all models."""
+        return gpt2_like(VOCABULARY, width=96, layers=6, heads=4, context=LENGTH)
+
+    def recipe(self, strength: str) -> FinetuneConfig:
+        """How experts learn."""
+        return FinetuneConfig(
+            epochs=STRENGTHS[strength], learning_rate=5e-4, seed=self.seed
+        )

@@ -1,0 +1,5 @@
+"""Operations that train further: adapters, protected updates, streams, distillation."""
+
+from experiments.survival.operations.operation import Operation
+
+ROWS: tuple[Operation, ...] = ()
