@@ -12,6 +12,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from quick_compile import jit
 
+from lt_mia_jax.training.transforms.mask import mask_updates
+from lt_mia_jax.transfer.adapt.protect import fisher_damp, fisher_pull
 from lt_mia_jax.unlearning.transforms import (
     adaptive_combine,
     alternate,
@@ -192,6 +194,18 @@ CASES = {
         lambda p: ewc_pull(2.0, jax.tree.map(jnp.cos, p), jax.tree.map(jnp.square, p)),
         lambda p: ewc_pull(0.0),
         needs=PARAMS,
+    ),
+    "fisher_pull": Case(
+        lambda p: fisher_pull(jax.tree.map(jnp.square, p), sines(p), 1.0),
+        lambda p: fisher_pull(jax.tree.map(jnp.square, p), None, 0.0),
+        needs=PARAMS,
+    ),
+    "fisher_damp": Case(
+        lambda p: fisher_damp(jax.tree.map(jnp.square, p), 1.0),
+        lambda p: fisher_damp(jax.tree.map(jnp.square, p), 0.0),
+    ),
+    "mask_updates": Case(
+        lambda p: mask_updates(some(p)), lambda p: mask_updates(ones(p))
     ),
     "trust_region": Case(
         lambda p: trust_region(0.5, jax.tree.map(jnp.square, p)),

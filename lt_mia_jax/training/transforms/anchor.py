@@ -67,7 +67,9 @@ def ewc_pull(
             force = jax.tree.map(jnp.multiply, state.fisher, away)
         penalty = 0.5 * strength * dot(force, away)
         found = numbers("ewc_pull", distance=norm(away), penalty=penalty)
-        return add(updates, strength, force), state._replace(monitored=found)
+        if strength != 0:  # with 0, adding would turn -0.0 into 0.0
+            updates = add(updates, strength, force)
+        return updates, state._replace(monitored=found)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -189,13 +191,23 @@ def ema_teacher(
         )
 
     def update(updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Step:
-        gap = _difference(_sum(params, updates), state.teacher)
-        moved = jax.tree.map(lambda t, g: t + (1.0 - decay) * g, state.teacher, gap)
-        if state.mask is not None:
-            moved = jax.tree.map(jnp.where, state.mask, moved, state.teacher)
+        new = _sum(params, updates)
+        moved = running_mean(state.teacher, new, decay, state.mask)
         return updates, TeacherState(moved, state.mask)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def running_mean(
+    mean: Tree, new: Tree, decay: float, moving: Tree | None = None
+) -> Tree:
+    """`decay * mean + (1 - decay) * new` where `moving`; elsewhere the mean's own bits.
+
+    Computed in float32, in the dtypes of `mean`. The mask is boolean and mirrors the
+    trees; axes may be 1, and None stands for True everywhere.
+    """
+    moved = add(mean, 1.0 - decay, _difference(new, mean))
+    return moved if moving is None else jax.tree.map(jnp.where, moving, moved, mean)
 
 
 class RestoreState(NamedTuple):

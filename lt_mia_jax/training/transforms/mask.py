@@ -52,11 +52,45 @@ def saliency_masked(
 
     Source: SalUn, arXiv 2310.12508, equation 3; masking twice is ours.
     """
-    leaves = named_leaves(mask).items()
-    not_boolean = [name for name, leaf in leaves if np.result_type(leaf) != np.bool_]
-    if not_boolean:
-        raise ValueError(f"saliency_masked: not booleans: {not_boolean}")
+    _require_booleans("saliency_masked", mask)
     return _masked(inner, at_start=lambda params: at_params(mask, params))
+
+
+class MaskUpdatesState(NamedTuple):
+    """State of `mask_updates`."""
+
+    mask: Tree
+    """Boolean, of each parameter's shape or with axes of size 1: True moves."""
+
+
+@transformation()
+def mask_updates(mask: Tree) -> optax.GradientTransformationExtraArgs:
+    """Cancel the update of every parameter outside the mask.
+
+    Place it last in a chain: weight decay and momentum behind it would move the frozen
+    parameters. Those in front of it still see all gradients, unlike the optimizer
+    inside `saliency_masked`. The mask mirrors the parameters and is copied into the
+    state; axes may be 1.
+
+    Raises:
+      ValueError: a leaf of the mask is not boolean.
+
+    Example:
+      >>> tx = optax.chain(optax.sgd(1.0), mask_updates(jnp.array([True, False])))
+      >>> tx.update(jnp.array([2.0, 3.0]), tx.init(jnp.zeros(2)))[0]
+      Array([-2., -0.], dtype=float32)
+
+    Source: Composable Sparse Fine-Tuning, arXiv 2110.07560, section 3.
+    """
+    _require_booleans("mask_updates", mask)
+
+    def init(params: Tree) -> MaskUpdatesState:
+        return MaskUpdatesState(at_params(mask, params))
+
+    def update(updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Step:
+        return _cut(state.mask, updates, HOLD), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 @transformation()
@@ -205,17 +239,28 @@ def _masked(
     def update(updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Step:
         mask = state.mask if of_step is None else of_step(updates)
 
-        def cut(tree: Tree, fill: float) -> Tree:
-            def leaf(m: Array, x: Array) -> Array:
-                # Retain gradients may be several, on a leading axis.
-                m = m.reshape((1,) * (x.ndim - m.ndim) + m.shape)
-                return jnp.where(m, x, jnp.asarray(fill, x.dtype))
-
-            return jax.tree.map(leaf, mask, tree)
-
         if extra.get("retain_grads") is not None:
-            extra["retain_grads"] = cut(extra["retain_grads"], 0.0)
-        step, new = inner.update(cut(updates, 0.0), state.inner, params, **extra)
-        return cut(step, HOLD), MaskState(state.mask, new)
+            extra["retain_grads"] = _cut(mask, extra["retain_grads"], 0.0)
+        masked = _cut(mask, updates, 0.0)
+        step, new = inner.update(masked, state.inner, params, **extra)
+        return _cut(mask, step, HOLD), MaskState(state.mask, new)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _cut(mask: Tree, tree: Tree, fill: float) -> Tree:
+    """The tree with `fill` where the mask is False."""
+
+    def leaf(m: Array, x: Array) -> Array:
+        # Retain gradients may be several, on a leading axis.
+        m = m.reshape((1,) * (x.ndim - m.ndim) + m.shape)
+        return jnp.where(m, x, jnp.asarray(fill, x.dtype))
+
+    return jax.tree.map(leaf, mask, tree)
+
+
+def _require_booleans(who: str, mask: Tree) -> None:
+    leaves = named_leaves(mask).items()
+    not_boolean = [name for name, leaf in leaves if np.result_type(leaf) != np.bool_]
+    if not_boolean:
+        raise ValueError(f"{who}: not booleans: {not_boolean}")

@@ -2,8 +2,8 @@
 
 Each is an `optax.GradientTransformationExtraArgs`. The updates are gradients of the
 forget objective; those of the retain objective are the extra argument `retain_grads`.
-Arrays that a transformation needs are part of its state. `TRANSFORMS` lists them all;
-each can be imported from here.
+Arrays that a transformation needs are part of its state. `TRANSFORMS` lists these, and
+those of `transfer` once their modules are imported; each row can be imported from here.
 """
 
 import importlib
