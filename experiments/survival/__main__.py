@@ -22,6 +22,7 @@ from experiments.survival.config import CORPORA, STRENGTHS, Study
 from experiments.survival.demonstration import SEEDS
 from experiments.survival.demos import DEMOS
 from experiments.survival.operations import OPERATIONS
+from experiments.survival.page import write_page
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.outputs import Output, Writing, WritingFlags, claimed
 from lt_mia_jax.study.launch import Job, LauncherFlags, command, run_jobs
@@ -138,6 +139,8 @@ def run(config: Survival) -> None:
     with claimed(config.out, WRITES, "survival", config, overwrite=overwrite):
         if not config.tables_only:
             run_jobs(jobs(config), config.launcher, logs=config.out / "logs")
+        page = write_page(config.out, config.docs)
+        print(page)
 
 
 if __name__ == "__main__":

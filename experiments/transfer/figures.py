@@ -36,7 +36,8 @@ def draw(report: "Report", docs: Path) -> dict[str, str]:
     return drawn
 
 
-def _axes(count: int, **size: Any) -> tuple[Any, Any]:
+def new_axes(count: int, **size: Any) -> tuple[Any, Any]:
+    """A figure with axes in a row, in colors for light and dark pages."""
     from matplotlib import pyplot as plt
 
     plt.rcParams["svg.fonttype"] = "none"
@@ -70,7 +71,7 @@ def _save(figure: Any, path: Path, report: "Report") -> bool:
 
 def _rocs(report: "Report", path: Path) -> bool:
     shown = report.found.families
-    figure, axes = _axes(len(shown), sharey=True)
+    figure, axes = new_axes(len(shown), sharey=True)
     lines = {LEARNED: "-", "ez": "--", "ratio": ":", "loss": "-."}
     for axis, (family, part) in zip(axes, shown.items(), strict=True):
         labels = np.concatenate([j.labels for j in part])
@@ -98,7 +99,7 @@ def _rocs(report: "Report", path: Path) -> bool:
 
 
 def _gaps(report: "Report", path: Path) -> bool:
-    figure, axes = _axes(2, sharey=True)
+    figure, axes = new_axes(2, sharey=True)
     entries = report.values["combinations"]
     for axis, name in zip(axes, (LEARNED, "ez"), strict=True):
         for family, color in COLORS.items():
@@ -139,7 +140,7 @@ def _scaling(report: "Report", path: Path) -> bool:
         "diversity": "combinations, fixed number of texts",
         "volume": "training texts of each combination",
     }
-    figure, axes = _axes(2, sharey=True)
+    figure, axes = new_axes(2, sharey=True)
     for axis, (study, points) in zip(axes, found.items(), strict=True):
         xs = sorted(points)
         axis.plot(xs, [np.mean(points[x]) for x in xs], color="#4c78a8", marker="o")
