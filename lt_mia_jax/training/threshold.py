@@ -4,12 +4,12 @@ Nothing is gathered or sorted, so sharding is preserved: 31 counts find any thre
 and each count is one reduction over devices.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lt_mia_jax.arrays import Array, Bool, Int, UInt
+from lt_mia_jax.arrays import Array, Bool, Float, Int, UInt
 from lt_mia_jax.trees import parameter_count
 
 Tree = Any
@@ -50,10 +50,14 @@ def bits(scores: Array) -> Int[Array, "..."]:
     return signed & _ABOVE_ALL
 
 
-def threshold_bits(scores: Tree, kept: int) -> Int[Array, ""]:
+def threshold_bits(
+    scores: Tree, kept: int, minus: Tree | None = None
+) -> Int[Array, ""]:
     """The `kept`-th largest of all magnitudes, exactly, as `bits` has it.
 
-    Built bit by bit from the top; for `kept` 0 a number above all of them.
+    Built bit by bit from the top; for `kept` 0 a number above all of them. With
+    `minus`, a tree like `scores`, the magnitudes are those of the float32 differences,
+    which are never all in memory.
 
     Raises:
       ValueError: `kept` is not between 0 and the number of elements.
@@ -64,22 +68,105 @@ def threshold_bits(scores: Tree, kept: int) -> Int[Array, ""]:
         raise ValueError(f"kept = {kept}, expected 0 to {parameter_count(scores)}")
     if kept == 0:
         return jnp.int32(_ABOVE_ALL)
-    return _search(scores, jnp.uint32(kept >> _DIGIT), jnp.uint32(kept & _LOW))
+    return _search(scores, minus, jnp.uint32(kept >> _DIGIT), jnp.uint32(kept & _LOW))
 
 
 @jax.jit
 def _search(
-    scores: Tree, high: UInt[Array, ""], low: UInt[Array, ""]
+    scores: Tree, minus: Tree, high: UInt[Array, ""], low: UInt[Array, ""]
 ) -> Int[Array, ""]:
     """The largest bits that at least so many scores reach, from the top bit down."""
 
     def refine(step: Array, found: Array) -> Array:
         candidate = found | jnp.left_shift(jnp.int32(1), 30 - step)
-        count = _count(jax.tree.map(lambda s: bits(s) >= candidate, scores))
+        trees = scores, minus
+        if minus is not None:
+            # Else the differences are computed once, before the loop, and kept.
+            (*trees, candidate) = jax.lax.optimization_barrier((*trees, candidate))
+        reached = jax.tree.map(lambda s: s >= candidate, _all_bits(*trees))
+        count = _count(reached)
         enough = (count[0] > high) | ((count[0] == high) & (count[1] >= low))
         return jnp.where(enough, candidate, found)
 
     return jax.lax.fori_loop(0, 31, refine, jnp.int32(0))
+
+
+def _all_bits(scores: Tree, minus: Tree | None) -> Tree:
+    if minus is None:
+        return jax.tree.map(bits, scores)
+    return jax.tree.map(lambda s, m: bits(difference(s, m)), scores, minus)
+
+
+def difference(one: Array, other: Array) -> Float[Array, "..."]:
+    """`one - other` in float32."""
+    return one.astype(jnp.float32) - other.astype(jnp.float32)
+
+
+class Selection(NamedTuple):
+    """Which elements of a tree are the `kept` largest, ties broken by position."""
+
+    limit: Int[Array, ""]
+    """`bits` of the smallest magnitude that is kept."""
+    room: Tree
+    """How many elements equal to the limit each leaf keeps, the first ones."""
+
+
+def selection(scores: Tree, kept: int, minus: Tree | None = None) -> Selection:
+    """The `kept` largest magnitudes, no more: of equal ones the first in the tree.
+
+    The order is that of `jax.tree.leaves`, then of the flat index. Arguments and errors
+    are those of `threshold_bits`; exact up to 2^32 equal magnitudes at the limit.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from lt_mia_jax.training.threshold import exactly, selection
+      >>> tree = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([2.0, -2.0])}
+      >>> exactly(tree, selection(tree, 2))
+      {'a': Array([False,  True], dtype=bool), 'b': Array([ True, False], dtype=bool)}
+    """
+    limit = threshold_bits(scores, kept, minus)
+    return Selection(limit, _rooms(scores, minus, limit, kept >> _DIGIT, kept & _LOW))
+
+
+@jax.jit
+def _rooms(scores: Tree, minus: Tree, limit: Array, high: Array, low: Array) -> Tree:
+    magnitudes = _all_bits(scores, minus)
+    above = _count(jax.tree.map(lambda m: m > limit, magnitudes))
+    room = _number(jnp.uint32(high) - above[0], jnp.uint32(low) - above[1])
+    leaves, structure = jax.tree.flatten(magnitudes)
+    rooms = []
+    for leaf in leaves:
+        equal = _number(*_leaf_count(leaf == limit))
+        rooms.append(jnp.minimum(room, equal))
+        room = room - rooms[-1]
+    return jax.tree.unflatten(structure, rooms)
+
+
+def _number(high: Array, low: Array) -> UInt[Array, ""]:
+    """The count of two digits, modulo 2^32."""
+    return (high << _DIGIT) + low
+
+
+def exactly(scores: Tree, chosen: Selection) -> Tree:
+    """True on the elements of a selection; `scores` may be differences made again."""
+    return jax.tree.map(
+        lambda leaf, room: exactly_leaf(leaf, chosen.limit, room), scores, chosen.room
+    )
+
+
+def exactly_leaf(
+    scores: Array, limit: Int[Array, ""], room: UInt[Array, ""]
+) -> Bool[Array, "..."]:
+    """True above the limit and on the first `room` elements that are equal to it."""
+    found = bits(scores)
+    equal = found == limit
+
+    def first() -> Bool[Array, "..."]:
+        number = jnp.cumsum(equal.reshape(-1), dtype=jnp.uint32)
+        return equal & (number <= room).reshape(equal.shape)
+
+    every = equal.sum(dtype=jnp.uint32) <= room
+    return (found > limit) | jax.lax.cond(every, lambda: equal, first)
 
 
 Count = tuple[Array, Array]
