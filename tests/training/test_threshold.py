@@ -10,7 +10,13 @@ from oracle_transforms import flat
 from quick_compile import jit
 
 from lt_mia_jax.sharding import make_mesh
-from lt_mia_jax.training.threshold import exactly, selection, threshold_bits
+from lt_mia_jax.training import threshold
+from lt_mia_jax.training.threshold import (
+    difference,
+    exactly,
+    selection,
+    threshold_bits,
+)
 
 
 def first_largest(scores, kept):
@@ -42,6 +48,24 @@ def test_ties_are_broken_by_position_and_the_count_is_exact(seed):
         mask = flat(masked(tree, chosen(tree, kept)))
         assert mask.sum() == kept
         np.testing.assert_array_equal(mask, first_largest(tree, kept))
+
+
+def test_the_host_counts_what_a_compiled_program_counts(monkeypatch):
+    monkeypatch.setattr(threshold, "_CHUNK", 8)  # leaves of several parts
+    rng = np.random.default_rng(6)
+    one = {"a": jnp.asarray(rng.normal(size=(9, 5)), jnp.bfloat16), "b": levels(7)}
+    other = {"a": jnp.zeros((9, 5), jnp.bfloat16), "b": levels(8)}
+    compiled = jit(selection, static_argnums=1)
+    for minus in (None, other):
+        for kept in (1, 7, 50, 95, 96):
+            found = selection(one, kept, minus)
+            jax.tree.map(
+                np.testing.assert_array_equal, found, compiled(one, kept, minus)
+            )
+            seen = one if minus is None else jax.tree.map(difference, one, minus)
+            np.testing.assert_array_equal(
+                flat(exactly(seen, found)), first_largest(seen, kept)
+            )
 
 
 def test_differences_have_the_threshold_of_the_tree_that_holds_them():
