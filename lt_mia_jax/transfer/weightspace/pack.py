@@ -1,0 +1,359 @@
+"""SkillPacks: a fine-tune stored as a small file beside its base (GraftLLM).
+
+Kept of the paper: each module has its own compression (pruned tables, low-rank layers),
+the bits of a matrix fall along its singular directions, and packs are loaded, routed
+and unloaded. Not kept: quantization is grouped round-to-nearest instead of GPTQ, so no
+calibration texts are read, and the router is not trained.
+
+Source: "Knowledge Grafting of Large Language Models" (GraftLLM).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save as to_safetensors
+
+from lt_mia_jax.arrays import Array, Float, Params
+from lt_mia_jax.checkpoints.safetensors import TensorReader
+from lt_mia_jax.errors import InputError, capped
+from lt_mia_jax.files import write_atomic
+from lt_mia_jax.transfer.weightspace.quantization import (
+    BITS,
+    Quantized,
+    dequantize,
+    quantize,
+)
+from lt_mia_jax.transfer.weightspace.quantization import nbytes as nbytes
+from lt_mia_jax.transfer.weightspace.roles import role
+from lt_mia_jax.trees import flatten, pytree, unflatten
+
+_LAYOUT = "layout"
+"""Name of the tensor that describes the others, as bytes of JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkillPackSpec:
+    """How each kind of parameter is compressed.
+
+    The defaults are the released sizes as fractions of a width of 4,096, but for
+    `alpha`, `beta` and `rest_bits`, which are ours.
+    """
+
+    alpha: float = 0.1
+    """Fraction of the entries of embedding and head that are kept, the largest."""
+    rank: float = 1000 / 4096
+    """Fraction of the singular directions of mixer matrices that are kept."""
+    beta: float = 0.9
+    """Fraction of the squared singular values of feed-forward matrices that is kept."""
+    max_rank: float = 1400 / 4096
+    """At most this fraction of their singular directions."""
+    bits: tuple[tuple[int, float], ...] = ((8, 0.02), (4, 0.18), (2, 0.8))
+    """Bits of each slice of the kept directions, the largest first, and its size as a
+    fraction of them. Slices are rounded up, so that none of the first is lost."""
+    rest_bits: int = 8
+    """Bits of kept table entries, of norms, biases and constants of recurrences."""
+    group: int = 128
+    """Values that share a scale."""
+
+    def __post_init__(self):
+        shares = {name: getattr(self, name) for name in ("alpha", "rank", "beta")}
+        shares |= {"max_rank": self.max_rank}
+        wrong = [f"{k} = {v}" for k, v in shares.items() if not 0 < v <= 1]
+        if wrong:
+            raise InputError(f"{', '.join(wrong)}; expected fractions in (0, 1]")
+        unknown = {self.rest_bits, *(b for b, _ in self.bits)} - set(BITS)
+        if unknown or self.group < 1:
+            raise InputError(
+                f"bits {sorted(unknown)}, group {self.group}; expected bits from "
+                f"{BITS} and a group of at least 1"
+            )
+        sizes = [share for _, share in self.bits]
+        if min(sizes, default=0) <= 0 or abs(sum(sizes) - 1) > 1e-6:
+            raise InputError(f"slices of {sizes}; expected positive, with the sum 1")
+
+
+LOSSLESS = SkillPackSpec(
+    alpha=1.0, rank=1.0, beta=1.0, max_rank=1.0, bits=((32, 1.0),), rest_bits=32
+)
+"""Nothing is lost but rounding in float32; larger than the difference itself."""
+
+
+@pytree
+class Part:
+    """The compressed difference of one parameter."""
+
+    factors: tuple[Quantized, ...]
+    """The values themselves, flat; or a left "... K in" and a right factor "... K out"
+    of each slice, whose products are summed."""
+    mask: Array | np.ndarray | None
+    """Which entries the values are, as packed bits of the flat array; None: all."""
+    shape: tuple[int, ...] = field(metadata={"static": True})
+    """Of the parameter."""
+
+
+@pytree
+class SkillPack:
+    """A compressed fine-tune: a pytree, so it passes through `jit` and `device_put`."""
+
+    parts: dict[str, Part]
+    """By path of the parameter."""
+
+
+def pack(base: Params, ft: Params, spec: SkillPackSpec | None = None) -> SkillPack:
+    """Compress the difference between a fine-tune and its base.
+
+    Embedding and head keep their largest entries. Matrices of layers keep their largest
+    singular directions, one decomposition for each layer. A slice of left directions is
+    quantized first; the right factor is fitted, given the quantized left one, to what
+    the slices before left over, and then quantized. Stacked feed-forward matrices share
+    the largest rank that one of them needs. Runs on the host, one leaf at a time.
+
+    Raises:
+      InputError: the two are not of the same model.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from lt_mia_jax.transfer.weightspace.pack import apply, nbytes, pack
+      >>> base = {"tail_0": {"mixer": {"output": {"kernel": jnp.zeros((8, 8))}}}}
+      >>> skill = {"tail_0": {"mixer": {"output": {"kernel": jnp.ones((8, 8))}}}}
+      >>> found = pack(base, skill)
+      >>> grafted = apply(base, [found])["tail_0"]["mixer"]["output"]["kernel"]
+      >>> nbytes(found), round(float(grafted[0, 0]), 5)
+      (44, 1.0)
+    """
+    spec = spec or SkillPackSpec()
+    old, new = flatten(base), flatten(ft)
+    _require_same(_shapes(old), _shapes(new), "base and fine-tune are two models")
+
+    def difference(name: str) -> Float[np.ndarray, "..."]:
+        before, after = np.asarray(old[name]), np.asarray(new[name])
+        return after.astype(np.float32) - before.astype(np.float32)
+
+    return SkillPack(parts={n: _part(n, difference(n), spec) for n in old})
+
+
+def unpack(skill: SkillPack) -> Params:
+    """The differences that a pack stores, in float32."""
+    return unflatten({name: _decode(part) for name, part in skill.parts.items()})
+
+
+def apply(
+    base: Params,
+    packs: Sequence[SkillPack],
+    weights: Float[Array | np.ndarray, " N"] | Sequence[float] | None = None,
+) -> Params:
+    """The base with packs added: `base + sum_i weights_i * unpack(packs_i)`.
+
+    Args:
+      base: unchanged, so unloading a pack is to apply the others again.
+      packs: of fine-tunes of this base.
+      weights: one a pack, as from `task_weights` or `nearest_centroid`; may be traced.
+        All 1 unless given. A parameter to which nothing is added keeps every bit.
+
+    Raises:
+      InputError: a pack is of another model.
+      ValueError: there are not as many weights as packs.
+    """
+    factors = jnp.ones(len(packs)) if weights is None else jnp.asarray(weights)
+    if factors.shape != (len(packs),):
+        raise ValueError(f"{len(packs)} packs, weights of {factors.shape}")
+    flat = flatten(base)
+    for skill in packs:
+        stored = {name: part.shape for name, part in skill.parts.items()}
+        _require_same(_shapes(flat), stored, "the pack is of another model")
+
+    def grafted(name: str) -> Array:
+        leaf = jnp.asarray(flat[name])
+        if not packs:
+            return flat[name]
+        total = jnp.zeros(leaf.shape, jnp.float32)
+        for index, skill in enumerate(packs):
+            total = total + factors[index] * _decode(skill.parts[name])
+        moved = (leaf.astype(jnp.float32) + total).astype(leaf.dtype)
+        return jnp.where(total == 0, leaf, moved)
+
+    return unflatten({name: grafted(name) for name in flat})
+
+
+def task_weights(task: int | Array, packs: int) -> Float[Array, " N"]:
+    """Weights for `apply` that load the pack of one task; negative: none."""
+    return (jnp.arange(packs) == task).astype(jnp.float32)
+
+
+def nearest_centroid(
+    features: Float[Array | np.ndarray, "B D"],
+    centroids: Float[Array | np.ndarray, "N D"],
+) -> Float[Array, " N"]:
+    """Weights for `apply` that load the pack whose centroid is nearest to a batch.
+
+    Args:
+      features: of the texts to route, such as their mean hidden state; their mean over
+        the batch is compared.
+      centroids: mean feature of the fine-tuning texts of each pack.
+    """
+    mean = jnp.asarray(features, jnp.float32).mean(axis=0, keepdims=True)
+    distances = jnp.square(jnp.asarray(centroids, jnp.float32) - mean).sum(axis=-1)
+    return task_weights(jnp.argmin(distances), len(centroids))
+
+
+def save(path: Path | str, skill: SkillPack) -> None:
+    """Write a pack to one safetensors file.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    layout = {
+        name: {
+            "shape": part.shape,
+            "factors": [(factor.bits, factor.length) for factor in part.factors],
+            "mask": part.mask is not None,
+        }
+        for name, part in skill.parts.items()
+    }
+    text = json.dumps(layout, separators=(",", ":")).encode()
+    arrays = {_LAYOUT: np.frombuffer(text, np.uint8)}
+    for name, part in skill.parts.items():
+        if part.mask is not None:
+            arrays[f"{name}/mask"] = np.asarray(part.mask)
+        for index, factor in enumerate(part.factors):
+            for key in ("codes", "scales", "unit"):
+                value = np.asarray(getattr(factor, key), order="C")
+                arrays[f"{name}/{index}/{key}"] = value
+    write_atomic(path, to_safetensors(arrays))
+
+
+def load(path: Path | str) -> SkillPack:
+    """Read what `save` wrote.
+
+    Raises:
+      InputError: the file is missing, broken, or no pack.
+    """
+    path = Path(path)
+    with TensorReader(path.parent, single=path.name) as reader:
+        if _LAYOUT not in reader.names:
+            raise InputError(f"{path}: no skill pack; expected a file of `pack.save`")
+        layout = json.loads(reader.read(_LAYOUT).tobytes())
+
+        def part(name: str, described: Mapping[str, Any]) -> Part:
+            factors = tuple(
+                Quantized(
+                    **{
+                        key: reader.read(f"{name}/{index}/{key}")
+                        for key in ("codes", "scales", "unit")
+                    },
+                    bits=bits,
+                    length=length,
+                )
+                for index, (bits, length) in enumerate(described["factors"])
+            )
+            read = described["mask"]
+            mask = reader.read(f"{name}/mask") if read else None
+            return Part(factors=factors, mask=mask, shape=tuple(described["shape"]))
+
+        return SkillPack(parts={n: part(n, found) for n, found in layout.items()})
+
+
+def _shapes(flat: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(leaf.shape) for name, leaf in flat.items()}
+
+
+def _require_same(
+    one: Mapping[str, tuple[int, ...]], other: Mapping[str, tuple[int, ...]], what: str
+) -> None:
+    differ = sorted(n for n in {*one, *other} if one.get(n) != other.get(n))
+    if differ:
+        raise InputError(
+            f"{what}: {capped(differ)} differ; expected the shapes of the same base"
+        )
+
+
+def _part(name: str, delta: Float[np.ndarray, "..."], spec: SkillPackSpec) -> Part:
+    kind, last = role(name), name.rpartition("/")[2]
+    if kind in ("embedding", "head") and delta.ndim > 1 and spec.alpha < 1:
+        return _pruned(delta, spec)
+    if kind in ("mixer", "feed_forward") and last in ("kernel", "blocks"):
+        return _low_rank(delta, kind == "feed_forward", spec)
+    values = quantize(delta.reshape(-1), spec.rest_bits, spec.group)
+    return Part(factors=(values,), mask=None, shape=delta.shape)
+
+
+def _pruned(delta: Float[np.ndarray, "..."], spec: SkillPackSpec) -> Part:
+    flat = delta.reshape(-1)
+    kept = max(1, round(spec.alpha * flat.size))
+    # Stable: of equal magnitudes the first are kept, so the count is exact.
+    places = np.sort(np.argsort(-np.abs(flat), kind="stable")[:kept])
+    mask = np.zeros(flat.size, bool)
+    mask[places] = True
+    values = quantize(flat[places], spec.rest_bits, spec.group)
+    return Part(factors=(values,), mask=np.packbits(mask), shape=delta.shape)
+
+
+def _low_rank(
+    delta: Float[np.ndarray, "..."], energy: bool, spec: SkillPackSpec
+) -> Part:
+    left, sizes, _ = np.linalg.svd(delta, full_matrices=False)
+    full = sizes.shape[-1]
+    if energy:
+        rank = min(_energy_rank(sizes, spec.beta), spec.max_rank * full)
+    else:
+        rank = spec.rank * full
+    rank = max(1, round(rank))
+    left, rest = left.swapaxes(-1, -2)[..., :rank, :], delta
+    factors: list[Quantized] = []
+    for bits, (start, stop) in _slices(rank, spec):
+        inputs = quantize(left[..., start:stop, :], bits, spec.group)
+        known = dequantize(inputs)
+        fitted = np.linalg.pinv(known).swapaxes(-1, -2) @ rest
+        outputs = quantize(fitted, bits, spec.group)
+        rest = rest - known.swapaxes(-1, -2) @ dequantize(outputs)
+        factors += [inputs, outputs]
+    return Part(factors=tuple(factors), mask=None, shape=delta.shape)
+
+
+def _slices(rank: int, spec: SkillPackSpec) -> list[tuple[int, tuple[int, int]]]:
+    """Bits and range of each slice that is not empty."""
+    shares = np.cumsum([share for _, share in spec.bits])
+    ends = np.ceil(np.round(shares * rank, 6)).astype(int)
+    ends[-1] = rank
+    ranges = pairwise([0, *ends.tolist()])
+    found = zip((bits for bits, _ in spec.bits), ranges, strict=True)
+    return [(bits, (start, stop)) for bits, (start, stop) in found if stop > start]
+
+
+def _energy_rank(sizes: Float[np.ndarray, "... K"], beta: float) -> int:
+    """The most directions that one of the matrices needs for a share of its energy."""
+    if beta == 1:
+        return sizes.shape[-1]
+    squares = np.square(sizes.astype(np.float64))
+    enough = np.cumsum(squares, axis=-1) >= beta * squares.sum(axis=-1, keepdims=True)
+    return int(enough.argmax(axis=-1).max()) + 1
+
+
+def _decode(part: Part) -> Float[Array, "..."]:
+    """The difference that a part stores, in float32."""
+    if len(part.factors) > 1:
+        pairs = zip(part.factors[::2], part.factors[1::2], strict=True)
+        total = jnp.zeros(part.shape, jnp.float32)
+        for inputs, outputs in pairs:
+            total = total + _product(
+                dequantize(inputs).swapaxes(-1, -2), dequantize(outputs)
+            )
+        return total
+    values = jnp.asarray(dequantize(next(iter(part.factors))))
+    if part.mask is None:
+        return values.reshape(part.shape)
+    size = int(np.prod(part.shape))
+    mask = jnp.unpackbits(jnp.asarray(part.mask), count=size).astype(bool)
+    places = jnp.maximum(jnp.cumsum(mask, dtype=jnp.int32) - 1, 0)
+    return jnp.where(mask, values[places], 0.0).reshape(part.shape)
+
+
+def _product(a: Any, b: Any) -> Array:
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,145 @@
+"""Grouped round-to-nearest quantization of arrays, with codes packed into bytes."""
+
+import math
+from dataclasses import field
+from typing import Any
+
+import jax
+import numpy as np
+
+from lt_mia_jax.arrays import Array, Float, UInt
+from lt_mia_jax.trees import pytree
+
+BITS = (2, 4, 8, 16, 32)
+"""Bits a value. 16 and 32 are floats; fewer are integer codes with scales."""
+
+CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+"""Fractions of a group's largest magnitude that may become its range."""
+
+
+@pytree
+class Quantized:
+    """An array of small numbers; `dequantize` returns its values in float32.
+
+    A code c of b bits stands for `(c - (2^b - 1) / 2) * scale * unit`.
+    """
+
+    codes: Array | np.ndarray
+    """uint8 "... G S*b/8": the codes of G groups of S values, the first of a byte in
+    its lowest bits. For 16 and 32 bits the values divided by `unit`."""
+    scales: Float[Array | np.ndarray, "... G"]
+    """Float16, at most 1; empty for 16 and 32 bits."""
+    unit: Float[Array | np.ndarray, ""]
+    """The largest scale, float32, so that float16 does not underflow."""
+    bits: int = field(metadata={"static": True})
+    """One of `BITS`."""
+    length: int = field(metadata={"static": True})
+    """Values on the last axis; the last group may be padded."""
+
+
+def groups(length: int, bits: int, group: int) -> tuple[int, int]:
+    """Number of groups and values in each, padded to whole bytes.
+
+    The groups are as equal as possible, and none is above `group` but for the padding.
+    """
+    number = max(1, -(-length // group))
+    size = -(-length // number)
+    per_byte = 8 // bits
+    return number, -(-size // per_byte) * per_byte
+
+
+def quantize(
+    values: Float[Array | np.ndarray, "... N"], bits: int, group: int = 128
+) -> Quantized:
+    """Round each value to one of `2^bits` equidistant levels around zero.
+
+    The range of each group of values on the last axis is the one of `CLIPS` with the
+    smallest squared error. Groups of zeros are exact. Runs on the host, in NumPy.
+
+    Raises:
+      ValueError: `bits` is none of `BITS`, or `group` is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from lt_mia_jax.transfer.weightspace import quantization
+      >>> found = quantization.quantize(jnp.array([-3.0, -1.0, 1.0, 3.0]), bits=2)
+      >>> found.codes.shape, quantization.dequantize(found).round(2).tolist()
+      ((1, 1), [-3.0, -1.0, 1.0, 3.0])
+    """
+    if bits not in BITS or group < 1:
+        raise ValueError(f"bits = {bits}, group = {group}; bits are one of {BITS}")
+    x = np.asarray(values).astype(np.float32)
+    length = x.shape[-1]
+    if bits >= 16:
+        unit = _positive(np.abs(x).max(initial=0.0)) if bits == 16 else np.float32(1)
+        return Quantized(
+            codes=(x / unit).astype(f"float{bits}"),
+            scales=np.zeros((*x.shape[:-1], 0), np.float16),
+            unit=np.asarray(unit, np.float32),
+            bits=bits,
+            length=length,
+        )
+    number, size = groups(length, bits, group)
+    padding = [(0, 0)] * (x.ndim - 1) + [(0, number * size - length)]
+    grouped = np.pad(x, padding).reshape(*x.shape[:-1], number, size)
+    real = np.arange(number * size).reshape(number, size) < length
+    middle, largest = _middle(bits), np.abs(grouped).max(axis=-1) / _middle(bits)
+    unit = largest.max(initial=0.0)
+    error = np.full(largest.shape, np.inf, np.float32)
+    scales, codes = np.zeros_like(largest, np.float16), np.zeros_like(grouped, np.uint8)
+    for clip in CLIPS:
+        tried = (clip * largest / _positive(unit)).astype(np.float16)
+        step = (tried.astype(np.float32) * unit)[..., None]
+        found = np.clip(np.round(grouped / _positive(step) + middle), 0, 2 * middle)
+        wrong = np.square((found - middle) * step - grouped).sum(axis=-1, where=real)
+        better = wrong < error
+        error = np.where(better, wrong, error)
+        scales = np.where(better, tried, scales)
+        codes = np.where(better[..., None], found.astype(np.uint8), codes)
+    return Quantized(
+        codes=_pack(codes, bits),
+        scales=scales,
+        unit=np.asarray(unit, np.float32),
+        bits=bits,
+        length=length,
+    )
+
+
+def dequantize(found: Quantized) -> Any:
+    """The values "... N" of the codes, in float32; NumPy for NumPy arrays."""
+    if found.bits >= 16:
+        return found.codes.astype(np.float32) * found.unit
+    codes = _unpack(found.codes, found.bits).astype(np.float32) - _middle(found.bits)
+    step = found.scales.astype(np.float32) * found.unit
+    values = codes * step[..., None]
+    return values.reshape(*values.shape[:-2], -1)[..., : found.length]
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes of all arrays of a tree."""
+    sizes = (
+        math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+    return sum(sizes)
+
+
+def _middle(bits: int) -> float:
+    return (2**bits - 1) / 2
+
+
+def _positive(x: Any) -> Any:
+    return np.where(x > 0, x, np.float32(1))
+
+
+def _pack(codes: UInt[np.ndarray, "... S"], bits: int) -> UInt[np.ndarray, "... P"]:
+    parts = codes.reshape(*codes.shape[:-1], -1, 8 // bits)
+    shifts = np.arange(8 // bits, dtype=np.uint8) * np.uint8(bits)
+    return (parts << shifts).sum(axis=-1, dtype=np.uint8)
+
+
+def _unpack(packed: Any, bits: int) -> Any:
+    shifts = np.arange(8 // bits, dtype=np.uint8) * np.uint8(bits)
+    shifts = shifts.reshape(*(1,) * packed.ndim, -1)
+    codes = (packed[..., None] >> shifts) & np.uint8(2**bits - 1)
+    return codes.reshape(*packed.shape[:-1], -1)
