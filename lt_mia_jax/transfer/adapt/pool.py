@@ -1,0 +1,168 @@
+"""L2M: a frozen model with a pool of adapters, picked by the text itself.
+
+Each slot has a key and a low-rank adapter. A text uses the slot whose key is nearest to
+the mean of its frozen token embeddings; learning moves that slot alone, so that earlier
+tasks keep theirs. One more slot is reserved for the base itself: it has a key, and no
+adapter.
+
+Source: L2M ("Learning to Modulate pre-trained Models in RL"), arXiv 2306.14884. Kept:
+keys, selection by cosine and by usage, the pull of the keys, low-rank modulators. Not
+kept: decision transformers and control tasks. The reserved slot is ours.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lt_mia_jax.arrays import Array, Bool, Float, Int, Key, Params
+from lt_mia_jax.finetune import lora
+from lt_mia_jax.finetune.config import LoraConfig
+from lt_mia_jax.models.language_model import LanguageModel
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class Pool(NamedTuple):
+    """What is trained beside the frozen base."""
+
+    keys: Float[Array, "S E"]
+    """One for each slot."""
+    adapters: lora.Adapters
+    """Pairs (A, B) as in `finetune.lora`, with the slots as a further leading axis."""
+
+
+def pool_init(
+    key: Key[Array, ""], params: Params, config: LoraConfig, *, slots: int = 30
+) -> Pool:
+    """Keys uniform in [-1, 1), and adapters that change nothing yet.
+
+    The paper has 30 slots of rank 8 with alpha 16 on query, value and feed-forward.
+
+    Raises:
+      InputError: the targets of `config` fit no kernel; see `finetune.lora.init`.
+    """
+    for_keys, for_slots = jax.random.split(key)
+    width = params["embedding"]["tokens"].shape[-1]
+    keys = jax.random.uniform(for_keys, (slots, width), minval=-1.0)
+    each = jax.random.split(for_slots, slots)
+    return Pool(keys, jax.vmap(lambda own: lora.init(own, params, config))(each))
+
+
+def text_query(
+    params: Params,
+    ids: Int[Array | np.ndarray, "B T"],
+    mask: Bool[Array | np.ndarray, "B T"],
+) -> Float[Array, "B E"]:
+    """The mean of the token embeddings where `mask` is set, such as on the prompt."""
+    rows = params["embedding"]["tokens"][jnp.asarray(ids)].astype(jnp.float32)
+    return jnp.mean(rows, axis=1, where=jnp.asarray(mask, bool)[..., None])
+
+
+def select(
+    keys: Float[Array, "S E"],
+    query: Float[Array, "B E"],
+    usage: Float[Array, "S"] | None = None,
+) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+    """The slot of each text, and the cosine of its key with the query.
+
+    The largest cosine wins, among equals the lowest slot. `usage` is for training after
+    the first task: how often earlier tasks used each slot. The largest
+    `(cosine + 1) / 2 / (usage + 1e-6)` wins then, so that unused slots come first.
+
+    Example:
+      >>> keys, query = jnp.eye(2), jnp.array([[1.0, 0.5]])
+      >>> select(keys, query)[0], select(keys, query, jnp.array([3.0, 0.0]))[0]
+      (Array([0], dtype=int32), Array([1], dtype=int32))
+    """
+    cosines = jnp.matmul(_unit(query), _unit(keys).T, precision=HIGHEST)
+    score = cosines
+    if usage is not None:
+        score = (cosines + 1) / 2 / (usage + 1e-6)[None, :]
+    index = jnp.argmax(score, axis=-1)
+    return index, jnp.take_along_axis(cosines, index[:, None], axis=-1)[:, 0]
+
+
+def pool_lora(pool: Pool, index: Int[Array, "B"]) -> lora.Adapters:
+    """The adapter of each text, with the texts as leading axis.
+
+    It is a product with one-hot rows, whose gradient reaches the picked slots only. An
+    index beyond the pool is the reserved slot: zeros.
+    """
+    hot = jax.nn.one_hot(index, len(pool.keys))
+    return jax.tree.map(
+        lambda leaf: jnp.tensordot(hot, leaf, axes=1, precision=HIGHEST), pool.adapters
+    )
+
+
+def pull_loss(
+    keys: Float[Array, "S E"], query: Float[Array, "B E"], index: Int[Array, "B"]
+) -> Float[Array, ""]:
+    """Minus the mean cosine of each query with the key of its slot."""
+    hot = jax.nn.one_hot(index, len(keys))
+    own = jnp.matmul(hot, keys, precision=HIGHEST)
+    return -jnp.sum(_unit(own) * _unit(query), axis=-1).mean()
+
+
+def update_usage(usage: Float[Array, "S"], index: Int[Array, "B"]) -> Float[Array, "S"]:
+    """Usage with one more for each text; the reserved slot is not counted.
+
+    Count a task when it ends: counted while it is trained, its own slots would be the
+    ones to avoid.
+    """
+    return usage + jax.nn.one_hot(index, len(usage)).sum(axis=0)
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A frozen base in which each text has an adapter of its own.
+
+    Example:
+      >>> from lt_mia_jax.models import gpt2_like
+      >>> model = LanguageModel(gpt2_like(64, width=16, layers=1, heads=2, context=8))
+      >>> params, ids = model.init(jax.random.key(0)), jnp.array([[3, 1, 4]])
+      >>> pool = pool_init(jax.random.key(1), params, LoraConfig(rank=2), slots=4)
+      >>> Routed(model).apply({"base": params, "pool": pool}, ids, jnp.array([0])).shape
+      (1, 3, 64)
+    """
+
+    model: LanguageModel
+    """The base."""
+    scale: float = 2.0
+    """Factor on the product of the adapters: alpha / rank."""
+
+    def apply(
+        self,
+        params: Mapping[str, Any],
+        input_ids: Int[Any, "B T"],
+        index: Int[Array, "B"],
+    ) -> Float[Array, "B T V"]:
+        """Logits of each text under the adapter of slot `index`.
+
+        The parameters are `{"base": ..., "pool": Pool}`. An index beyond the pool gives
+        the logits of the base.
+        """
+
+        def one(ids: Array, adapters: Any) -> Array:
+            return self.model.apply(params["base"], ids[None], adapters=adapters)[0]
+
+        adapters = lora.scaled(pool_lora(params["pool"], index), self.scale)
+        return jax.vmap(one)(jnp.asarray(input_ids), adapters)
+
+
+def route(
+    pool: Pool, query: Float[Array, "B E"], reserved: Float[Array, "E"]
+) -> Int[Array, "B"]:
+    """The slot of each text at test time, by plain cosine; S is the reserved one.
+
+    `reserved` is the key of the base, such as the mean query of pretraining texts.
+    """
+    return select(jnp.concatenate([pool.keys, reserved[None]]), query)[0]
+
+
+def _unit(x: Float[Array, "N E"]) -> Float[Array, "N E"]:
+    square = jnp.square(x).sum(axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.where(square > 0, square, 1.0))
