@@ -14,6 +14,7 @@ from quick_compile import jit
 
 from lt_mia_jax.training.transforms.mask import mask_updates
 from lt_mia_jax.transfer.adapt.protect import fisher_damp, fisher_pull
+from lt_mia_jax.transfer.adapt.reglora import add_reglora
 from lt_mia_jax.unlearning.transforms import (
     adaptive_combine,
     alternate,
@@ -64,6 +65,25 @@ def adamw(rate=0.1):
 
 def sines(params):
     return jax.tree.map(jnp.sin, params)
+
+
+def on_adapters(tx):
+    """A transformation of adapters, on the trees of the cases: `a` times `c`."""
+
+    def adapters(x):
+        return {"kernel": (x["a"], x["b"]["c"][:, None])}
+
+    def update(updates, state, params=None, **extra):
+        pairs = None if params is None else adapters(params)
+        new, state = tx.update(adapters(updates), state, pairs, **extra)
+        a, c = new["kernel"]
+        return {"a": a, "b": {**updates["b"], "c": c[:, 0]}}, state
+
+    return optax.GradientTransformationExtraArgs(lambda p: tx.init(adapters(p)), update)
+
+
+def lora_mask(params):
+    return {"kernel": params["a"][:, :1] > 0}
 
 
 @dataclass(frozen=True)
@@ -203,6 +223,11 @@ CASES = {
     "fisher_damp": Case(
         lambda p: fisher_damp(jax.tree.map(jnp.square, p), 1.0),
         lambda p: fisher_damp(jax.tree.map(jnp.square, p), 0.0),
+    ),
+    "add_reglora": Case(
+        lambda p: on_adapters(add_reglora(lora_mask(p), 1.0)),
+        lambda p: on_adapters(add_reglora(lora_mask(p), 0.0)),
+        needs=PARAMS,
     ),
     "mask_updates": Case(
         lambda p: mask_updates(some(p)), lambda p: mask_updates(ones(p))

@@ -46,6 +46,40 @@ def diagonal_fisher(
     return _divided(*sum_over("diagonal_fisher", map(of_batch, batches)))
 
 
+def running_fisher(fisher: Tree | None, new: Tree, decay: float = 0.9) -> Tree:
+    """`decay * fisher + new`, float32: the information of all tasks so far.
+
+    None stands for no earlier task.
+
+    Example:
+      >>> running_fisher(jnp.array([10.0]), jnp.array([1.0]))
+      Array([10.], dtype=float32)
+
+    Source: elastic weight consolidation as LIBERO runs it, arXiv 2306.03310.
+    """
+    if not 0 <= decay <= 1:
+        raise ValueError(f"running_fisher: decay = {decay}, expected 0 to 1")
+    if fisher is None:
+        return float32(new)
+    return jax.tree.map(lambda f, n: decay * f + n.astype(jnp.float32), fisher, new)
+
+
+def dmg(update: Tree, fisher: Tree) -> Float[Array, ""]:
+    """What an update costs the protected task: `0.5 sum F u^2`, in nats.
+
+    The second-order estimate of the rise of the task's loss, from a minimum of it.
+
+    Example:
+      >>> dmg(jnp.array([2.0, 3.0]), jnp.array([1.0, 0.0]))
+      Array(2., dtype=float32)
+
+    Source: Elastic weight consolidation, arXiv 1612.00796 (Laplace approximation).
+    """
+    leaves = zip(jax.tree.leaves(update), jax.tree.leaves(fisher), strict=True)
+    parts = [jnp.sum(f * jnp.square(u.astype(jnp.float32))) for u, f in leaves]
+    return 0.5 * jnp.asarray(sum(parts), jnp.float32)
+
+
 def sum_over(who: str, parts: Iterable[Tree]) -> Tree:
     """The sum of trees in float32, in their order."""
     total = None

@@ -1,9 +1,9 @@
 """Protect what a model knows: pulls, damping and masks from Fisher information.
 
-All of them read one tree, the diagonal Fisher information of the protected task
-(`training.fisher.diagonal_fisher`: squared gradients of single texts), which mirrors
-the parameters. `training.transforms.anchor.ewc_pull` is elastic weight consolidation
-as published; `training.transforms.mask.mask_updates` freezes what a mask leaves out.
+All read the diagonal Fisher information of the protected task, a tree that mirrors the
+parameters (`training.fisher`, which has its running sum and the damage of an update).
+`training.transforms.anchor.ewc_pull` is elastic weight consolidation as published, and
+`training.transforms.mask.mask_updates` freezes what a mask leaves out.
 """
 
 from typing import Any, NamedTuple
@@ -12,9 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lt_mia_jax.arrays import Array, Float
 from lt_mia_jax.errors import NOT_NEGATIVE, UNIT, check_ranges
-from lt_mia_jax.training.fisher import float32
 from lt_mia_jax.training.threshold import top_share_mask
 from lt_mia_jax.training.transforms.anchor import ewc_pull, running_mean
 from lt_mia_jax.training.transforms.contract import (
@@ -23,21 +21,16 @@ from lt_mia_jax.training.transforms.contract import (
     at_params,
     transformation,
 )
-from lt_mia_jax.training.transforms.products import add, dot
 
 
 @transformation("params")
 def fisher_pull(
     fisher: Tree, anchor: Tree | None, lam: float
 ) -> optax.GradientTransformationExtraArgs:
-    """Add the gradient of `lam * sum F (params - anchor)^2`.
+    """Add the gradient of `lam * sum F (params - anchor)^2`: `ewc_pull` of `2 lam`.
 
-    It is `ewc_pull` of strength `2 lam`. The Fisher information `F` and the anchor
-    mirror the parameters; without an anchor it is the argument of `init`. Place it in
-    front of the optimizer.
-
-    Raises:
-      InputError: `lam` is negative.
+    Without an anchor it is the argument of `init`. Place it in front of the optimizer.
+    A negative `lam` raises an `InputError`.
 
     Example:
       >>> tx = fisher_pull(jnp.array([1.0, 0.0]), jnp.zeros(2), lam=0.5)
@@ -45,7 +38,7 @@ def fisher_pull(
       >>> tx.update(jnp.zeros(2), tx.init(params), params)[0]
       Array([3., 0.], dtype=float32)
 
-    Source: Parameter-Selective Mean Teacher, the pull of its loss.
+    Source: Parameter-Selective Continual Test-Time Adaptation, arXiv 2407.02253.
     """
     check_ranges("fisher_pull", lam=(lam, NOT_NEGATIVE))
     return ewc_pull(2 * lam, anchor, fisher)
@@ -60,22 +53,17 @@ class DampState(NamedTuple):
 
 @transformation()
 def fisher_damp(fisher: Tree, c: float) -> optax.GradientTransformationExtraArgs:
-    """Divide each update by `1 + c F / mean(F)`.
+    """Divide each update by `1 + c F / mean(F)`, the mean over all trained weights.
 
-    A weight of average importance moves `1 + c` times less. The mean is over all
-    weights that are trained. `F` mirrors the parameters; axes may be 1. Place it behind
-    the optimizer, which would undo a constant factor on gradients.
-
-    Raises:
-      InputError: `c` is negative.
+    Axes of `F` may be 1. Place it behind the optimizer, which would undo a constant
+    factor on gradients. A negative `c` raises an `InputError`.
 
     Example:
       >>> tx = fisher_damp(jnp.array([0.0, 2.0]), c=0.5)
       >>> tx.update(jnp.ones(2), tx.init(jnp.zeros(2)))[0]
       Array([1. , 0.5], dtype=float32)
 
-    Source: Learning With Forgetting weighs updates by Fisher information; this damping
-    is our form of it.
+    Source: ours, after Learning With Forgetting's Fisher-weighted updates.
     """
     check_ranges("fisher_damp", c=(c, NOT_NEGATIVE))
 
@@ -90,63 +78,25 @@ def fisher_damp(fisher: Tree, c: float) -> optax.GradientTransformationExtraArgs
         return DampState(jax.tree.map(lambda f: 1.0 / (1.0 + scale * f), placed))
 
     def update(updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Step:
-        damped = jax.tree.map(
-            lambda u, factor: (u.astype(jnp.float32) * factor).astype(u.dtype),
-            updates,
-            state.factor,
-        )
-        return damped, state
+        def damped(u: Any, factor: Any) -> Any:
+            return (u.astype(jnp.float32) * factor).astype(u.dtype)
+
+        return jax.tree.map(damped, updates, state.factor), state
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def dmg(update: Tree, fisher: Tree) -> Float[Array, ""]:
-    """What an update costs the protected task: `0.5 sum F u^2`, in nats.
-
-    The second-order estimate of the rise of the task's loss, at a minimum of it.
-
-    Example:
-      >>> dmg(jnp.array([2.0, 3.0]), jnp.array([1.0, 0.0]))
-      Array(2., dtype=float32)
-
-    Source: Elastic weight consolidation, arXiv 1612.00796 (Laplace approximation).
-    """
-    square = jax.tree.map(lambda u: jnp.square(u.astype(jnp.float32)), update)
-    return 0.5 * dot(fisher, square)
-
-
-def running_fisher(fisher: Tree | None, new: Tree, decay: float = 0.9) -> Tree:
-    """`decay * fisher + new`, float32: the information of all tasks so far.
-
-    None stands for no earlier task.
-
-    Raises:
-      InputError: `decay` is outside [0, 1].
-
-    Example:
-      >>> running_fisher(jnp.array([10.0]), jnp.array([1.0]))
-      Array([10.], dtype=float32)
-
-    Source: elastic weight consolidation as in LIBERO (decay 0.9).
-    """
-    check_ranges("running_fisher", decay=(decay, UNIT))
-    return float32(new) if fisher is None else add(float32(new), decay, fisher)
 
 
 def fisher_mask(fisher: Tree, q: float) -> Tree:
     """True on what is protected: the `1 - q` share of weights with the largest `F`.
 
-    The threshold is exact and of the whole tree; ties at it are protected. A weight
-    whose `F` is 0 is never protected, whatever `q` is.
-
-    Raises:
-      InputError: `q` is outside [0, 1].
+    The threshold is exact and of the whole tree; ties at it are protected. Weights
+    whose `F` is 0 never are. A `q` outside [0, 1] raises an `InputError`.
 
     Example:
       >>> fisher_mask({"w": jnp.array([0.1, 3.0, 0.2, 0.0])}, q=0.75)
       {'w': Array([False,  True, False, False], dtype=bool)}
 
-    Source: Parameter-Selective Mean Teacher.
+    Source: Parameter-Selective Continual Test-Time Adaptation, arXiv 2407.02253.
     """
     check_ranges("fisher_mask", q=(q, UNIT))
     top = top_share_mask(fisher, 1.0 - q)
@@ -154,20 +104,16 @@ def fisher_mask(fisher: Tree, q: float) -> Tree:
 
 
 def masked_ema(teacher: Tree, student: Tree, mask: Tree, eta: float = 0.999) -> Tree:
-    """The teacher's running mean, `eta t + (1 - eta) s`, but where the mask is True.
+    """The running mean `eta t + (1 - eta) s`; where the mask is True, `t` bit for bit.
 
-    There the teacher keeps its own weights, bit for bit. (The mask of `ema_teacher` is
-    the other way round: what moves.) Results have the teacher's dtypes.
-
-    Raises:
-      InputError: `eta` is outside [0, 1].
+    The mask of `ema_teacher` is the other way round: what moves. Results have the
+    teacher's dtypes. An `eta` outside [0, 1] raises an `InputError`.
 
     Example:
-      >>> mask = jnp.array([True, False])
-      >>> masked_ema(jnp.zeros(2), jnp.ones(2), mask, eta=0.75)
+      >>> masked_ema(jnp.zeros(2), jnp.ones(2), jnp.array([True, False]), eta=0.75)
       Array([0.  , 0.25], dtype=float32)
 
-    Source: Parameter-Selective Mean Teacher.
+    Source: Parameter-Selective Continual Test-Time Adaptation, arXiv 2407.02253.
     """
     check_ranges("masked_ema", eta=(eta, UNIT))
     return running_mean(teacher, student, eta, jax.tree.map(jnp.logical_not, mask))
