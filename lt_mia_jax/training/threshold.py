@@ -145,7 +145,7 @@ def _rooms(scores: Tree, minus: Tree, limit: Array, high: Array, low: Array) -> 
     leaves, structure = jax.tree.flatten(magnitudes)
     rooms = []
     for leaf in leaves:
-        equal = _number(*_leaf_count(leaf == limit))
+        equal = _number(*leaf_count(leaf == limit))
         rooms.append(jnp.minimum(room, equal))
         room = room - rooms[-1]
     return jax.tree.unflatten(structure, rooms)
@@ -254,14 +254,14 @@ than a 32-bit integer counts, and float32 is exact to 2^24 only."""
 
 def _count(mask: Tree) -> Count:
     """How many elements of the tree are True."""
-    counts = [_leaf_count(leaf) for leaf in jax.tree.leaves(mask)]
+    counts = [leaf_count(leaf) for leaf in jax.tree.leaves(mask)]
     high = sum((c[0] for c in counts), start=jnp.uint32(0))
     low = sum((c[1] for c in counts), start=jnp.uint32(0))
-    return _carried(high, low)
+    return carried(high, low)
 
 
-def _leaf_count(mask: Bool[Array, "..."], limit: int = 2**31) -> Count:
-    """The same for one array; from `limit` elements on, axis by axis.
+def leaf_count(mask: Bool[Array, "..."], limit: int = 2**31) -> Count:
+    """How many elements of one array are True; from `limit` elements on, axis by axis.
 
     Exact when no axis but the longest has more than 2^16 elements.
     """
@@ -270,7 +270,7 @@ def _leaf_count(mask: Bool[Array, "..."], limit: int = 2**31) -> Count:
     longest = max(range(mask.ndim), key=lambda axis: mask.shape[axis])
     high, low = _digits(jnp.sum(mask, axis=longest, dtype=jnp.uint32))
     while low.ndim:
-        high, low = _carried(high.sum(axis=0), low.sum(axis=0))
+        high, low = carried(high.sum(axis=0), low.sum(axis=0))
     return high, low
 
 
@@ -278,5 +278,6 @@ def _digits(count: UInt[Array, "..."]) -> Count:
     return count >> _DIGIT, count & _LOW
 
 
-def _carried(high: Array, low: Array) -> Count:
+def carried(high: Array, low: Array) -> Count:
+    """A count whose lower digit may have grown beyond 2^16, such as a sum."""
     return high + (low >> _DIGIT), low & _LOW

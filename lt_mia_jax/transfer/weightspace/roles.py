@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lt_mia_jax.arrays import Array, Float
+from lt_mia_jax.errors import capped
 from lt_mia_jax.trees import (
     flatten,
     layer_count,
@@ -66,6 +67,31 @@ def role(path: str) -> Role:
             constant = parts[-1] not in _MATRICES or parts[-2:] == ["step", "bias"]
             return "recurrence" if constant else half
     return "other"
+
+
+def vocabulary_axis(path: str) -> int | None:
+    """The axis of a parameter along which tokens of the vocabulary lie, if any."""
+    return {"embedding/tokens": 0, "head/kernel": -1, "head/bias": -1}.get(path)
+
+
+def check_alike(function: str, first: Tree, *others: Tree) -> None:
+    """Refuse trees of other names or shapes than the first.
+
+    Raises:
+      ValueError: trees that differ; the message names some of the leaves.
+    """
+    expected = {name: leaf.shape for name, leaf in named_leaves(first).items()}
+    for number, tree in enumerate(others, start=2):
+        found = {name: leaf.shape for name, leaf in named_leaves(tree).items()}
+        wrong = sorted(
+            name
+            for name in {*expected, *found}
+            if expected.get(name) != found.get(name)
+        )
+        if wrong:
+            raise ValueError(
+                f"{function}: tree {number} differs from the first in {capped(wrong)}"
+            )
 
 
 def slots(params: Tree) -> int:

@@ -12,7 +12,7 @@ from quick_compile import jit
 
 from lt_mia_jax.sharding import make_mesh
 from lt_mia_jax.training.fisher import diagonal_fisher
-from lt_mia_jax.training.threshold import _leaf_count, threshold_bits, top_share_mask
+from lt_mia_jax.training.threshold import leaf_count, threshold_bits, top_share_mask
 from lt_mia_jax.unlearning.importance import attribution
 from lt_mia_jax.unlearning.importance.attribution import (
     attribution_scores,
@@ -151,7 +151,7 @@ def test_counts_are_exact_beyond_one_digit():
         count = int(mask.sum())
         assert count > 2**16
         for limit in (2**31, 1):  # in one sum, and axis by axis
-            high, low = jit(_leaf_count, static_argnums=1)(mask, limit)
+            high, low = jit(leaf_count, static_argnums=1)(mask, limit)
             assert int(high) * 2**16 + int(low) == count
             assert int(low) < 2**16
 

@@ -1,0 +1,155 @@
+"""Put the first and last layers of one model around the middle of another."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lt_mia_jax.arrays import Array, Float
+from lt_mia_jax.transfer.weightspace.roles import (
+    check_alike,
+    per_layer,
+    slots,
+)
+from lt_mia_jax.trees import layer_count
+
+Tree = Any
+
+Origin = Literal["lang", "task", "mean"]
+_SHARE: dict[str, float] = {"lang": 1.0, "task": 0.0, "mean": 0.5}
+
+
+def unit_of(params: Tree) -> np.ndarray:
+    """The repeating unit of each layer "L", from 0.
+
+    A unit is a layer, or in models that mix kinds of layers one period of them; layers
+    left over at the end (`tail_...`) are one unit.
+    """
+    return np.arange(layer_count(params)) // slots(params)
+
+
+def default_sizes(
+    params: Tree, *, bottom: int = 5, top: int = 2
+) -> dict[Literal["bottom", "top"], int]:
+    """Sizes for `layer_swap`: of 32 units, scaled to those of a model, at least 1.
+
+    Source: "Layer Swapping for Zero-Shot Cross-Lingual Transfer in Large Language
+    Models"; scaling to other depths is ours.
+    """
+    units = int(unit_of(params)[-1]) + 1
+    return {
+        "bottom": max(1, round(bottom * units / 32)),
+        "top": max(1, round(top * units / 32)),
+    }
+
+
+def swap_weights(
+    params: Tree,
+    *,
+    bottom: int,
+    top: int,
+    trans_bottom: int = 1,
+    trans_top: int = 1,
+    c: float = 0.5,
+) -> Float[np.ndarray, "L"]:
+    """The share of the language model in each layer; arguments as `layer_swap`."""
+    units = unit_of(params)
+    count = int(units[-1]) + 1
+    if min(bottom, top, trans_bottom, trans_top) < 0 or bottom + top > count:
+        raise ValueError(
+            f"layer_swap: bottom = {bottom} and top = {top} units of {count}, "
+            f"transitions {trans_bottom} and {trans_top}"
+        )
+    if not 0 <= c <= 1:
+        raise ValueError(f"layer_swap: c = {c}, expected in [0, 1]")
+    share = np.zeros(count, np.float32)
+    if bottom:
+        share[bottom : bottom + trans_bottom] = c
+    if top:
+        share[max(0, count - top - trans_top) : count - top] = c
+    share[:bottom] = share[count - top :] = 1.0
+    return share[units]
+
+
+def layer_swap(
+    task: Tree,
+    lang: Tree,
+    *,
+    bottom: int,
+    top: int,
+    trans_bottom: int = 1,
+    trans_top: int = 1,
+    c: float = 0.5,
+    embed: Origin | None = None,
+    head: Origin | None = None,
+) -> Tree:
+    """The task model with its first and last layers from the language model.
+
+    Args:
+      task: fine-tuned on the task, in another language.
+      lang: fine-tuned on the language; of the same base.
+      bottom: repeating units (see `unit_of`) from `lang` at the input.
+      top: the same at the output.
+      trans_bottom: units above the bottom ones that are mixed.
+      trans_top: units below the top ones that are mixed.
+      c: share of `lang` in these.
+      embed: where the embedding and its norm are from: "lang", "task" or their "mean".
+        None takes "lang" if `bottom` is not 0.
+      head: the same for the final norm and the head; None looks at `top`. A tied head
+        goes with the embedding.
+
+    Returns:
+      A tree like `task`. Leaves of a layer that is from one model keep its bits: with
+      no bottom and top the result is `task`, with all units `lang`.
+
+    Raises:
+      ValueError: trees that differ, sizes beyond the model.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from lt_mia_jax.transfer.weightspace.swap import layer_swap
+      >>> task, lang = (
+      ...     {"periods": {"slot_0": {"k": jnp.full(5, x)}}} for x in (0.0, 1.0)
+      ... )
+      >>> layer_swap(task, lang, bottom=1, top=1)["periods"]["slot_0"]["k"]
+      Array([1. , 0.5, 0. , 0.5, 1. ], dtype=float32)
+
+    Source: "Layer Swapping for Zero-Shot Cross-Lingual Transfer in Large Language
+    Models". Kept: whole layers from the language model at both ends, mixed ones
+    between. The share in mixed layers, and where embedding, final norm and head come
+    from, are our reading; each is an argument.
+    """
+    edges = {"trans_bottom": trans_bottom, "trans_top": trans_top}
+    weights = swap_weights(task, bottom=bottom, top=top, c=c, **edges)
+    embed = embed or ("lang" if bottom else "task")
+    head = head or ("lang" if top else "task")
+    return blend_layers(task, lang, weights, embed=embed, head=head)
+
+
+def blend_layers(
+    task: Tree,
+    lang: Tree,
+    weights: Float[Array, "L"] | Float[np.ndarray, "L"],
+    *,
+    embed: Origin = "task",
+    head: Origin = "task",
+) -> Tree:
+    """`w lang + (1 - w) task` with one weight a layer; exact where it is 0 or 1.
+
+    Trees that differ, or another number of weights than layers, raise a ValueError.
+    """
+    check_alike("layer_swap", task, lang)
+
+    def outside(path: str) -> float:
+        return _SHARE[embed if path.startswith("embedding") else head]
+
+    return jax.tree.map(_mixed, task, lang, per_layer(task, weights, outside))
+
+
+@jax.jit
+def _mixed(task: Array, lang: Array, share: Float[Array, "..."]) -> Array:
+    mixed = share * lang.astype(jnp.float32) + (1 - share) * task.astype(jnp.float32)
+    lang = lang.astype(task.dtype)
+    mixed = jnp.where(share == 1, lang, mixed.astype(task.dtype))
+    return jnp.where(share == 0, task, mixed)

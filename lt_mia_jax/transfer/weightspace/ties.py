@@ -1,0 +1,261 @@
+"""Merge fine-tunes of one base: TIES, and the baselines that it is compared with.
+
+Merging goes leaf by leaf: beside the trees there are never more than a few copies of
+one leaf. Arithmetic is float32; each leaf keeps the dtype of the base.
+"""
+
+from collections.abc import Sequence
+from functools import partial, reduce
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from lt_mia_jax.arrays import Array, Float
+from lt_mia_jax.training.threshold import (
+    carried,
+    difference,
+    exactly_leaf,
+    leaf_count,
+    selection,
+)
+from lt_mia_jax.training.transforms.contract import require_choice
+from lt_mia_jax.transfer.weightspace.roles import PROTECTED, Role, check_alike, role
+from lt_mia_jax.trees import named_leaves, parameter_count
+
+Tree = Any
+"""Parameters of a model, or what mirrors them."""
+
+Elect = Literal["mass", "count"]
+Leaves = tuple[Array, ...]
+Trim = tuple[Leaves, Leaves] | None
+"""Limits and rooms (`training.threshold`) of the tasks at a leaf; None keeps all."""
+
+
+def ties_merge(
+    base: Tree,
+    finetuned: Sequence[Tree],
+    *,
+    density: float = 0.2,
+    lam: float | Float[Array, ""] = 1.0,
+    elect: Elect = "mass",
+    agg: Literal["mean", "sum", "max"] = "mean",
+    scope: Literal["global", "leaf"] = "global",
+    protect: Sequence[Role] = PROTECTED,
+) -> Tree:
+    """`base + lam * merged`, with what the fine-tunes changed merged sign by sign.
+
+    Of each task vector, fine-tune minus base, the largest magnitudes are kept. Each
+    parameter gets one sign; the kept entries of that sign are averaged.
+
+    Args:
+      base: what all models were fine-tuned from.
+      finetuned: at least one tree like it.
+      density: fraction of each task vector that is kept, in [0, 1]: of n entries
+        exactly `round(density * n)`; of equal magnitudes the first in the tree are.
+      lam: factor on the merged task vector; 0 gives the base, bit for bit.
+      elect: "mass" takes the sign of the sum of kept entries, "count" that of the
+        majority. A tie takes the more frequent sign of the whole vector, else plus.
+      agg: mean, sum or largest magnitude of the entries that have the sign.
+      scope: trims over the "global" vector, or each "leaf" by itself.
+      protect: roles whose entries are all kept, and do not count as entries: a small
+        change of a norm's scale or of a decay may matter much. Empty trims all.
+
+    Returns:
+      A tree like `base`. One fine-tune at density 1 and `lam` 1 is returned bit for
+      bit, as is any parameter that only one task moves (at `lam` 1).
+
+    Raises:
+      ValueError: trees that differ, a density outside [0, 1], an unknown option.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from lt_mia_jax.transfer.weightspace.ties import ties_merge
+      >>> base = {"head": {"kernel": jnp.zeros(4)}}
+      >>> one = {"head": {"kernel": jnp.array([1.0, 3.0, 0.1, 0.0])}}
+      >>> two = {"head": {"kernel": jnp.array([-2.0, 1.0, 0.1, 0.0])}}
+      >>> ties_merge(base, [one, two], density=0.5)["head"]["kernel"]
+      Array([-2.,  2.,  0.,  0.], dtype=float32)
+
+    Source: "TIES-Merging", arXiv 2306.01708. Kept: trimming over the whole vector,
+    election by mass, the mean of agreeing entries, the sign of ties. Not kept: the
+    released code keeps one entry too many and trims norms and recurrences too
+    (`protect=()`); learned (IA)^3 vectors have no place in these models.
+    """
+    require_choice("ties_merge", "elect", elect, ("mass", "count"))
+    require_choice("ties_merge", "agg", agg, ("mean", "sum", "max"))
+    require_choice("ties_merge", "scope", scope, ("global", "leaf"))
+    if not 0 <= density <= 1:
+        raise ValueError(f"ties_merge: density = {density}, expected in [0, 1]")
+    if not finetuned:
+        raise ValueError("ties_merge: there is nothing to merge")
+    check_alike("ties_merge", base, *finetuned)
+    start = named_leaves(base)
+    tasks = [named_leaves(tree) for tree in finetuned]
+    trims = _trims(start, tasks, density, scope, protect)
+
+    def at(name: str) -> tuple[Array, Leaves, Trim]:
+        return start[name], tuple(task[name] for task in tasks), trims[name]
+
+    tie = jnp.float32(1.0)
+    if len(tasks) > 1:  # else nothing cancels
+        tie = _majority([_signs(*at(name), elect=elect) for name in start])
+    lam = jnp.float32(lam)
+    merged = [_merged(*at(n), tie, lam, elect=elect, agg=agg) for n in start]
+    return jax.tree.unflatten(jax.tree.structure(base), merged)
+
+
+def _trims(
+    start: dict[str, Any],
+    tasks: Sequence[dict[str, Any]],
+    density: float,
+    scope: str,
+    protect: Sequence[Role],
+) -> dict[str, Trim]:
+    """What each task keeps of each leaf."""
+    trimmed = [name for name in start if role(name) not in protect]
+    trims: dict[str, Trim] = dict.fromkeys(start)
+    if density == 1:
+        return trims
+    groups = [trimmed] if scope == "global" else [[name] for name in trimmed]
+    for group in groups:
+        own = {name: start[name] for name in group}
+        kept = round(density * parameter_count(own))
+        chosen = [
+            selection({name: task[name] for name in group}, kept, own) for task in tasks
+        ]
+        for name in group:
+            trims[name] = (
+                tuple(each.limit for each in chosen),
+                tuple(each.room[name] for each in chosen),
+            )
+    return trims
+
+
+def _kept(start: Array, tasks: Leaves, trim: Trim = None) -> list[Array]:
+    """The trimmed task vectors of one leaf."""
+    moves = [difference(task, start) for task in tasks]
+    if trim is None:
+        return moves
+    return [
+        jnp.where(exactly_leaf(move, limit, room), move, 0.0)
+        for move, limit, room in zip(moves, *trim, strict=True)
+    ]
+
+
+def _sum(arrays: Sequence[Array]) -> Array:
+    return reduce(jnp.add, arrays)
+
+
+def _elected(kept: Sequence[Array], elect: str) -> Array:
+    """The sign of each parameter; 0 for a tie."""
+    return jnp.sign(_sum(kept if elect == "mass" else [jnp.sign(k) for k in kept]))
+
+
+@partial(jax.jit, static_argnames="elect")
+def _signs(start: Array, tasks: Leaves, trim: Trim, *, elect: str) -> Any:
+    """How many signs of one leaf are positive, and negative."""
+    sign = _elected(_kept(start, tasks, trim), elect)
+    return leaf_count(sign > 0), leaf_count(sign < 0)
+
+
+@jax.jit
+def _majority(counts: Sequence[Any]) -> Float[Array, ""]:
+    """The sign of the sum of all signs; plus for 0."""
+    (high, low), (negative_high, negative_low) = (
+        carried(_sum([c[side][0] for c in counts]), _sum([c[side][1] for c in counts]))
+        for side in (0, 1)
+    )
+    fewer = (high < negative_high) | ((high == negative_high) & (low < negative_low))
+    return jnp.where(fewer, -1.0, 1.0).astype(jnp.float32)
+
+
+@partial(jax.jit, static_argnames=("elect", "agg"))
+def _merged(
+    start: Array,
+    tasks: Leaves,
+    trim: Trim,
+    tie: Float[Array, ""],
+    lam: Float[Array, ""],
+    *,
+    elect: str,
+    agg: str,
+) -> Array:
+    kept = _kept(start, tasks, trim)
+    sign = _elected(kept, elect)
+    sign = jnp.where(sign == 0, tie, sign)
+    agrees = [move * sign > 0 for move in kept]
+    moves = [jnp.where(a, move, 0.0) for a, move in zip(agrees, kept, strict=True)]
+    count = _sum([a.astype(jnp.float32) for a in agrees])
+    if agg == "max":
+        step = sign * reduce(jnp.maximum, [jnp.abs(move) for move in moves])
+    else:
+        step = _sum(moves) / (jnp.maximum(count, 1.0) if agg == "mean" else 1.0)
+    only = start
+    for agree, task in zip(agrees, tasks, strict=True):
+        only = jnp.where(agree, task.astype(start.dtype), only)
+    # What one task moves is taken as it is, not through a rounded difference.
+    return jnp.where((count == 1) & (lam == 1), only, shifted(start, step, lam))
+
+
+def shifted(start: Array, step: Array, lam: Any) -> Array:
+    """`start + lam * step` in the dtype of `start`, whose bits stay where it is 0."""
+    move = lam * step
+    moved = (start.astype(jnp.float32) + move).astype(start.dtype)
+    return jnp.where(move == 0, start, moved)
+
+
+def sign_conflict(
+    base: Tree, finetuned: Sequence[Tree], *, elect: Elect = "mass"
+) -> Tree:
+    """The fraction of fine-tunes that move a parameter against its elected sign.
+
+    A tree like `base`, float32 in [0, 1); a tie counts as plus. Trees that differ raise
+    a ValueError.
+
+    Source: "TIES-Merging", arXiv 2306.01708 (interference of signs).
+    """
+    check_alike("sign_conflict", base, *finetuned)
+
+    @jax.jit
+    def conflict(start: Array, *tasks: Array) -> Array:
+        moves = _kept(start, tasks)
+        sign = jnp.where(_elected(moves, elect) < 0, -1.0, 1.0)
+        return jnp.mean(jnp.stack([move * sign < 0 for move in moves]), axis=0)
+
+    return jax.tree.map(conflict, base, *finetuned)
+
+
+def task_arithmetic(
+    base: Tree, finetuned: Sequence[Tree], *, lam: float | Float[Array, ""] = 1.0
+) -> Tree:
+    """`base + lam * sum of (fine-tune - base)`; `lam` 0 gives the base, bit for bit.
+
+    Trees that differ raise a ValueError.
+
+    Source: "Editing Models with Task Arithmetic", arXiv 2212.04089.
+    """
+    check_alike("task_arithmetic", base, *finetuned)
+    return jax.tree.map(
+        lambda start, *tasks: _added(start, tasks, jnp.float32(lam)), base, *finetuned
+    )
+
+
+@jax.jit
+def _added(start: Array, tasks: Leaves, lam: Float[Array, ""]) -> Array:
+    return shifted(start, _sum(_kept(start, tasks)), lam)
+
+
+def mean(models: Sequence[Tree]) -> Tree:
+    """The average of models, in the dtypes of the first; ValueError if they differ.
+
+    Source: "Model soups", arXiv 2203.05482 (the uniform soup).
+    """
+    check_alike("mean", *models)
+    return jax.tree.map(lambda *leaves: _average(leaves), *models)
+
+
+@jax.jit
+def _average(leaves: Leaves) -> Array:
+    total = _sum([leaf.astype(jnp.float32) for leaf in leaves])
+    return (total / len(leaves)).astype(leaves[0].dtype)
