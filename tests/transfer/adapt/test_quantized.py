@@ -5,68 +5,46 @@ import doctest
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from quick_compile import jit
 
-from lt_mia_jax.errors import InputError
 from lt_mia_jax.finetune import LoraConfig, lora
 from lt_mia_jax.models import LanguageModel, gpt2_like
 from lt_mia_jax.models.execution import ExecutionConfig
 from lt_mia_jax.transfer.adapt import quantized
 from lt_mia_jax.transfer.adapt.quantized import (
-    Int4,
     QuantizedAdapted,
     dequantize_base,
     int4_group_quantize,
     quantize_base,
 )
+from lt_mia_jax.transfer.weightspace.quantization import Quantized, dequantize
 from lt_mia_jax.trees import flatten
 
 CONFIG = gpt2_like(16, width=8, layers=2, heads=2, context=8)
 
 
-def oracle(matrix, group):
-    """Each group of each column by itself, in float64."""
-    found = np.zeros(matrix.shape)
-    for column in range(matrix.shape[1]):
-        for start in range(0, len(matrix), group):
-            part = matrix[start : start + group, column]
-            scale = np.abs(part).max() / 7
-            codes = np.round(part / scale) if scale > 0 else np.zeros(len(part))
-            assert np.abs(codes).max() <= 7
-            found[start : start + group, column] = codes * scale
-    return found
-
-
-@pytest.mark.parametrize(("rows", "group"), [(8, 4), (10, 4), (7, 64), (5, 2), (1, 2)])
-def test_groups_are_rounded_by_themselves(rows, group):
-    rng = np.random.default_rng(rows)
-    stack = rng.normal(size=(3, rows, 4)).astype(np.float32)
-    stack[0, :, 1] = 0.0
-    small = jit(lambda x: int4_group_quantize(x, group))(jnp.asarray(stack))
-    found = np.asarray(small.dequantized())
-    expected = np.stack([oracle(x.astype(np.float64), group) for x in stack])
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    # A byte holds two codes; a scale is four bytes.
-    size = min(group, rows + rows % 2)
-    groups = -(-rows // size)
-    assert small.codes.nbytes == 3 * 4 * groups * size // 2
-    assert small.scales.nbytes == 3 * 4 * groups * 4
-
-
-def test_what_4_bits_hold_comes_back_bit_for_bit():
+def test_groups_are_rounded_by_themselves_along_the_inputs():
+    """Each group of each column in float64: no level of its grid is nearer."""
     rng = np.random.default_rng(0)
-    codes = rng.integers(-7, 8, size=(64, 5)).astype(np.float32)
-    codes[0] = 7.0  # so that the scale is 1
-    small = int4_group_quantize(jnp.asarray(codes))
-    np.testing.assert_array_equal(small.dequantized(), codes)
-    again = int4_group_quantize(small.dequantized())
-    np.testing.assert_array_equal(again.codes, small.codes)
-    half = int4_group_quantize(jnp.asarray(codes, jnp.bfloat16))
-    assert half.dequantized().dtype == jnp.bfloat16
-    for group in (0, 3):
-        with pytest.raises(InputError, match="expected an even number"):
-            int4_group_quantize(jnp.asarray(codes), group)
+    stack = rng.normal(size=(3, 12, 4)).astype(np.float32)
+    stack[:, 6:] *= 100.0  # the second group of 6 inputs
+    stack[0, :6, 1] = 0.0
+    small = int4_group_quantize(stack, group=6)
+    found = np.swapaxes(np.asarray(dequantize(small)), -1, -2)
+    for layer in range(3):
+        for column in range(4):
+            for start in (0, 6):
+                x = stack[layer, start : start + 6, column].astype(np.float64)
+                y = found[layer, start : start + 6, column]
+                scale = float(small.scales[layer, column, start // 6] * small.unit)
+                grid = (np.arange(16) - 7.5) * scale
+                nearest = grid[np.abs(x[:, None] - grid).argmin(axis=1)]
+                np.testing.assert_allclose(y, nearest, rtol=1e-3, atol=1e-6)
+                assert np.abs(x - y).max() <= np.abs(x).max() / 2
+    assert not found[0, :6, 1].any()
+    # Groups of outputs would share a scale between small and large weights.
+    error = np.abs(found - stack)[:, :6].max()
+    assert error < 0.1 * np.abs(stack[:, 6:]).max() / 15
 
 
 def test_adapters_act_on_the_dequantized_base():
@@ -74,7 +52,8 @@ def test_adapters_act_on_the_dequantized_base():
     params = jit(model._init)(jax.random.key(0))
     base = quantize_base(params, group=4)
     plain = dequantize_base(base)
-    packed = {n for n, x in flatten(base).items() if isinstance(x, Int4)}
+    flat = flatten(base)
+    packed = {n for n, x in flat.items() if isinstance(x, Quantized)}
     assert packed == {n for n in flatten(params) if "/slot_0/" in n and "kernel" in n}
     for name, leaf in flatten(params).items():
         moved = np.abs(np.asarray(flatten(plain)[name] - leaf)).max()
@@ -105,7 +84,7 @@ def test_adapters_act_on_the_dequantized_base():
     np.testing.assert_allclose(start, quantized_base, atol=1e-5)
     assert np.abs(beside - start).max() > 1e-2
     only = quantize_base(params, targets=("*/feed_forward/*",))
-    kinds = {n for n, x in flatten(only).items() if isinstance(x, Int4)}
+    kinds = {n for n, x in flatten(only).items() if isinstance(x, Quantized)}
     assert kinds == {n for n in packed if "feed_forward" in n}
 
 
