@@ -22,7 +22,7 @@ from safetensors.numpy import save as to_safetensors
 
 from lt_mia_jax.arrays import Array, Float, Params
 from lt_mia_jax.checkpoints.safetensors import TensorReader
-from lt_mia_jax.errors import InputError, capped
+from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import write_atomic
 from lt_mia_jax.transfer.weightspace.quantization import (
     BITS,
@@ -31,7 +31,7 @@ from lt_mia_jax.transfer.weightspace.quantization import (
     quantize,
 )
 from lt_mia_jax.transfer.weightspace.quantization import nbytes as nbytes
-from lt_mia_jax.transfer.weightspace.roles import role
+from lt_mia_jax.transfer.weightspace.roles import check_alike, is_matrix, role
 from lt_mia_jax.trees import flatten, pytree, unflatten
 
 _LAYOUT = "layout"
@@ -116,7 +116,7 @@ def pack(base: Params, ft: Params, spec: SkillPackSpec | None = None) -> SkillPa
     the largest rank that one of them needs. Runs on the host, one leaf at a time.
 
     Raises:
-      InputError: the two are not of the same model.
+      ValueError: the two are not of the same model.
 
     Example:
       >>> import jax.numpy as jnp
@@ -130,7 +130,7 @@ def pack(base: Params, ft: Params, spec: SkillPackSpec | None = None) -> SkillPa
     """
     spec = spec or SkillPackSpec()
     old, new = flatten(base), flatten(ft)
-    _require_same(_shapes(old), _shapes(new), "base and fine-tune are two models")
+    check_alike("pack", base, ft)
 
     def difference(name: str) -> Float[np.ndarray, "..."]:
         before, after = np.asarray(old[name]), np.asarray(new[name])
@@ -158,16 +158,17 @@ def apply(
         All 1 unless given. A parameter to which nothing is added keeps every bit.
 
     Raises:
-      InputError: a pack is of another model.
-      ValueError: there are not as many weights as packs.
+      ValueError: a pack is of another model, or the weights are not as many.
     """
     factors = jnp.ones(len(packs)) if weights is None else jnp.asarray(weights)
     if factors.shape != (len(packs),):
         raise ValueError(f"{len(packs)} packs, weights of {factors.shape}")
     flat = flatten(base)
     for skill in packs:
-        stored = {name: part.shape for name, part in skill.parts.items()}
-        _require_same(_shapes(flat), stored, "the pack is of another model")
+        stored = {
+            n: jax.ShapeDtypeStruct(p.shape, np.float32) for n, p in skill.parts.items()
+        }
+        check_alike("apply", base, unflatten(stored))
 
     def grafted(name: str) -> Array:
         leaf = jnp.asarray(flat[name])
@@ -260,25 +261,11 @@ def load(path: Path | str) -> SkillPack:
         return SkillPack(parts={n: part(n, found) for n, found in layout.items()})
 
 
-def _shapes(flat: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(leaf.shape) for name, leaf in flat.items()}
-
-
-def _require_same(
-    one: Mapping[str, tuple[int, ...]], other: Mapping[str, tuple[int, ...]], what: str
-) -> None:
-    differ = sorted(n for n in {*one, *other} if one.get(n) != other.get(n))
-    if differ:
-        raise InputError(
-            f"{what}: {capped(differ)} differ; expected the shapes of the same base"
-        )
-
-
 def _part(name: str, delta: Float[np.ndarray, "..."], spec: SkillPackSpec) -> Part:
-    kind, last = role(name), name.rpartition("/")[2]
+    kind = role(name)
     if kind in ("embedding", "head") and delta.ndim > 1 and spec.alpha < 1:
         return _pruned(delta, spec)
-    if kind in ("mixer", "feed_forward") and last in ("kernel", "blocks"):
+    if is_matrix(name):
         return _low_rank(delta, kind == "feed_forward", spec)
     values = quantize(delta.reshape(-1), spec.rest_bits, spec.group)
     return Part(factors=(values,), mask=None, shape=delta.shape)

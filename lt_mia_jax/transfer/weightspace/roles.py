@@ -94,6 +94,18 @@ def check_alike(function: str, first: Tree, *others: Tree) -> None:
             )
 
 
+def is_matrix(path: str) -> bool:
+    """Whether a parameter is a matrix of a mixer or feed-forward, also a block of one.
+
+    Example:
+      >>> from lt_mia_jax.transfer.weightspace.roles import is_matrix
+      >>> is_matrix("tail_0/mixer/output/kernel"), is_matrix("tail_0/mixer/output/bias")
+      (True, False)
+    """
+    named = path.rpartition("/")[2] in ("kernel", "blocks")
+    return named and role(path) in ("mixer", "feed_forward")
+
+
 def slots(params: Tree) -> int:
     """Layers in the repeating unit of a model: 1 unless it mixes kinds of layers.
 

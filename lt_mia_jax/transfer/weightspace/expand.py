@@ -1,0 +1,166 @@
+"""Layers as a linear function of depth: one pair of blocks makes a model of any depth.
+
+Kept of the paper: the gene, its expansion, and training it tied. Not kept: distillation
+from a larger teacher is left to the loss of the caller. Matrices start as the model's
+own do, so that recurrences start in their valid range; the paper draws them from a
+truncated normal, as we do for the slope.
+
+Source: "Transformer as Linear Expansion of Learngene" (TLEG).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lt_mia_jax.arrays import Array, Float, Int, Key, Params
+from lt_mia_jax.models import LanguageModel
+from lt_mia_jax.models.execution import INIT_STD
+from lt_mia_jax.transfer.weightspace.roles import is_matrix, split_layers
+from lt_mia_jax.trees import named_leaves, pytree
+
+
+@pytree
+class Gene:
+    """What is stored of all layers: two blocks for each slot of the repeating unit."""
+
+    start: dict[str, Any]
+    """theta_B by slot ("slot_0", ...): the parameters at depth 0."""
+    slope: dict[str, Any]
+    """theta_A by slot: what is added from depth 0 to depth 1."""
+    shared: dict[str, Any]
+    """Parameters outside layers, which every depth has alike."""
+
+
+def depths(n_layers: int, *, reach_end: bool = False) -> Float[np.ndarray, " L"]:
+    """Depth of each layer: `l / L`, so the last layer has depth `(L - 1) / L`.
+
+    That is the released form. With `reach_end` it is `l / (L - 1)`, and the last layer
+    has depth 1.
+    """
+    last = max(1, n_layers - 1) if reach_end else n_layers
+    return np.arange(n_layers, dtype=np.float32) / np.float32(last)
+
+
+def expand(gene: Gene, n_layers: int, *, reach_end: bool = False) -> Params:
+    """Parameters of a model with `n_layers`: layer l is `theta_B + depth_l * theta_A`.
+
+    The kind of a layer is that of its slot. The result is for the model's config with
+    `layers = n_layers`; gradients flow to the gene.
+
+    Raises:
+      ValueError: `n_layers` is below 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from lt_mia_jax.transfer.weightspace.expand import Gene, expand
+      >>> block = {"slot_0": {"k": jnp.ones(1)}}
+      >>> expand(Gene(block, block, {}), 4)["periods"]["slot_0"]["k"][:, 0].tolist()
+      [1.0, 1.25, 1.5, 1.75]
+    """
+    if n_layers < 1:
+        raise ValueError(f"n_layers = {n_layers}, expected at least 1")
+    slots, depth = len(gene.start), depths(n_layers, reach_end=reach_end)
+    whole = n_layers // slots * slots
+
+    def at(slot: int, place: Float[np.ndarray, "..."]) -> Any:
+        def leaf(start: Array, slope: Array) -> Array:
+            factor = place.reshape(*place.shape, *(1,) * jnp.ndim(start))
+            wide = (1,) * place.ndim + jnp.shape(start)
+            first, added = (x.astype(jnp.float32).reshape(wide) for x in (start, slope))
+            return (first + factor * added).astype(start.dtype)
+
+        name = f"slot_{slot}"
+        return jax.tree.map(leaf, gene.start[name], gene.slope[name])
+
+    params = dict(gene.shared)
+    if whole:
+        periods = {f"slot_{s}": at(s, depth[s:whole:slots]) for s in range(slots)}
+        params["periods"] = periods
+    for index in range(n_layers - whole):
+        params[f"tail_{index}"] = at(index, np.asarray(depth[whole + index]))
+    return params
+
+
+def fit_gene(params: Params, *, reach_end: bool = False) -> tuple[Gene, dict[str, Any]]:
+    """The gene nearest to the layers of a model, and how much of them it explains.
+
+    Least squares for each entry over the layers of a slot; a slot with one layer gets
+    slope 0. It tests the premise, that layers are linear in depth, before one builds on
+    it.
+
+    Returns:
+      The gene, and a tree like `gene.start` of R^2: 1 minus the squared residual by the
+      squared deviation from the mean layer, over a parameter's entries; 1 where layers
+      are equal.
+    """
+    shared, layers = split_layers(params)
+    slots, depth = len(params.get("periods", {})) or len(layers), len(layers)
+    place = depths(depth, reach_end=reach_end)
+
+    def fit(slot: int, *leaves: Array) -> tuple[Array, Array, Array]:
+        x = place[slot::slots]
+        y = jnp.stack([jnp.asarray(leaf, jnp.float32) for leaf in leaves])
+        mean = y.mean(axis=0, keepdims=True)
+        away = (x - x.mean()).reshape(-1, *(1,) * (y.ndim - 1))
+        slope = (away * (y - mean)).sum(axis=0, keepdims=True)
+        slope = slope / max(np.square(away).sum(), 1e-12)
+        spread = jnp.square(y - mean).sum()
+        missed = jnp.square(y - mean - away * slope).sum()
+        missed = missed / jnp.where(spread > 0, spread, 1.0)
+        dtype = leaves[0].dtype
+        start = mean - x.mean() * slope
+        return start[0].astype(dtype), slope[0].astype(dtype), 1.0 - missed
+
+    start, slope, r2 = {}, {}, {}
+    for slot in range(slots):
+        own = layers[slot::slots]
+        found = jax.tree.map(lambda *leaves, s=slot: fit(s, *leaves), *own)
+        parts = jax.tree.transpose(
+            jax.tree.structure(own[0]), jax.tree.structure((0, 0, 0)), found
+        )
+        name = f"slot_{slot}"
+        start[name], slope[name], r2[name] = parts
+    return Gene(start, slope, shared), r2
+
+
+def init_gene(key: Key[Array, ""], model: LanguageModel) -> Gene:
+    """A gene to train: the first layers of a new model, and a random slope.
+
+    The slope of matrices is a truncated normal of standard deviation 0.02; that of
+    norms, biases and constants of recurrences is 0.
+    """
+    first, second = jax.random.split(key)
+    shared, layers = split_layers(model.init(first))
+    slots = len(model.config.pattern)
+    start = {f"slot_{s}": layer for s, layer in enumerate(layers[:slots])}
+
+    def slope(index: int, name: str, leaf: Array) -> Array:
+        if not is_matrix(name):
+            return jnp.zeros_like(leaf)
+        own = jax.random.fold_in(second, index)
+        drawn = jax.random.truncated_normal(own, -2.0, 2.0, leaf.shape)
+        return (INIT_STD * drawn).astype(leaf.dtype)
+
+    leaves = [slope(i, n, x) for i, (n, x) in enumerate(named_leaves(start).items())]
+    return Gene(start, jax.tree.unflatten(jax.tree.structure(start), leaves), shared)
+
+
+@dataclass(frozen=True)
+class GeneModel:
+    """A model whose parameters are a `Gene`, expanded in every call (`tied_apply`)."""
+
+    model: LanguageModel
+    """The expanded model; its config decides the depth."""
+    reach_end: bool = False
+    """As in `expand`."""
+
+    def apply(
+        self, params: Gene, input_ids: Int[Any, "B T"], **options: Any
+    ) -> Float[Array, "B T V"]:
+        """As the model's `apply`, with the layers of a gene."""
+        layers = self.model.config.layers
+        expanded = expand(params, layers, reach_end=self.reach_end)
+        return self.model.apply(expanded, input_ids, **options)

@@ -1,0 +1,117 @@
+"""Lottery-ticket sparse fine-tuning: a few entries are trained, and such deltas add up.
+
+A fine-tune of everything shows which entries move most (`lt_mask`). Training starts
+again from the base with only these (`training.transforms.saliency_masked`, around the
+whole optimizer, so that weight decay moves no other), and what they gained is a sparse
+delta. Deltas of a language and of a task are added to one base.
+
+Kept of the paper: mask, rewind, masked training, composition, several rounds. Not kept:
+its L1 penalty, which it names optional.
+
+Source: "Composable Sparse Fine-Tuning for Cross-Lingual Transfer" (LT-SFT), as used by
+"Distilling Efficient Language-Specific Models for Cross-Lingual Transfer" (BiStil).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lt_mia_jax.arrays import Array, Float
+from lt_mia_jax.training.threshold import difference, exactly, selection
+from lt_mia_jax.transfer.weightspace.roles import PROTECTED, role
+from lt_mia_jax.trees import named_leaves, parameter_count
+
+Tree = Any
+"""A pytree of arrays: parameters, or booleans of their shapes."""
+
+
+def trainable(path: str) -> bool:
+    """Whether a parameter may be trained: not norms or constants of recurrences."""
+    return role(path) not in PROTECTED
+
+
+def lt_mask(
+    theta1: Tree,
+    theta0: Tree,
+    k: int,
+    include: Callable[[str], bool] = trainable,
+    *,
+    taken: Tree | None = None,
+) -> Tree:
+    """True on exactly the `k` entries that a fine-tune moved most.
+
+    Of equal distances the first in the tree are chosen.
+
+    Args:
+      theta1: the fine-tune.
+      theta0: its base.
+      k: entries to choose.
+      include: whether entries of a path may be chosen.
+      taken: mask of earlier rounds. `k` further entries are chosen, and the result has
+        both.
+
+    Raises:
+      ValueError: fewer than `k` entries may be chosen.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from lt_mia_jax.transfer.weightspace.sparse import lt_mask
+      >>> lt_mask({"head": jnp.array([1.0, -3.0, 2.0])}, {"head": jnp.zeros(3)}, 2)
+      {'head': Array([False,  True,  True], dtype=bool)}
+    """
+    after, before = named_leaves(theta1), named_leaves(theta0)
+    names = [name for name in before if include(name)]
+    old = {} if taken is None else named_leaves(taken)
+    count = sum(int(old[n].sum()) for n in names) if old else 0
+    free = parameter_count([before[n] for n in names]) - count
+    if not 0 <= k <= free:
+        raise ValueError(f"k = {k}, but {free} entries may be chosen")
+
+    def distance(name: str) -> Float[Array, "..."]:
+        moved = jnp.abs(difference(after[name], before[name]))
+        return jnp.where(old[name], jnp.inf, moved) if old else moved
+
+    scores = {name: distance(name) for name in names}
+    chosen = exactly(scores, selection(scores, k + count)) if names else {}
+    masks = [
+        chosen[name] if name in chosen else jnp.zeros(leaf.shape, bool)
+        for name, leaf in before.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(theta0), masks)
+
+
+def sparse_delta(theta: Tree, theta0: Tree, mask: Tree) -> Tree:
+    """`(theta - theta0) * mask` in float32: 0 outside of the mask."""
+
+    def leaf(after: Array, before: Array, m: Array) -> Array:
+        return jnp.where(m, difference(after, before), 0.0)
+
+    return jax.tree.map(leaf, theta, theta0, mask)
+
+
+def compose(theta0: Tree, deltas: Sequence[Tree]) -> Tree:
+    """The base with deltas added, in an order that their sequence does not decide.
+
+    Entries are summed from the smallest to the largest, so that any order of `deltas`
+    gives the same bits. An entry to which nothing is added keeps its bits.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from lt_mia_jax.transfer.weightspace.sparse import compose
+      >>> compose(jnp.zeros(2), [jnp.array([1.0, 0.0]), jnp.array([2.0, 0.5])])
+      Array([3. , 0.5], dtype=float32)
+    """
+    if not deltas:
+        return theta0
+
+    def leaf(before: Array, *moves: Array) -> Array:
+        ordered = jnp.sort(jnp.stack([m.astype(jnp.float32) for m in moves]), axis=0)
+        total = ordered[0]
+        for move in ordered[1:]:
+            total = total + move
+        moved = (before.astype(jnp.float32) + total).astype(before.dtype)
+        return jnp.where(total == 0, before, moved)
+
+    return jax.tree.map(leaf, theta0, *deltas)
