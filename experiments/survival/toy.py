@@ -176,7 +176,26 @@ def train(
         picked = [
             tasks[rng.integers(len(tasks))].texts(rng, rows) for _ in range(count)
         ]
-        stack = jax.tree.map(lambda *x: np.stack(x), *picked)
-        params, state, found = _run(model, optimizer, loss, params, state, stack)
-        values.append(np.asarray(found))
+        params, state, found = fit(model, params, picked, optimizer, state, loss=loss)
+        values.append(found)
     return params, np.concatenate(values) if values else np.zeros(0)
+
+
+def fit(
+    model: Any,
+    params: Any,
+    batches: Sequence[Any],
+    optimizer: optax.GradientTransformation,
+    state: Any = None,
+    *,
+    loss: Loss = answer_loss,
+) -> tuple[Any, Any, Float[np.ndarray, "steps"]]:
+    """One update on each of some batches of one shape: parameters, state and losses.
+
+    `state` is that of the optimizer after an earlier call; None starts anew. A program
+    is compiled for each number of batches.
+    """
+    state = jax.jit(optimizer.init)(params) if state is None else state
+    stack = jax.tree.map(lambda *x: np.stack(x), *batches)
+    params, state, found = _run(model, optimizer, loss, params, state, stack)
+    return params, state, np.asarray(found)

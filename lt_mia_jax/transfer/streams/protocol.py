@@ -58,13 +58,14 @@ class Learner(NamedTuple):
 
 
 class StreamResult(NamedTuple):
-    """What a learner did on a stream, and what it took."""
+    """What a learner did on a stream, what it took, and its last state."""
 
     tasks: tuple[str, ...]
     matrix: Float[np.ndarray, "K K"]
     """Score on task i after task k; NaN where the stream did not ask."""
     training: tuple[ResourceUsage, ...]
     prediction: ResourceUsage
+    state: Any
 
     @property
     def point(self) -> tuple[float, float]:
@@ -121,7 +122,7 @@ def run_stream(
     matrix = np.full((len(tasks), len(tasks)), np.nan)
     for (row, task), value in found.items():
         matrix[row, tasks.index(task)] = value
-    return StreamResult(tuple(tasks), matrix, tuple(training), prediction)
+    return StreamResult(tuple(tasks), matrix, tuple(training), prediction, state)
 
 
 def fine_tuner(

@@ -52,6 +52,7 @@ def test_the_success_matrix_has_a_row_for_each_training():
     assert seen[:3] == [(n, f"in {n}", f"out {n}") for n in "cab"]
     assert result.prediction == ResourceUsage(9.0, 7)
     assert result.training[1] == ResourceUsage(970.0, 97)
+    assert result.state == tuple(map(ord, "cab"))
 
 
 def test_the_point_is_the_mean_error_right_after_training_and_all_flops():
