@@ -31,9 +31,9 @@ class Outputs(NamedTuple):
 class Weights(NamedTuple):
     """Factors on the terms of `distil_loss`; 1 each in the paper."""
 
-    hidden: float = 1.0
+    hidden: float | Float[Array, ""] = 1.0
     """On the squared error of streams, averaged over layers."""
-    soft: float = 1.0
+    soft: float | Float[Array, ""] = 1.0
     """On the soft cross-entropy; 0 in the paper's first phase."""
 
 

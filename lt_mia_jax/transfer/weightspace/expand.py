@@ -101,18 +101,14 @@ def fit_gene(params: Params, *, reach_end: bool = False) -> tuple[Gene, dict[str
     place = depths(depth, reach_end=reach_end)
 
     def fit(slot: int, *leaves: Array) -> tuple[Array, Array, Array]:
-        x = place[slot::slots]
+        x = place[slot::slots] * (len(leaves) > 1)
+        design = np.stack([np.ones_like(x), x], axis=1)
         y = jnp.stack([jnp.asarray(leaf, jnp.float32) for leaf in leaves])
-        mean = y.mean(axis=0, keepdims=True)
-        away = (x - x.mean()).reshape(-1, *(1,) * (y.ndim - 1))
-        slope = (away * (y - mean)).sum(axis=0, keepdims=True)
-        slope = slope / max(np.square(away).sum(), 1e-12)
-        spread = jnp.square(y - mean).sum()
-        missed = jnp.square(y - mean - away * slope).sum()
-        missed = missed / jnp.where(spread > 0, spread, 1.0)
-        dtype = leaves[0].dtype
-        start = mean - x.mean() * slope
-        return start[0].astype(dtype), slope[0].astype(dtype), 1.0 - missed
+        found = _product(np.linalg.pinv(design), y)
+        missed = jnp.square(y - _product(design, found)).sum()
+        spread = jnp.square(y - y.mean(axis=0, keepdims=True)).sum()
+        start, slope = found.astype(leaves[0].dtype)
+        return start, slope, 1.0 - missed / jnp.where(spread > 0, spread, 1.0)
 
     start, slope, r2 = {}, {}, {}
     for slot in range(slots):
@@ -124,6 +120,10 @@ def fit_gene(params: Params, *, reach_end: bool = False) -> tuple[Gene, dict[str
         name = f"slot_{slot}"
         start[name], slope[name], r2[name] = parts
     return Gene(start, slope, shared), r2
+
+
+def _product(matrix: np.ndarray, y: Array) -> Array:
+    return jnp.tensordot(matrix, y, axes=1, precision=jax.lax.Precision.HIGHEST)
 
 
 def init_gene(key: Key[Array, ""], model: LanguageModel) -> Gene:

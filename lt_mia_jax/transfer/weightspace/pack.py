@@ -8,10 +8,10 @@ calibration texts are read, and the router is not trained.
 Source: "Knowledge Grafting of Large Language Models" (GraftLLM).
 """
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,20 +63,15 @@ class SkillPackSpec:
     """Values that share a scale."""
 
     def __post_init__(self):
-        shares = {name: getattr(self, name) for name in ("alpha", "rank", "beta")}
-        shares |= {"max_rank": self.max_rank}
-        wrong = [f"{k} = {v}" for k, v in shares.items() if not 0 < v <= 1]
-        if wrong:
-            raise InputError(f"{', '.join(wrong)}; expected fractions in (0, 1]")
-        unknown = {self.rest_bits, *(b for b, _ in self.bits)} - set(BITS)
-        if unknown or self.group < 1:
-            raise InputError(
-                f"bits {sorted(unknown)}, group {self.group}; expected bits from "
-                f"{BITS} and a group of at least 1"
-            )
         sizes = [share for _, share in self.bits]
-        if min(sizes, default=0) <= 0 or abs(sum(sizes) - 1) > 1e-6:
-            raise InputError(f"slices of {sizes}; expected positive, with the sum 1")
+        shares = (self.alpha, self.rank, self.beta, self.max_rank, *sizes)
+        good = {self.rest_bits, *(b for b, _ in self.bits)} <= set(BITS)
+        good &= all(0 < share <= 1 for share in shares) and self.group >= 1
+        if not good or abs(sum(sizes) - 1) > 1e-6:
+            raise InputError(
+                f"{self}: expected fractions in (0, 1], slices with the sum 1, bits "
+                f"from {BITS} and a group of at least 1"
+            )
 
 
 LOSSLESS = SkillPackSpec(
@@ -211,22 +206,17 @@ def save(path: Path | str, skill: SkillPack) -> None:
       InputError: the file cannot be written.
     """
     layout = {
-        name: {
-            "shape": part.shape,
-            "factors": [(factor.bits, factor.length) for factor in part.factors],
-            "mask": part.mask is not None,
-        }
+        name: (
+            part.shape,
+            [(factor.bits, factor.length) for factor in part.factors],
+            part.mask is not None,
+        )
         for name, part in skill.parts.items()
     }
     text = json.dumps(layout, separators=(",", ":")).encode()
     arrays = {_LAYOUT: np.frombuffer(text, np.uint8)}
-    for name, part in skill.parts.items():
-        if part.mask is not None:
-            arrays[f"{name}/mask"] = np.asarray(part.mask)
-        for index, factor in enumerate(part.factors):
-            for key in ("codes", "scales", "unit"):
-                value = np.asarray(getattr(factor, key), order="C")
-                arrays[f"{name}/{index}/{key}"] = value
+    for index, leaf in enumerate(jax.tree.leaves(skill)):
+        arrays[str(index)] = np.asarray(leaf, order="C")
     write_atomic(path, to_safetensors(arrays))
 
 
@@ -241,24 +231,17 @@ def load(path: Path | str) -> SkillPack:
         if _LAYOUT not in reader.names:
             raise InputError(f"{path}: no skill pack; expected a file of `pack.save`")
         layout = json.loads(reader.read(_LAYOUT).tobytes())
+        leaves = map(reader.read, map(str, itertools.count()))
 
-        def part(name: str, described: Mapping[str, Any]) -> Part:
-            factors = tuple(
-                Quantized(
-                    **{
-                        key: reader.read(f"{name}/{index}/{key}")
-                        for key in ("codes", "scales", "unit")
-                    },
-                    bits=bits,
-                    length=length,
-                )
-                for index, (bits, length) in enumerate(described["factors"])
+        def part(shape: Any, factors: Any, masked: bool) -> Part:
+            read = tuple(
+                Quantized(next(leaves), next(leaves), next(leaves), bits, length)
+                for bits, length in factors
             )
-            read = described["mask"]
-            mask = reader.read(f"{name}/mask") if read else None
-            return Part(factors=factors, mask=mask, shape=tuple(described["shape"]))
+            return Part(read, next(leaves) if masked else None, tuple(shape))
 
-        return SkillPack(parts={n: part(n, found) for n, found in layout.items()})
+        # In the order of `jax.tree.leaves`.
+        return SkillPack({name: part(*layout[name]) for name in sorted(layout)})
 
 
 def _part(name: str, delta: Float[np.ndarray, "..."], spec: SkillPackSpec) -> Part:
@@ -309,7 +292,7 @@ def _slices(rank: int, spec: SkillPackSpec) -> list[tuple[int, tuple[int, int]]]
     shares = np.cumsum([share for _, share in spec.bits])
     ends = np.ceil(np.round(shares * rank, 6)).astype(int)
     ends[-1] = rank
-    ranges = pairwise([0, *ends.tolist()])
+    ranges = itertools.pairwise([0, *ends.tolist()])
     found = zip((bits for bits, _ in spec.bits), ranges, strict=True)
     return [(bits, (start, stop)) for bits, (start, stop) in found if stop > start]
 
