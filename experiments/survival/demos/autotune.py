@@ -16,11 +16,11 @@ LENGTH, LAYERS, BASE = 4, 4, 1e-3
 BEFORE = (
     toy.Task("copy", 0, LENGTH),
     toy.Task("sort", 0, LENGTH),
-    toy.Task("copy", 1, LENGTH),
+    toy.Task("reverse", 1, LENGTH),
 )
 TARGET = toy.Task("reverse", 0, LENGTH)
 MULTIPLIERS = np.geomspace(0.1, 30, 8)
-STEPS, EVALUATIONS = 40, 3
+STEPS, EVALUATIONS = 60, 3
 
 
 def run(seed: int) -> Outcome:
@@ -30,10 +30,8 @@ def run(seed: int) -> Outcome:
         model,
         model.init(jax.random.key(seed)),
         BEFORE,
-        steps=300,
+        steps=500,
         seed=seed,
-        rate=3e-3,
-        rows=16,
     )
     [(_, data, _, _)] = streaming.datasets([TARGET], seed)
     rng = np.random.default_rng((seed, 15))

@@ -30,7 +30,7 @@ def run(seed: int) -> Outcome:
     curves = {}
     for name, tasks in (("instructed", INSTRUCTED), ("plain", PLAIN)):
         params, _ = toy.train(
-            model, start, tasks, steps=1000, seed=seed, rate=1e-3, rows=32
+            model, start, tasks, steps=1500, seed=seed, rate=1e-3, rows=32
         )
         scores = []
         for fraction in FRACTIONS:

@@ -43,7 +43,7 @@ def checkpoints(seed: int) -> list[tuple[Any, Any]]:
             for part in range(4):
                 batches = [task.texts(rng, 16) for _ in range(CHUNK)]
                 params, state, _ = toy.fit(
-                    model, params, batches, toy.adam(3e-3), state
+                    model, params, batches, toy.adam(1e-3), state
                 )
                 if part in (0, 3):
                     found.append((model, params))
