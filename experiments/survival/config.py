@@ -25,7 +25,7 @@ class Study:
     """Folder of everything that is made."""
     seed: int = 0
     """Decides roles of texts, membership, initial weights and order."""
-    members: int = 480
+    members: int = 320
     """Texts that an expert learns; as many control texts are learned by no model."""
     nonmembers: int = 1000
     """Texts with which both are compared."""

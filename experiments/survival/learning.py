@@ -4,6 +4,7 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -25,8 +26,8 @@ class Batch(NamedTuple):
 
 def token_loss(model: Any, params: Params, batch: Batch) -> Float[Array, ""]:
     """Mean cross-entropy of the real tokens, nats."""
-    logits = model.apply(params, batch.ids)
-    return next_token_loss(logits, batch.ids, batch.mask)[0]
+    ids, mask = jnp.asarray(batch.ids), jnp.asarray(batch.mask)
+    return next_token_loss(model.apply(params, ids), ids, mask)[0]
 
 
 @functools.lru_cache(maxsize=8)

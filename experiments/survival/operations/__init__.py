@@ -3,9 +3,9 @@
 `OPERATIONS` lists the rows of all files of this folder, in the order of the tables.
 """
 
-from experiments.survival.operations import training, weights
+from experiments.survival.operations import adapters, streams, weights
 from experiments.survival.operations.operation import Operation
 
 OPERATIONS: dict[str, Operation] = {
-    row.name: row for row in (*weights.ROWS, *training.ROWS)
+    row.name: row for row in (*weights.ROWS, *streams.ROWS, *adapters.ROWS)
 }
