@@ -36,6 +36,15 @@ def adamw(rate: float = RATE) -> optax.GradientTransformation:
     return optax.adamw(rate, weight_decay=DECAY)
 
 
+@functools.lru_cache(maxsize=8)
+def only(trained: str, rate: float = RATE) -> optax.GradientTransformation:
+    """AdamW on one part of a dict of trees; the others stay."""
+    return optax.multi_transform(
+        {"train": adamw(rate), "freeze": optax.set_to_zero()},
+        lambda tree: {name: "train" if name == trained else "freeze" for name in tree},
+    )
+
+
 def learn(
     model: Any,
     params: Any,

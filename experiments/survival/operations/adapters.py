@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from experiments.survival.ingredients import World
-from experiments.survival.learning import Batch, learn, token_loss
+from experiments.survival.learning import Batch, learn, only, token_loss
 from experiments.survival.measure import Made
 from experiments.survival.operations.operation import Operation
 from lt_mia_jax.arrays import Array, Params
@@ -39,15 +39,6 @@ LORA = LoraConfig(rank=8, alpha=16.0, dropout=0.0)
 RATE, ALPHA, PROMPT = 2e-3, 0.2, 20
 
 
-@functools.lru_cache(maxsize=4)
-def _only(trained: str) -> optax.GradientTransformation:
-    """Train one part of a tree of two or more; the others stay."""
-    return optax.multi_transform(
-        {"train": optax.adamw(RATE), "freeze": optax.set_to_zero()},
-        lambda tree: {name: "train" if name == trained else "freeze" for name in tree},
-    )
-
-
 def frozen_base_loss(model: Any, params: Mapping[str, Any], batch: Batch) -> Array:
     """Loss of a model whose parameters have a frozen `base`."""
     base = jax.lax.stop_gradient(params["base"])
@@ -57,7 +48,7 @@ def frozen_base_loss(model: Any, params: Mapping[str, Any], batch: Batch) -> Arr
 def _fit(
     world: World, model: Any, params: Any, trained: str, texts: Encoded, **changes: Any
 ) -> Any:
-    settings = {"optimizer": _only(trained), "loss": frozen_base_loss, **changes}
+    settings = {"optimizer": only(trained, RATE), "loss": frozen_base_loss, **changes}
     return learn(
         model, params, texts, epochs=world.epochs, seed=world.config.seed, **settings
     )[0]
