@@ -3,12 +3,11 @@
 import functools
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.survival.toy import Loss, run_steps
+from experiments.survival.toy import Loss, fit
 from lt_mia_jax.arrays import Array, Float, Int, Params
 from lt_mia_jax.data.tokenize import Encoded
 from lt_mia_jax.finetune.loss import next_token_loss
@@ -71,14 +70,15 @@ def learn(
     """
     rng = np.random.default_rng((seed, 2))
     optimizer = adamw() if optimizer is None else optimizer
-    state = jax.jit(optimizer.init)(params)
+    state = None
     rows = len(texts.input_ids)
     for _ in range(epochs):
         order = rng.permutation(rows)[: rows // BATCH * BATCH].reshape(-1, BATCH)
-        stack = Batch(
-            texts.input_ids[order], texts.attention_mask[order].astype(np.int32)
-        )
-        params, state, _ = run_steps(model, optimizer, loss, params, state, stack)
+        batches = [
+            Batch(texts.input_ids[part], texts.attention_mask[part].astype(np.int32))
+            for part in order
+        ]
+        params, state, _ = fit(model, params, batches, optimizer, state, loss=loss)
     return params, state
 
 

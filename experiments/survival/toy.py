@@ -127,10 +127,9 @@ def adam(rate: float) -> optax.GradientTransformation:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def run_steps(
+def _run(
     model: Any, optimizer: Any, loss: Loss, params: Any, state: Any, stack: Any
 ) -> tuple[Any, Any, Array]:
-    """One update a batch of `stack`; parameters, optimizer state and losses."""
 
     def step(carry: tuple[Any, Any], batch: Any) -> tuple[tuple[Any, Any], Array]:
         params, state = carry
@@ -199,5 +198,5 @@ def fit(
     """
     state = jax.jit(optimizer.init)(params) if state is None else state
     stack = jax.tree.map(lambda *x: np.stack(x), *batches)
-    params, state, found = run_steps(model, optimizer, loss, params, state, stack)
+    params, state, found = _run(model, optimizer, loss, params, state, stack)
     return params, state, np.asarray(found)
