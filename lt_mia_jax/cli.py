@@ -41,6 +41,7 @@ COMMANDS = {
     "train": "Train",
     "evaluate": "Evaluate",
     "unlearn": "Unlearn",
+    "merge": "Merge",
     "syntofu": "SynTofu",
     "benchmark": "Benchmark",
     "report": "Report",

@@ -25,6 +25,7 @@ REQUIRED = {
     "train": ["--features", "m"],
     "finetune": ["--model", "m", "--texts", "t.jsonl"],
     "unlearn": ["--model", "m", "--forget", "t.jsonl"],
+    "merge": ["--method", "mean", "--models", "m", "m"],
     "benchmark": ["--name", "tofu", "--local", "m"],
     "demo": [],
     "syntofu": [],

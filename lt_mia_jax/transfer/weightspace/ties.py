@@ -99,10 +99,14 @@ def ties_merge(
 
     tie = jnp.float32(1.0)
     if len(tasks) > 1:  # else nothing cancels
-        tie = _majority([_signs(*at(name), elect=elect) for name in start])
+        tie = _majority([_done(_signs(*at(name), elect=elect)) for name in start])
     lam = jnp.float32(lam)
-    merged = [_merged(*at(n), tie, lam, elect=elect, agg=agg) for n in start]
+    merged = [_done(_merged(*at(n), tie, lam, elect=elect, agg=agg)) for n in start]
     return jax.tree.unflatten(jax.tree.structure(base), merged)
+
+
+_done = jax.block_until_ready
+"""Of one leaf before the next begins: else their temporary arrays pile up."""
 
 
 def _trims(

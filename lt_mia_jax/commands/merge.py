@@ -1,0 +1,101 @@
+"""`lt-mia merge`: one model of several fine-tunes."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Annotated, Literal
+
+from lt_mia_jax.devices import Devices, DevicesFlags
+from lt_mia_jax.errors import UNIT, InputError, Range, between
+from lt_mia_jax.outputs import MODEL, Output, Source, Writing, WritingFlags
+
+log = logging.getLogger(__name__)
+
+RECORD, PACK = "merge.json", "pack.safetensors"
+WRITES = Output((*MODEL, RECORD, PACK), record="training", resumes=False)
+SIZE = between(0, 10**4)
+FACTOR = Range("-100 to 100", lambda x: -100 <= x <= 100)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Merge:
+    """Merge fine-tunes of one base model, without training.
+
+    Methods: `ties` trims what each fine-tune changed, elects a sign for each parameter
+    and averages what agrees; `arithmetic` adds all changes; `mean` averages the models;
+    `difference` adds the change of one fine-tune to another version of its base;
+    `swap` puts the first and last layers of a language model around a task model;
+    `pack` compresses the change of one fine-tune to a small file, and writes the model
+    that it gives back. Writes a Hugging Face directory and merge.json, which says what
+    was merged.
+    """
+
+    method: Literal["ties", "arithmetic", "mean", "difference", "swap", "pack"]
+    """How models become one."""
+    models: tuple[Source, ...]
+    """Fine-tunes: Hugging Face directories, PEFT adapters or hub ids, of one
+    architecture and vocabulary. For swap the task model, then the language model; for
+    difference and pack one."""
+    base: Source | None = None
+    """What they were fine-tuned from: for ties, arithmetic, difference and pack."""
+    onto: Source | None = None
+    """For difference: the other version of the base, whose vocabulary may have grown.
+    """
+    out: Path
+    """Folder of the merged model."""
+    density: Annotated[float, UNIT] = 0.2
+    """For ties: fraction of each fine-tune's changes that is kept, the largest."""
+    scale: Annotated[float, FACTOR] = 1.0
+    """For ties, arithmetic and difference: factor on what is added to the base. The sum
+    of several changes (arithmetic) often needs less than 1."""
+    bottom: Annotated[int | None, SIZE] = None
+    """For swap: layers from the language model at the input (of models that repeat a
+    unit of several layers: units); by default 5 of 32, at least 1. One more is mixed.
+    """
+    top: Annotated[int | None, SIZE] = None
+    """For swap: the same at the output; by default 2 of 32, at least 1."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the written parameters. bfloat16 halves memory and files."""
+    writing: WritingFlags = dataclasses.field(default_factory=Writing)
+    """How it treats what is there already."""
+    devices: DevicesFlags = dataclasses.field(default_factory=Devices)
+    """Where it runs."""
+
+
+def run(config: Merge) -> None:
+    """Merge and save."""
+    from lt_mia_jax.audit.scoring import warn_of_intervention
+    from lt_mia_jax.checkpoints import save_pretrained
+    from lt_mia_jax.checkpoints.adapters.export import clear_adapter
+    from lt_mia_jax.files import write_json
+    from lt_mia_jax.transfer.weightspace.merge import Setting, merge
+    from lt_mia_jax.unlearning.interventions.storage import save_intervention
+
+    if config.devices.distributed != "off":
+        raise InputError("--distributed: merge runs in one process; leave it out")
+    for model in config.models:
+        warn_of_intervention(model, config.base)
+    merged = merge(
+        config.method,
+        config.models,
+        config.out,
+        base=config.base,
+        onto=config.onto,
+        setting=Setting(
+            density=config.density,
+            scale=config.scale,
+            bottom=config.bottom,
+            top=config.top,
+        ),
+        dtype=config.dtype,
+        mesh=config.devices.make().mesh,
+    )
+    save_intervention(config.out, None)  # that of a model which is overwritten
+    clear_adapter(config.out / "adapter")  # the same
+    if config.method != "pack":
+        (config.out / PACK).unlink(missing_ok=True)
+    save_pretrained(
+        config.out, merged.config, merged.params, merged.tokenizer, like=merged.like
+    )
+    write_json(config.out / RECORD, merged.record)
+    log.info("wrote %s (%s of %s)", config.out, config.method, ", ".join(config.models))
