@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from lt_mia_jax.devices import Devices, DevicesFlags
-from lt_mia_jax.errors import UNIT, InputError, Range, between
+from lt_mia_jax.errors import COUNT, UNIT, InputError, Range, between
 from lt_mia_jax.outputs import MODEL, Output, Source, Writing, WritingFlags
 
 log = logging.getLogger(__name__)
@@ -26,16 +26,20 @@ class Merge:
     `difference` adds the change of one fine-tune to another version of its base;
     `swap` puts the first and last layers of a language model around a task model;
     `pack` compresses the change of one fine-tune to a small file, and writes the model
-    that it gives back. Writes a Hugging Face directory and merge.json, which says what
-    was merged.
+    that it gives back; `expand` fits layers that are linear in depth to those of one
+    model, and makes a model of --layers of them, a start for training.
+
+    Writes a Hugging Face directory and merge.json, which says what was merged.
     """
 
-    method: Literal["ties", "arithmetic", "mean", "difference", "swap", "pack"]
+    method: Literal[
+        "ties", "arithmetic", "mean", "difference", "swap", "pack", "expand"
+    ]
     """How models become one."""
     models: tuple[Source, ...]
     """Fine-tunes: Hugging Face directories, PEFT adapters or hub ids, of one
     architecture and vocabulary. For swap the task model, then the language model; for
-    difference and pack one."""
+    difference, pack and expand one."""
     base: Source | None = None
     """What they were fine-tuned from: for ties, arithmetic, difference and pack."""
     onto: Source | None = None
@@ -54,6 +58,8 @@ class Merge:
     """
     top: Annotated[int | None, SIZE] = None
     """For swap: the same at the output; by default 2 of 32, at least 1."""
+    layers: Annotated[int | None, COUNT] = None
+    """For expand: depth of the new model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the written parameters. bfloat16 halves memory and files."""
     writing: WritingFlags = dataclasses.field(default_factory=Writing)
@@ -86,6 +92,7 @@ def run(config: Merge) -> None:
             scale=config.scale,
             bottom=config.bottom,
             top=config.top,
+            layers=config.layers,
         ),
         dtype=config.dtype,
         mesh=config.devices.make().mesh,

@@ -15,7 +15,7 @@ from lt_mia_jax.checkpoints.tokenizer import check_agreement
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.errors import InputError, capped
 from lt_mia_jax.models import ModelConfig
-from lt_mia_jax.transfer.weightspace import difference, pack, swap, ties
+from lt_mia_jax.transfer.weightspace import difference, expand, pack, swap, ties
 from lt_mia_jax.trees import flatten
 
 log = logging.getLogger(__name__)
@@ -123,6 +123,15 @@ def _pack(work: Work) -> Made:
     return Made(tuned.config, params, {"pack_bytes": size, "model_bytes": whole})
 
 
+def _expand(work: Work) -> Made:
+    ((config, params, _),), layers = work.models, work.setting.layers
+    gene, fit = expand.fit_gene(params)
+    depth = layers or config.layers
+    explained = {name: float(r2) for name, r2 in flatten(fit).items()}
+    made = dataclasses.replace(config, layers=depth)
+    return Made(made, expand.expand(gene, depth), {"explained": explained})
+
+
 METHODS: dict[str, Method] = {
     "ties": Method(_ties, 1, None, ("base",)),
     "arithmetic": Method(_arithmetic, 1, None, ("base",)),
@@ -130,6 +139,7 @@ METHODS: dict[str, Method] = {
     "difference": Method(_difference, 1, 1, ("base", "onto")),
     "swap": Method(_swap, 2, 2),
     "pack": Method(_pack, 1, 1, ("base",)),
+    "expand": Method(_expand, 1, 1, ("layers",)),
 }
 
 _NEEDED = {
