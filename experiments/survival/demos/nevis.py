@@ -24,7 +24,7 @@ from lt_mia_jax.transfer.streams.protocol import (
 )
 from lt_mia_jax.trees import parameter_count
 
-LENGTH, LAYERS, ROWS, EMBEDDED = 4, 2, 16, 64
+LENGTH, LAYERS, ROWS, EMBEDDED = 4, 2, 16, 32
 TASKS = tuple(
     toy.Task(name, language, LENGTH, noise)
     for name in toy.NAMES[:3]

@@ -22,7 +22,7 @@ BEFORE = tuple(
 )
 """The same functions and languages, in other pairs."""
 SHARES = (0.0, 0.02, 0.2)
-RATE, STEPS, PARTS = 1e-3, 160, 16
+RATE, STEPS, PARTS = 1e-3, 240, 12
 
 
 def run(seed: int) -> Outcome:

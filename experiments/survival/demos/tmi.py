@@ -74,8 +74,8 @@ def run(seed: int) -> Outcome:
             tuned, _, _ = toy.fit(model, params, batches, toy.adam(1e-3))
             found["truth"].append(streaming.accuracy(model, tuned, test))
         for name, values in taus.items():
-            tau, _ = kendalltau(found[name], found["truth"])
-            values.append(float(tau))
+            both = kendalltau(found[name], found["truth"])
+            values.append(float(np.asarray(both)[0]))
     return Outcome(
         {
             **{

@@ -45,6 +45,14 @@ def test_the_length_of_largest_evidence_is_taken():
     assert found.length == max(evidence, key=evidence.__getitem__)
 
 
+def test_where_lengths_are_equally_likely_the_longest_is_taken():
+    """One score says nothing about them; a short one would make all points alike."""
+    found = gaussian_process.fit(np.array([[0.5]]), np.array([3.0]))
+    assert found.length == max(gaussian_process.LENGTHS)
+    _, deviation = found.predict(np.array([[0.6], [1.0]]))
+    assert deviation[0] < deviation[1]
+
+
 def test_equal_scores_are_no_problem():
     mean, deviation = gaussian_process.fit(np.eye(2), np.ones(2)).predict(np.eye(2))
     np.testing.assert_allclose(mean, 1)
