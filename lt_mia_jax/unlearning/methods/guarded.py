@@ -11,10 +11,10 @@ import optax
 
 from lt_mia_jax.arrays import Array, Key
 from lt_mia_jax.errors import AT_LEAST_1, FRACTION, NOT_NEGATIVE, POSITIVE
+from lt_mia_jax.training.fisher import diagonal_fisher
 from lt_mia_jax.unlearning import objectives, transforms
 from lt_mia_jax.unlearning.importance.attribution import (
     attribution_scores,
-    diagonal_fisher,
     forgetting_confidence,
     guard_weights,
 )
