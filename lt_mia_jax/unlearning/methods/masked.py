@@ -9,13 +9,10 @@ import optax
 
 from lt_mia_jax.errors import FRACTION, InputError, Range
 from lt_mia_jax.executor import fetch
+from lt_mia_jax.training.threshold import top_share_mask
 from lt_mia_jax.trees import flatten
 from lt_mia_jax.unlearning import objectives, transforms
-from lt_mia_jax.unlearning.importance.attribution import (
-    row_mask,
-    saliency,
-    top_share_mask,
-)
+from lt_mia_jax.unlearning.importance.attribution import row_mask, saliency
 from lt_mia_jax.unlearning.importance.tracing import Trace, causal_layers, causal_trace
 from lt_mia_jax.unlearning.interventions.gates import prompt_mask
 from lt_mia_jax.unlearning.methods.ascent import GradDiff
