@@ -23,9 +23,9 @@ TRAINING, TEST = 400, 2000
 class Labeled(NamedTuple):
     """Questions of four symbols, in one of four classes."""
 
-    ids: Int[Array, "B T"]
+    ids: Int[Any, "B T"]
     """tag, symbols, separator."""
-    labels: Int[Array, "B"]
+    labels: Int[Any, "B"]
     """Two bits: whether the second symbol of each half is the larger one."""
 
 

@@ -46,7 +46,8 @@ class Modes(NamedTuple):
 
 def prompts(seed: int, rows: int, tag: int) -> Int[np.ndarray, "N T"]:
     """Questions under one tag."""
-    ids = STRINGS.texts(np.random.default_rng((seed, 5)), rows).ids[:, :PROMPT].copy()
+    found = STRINGS.texts(np.random.default_rng((seed, 5)), rows)
+    ids = np.array(found.ids[:, :PROMPT])
     ids[:, 0] = tag
     return ids
 
