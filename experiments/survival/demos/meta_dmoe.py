@@ -133,8 +133,9 @@ def run(seed: int) -> Outcome:
     start["aggregator"] = AGGREGATOR.init(keys[6], jnp.zeros((len(SEEN), 1, WIDTH)))[
         "params"
     ]
+    episodes: Any = [Episodes(experts)]
     params, _ = train(
-        RATE, start, [Episodes(experts)], steps=3000, seed=seed, rows=64, loss=meta_loss
+        RATE, start, episodes, steps=3000, seed=seed, rows=64, loss=meta_loss
     )
     rng, right = np.random.default_rng((seed, 9)), []
     for _ in range(50):
