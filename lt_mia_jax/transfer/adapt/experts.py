@@ -26,12 +26,6 @@ class Aggregator(nn.Module):
     """A pre-norm transformer layer over the experts of each text, then their mean.
 
     There are no positions: the order of the experts does not matter.
-
-    Example:
-      >>> aggregator, experts = Aggregator(heads=2), jnp.ones((3, 5, 4))
-      >>> params = aggregator.init(jax.random.key(0), experts)
-      >>> aggregator.apply(params, experts).shape
-      (5, 4)
     """
 
     heads: int = 16

@@ -118,16 +118,7 @@ def update_usage(usage: Float[Array, "S"], index: Int[Array, "B"]) -> Float[Arra
 
 @dataclass(frozen=True)
 class Routed:
-    """A frozen base in which each text has an adapter of its own.
-
-    Example:
-      >>> from lt_mia_jax.models import gpt2_like
-      >>> model = LanguageModel(gpt2_like(64, width=16, layers=1, heads=2, context=8))
-      >>> params, ids = model.init(jax.random.key(0)), jnp.array([[3, 1, 4]])
-      >>> pool = pool_init(jax.random.key(1), params, LoraConfig(rank=2), slots=4)
-      >>> Routed(model).apply({"base": params, "pool": pool}, ids, jnp.array([0])).shape
-      (1, 3, 64)
-    """
+    """A frozen base in which each text has an adapter of its own."""
 
     model: LanguageModel
     """The base."""
