@@ -1,9 +1,8 @@
 """Streams of tasks: events, learners, success matrix, compute.
 
-Source: "NEVIS'22: A Stream of 100 Tasks Sampled from 30 Years of Computer Vision
-Research", arXiv 2211.11747. Kept: events, learners, error against compute, and the
-baselines (independent, previous, chosen source). Not kept: its data sets and its search
-for hyper-parameters, whose cost a learner that searches must report.
+Source: NEVIS'22, arXiv 2211.11747. Kept: events, learners, error against compute, and
+the baselines (independent, previous, chosen source). Not kept: its data sets and its
+search for hyper-parameters, whose cost a learner that searches must report.
 """
 
 import math
