@@ -1,6 +1,6 @@
 """Paths, selection and sizes of parameter trees; dataclasses that are trees."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar, dataclass_transform
@@ -74,6 +74,19 @@ def named_leaves(tree: Any, separator: str = "/") -> dict[str, Any]:
     """Leaves of any pytree by path, in the order of `jax.tree.leaves`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_of(path, separator): leaf for path, leaf in leaves}
+
+
+def map_named(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
+    """`jax.tree.map` of a function that is given the path of a leaf first.
+
+    Example:
+      >>> from lt_mia_jax.trees import map_named
+      >>> map_named(lambda path, x, y: f"{path}: {x + y}", {"a": [1, 2]}, {"a": [3, 4]})
+      {'a': ['a/0: 4', 'a/1: 6']}
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: function(path_of(path), *leaves), tree, *others
+    )
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:

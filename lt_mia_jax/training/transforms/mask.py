@@ -19,7 +19,13 @@ from lt_mia_jax.training.transforms.contract import (
     require_choice,
     transformation,
 )
-from lt_mia_jax.trees import layer_count, layer_numbers, named_leaves, select
+from lt_mia_jax.trees import (
+    layer_count,
+    layer_numbers,
+    map_named,
+    named_leaves,
+    select,
+)
 
 
 class MaskState(NamedTuple):
@@ -173,8 +179,7 @@ def freeze(
             raise InputError(
                 f"no parameter is trainable; parameters are {capped(names)}"
             )
-        kinds = ["train" if name in chosen else "hold" for name in names]
-        return jax.tree.unflatten(jax.tree.structure(tree), kinds)
+        return map_named(lambda name, _: "train" if name in chosen else "hold", tree)
 
     hold = optax.stateless(
         lambda updates, _: jax.tree.map(lambda g: jnp.full_like(g, HOLD), updates)
@@ -202,9 +207,8 @@ def layer_mask(params: Tree, paths: Sequence[str], layers: Iterable[int]) -> Tre
 
     Source: SHA256 at SemEval-2025 Task 4, arXiv 2504.12996 (MLPs of layers 0 to 5).
     """
-    leaves = named_leaves(params)
     numbers = layer_numbers(params)
-    chosen, wanted = set(select(leaves, paths)), set(layers)
+    chosen, wanted = set(select(named_leaves(params), paths)), set(layers)
     outside = sorted(chosen - set(numbers))
     if outside:
         raise InputError(f"{outside} belong to no layer; name leaves of layers only")
@@ -221,8 +225,7 @@ def layer_mask(params: Tree, paths: Sequence[str], layers: Iterable[int]) -> Tre
         shape = (len(hit), *(1,) * (leaf.ndim - 1)) if stacked else (1,) * leaf.ndim
         return jnp.asarray(hit.reshape(shape))
 
-    masks = [mask(name, leaf) for name, leaf in leaves.items()]
-    return jax.tree.unflatten(jax.tree.structure(params), masks)
+    return map_named(mask, params)
 
 
 def _masked(

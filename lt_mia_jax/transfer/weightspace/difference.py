@@ -10,11 +10,13 @@ import numpy as np
 from lt_mia_jax.arrays import Array, Float
 from lt_mia_jax.errors import capped
 from lt_mia_jax.training.threshold import difference
-from lt_mia_jax.transfer.weightspace.roles import check_alike, vocabulary_axis
-from lt_mia_jax.transfer.weightspace.ties import shifted
-from lt_mia_jax.trees import named_leaves
-
-Tree = Any
+from lt_mia_jax.transfer.weightspace.roles import (
+    Tree,
+    check_alike,
+    shifted,
+    vocabulary_axis,
+)
+from lt_mia_jax.trees import map_named, named_leaves
 
 
 def transfer_diff(
@@ -27,25 +29,15 @@ def transfer_diff(
 ) -> Tree:
     """`target + scale * (finetuned - base)`: the fine-tuning of another base.
 
-    Args:
-      target: the base to move, another version of `base`. Its vocabulary may be of
-        another size: rows (columns of a head) that both have are moved, the rest of
-        the target stays.
-      base: what was fine-tuned.
-      finetuned: what came of it.
-      scale: 0 gives the target, bit for bit.
-      include: decides by path which parameters move; None moves all.
+    `base` was fine-tuned to `finetuned`; `target` is another version of it. Its
+    vocabulary may have another size: rows (columns of a head) that both have are moved,
+    the rest of the target stays. Other differences between trees are a ValueError.
 
-    Returns:
-      A tree like `target`. Where `target` equals `base` and `scale` is 1, values of
-      `finetuned` are taken as they are.
-
-    Raises:
-      ValueError: trees that differ in anything but the vocabulary.
+    `include` accepts the paths of parameters that move; None moves all. With `scale` 0
+    the result is the target, bit for bit; where `target` equals `base` and `scale` is
+    1, values of `finetuned` are taken as they are.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from lt_mia_jax.transfer.weightspace.difference import transfer_diff
       >>> base, tuned, newer = ({"w": jnp.full(2, x)} for x in (1.0, 1.5, 4.0))
       >>> transfer_diff(newer, base, tuned)["w"]
       Array([4.5, 4.5], dtype=float32)
@@ -56,19 +48,22 @@ def transfer_diff(
     """
     check_alike("transfer_diff", base, finetuned)
     start, tuned = named_leaves(base), named_leaves(finetuned)
-    found = named_leaves(target)
-    if found.keys() != start.keys():
-        wrong = capped(sorted(found.keys() ^ start.keys()))
-        raise ValueError(f"transfer_diff: target and base do not both have {wrong}")
-    for name, leaf in found.items():
-        if include is None or include(name):
-            found[name] = _moved(name, leaf, start[name], tuned[name], scale)
-    return jax.tree.unflatten(jax.tree.structure(target), list(found.values()))
+    if wrong := sorted(named_leaves(target).keys() ^ start.keys()):
+        raise ValueError(
+            f"transfer_diff: target and base do not both have {capped(wrong)}"
+        )
+
+    def moved(name: str, leaf: Any) -> Any:
+        if include is not None and not include(name):
+            return leaf
+        return _moved(name, leaf, start[name], tuned[name], jnp.float32(scale))
+
+    return map_named(moved, target)
 
 
-def _moved(name: str, leaf: Any, start: Any, tuned: Any, scale: Any) -> Array:
+def _moved(name: str, leaf: Any, start: Any, tuned: Any, scale: Array) -> Array:
     if leaf.shape == start.shape:
-        return _shift(leaf, start, tuned, jnp.float32(scale))
+        return _shift(leaf, start, tuned, scale)
     axis = vocabulary_axis(name)
     index: list[slice] = [slice(None)] * leaf.ndim
     if axis is not None:
@@ -79,14 +74,14 @@ def _moved(name: str, leaf: Any, start: Any, tuned: Any, scale: Any) -> Array:
             f"transfer_diff: {name} is {list(leaf.shape)} in the target and "
             f"{list(start.shape)} in the base; only vocabularies may differ"
         )
-    moved = _shift(leaf[common], start[common], tuned[common], jnp.float32(scale))
+    moved = _shift(leaf[common], start[common], tuned[common], scale)
     return jnp.asarray(leaf).at[common].set(moved)
 
 
 @jax.jit
 def _shift(leaf: Array, start: Array, tuned: Array, scale: Array) -> Array:
-    moved = shifted(leaf, difference(tuned, start), scale)
     same = (leaf == start) & (scale == 1)
+    moved = shifted(leaf, scale * difference(tuned, start))
     return jnp.where(same, tuned.astype(leaf.dtype), moved)
 
 
@@ -108,18 +103,11 @@ def loss_barrier(
 ) -> Barrier:
     """How much worse than its ends the line between two models is.
 
-    Args:
-      one: parameters at 0.
-      other: parameters at 1, of the same shapes.
-      loss: parameters to a scalar; compiled once.
-      points: where it is evaluated; the first and the last are the ends.
-
-    Raises:
-      ValueError: trees that differ.
+    `one` is at 0, `other` at 1; trees that differ raise a ValueError. `loss` maps
+    parameters to a scalar and is compiled once. Of `points`, where it is evaluated, the
+    first and the last are the ends.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from lt_mia_jax.transfer.weightspace.difference import loss_barrier
       >>> wells = lambda p: (p["w"] ** 2 - 1) ** 2
       >>> ends = ({"w": jnp.float32(-1.0)}, {"w": jnp.float32(1.0)})
       >>> loss_barrier(*ends, wells, points=(0.0, 0.5, 1.0)).height

@@ -9,6 +9,7 @@ Source: "Transformer as Linear Expansion of Learngene" (TLEG).
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from lt_mia_jax.arrays import Array, Float, Int, Key, Params
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.models.execution import INIT_STD
 from lt_mia_jax.transfer.weightspace.roles import is_matrix, split_layers
-from lt_mia_jax.trees import named_leaves, pytree
+from lt_mia_jax.trees import map_named, named_leaves, pytree
 
 
 @pytree
@@ -48,14 +49,9 @@ def expand(gene: Gene, n_layers: int, *, reach_end: bool = False) -> Params:
     """Parameters of a model with `n_layers`: layer l is `theta_B + depth_l * theta_A`.
 
     The kind of a layer is that of its slot. The result is for the model's config with
-    `layers = n_layers`; gradients flow to the gene.
-
-    Raises:
-      ValueError: `n_layers` is below 1.
+    `layers = n_layers`, at least 1; gradients flow to the gene.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from lt_mia_jax.transfer.weightspace.expand import Gene, expand
       >>> block = {"slot_0": {"k": jnp.ones(1)}}
       >>> expand(Gene(block, block, {}), 4)["periods"]["slot_0"]["k"][:, 0].tolist()
       [1.0, 1.25, 1.5, 1.75]
@@ -66,6 +62,8 @@ def expand(gene: Gene, n_layers: int, *, reach_end: bool = False) -> Params:
     whole = n_layers // slots * slots
 
     def at(slot: int, place: Float[np.ndarray, "..."]) -> Any:
+        """The block of a slot at one depth, or stacked for several."""
+
         def leaf(start: Array, slope: Array) -> Array:
             factor = place.reshape(*place.shape, *(1,) * jnp.ndim(start))
             wide = (1,) * place.ndim + jnp.shape(start)
@@ -88,42 +86,33 @@ def fit_gene(params: Params, *, reach_end: bool = False) -> tuple[Gene, dict[str
     """The gene nearest to the layers of a model, and how much of them it explains.
 
     Least squares for each entry over the layers of a slot; a slot with one layer gets
-    slope 0. It tests the premise, that layers are linear in depth, before one builds on
-    it.
-
-    Returns:
-      The gene, and a tree like `gene.start` of R^2: 1 minus the squared residual by the
-      squared deviation from the mean layer, over a parameter's entries; 1 where layers
-      are equal.
+    slope 0. The second result is a tree like `gene.start` of R^2: 1 minus the squared
+    residual by the squared deviation from the mean layer, over a parameter's entries;
+    1 where layers are equal. It tests the premise, that layers are linear in depth.
     """
     shared, layers = split_layers(params)
     slots, depth = len(params.get("periods", {})) or len(layers), len(layers)
     place = depths(depth, reach_end=reach_end)
+    product = partial(jnp.tensordot, axes=1, precision="highest")
 
     def fit(slot: int, *leaves: Array) -> tuple[Array, Array, Array]:
         x = place[slot::slots] * (len(leaves) > 1)
         design = np.stack([np.ones_like(x), x], axis=1)
         y = jnp.stack([jnp.asarray(leaf, jnp.float32) for leaf in leaves])
-        found = _product(np.linalg.pinv(design), y)
-        missed = jnp.square(y - _product(design, found)).sum()
+        found = product(np.linalg.pinv(design), y)
+        missed = jnp.square(y - product(design, found)).sum()
         spread = jnp.square(y - y.mean(axis=0, keepdims=True)).sum()
         start, slope = found.astype(leaves[0].dtype)
         return start, slope, 1.0 - missed / jnp.where(spread > 0, spread, 1.0)
 
-    start, slope, r2 = {}, {}, {}
-    for slot in range(slots):
-        own = layers[slot::slots]
-        found = jax.tree.map(lambda *leaves, s=slot: fit(s, *leaves), *own)
-        parts = jax.tree.transpose(
-            jax.tree.structure(own[0]), jax.tree.structure((0, 0, 0)), found
-        )
-        name = f"slot_{slot}"
-        start[name], slope[name], r2[name] = parts
+    found = {
+        f"slot_{slot}": jax.tree.map(partial(fit, slot), *layers[slot::slots])
+        for slot in range(slots)
+    }
+    blocks = jax.tree.structure({f"slot_{slot}": layers[slot] for slot in range(slots)})
+    parts = jax.tree.structure((0, 0, 0))
+    start, slope, r2 = jax.tree.transpose(blocks, parts, found)
     return Gene(start, slope, shared), r2
-
-
-def _product(matrix: np.ndarray, y: Array) -> Array:
-    return jnp.tensordot(matrix, y, axes=1, precision=jax.lax.Precision.HIGHEST)
 
 
 def init_gene(key: Key[Array, ""], model: LanguageModel) -> Gene:
@@ -137,15 +126,16 @@ def init_gene(key: Key[Array, ""], model: LanguageModel) -> Gene:
     slots = len(model.config.pattern)
     start = {f"slot_{s}": layer for s, layer in enumerate(layers[:slots])}
 
-    def slope(index: int, name: str, leaf: Array) -> Array:
+    places = {name: index for index, name in enumerate(named_leaves(start))}
+
+    def slope(name: str, leaf: Array) -> Array:
         if not is_matrix(name):
             return jnp.zeros_like(leaf)
-        own = jax.random.fold_in(second, index)
+        own = jax.random.fold_in(second, places[name])
         drawn = jax.random.truncated_normal(own, -2.0, 2.0, leaf.shape)
         return (INIT_STD * drawn).astype(leaf.dtype)
 
-    leaves = [slope(i, n, x) for i, (n, x) in enumerate(named_leaves(start).items())]
-    return Gene(start, jax.tree.unflatten(jax.tree.structure(start), leaves), shared)
+    return Gene(start, map_named(slope, start), shared)
 
 
 @dataclass(frozen=True)

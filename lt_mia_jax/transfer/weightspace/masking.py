@@ -16,41 +16,33 @@ import jax.numpy as jnp
 
 from lt_mia_jax.arrays import Array, Params
 from lt_mia_jax.training.threshold import exactly, selection
+from lt_mia_jax.training.transforms.contract import require_choice
 from lt_mia_jax.transfer.weightspace.roles import is_matrix
 from lt_mia_jax.trees import flatten, layer_numbers, unflatten
-
-Scope = Literal["layer", "matrix", "model"]
 
 
 def mask_teacher(
     params: Params,
     r: float,
-    scope: Scope = "layer",
+    scope: Literal["layer", "model"] = "layer",
     include: Callable[[str], bool] = is_matrix,
 ) -> Params:
-    """Parameters without the fraction `r` of smallest magnitude.
+    """Parameters without the fraction `r` of smallest magnitude, in [0, 1].
 
     The count is exact: `round(r * n)` of the n entries of each layer are zero, of equal
     magnitudes the last. With `r` 0 it is `params` itself.
 
-    Args:
-      params: of the teacher.
-      r: masked fraction.
-      scope: what shares a threshold: the included parameters of one layer, one matrix
-        of one layer, or the whole model, which may leave little of some layers.
-      include: whether a path may be masked; parameters of layers only, but for "model".
-
-    Raises:
-      ValueError: `r` is outside [0, 1], or a path outside layers is included.
+    A threshold is shared by the parameters of one "layer", or of the whole "model",
+    which may leave little of some layers. `include` accepts the paths that may be
+    masked; with "layer", a path outside layers is a ValueError.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from lt_mia_jax.transfer.weightspace.masking import mask_teacher
       >>> kernel = jnp.array([[1.0, -3.0, 2.0, 0.5]])
       >>> found = mask_teacher({"tail_0": {"mixer": {"kernel": kernel}}}, 0.5)
       >>> found["tail_0"]["mixer"]["kernel"].tolist()
       [[0.0, -3.0, 2.0, 0.0]]
     """
+    require_choice("mask_teacher", "scope", scope, ("layer", "model"))
     if not 0 <= r <= 1:
         raise ValueError(f"r = {r}, expected in [0, 1]")
     if r == 0:
@@ -64,9 +56,9 @@ def mask_teacher(
         raise ValueError(f"{outside} belong to no layer; use the scope 'model'")
     blocks: dict[str, dict[str, Array]] = {}
     for name in names:
-        # "periods/slot_0" or "tail_0"; or each matrix alone.
+        # "periods/slot_0" or "tail_0".
         unit = "/".join(name.split("/")[: 1 + name.startswith("periods/")])
-        blocks.setdefault(unit if scope == "layer" else name, {})[name] = flat[name]
+        blocks.setdefault(unit, {})[name] = flat[name]
     for unit, block in blocks.items():
         if unit.startswith("periods/"):
             flat |= jax.vmap(lambda layer: _masked(layer, r))(block)
@@ -93,12 +85,7 @@ def masked_fraction(
     The stage is `floor(iteration * M / iterations)` with `M = rmax / step + 1`, so that
     the last stage has the whole teacher.
 
-    Raises:
-      ValueError: `iteration` is not in [0, iterations), `rmax` not in [0, 1], or `step`
-        does not divide it.
-
     Example:
-      >>> from lt_mia_jax.transfer.weightspace.masking import masked_fraction
       >>> [masked_fraction(i, 10) for i in (0, 1, 2, 8, 9)]
       [0.2, 0.2, 0.15, 0.0, 0.0]
     """

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from lt_mia_jax.configs import to_dict
 from lt_mia_jax.errors import InputError, capped
 from lt_mia_jax.models import ModelConfig
 from lt_mia_jax.transfer.weightspace import difference, expand, pack, swap, ties
-from lt_mia_jax.trees import flatten
+from lt_mia_jax.trees import flatten, named_leaves
 
 log = logging.getLogger(__name__)
 
@@ -33,29 +32,22 @@ class Setting:
 
 
 class Work(NamedTuple):
-    """What a method is given."""
+    """What a method is given; parameters are None for models that are not."""
 
-    models: list[Pretrained]
-    base: Pretrained | None
-    onto: Pretrained | None
+    models: list[Params]
+    base: Any
+    onto: Any
     setting: Setting
     out: Path
     """Folder for files beside the model."""
-
-
-class Made(NamedTuple):
-    """What a method gives."""
-
-    config: ModelConfig
-    params: Params
-    facts: Mapping[str, Any]
-    """For `merge.json`."""
+    record: dict[str, Any]
+    """Content of `merge.json`, to which the method adds what it found."""
 
 
 class Method(NamedTuple):
     """A way to make one model of some."""
 
-    make: Callable[[Work], Made]
+    make: Callable[[Work], Params]
     fewest: int
     """Models that it takes at least."""
     most: int | None
@@ -64,72 +56,58 @@ class Method(NamedTuple):
     """Flags that must be given."""
 
 
-def _ties(work: Work) -> Made:
-    tasks, options = [m.params for m in work.models], work.setting
-    params = ties.ties_merge(
-        _of(work.base).params, tasks, density=options.density, lam=options.scale
-    )
-    return Made(work.models[0].config, params, {})
+def _ties(work: Work) -> Params:
+    density, lam = work.setting.density, work.setting.scale
+    return ties.ties_merge(work.base, work.models, density=density, lam=lam)
 
 
-def _arithmetic(work: Work) -> Made:
-    tasks = [model.params for model in work.models]
-    start = _of(work.base).params
-    params = ties.task_arithmetic(start, tasks, lam=work.setting.scale)
-    return Made(work.models[0].config, params, {})
+def _arithmetic(work: Work) -> Params:
+    return ties.task_arithmetic(work.base, work.models, lam=work.setting.scale)
 
 
-def _mean(work: Work) -> Made:
-    params = ties.mean([model.params for model in work.models])
-    return Made(work.models[0].config, params, {})
+def _mean(work: Work) -> Params:
+    return ties.mean(work.models)
 
 
-def _difference(work: Work) -> Made:
-    target, (tuned,) = _of(work.onto), work.models
-    start = _of(work.base).params
-    scale = work.setting.scale
-    params = difference.transfer_diff(target.params, start, tuned.params, scale=scale)
-    return Made(target.config, params, {})
+def _difference(work: Work) -> Params:
+    trees = (work.onto, work.base, work.models[0])
+    return difference.transfer_diff(*trees, scale=work.setting.scale)
 
 
-def _swap(work: Work) -> Made:
+def _swap(work: Work) -> Params:
     task, lang = work.models
-    sizes = swap.default_sizes(task.params)
+    sizes = swap.default_sizes(task)
     if work.setting.bottom is not None:
         sizes["bottom"] = work.setting.bottom
     if work.setting.top is not None:
         sizes["top"] = work.setting.top
-    units = int(swap.unit_of(task.params)[-1]) + 1
+    units = int(swap.unit_of(task)[-1]) + 1
     if sum(sizes.values()) > units:
         raise InputError(
             f"--bottom {sizes['bottom']} and --top {sizes['top']}: the model has "
             f"{units} layers or repeating units; give at most as many together"
         )
-    share = swap.swap_weights(task.params, **sizes)
-    params = swap.layer_swap(task.params, lang.params, **sizes)
-    return Made(task.config, params, {"second_model_in_layers": share.tolist()})
+    shares = swap.swap_weights(task, **sizes)
+    work.record["second_model_in_layers"] = shares.tolist()
+    return swap.layer_swap(task, lang, **sizes)
 
 
-def _pack(work: Work) -> Made:
-    (tuned,), base = work.models, _of(work.base).params
-    skill = pack.pack(base, tuned.params)
-    pack.save(work.out / "pack.safetensors", skill)
-    size = (work.out / "pack.safetensors").stat().st_size
-    whole = sum(leaf.nbytes for leaf in flatten(tuned.params).values())
-    log.info(
-        "pack.safetensors: %d bytes, %.1f %% of the model", size, 100 * size / whole
-    )
-    params = pack.apply(base, [skill])
-    return Made(tuned.config, params, {"pack_bytes": size, "model_bytes": whole})
+def _pack(work: Work) -> Params:
+    (tuned,), file = work.models, work.out / "pack.safetensors"
+    skill = pack.pack(work.base, tuned)
+    pack.save(file, skill)
+    size, whole = file.stat().st_size, pack.nbytes(tuned)
+    log.info("%s: %d bytes, %.1f %% of the model", file.name, size, 100 * size / whole)
+    work.record.update(pack_bytes=size, model_bytes=whole)
+    return pack.apply(work.base, [skill])
 
 
-def _expand(work: Work) -> Made:
-    ((config, params, _),), layers = work.models, work.setting.layers
-    gene, fit = expand.fit_gene(params)
-    depth = layers or config.layers
+def _expand(work: Work) -> Params:
+    gene, fit = expand.fit_gene(work.models[0])
     explained = {name: float(r2) for name, r2 in flatten(fit).items()}
-    made = dataclasses.replace(config, layers=depth)
-    return Made(made, expand.expand(gene, depth), {"explained": explained})
+    work.record["explained"] = explained
+    assert work.setting.layers is not None, "check_flags has seen that it is given"
+    return expand.expand(gene, work.setting.layers)
 
 
 METHODS: dict[str, Method] = {
@@ -190,25 +168,16 @@ def merge(
     row, setting = METHODS[method], setting or Setting()
     given = {"base": base, "onto": onto, "layers": setting.layers}
     check_flags(method, len(models), given)
-    load = partial(load_pretrained, dtype=dtype, mesh=mesh)
-    loaded: dict[str, Pretrained] = {}
-    for name in (base, *models) if "base" in row.needs and base else models:
-        if name not in loaded:
-            log.info("loading %s", name)
-            loaded[name] = load(name, base=base)
-            first = next(iter(loaded))
-            check_pair(loaded[first], loaded[name], (first, name))
-    tuned = [loaded[name] for name in models]
-    target = None
+    alike = (base, *models) if "base" in row.needs and base else tuple(models)
+    bases: dict[str, str | None] = dict.fromkeys(alike, base)
     if onto is not None:
-        target = loaded[onto] if onto in loaded else load(onto)
-        check_pair(loaded[models[0]], target, (models[0], onto), grown=True)
-    like, own = (models[0], tuned[0]) if target is None else (str(onto), target)
-    start = loaded[base] if base in loaded else None
-    made = row.make(Work(tuned, start, target, setting, out))
-    read = {name: weights_sha256(name, base=base) for name in loaded}
-    if onto is not None and onto not in read:
-        read[onto] = weights_sha256(onto)
+        bases.setdefault(onto, None)
+    loaded: dict[str, Pretrained] = {}
+    for name, own in bases.items():
+        log.info("loading %s", name)
+        loaded[name] = load_pretrained(name, base=own, dtype=dtype, mesh=mesh)
+        pair, grown = (alike[0], name), name not in alike
+        check_pair(loaded[alike[0]], loaded[name], pair, grown=grown)
     record = {
         "method": method,
         "models": list(models),
@@ -216,10 +185,16 @@ def merge(
         "onto": onto,
         "setting": to_dict(setting, tagged=False),
         "dtype": dtype,
-        "weights_sha256": read,
-        **made.facts,
+        "weights_sha256": {n: weights_sha256(n, base=own) for n, own in bases.items()},
     }
-    return Merged(made.config, made.params, own.tokenizer, like, record)
+    params: dict[str | None, Params] = {n: model.params for n, model in loaded.items()}
+    trees = [params[name] for name in models], params.get(base), params.get(onto)
+    merged = row.make(Work(*trees, setting, out, record))
+    like = onto or models[0]
+    config = loaded[like].config
+    if setting.layers:
+        config = dataclasses.replace(config, layers=setting.layers)
+    return Merged(config, merged, loaded[like].tokenizer, like, record)
 
 
 def check_flags(method: str, count: int, given: Mapping[str, Any]) -> None:
@@ -242,18 +217,17 @@ def check_flags(method: str, count: int, given: Mapping[str, Any]) -> None:
 def check_pair(
     one: Pretrained, other: Pretrained, names: tuple[str, str], *, grown: bool = False
 ) -> None:
-    """Refuse models of two architectures or vocabularies.
+    """Refuse models of two architectures or vocabularies by an `InputError`.
 
     With `grown` the second may have a vocabulary of another size.
-
-    Raises:
-      InputError: what differs, and in which model.
     """
     ignored: dict[str, Any] = {"dropout": one.config.dropout}
     if grown:
         ignored["vocab_size"] = one.config.vocab_size
-    first = _fields(to_dict(one.config))
-    second = _fields(to_dict(dataclasses.replace(other.config, **ignored)))
+    second_config = dataclasses.replace(other.config, **ignored)
+    first, second = (
+        named_leaves(to_dict(config), ".") for config in (one.config, second_config)
+    )
     differ = [
         f"{name} {second.get(name)} (expected {first.get(name)})"
         for name in sorted({*first, *second})
@@ -266,20 +240,3 @@ def check_pair(
         )
     limit = min(one.config.vocab_size, other.config.vocab_size)
     check_agreement(one.tokenizer, other.tokenizer, names, limit)
-
-
-def _fields(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Every number and word of a config by its path."""
-    if isinstance(value, list):
-        value = {str(number): item for number, item in enumerate(value)}
-    if not isinstance(value, dict):
-        return {prefix: value}
-    found: dict[str, Any] = {}
-    for name, item in value.items():
-        found |= _fields(item, f"{prefix}.{name}" if prefix else str(name))
-    return found
-
-
-def _of(model: Pretrained | None) -> Pretrained:
-    assert model is not None, "check_flags has seen that it is given"
-    return model

@@ -12,6 +12,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ from lt_mia_jax.transfer.weightspace.quantization import (
     quantize,
 )
 from lt_mia_jax.transfer.weightspace.quantization import nbytes as nbytes
-from lt_mia_jax.transfer.weightspace.roles import check_alike, is_matrix, role
-from lt_mia_jax.trees import flatten, pytree, unflatten
+from lt_mia_jax.transfer.weightspace.roles import check_alike, is_matrix, role, shifted
+from lt_mia_jax.trees import flatten, map_named, pytree, unflatten
 
 _LAYOUT = "layout"
 """Name of the tensor that describes the others, as bytes of JSON."""
@@ -74,12 +75,6 @@ class SkillPackSpec:
             )
 
 
-LOSSLESS = SkillPackSpec(
-    alpha=1.0, rank=1.0, beta=1.0, max_rank=1.0, bits=((32, 1.0),), rest_bits=32
-)
-"""Nothing is lost but rounding in float32; larger than the difference itself."""
-
-
 @pytree
 class Part:
     """The compressed difference of one parameter."""
@@ -108,14 +103,10 @@ def pack(base: Params, ft: Params, spec: SkillPackSpec | None = None) -> SkillPa
     singular directions, one decomposition for each layer. A slice of left directions is
     quantized first; the right factor is fitted, given the quantized left one, to what
     the slices before left over, and then quantized. Stacked feed-forward matrices share
-    the largest rank that one of them needs. Runs on the host, one leaf at a time.
-
-    Raises:
-      ValueError: the two are not of the same model.
+    the largest rank that one of them needs. Runs on the host, one leaf at a time. Trees
+    that differ raise a ValueError.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from lt_mia_jax.transfer.weightspace.pack import apply, nbytes, pack
       >>> base = {"tail_0": {"mixer": {"output": {"kernel": jnp.zeros((8, 8))}}}}
       >>> skill = {"tail_0": {"mixer": {"output": {"kernel": jnp.ones((8, 8))}}}}
       >>> found = pack(base, skill)
@@ -124,14 +115,12 @@ def pack(base: Params, ft: Params, spec: SkillPackSpec | None = None) -> SkillPa
       (44, 1.0)
     """
     spec = spec or SkillPackSpec()
-    old, new = flatten(base), flatten(ft)
     check_alike("pack", base, ft)
-
-    def difference(name: str) -> Float[np.ndarray, "..."]:
-        before, after = np.asarray(old[name]), np.asarray(new[name])
-        return after.astype(np.float32) - before.astype(np.float32)
-
-    return SkillPack(parts={n: _part(n, difference(n), spec) for n in old})
+    parts, new = {}, flatten(ft)
+    for name, before in flatten(base).items():
+        old, tuned = (np.asarray(x).astype(np.float32) for x in (before, new[name]))
+        parts[name] = _part(name, tuned - old, spec)
+    return SkillPack(parts)
 
 
 def unpack(skill: SkillPack) -> Params:
@@ -146,36 +135,22 @@ def apply(
 ) -> Params:
     """The base with packs added: `base + sum_i weights_i * unpack(packs_i)`.
 
-    Args:
-      base: unchanged, so unloading a pack is to apply the others again.
-      packs: of fine-tunes of this base.
-      weights: one a pack, as from `task_weights` or `nearest_centroid`; may be traced.
-        All 1 unless given. A parameter to which nothing is added keeps every bit.
-
-    Raises:
-      ValueError: a pack is of another model, or the weights are not as many.
+    The base is unchanged, so unloading a pack is to apply the others again. There is
+    one weight a pack, as from `task_weights` or `nearest_centroid`; they may be traced,
+    and are 1 unless given. A parameter to which nothing is added keeps every bit. Packs
+    of another model, or another number of weights, raise a ValueError.
     """
     factors = jnp.ones(len(packs)) if weights is None else jnp.asarray(weights)
     if factors.shape != (len(packs),):
         raise ValueError(f"{len(packs)} packs, weights of {factors.shape}")
-    flat = flatten(base)
-    for skill in packs:
-        stored = {
-            n: jax.ShapeDtypeStruct(p.shape, np.float32) for n, p in skill.parts.items()
-        }
-        check_alike("apply", base, unflatten(stored))
+    check_alike("apply", base, *(jax.eval_shape(unpack, skill) for skill in packs))
 
-    def grafted(name: str) -> Array:
-        leaf = jnp.asarray(flat[name])
-        if not packs:
-            return flat[name]
-        total = jnp.zeros(leaf.shape, jnp.float32)
-        for index, skill in enumerate(packs):
-            total = total + factors[index] * _decode(skill.parts[name])
-        moved = (leaf.astype(jnp.float32) + total).astype(leaf.dtype)
-        return jnp.where(total == 0, leaf, moved)
+    def grafted(name: str, leaf: Any) -> Any:
+        stored = [_decode(skill.parts[name]) for skill in packs]
+        moves = [factors[index] * move for index, move in enumerate(stored)]
+        return shifted(jnp.asarray(leaf), reduce(jnp.add, moves)) if packs else leaf
 
-    return unflatten({name: grafted(name) for name in flat})
+    return map_named(grafted, base)
 
 
 def task_weights(task: int | Array, packs: int) -> Float[Array, " N"]:
@@ -189,10 +164,8 @@ def nearest_centroid(
 ) -> Float[Array, " N"]:
     """Weights for `apply` that load the pack whose centroid is nearest to a batch.
 
-    Args:
-      features: of the texts to route, such as their mean hidden state; their mean over
-        the batch is compared.
-      centroids: mean feature of the fine-tuning texts of each pack.
+    The mean of `features` over the batch, such as mean hidden states, is compared with
+    `centroids`, the mean feature of the fine-tuning texts of each pack.
     """
     mean = jnp.asarray(features, jnp.float32).mean(axis=0, keepdims=True)
     distances = jnp.square(jnp.asarray(centroids, jnp.float32) - mean).sum(axis=-1)
@@ -200,19 +173,11 @@ def nearest_centroid(
 
 
 def save(path: Path | str, skill: SkillPack) -> None:
-    """Write a pack to one safetensors file.
-
-    Raises:
-      InputError: the file cannot be written.
-    """
-    layout = {
-        name: (
-            part.shape,
-            [(factor.bits, factor.length) for factor in part.factors],
-            part.mask is not None,
-        )
-        for name, part in skill.parts.items()
-    }
+    """Write a pack to one safetensors file; an InputError if it cannot be written."""
+    layout = {}
+    for name, part in skill.parts.items():
+        factors = [(factor.bits, factor.length) for factor in part.factors]
+        layout[name] = part.shape, factors, part.mask is not None
     text = json.dumps(layout, separators=(",", ":")).encode()
     arrays = {_LAYOUT: np.frombuffer(text, np.uint8)}
     for index, leaf in enumerate(jax.tree.leaves(skill)):
@@ -221,11 +186,7 @@ def save(path: Path | str, skill: SkillPack) -> None:
 
 
 def load(path: Path | str) -> SkillPack:
-    """Read what `save` wrote.
-
-    Raises:
-      InputError: the file is missing, broken, or no pack.
-    """
+    """Read what `save` wrote; an InputError if the file is no pack or broken."""
     path = Path(path)
     with TensorReader(path.parent, single=path.name) as reader:
         if _LAYOUT not in reader.names:
@@ -258,10 +219,9 @@ def _pruned(delta: Float[np.ndarray, "..."], spec: SkillPackSpec) -> Part:
     flat = delta.reshape(-1)
     kept = max(1, round(spec.alpha * flat.size))
     # Stable: of equal magnitudes the first are kept, so the count is exact.
-    places = np.sort(np.argsort(-np.abs(flat), kind="stable")[:kept])
     mask = np.zeros(flat.size, bool)
-    mask[places] = True
-    values = quantize(flat[places], spec.rest_bits, spec.group)
+    mask[np.argsort(-np.abs(flat), kind="stable")[:kept]] = True
+    values = quantize(flat[mask], spec.rest_bits, spec.group)
     return Part(factors=(values,), mask=np.packbits(mask), shape=delta.shape)
 
 
@@ -270,10 +230,9 @@ def _low_rank(
 ) -> Part:
     left, sizes, _ = np.linalg.svd(delta, full_matrices=False)
     full = sizes.shape[-1]
+    rank = spec.rank * full
     if energy:
         rank = min(_energy_rank(sizes, spec.beta), spec.max_rank * full)
-    else:
-        rank = spec.rank * full
     rank = max(1, round(rank))
     left, rest = left.swapaxes(-1, -2)[..., :rank, :], delta
     factors: list[Quantized] = []
@@ -309,12 +268,10 @@ def _energy_rank(sizes: Float[np.ndarray, "... K"], beta: float) -> int:
 def _decode(part: Part) -> Float[Array, "..."]:
     """The difference that a part stores, in float32."""
     if len(part.factors) > 1:
-        pairs = zip(part.factors[::2], part.factors[1::2], strict=True)
         total = jnp.zeros(part.shape, jnp.float32)
-        for inputs, outputs in pairs:
-            total = total + _product(
-                dequantize(inputs).swapaxes(-1, -2), dequantize(outputs)
-            )
+        for inputs, outputs in zip(part.factors[::2], part.factors[1::2], strict=True):
+            left, right = dequantize(inputs).swapaxes(-1, -2), dequantize(outputs)
+            total = total + jnp.matmul(left, right, precision="highest")
         return total
     values = jnp.asarray(dequantize(next(iter(part.factors))))
     if part.mask is None:
@@ -323,7 +280,3 @@ def _decode(part: Part) -> Float[Array, "..."]:
     mask = jnp.unpackbits(jnp.asarray(part.mask), count=size).astype(bool)
     places = jnp.maximum(jnp.cumsum(mask, dtype=jnp.int32) - 1, 0)
     return jnp.where(mask, values[places], 0.0).reshape(part.shape)
-
-
-def _product(a: Any, b: Any) -> Array:
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

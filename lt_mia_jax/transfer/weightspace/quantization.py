@@ -1,6 +1,5 @@
 """Grouped round-to-nearest quantization of arrays, with codes packed into bytes."""
 
-import math
 from dataclasses import field
 from typing import Any
 
@@ -10,8 +9,8 @@ import numpy as np
 from lt_mia_jax.arrays import Array, Float, UInt
 from lt_mia_jax.trees import pytree
 
-BITS = (2, 4, 8, 16, 32)
-"""Bits a value. 16 and 32 are floats; fewer are integer codes with scales."""
+BITS = (2, 4, 8, 32)
+"""Bits a value. 32 is float32 itself; fewer are integer codes with scales."""
 
 CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 """Fractions of a group's largest magnitude that may become its range."""
@@ -26,9 +25,9 @@ class Quantized:
 
     codes: Array | np.ndarray
     """uint8 "... G S*b/8": the codes of G groups of S values, the first of a byte in
-    its lowest bits. For 16 and 32 bits the values divided by `unit`."""
+    its lowest bits. For 32 bits the values."""
     scales: Float[Array | np.ndarray, "... G"]
-    """Float16, at most 1; empty for 16 and 32 bits."""
+    """Float16, at most 1; empty for 32 bits."""
     unit: Float[Array | np.ndarray, ""]
     """The largest scale, float32, so that float16 does not underflow."""
     bits: int = field(metadata={"static": True})
@@ -56,29 +55,18 @@ def quantize(
     The range of each group of values on the last axis is the one of `CLIPS` with the
     smallest squared error. Groups of zeros are exact. Runs on the host, in NumPy.
 
-    Raises:
-      ValueError: `bits` is none of `BITS`, or `group` is not positive.
-
     Example:
-      >>> import jax.numpy as jnp
-      >>> from lt_mia_jax.transfer.weightspace import quantization
-      >>> found = quantization.quantize(jnp.array([-3.0, -1.0, 1.0, 3.0]), bits=2)
-      >>> found.codes.shape, quantization.dequantize(found).round(2).tolist()
+      >>> found = quantize(np.array([-3.0, -1.0, 1.0, 3.0]), bits=2)
+      >>> found.codes.shape, dequantize(found).round(2).tolist()
       ((1, 1), [-3.0, -1.0, 1.0, 3.0])
     """
     if bits not in BITS or group < 1:
         raise ValueError(f"bits = {bits}, group = {group}; bits are one of {BITS}")
     x = np.asarray(values).astype(np.float32)
     length = x.shape[-1]
-    if bits >= 16:
-        unit = _positive(np.abs(x).max(initial=0.0)) if bits == 16 else np.float32(1)
-        return Quantized(
-            codes=(x / unit).astype(f"float{bits}"),
-            scales=np.zeros((*x.shape[:-1], 0), np.float16),
-            unit=np.asarray(unit, np.float32),
-            bits=bits,
-            length=length,
-        )
+    if bits == 32:
+        empty = np.zeros((*x.shape[:-1], 0), np.float16)
+        return Quantized(x, empty, np.ones((), np.float32), bits, length)
     number, size = groups(length, bits, group)
     padding = [(0, 0)] * (x.ndim - 1) + [(0, number * size - length)]
     grouped = np.pad(x, padding).reshape(*x.shape[:-1], number, size)
@@ -96,19 +84,14 @@ def quantize(
         error = np.where(better, wrong, error)
         scales = np.where(better, tried, scales)
         codes = np.where(better[..., None], found.astype(np.uint8), codes)
-    return Quantized(
-        codes=_pack(codes, bits),
-        scales=scales,
-        unit=np.asarray(unit, np.float32),
-        bits=bits,
-        length=length,
-    )
+    unit = np.asarray(unit, np.float32)
+    return Quantized(_pack(codes, bits), scales, unit, bits, length)
 
 
 def dequantize(found: Quantized) -> Any:
     """The values "... N" of the codes, in float32; NumPy for NumPy arrays."""
-    if found.bits >= 16:
-        return found.codes.astype(np.float32) * found.unit
+    if found.bits == 32:
+        return found.codes
     codes = _unpack(found.codes, found.bits).astype(np.float32) - _middle(found.bits)
     step = found.scales.astype(np.float32) * found.unit
     values = codes * step[..., None]
@@ -117,11 +100,7 @@ def dequantize(found: Quantized) -> Any:
 
 def nbytes(tree: Any) -> int:
     """Bytes of all arrays of a tree."""
-    sizes = (
-        math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
-    return sum(sizes)
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 def _middle(bits: int) -> float:

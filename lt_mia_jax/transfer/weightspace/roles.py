@@ -5,10 +5,9 @@ path that `LanguageModel` gives to a leaf, never from the name of a model family
 they hold for attention, Mamba, RWKV, Griffin and stacks that mix them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,6 +17,7 @@ from lt_mia_jax.trees import (
     flatten,
     layer_count,
     layer_numbers,
+    map_named,
     named_leaves,
     unflatten,
 )
@@ -41,15 +41,13 @@ of its recurrence: decays, bonus, skip, factors that mix a token with the one be
 def role(path: str) -> Role:
     """What a parameter is for, from its path.
 
-    Returns:
-      "embedding" (tokens, positions and their projection), "head", "mixer" (attention
-      or a recurrence's matrices), "feed_forward", "norm" (scales and biases, also those
-      of queries and keys), "recurrence" (constants of a recurrence: decays, step
-      biases, skips, mixing factors) or "other". A tied head has no parameter: its
-      table is an "embedding".
+    "embedding" (tokens, positions and their projection), "head", "mixer" (attention or
+    a recurrence's matrices), "feed_forward", "norm" (scales and biases, also those of
+    queries and keys), "recurrence" (constants of a recurrence: decays, step biases,
+    skips, mixing factors) or "other". A tied head has no parameter: its table is an
+    "embedding".
 
     Example:
-      >>> from lt_mia_jax.transfer.weightspace.roles import role
       >>> role("periods/slot_0/mixer/query/kernel"), role("tail_0/mixer_norm/scale")
       ('mixer', 'norm')
       >>> role("periods/slot_0/mixer/log_decay"), role("embedding/tokens")
@@ -75,30 +73,30 @@ def vocabulary_axis(path: str) -> int | None:
 
 
 def check_alike(function: str, first: Tree, *others: Tree) -> None:
-    """Refuse trees of other names or shapes than the first.
-
-    Raises:
-      ValueError: trees that differ; the message names some of the leaves.
-    """
-    expected = {name: leaf.shape for name, leaf in named_leaves(first).items()}
-    for number, tree in enumerate(others, start=2):
-        found = {name: leaf.shape for name, leaf in named_leaves(tree).items()}
-        wrong = sorted(
-            name
-            for name in {*expected, *found}
-            if expected.get(name) != found.get(name)
-        )
+    """Refuse trees with other names or shapes than the first by a ValueError."""
+    expected, *rest = (
+        {name: leaf.shape for name, leaf in named_leaves(tree).items()}
+        for tree in (first, *others)
+    )
+    for number, found in enumerate(rest, start=2):
+        names = sorted({*expected, *found})
+        wrong = [name for name in names if expected.get(name) != found.get(name)]
         if wrong:
             raise ValueError(
                 f"{function}: tree {number} differs from the first in {capped(wrong)}"
             )
 
 
+def shifted(start: Array, move: Array) -> Array:
+    """`start + move` in the dtype of `start`, whose bits stay where `move` is 0."""
+    moved = (start.astype(jnp.float32) + move).astype(start.dtype)
+    return jnp.where(move == 0, start, moved)
+
+
 def is_matrix(path: str) -> bool:
     """Whether a parameter is a matrix of a mixer or feed-forward, also a block of one.
 
     Example:
-      >>> from lt_mia_jax.transfer.weightspace.roles import is_matrix
       >>> is_matrix("tail_0/mixer/output/kernel"), is_matrix("tail_0/mixer/output/bias")
       (True, False)
     """
@@ -117,27 +115,17 @@ def slots(params: Tree) -> int:
 def per_layer(
     params: Tree,
     weights: Float[Array, "L"] | Float[np.ndarray, "L"] | Sequence[float],
-    outside: float | Callable[[str], float] = 1.0,
+    outside: Callable[[str], float],
 ) -> Tree:
     """One float32 weight a layer, as a tree that broadcasts against the parameters.
 
-    Args:
-      params: parameters or their shapes.
-      weights: one number a layer, in order; may be traced.
-      outside: the weight of leaves that belong to no layer, or a function of the path.
-
-    Returns:
-      A tree like `params` of arrays with as many axes; all are of size 1 but that of
-      stacked layers, so `jax.tree.map(jnp.multiply, params, result)` scales layers.
-
-    Raises:
-      ValueError: there are not as many weights as layers.
+    `weights` may be traced; as many as layers, or it is a ValueError. `outside` is the
+    weight of a leaf that belongs to no layer, by its path. Leaves have as many axes as
+    the parameters, all of size 1 but that of stacked layers.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from lt_mia_jax.transfer.weightspace.roles import per_layer
       >>> params = {"periods": {"slot_0": {"kernel": jnp.ones((3, 4, 4))}}}
-      >>> found = per_layer(params, [0.0, 0.5, 1.0])["periods"]["slot_0"]["kernel"]
+      >>> found = per_layer(params, [0.0, 0.5, 1.0], len)["periods"]["slot_0"]["kernel"]
       >>> found.shape, found[:, 0, 0].tolist()
       ((3, 1, 1), [0.0, 0.5, 1.0])
     """
@@ -147,30 +135,22 @@ def per_layer(
         raise ValueError(f"weights are {list(weights.shape)}; the model has {count}")
 
     def weight(name: str, leaf: Any) -> Array:
+        axes, stacked = len(leaf.shape), name.startswith("periods/")
         if name not in numbers:
-            value = outside(name) if callable(outside) else outside
-            return jnp.full((1,) * len(leaf.shape), value, jnp.float32)
-        axes = len(leaf.shape) - name.startswith("periods/")
-        return weights[numbers[name]].reshape(
-            (-1,) * name.startswith("periods/") + (1,) * axes
-        )
+            return jnp.full((1,) * axes, outside(name), jnp.float32)
+        return weights[numbers[name]].reshape((-1,) * stacked + (1,) * (axes - stacked))
 
-    found = [weight(name, leaf) for name, leaf in named_leaves(params).items()]
-    return jax.tree.unflatten(jax.tree.structure(params), found)
+    return map_named(weight, params)
 
 
 def split_layers(params: Tree) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The parameters outside layers, and those of each layer, in order.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from lt_mia_jax.transfer.weightspace.roles import join_layers, split_layers
       >>> params = {"head": jnp.ones(2), "periods": {"slot_0": {"k": jnp.arange(3)}}}
       >>> rest, layers = split_layers(params)
       >>> rest, [int(layer["k"]) for layer in layers]
       ({'head': Array([1., 1.], dtype=float32)}, [0, 1, 2])
-      >>> join_layers(rest, layers[:2])["periods"]["slot_0"]["k"]
-      Array([0, 1], dtype=int32)
     """
     numbers, flat = layer_numbers(params), flatten(params)
     layers: list[dict[str, Any]] = [{} for _ in range(layer_count(params))]
@@ -181,33 +161,3 @@ def split_layers(params: Tree) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             layers[number][inner] = flat[name][index] if stacked else flat[name]
     rest = {name: leaf for name, leaf in flat.items() if name not in numbers}
     return unflatten(rest), [unflatten(layer) for layer in layers]
-
-
-def join_layers(
-    rest: Mapping[str, Any], layers: Sequence[Mapping[str, Any]], slots: int = 1
-) -> dict[str, Any]:
-    """The parameters of a model from its layers: the reverse of `split_layers`.
-
-    Args:
-      rest: parameters outside layers.
-      layers: parameters of each layer, in order.
-      slots: layers in the repeating unit. Whole units are stacked; layers left over
-        become `tail_0`, `tail_1`, ...
-
-    Raises:
-      ValueError: layers in the same slot have different parameters.
-    """
-    whole = len(layers) // slots * slots
-    tree: dict[str, Any] = dict(rest)
-    stack = np.stack if isinstance(_first(layers), np.ndarray) else jnp.stack
-    for slot in range(slots if whole else 0):
-        tree.setdefault("periods", {})[f"slot_{slot}"] = jax.tree.map(
-            lambda *leaves: stack(leaves), *layers[slot:whole:slots]
-        )
-    for index, layer in enumerate(layers[whole:]):
-        tree[f"tail_{index}"] = dict(layer)
-    return tree
-
-
-def _first(layers: Sequence[Mapping[str, Any]]) -> Any:
-    return next(iter(jax.tree.leaves(list(layers))), None)

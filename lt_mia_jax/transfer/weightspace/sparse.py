@@ -13,18 +13,15 @@ Source: "Composable Sparse Fine-Tuning for Cross-Lingual Transfer" (LT-SFT), as 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
 
 from lt_mia_jax.arrays import Array, Float
 from lt_mia_jax.training.threshold import difference, exactly, selection
-from lt_mia_jax.transfer.weightspace.roles import PROTECTED, role
-from lt_mia_jax.trees import named_leaves, parameter_count
-
-Tree = Any
-"""A pytree of arrays: parameters, or booleans of their shapes."""
+from lt_mia_jax.transfer.weightspace.roles import PROTECTED, Tree, role, shifted
+from lt_mia_jax.trees import map_named, named_leaves, parameter_count
 
 
 def trainable(path: str) -> bool:
@@ -40,24 +37,13 @@ def lt_mask(
     *,
     taken: Tree | None = None,
 ) -> Tree:
-    """True on exactly the `k` entries that a fine-tune moved most.
+    """True on exactly the `k` entries that a fine-tune of `theta0` moved most.
 
-    Of equal distances the first in the tree are chosen.
-
-    Args:
-      theta1: the fine-tune.
-      theta0: its base.
-      k: entries to choose.
-      include: whether entries of a path may be chosen.
-      taken: mask of earlier rounds. `k` further entries are chosen, and the result has
-        both.
-
-    Raises:
-      ValueError: fewer than `k` entries may be chosen.
+    Of equal distances the first in the tree are chosen, and only entries of paths that
+    `include` accepts; fewer than `k` of them is a ValueError. `taken` is the mask of
+    earlier rounds: `k` further entries are chosen, and the result has both.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from lt_mia_jax.transfer.weightspace.sparse import lt_mask
       >>> lt_mask({"head": jnp.array([1.0, -3.0, 2.0])}, {"head": jnp.zeros(3)}, 2)
       {'head': Array([False,  True,  True], dtype=bool)}
     """
@@ -75,20 +61,20 @@ def lt_mask(
 
     scores = {name: distance(name) for name in names}
     chosen = exactly(scores, selection(scores, k + count)) if names else {}
-    masks = [
-        chosen[name] if name in chosen else jnp.zeros(leaf.shape, bool)
-        for name, leaf in before.items()
-    ]
-    return jax.tree.unflatten(jax.tree.structure(theta0), masks)
+    return map_named(
+        lambda name, x: chosen[name] if name in chosen else jnp.zeros(x.shape, bool),
+        theta0,
+    )
 
 
 def sparse_delta(theta: Tree, theta0: Tree, mask: Tree) -> Tree:
     """`(theta - theta0) * mask` in float32: 0 outside of the mask."""
-
-    def leaf(after: Array, before: Array, m: Array) -> Array:
-        return jnp.where(m, difference(after, before), 0.0)
-
-    return jax.tree.map(leaf, theta, theta0, mask)
+    return jax.tree.map(
+        lambda after, before, m: jnp.where(m, difference(after, before), 0.0),
+        theta,
+        theta0,
+        mask,
+    )
 
 
 def compose(theta0: Tree, deltas: Sequence[Tree]) -> Tree:
@@ -98,8 +84,6 @@ def compose(theta0: Tree, deltas: Sequence[Tree]) -> Tree:
     gives the same bits. An entry to which nothing is added keeps its bits.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from lt_mia_jax.transfer.weightspace.sparse import compose
       >>> compose(jnp.zeros(2), [jnp.array([1.0, 0.0]), jnp.array([2.0, 0.5])])
       Array([3. , 0.5], dtype=float32)
     """
@@ -108,10 +92,6 @@ def compose(theta0: Tree, deltas: Sequence[Tree]) -> Tree:
 
     def leaf(before: Array, *moves: Array) -> Array:
         ordered = jnp.sort(jnp.stack([m.astype(jnp.float32) for m in moves]), axis=0)
-        total = ordered[0]
-        for move in ordered[1:]:
-            total = total + move
-        moved = (before.astype(jnp.float32) + total).astype(before.dtype)
-        return jnp.where(total == 0, before, moved)
+        return shifted(before, reduce(jnp.add, ordered))
 
     return jax.tree.map(leaf, theta0, *deltas)

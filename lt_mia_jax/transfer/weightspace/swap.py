@@ -1,20 +1,14 @@
 """Put the first and last layers of one model around the middle of another."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lt_mia_jax.arrays import Array, Float
-from lt_mia_jax.transfer.weightspace.roles import (
-    check_alike,
-    per_layer,
-    slots,
-)
+from lt_mia_jax.transfer.weightspace.roles import Tree, check_alike, per_layer, slots
 from lt_mia_jax.trees import layer_count
-
-Tree = Any
 
 Origin = Literal["lang", "task", "mean"]
 _SHARE: dict[str, float] = {"lang": 1.0, "task": 0.0, "mean": 0.5}
@@ -29,19 +23,14 @@ def unit_of(params: Tree) -> np.ndarray:
     return np.arange(layer_count(params)) // slots(params)
 
 
-def default_sizes(
-    params: Tree, *, bottom: int = 5, top: int = 2
-) -> dict[Literal["bottom", "top"], int]:
-    """Sizes for `layer_swap`: of 32 units, scaled to those of a model, at least 1.
+def default_sizes(params: Tree) -> dict[Literal["bottom", "top"], int]:
+    """Sizes for `layer_swap`: 5 and 2 of 32 units, scaled to the model's, at least 1.
 
     Source: "Layer Swapping for Zero-Shot Cross-Lingual Transfer in Large Language
     Models"; scaling to other depths is ours.
     """
     units = int(unit_of(params)[-1]) + 1
-    return {
-        "bottom": max(1, round(bottom * units / 32)),
-        "top": max(1, round(top * units / 32)),
-    }
+    return {"bottom": max(1, round(5 * units / 32)), "top": max(1, round(units / 16))}
 
 
 def swap_weights(
@@ -88,9 +77,9 @@ def layer_swap(
 
     Args:
       task: fine-tuned on the task, in another language.
-      lang: fine-tuned on the language; of the same base.
+      lang: fine-tuned on the language; of the same base, else a ValueError.
       bottom: repeating units (see `unit_of`) from `lang` at the input.
-      top: the same at the output.
+      top: the same at the output; together at most all.
       trans_bottom: units above the bottom ones that are mixed.
       trans_top: units below the top ones that are mixed.
       c: share of `lang` in these.
@@ -103,16 +92,9 @@ def layer_swap(
       A tree like `task`. Leaves of a layer that is from one model keep its bits: with
       no bottom and top the result is `task`, with all units `lang`.
 
-    Raises:
-      ValueError: trees that differ, sizes beyond the model.
-
     Example:
-      >>> import jax.numpy as jnp
-      >>> from lt_mia_jax.transfer.weightspace.swap import layer_swap
-      >>> task, lang = (
-      ...     {"periods": {"slot_0": {"k": jnp.full(5, x)}}} for x in (0.0, 1.0)
-      ... )
-      >>> layer_swap(task, lang, bottom=1, top=1)["periods"]["slot_0"]["k"]
+      >>> ends = ({"periods": {"slot_0": {"k": jnp.full(5, x)}}} for x in (0.0, 1.0))
+      >>> layer_swap(*ends, bottom=1, top=1)["periods"]["slot_0"]["k"]
       Array([1. , 0.5, 0. , 0.5, 1. ], dtype=float32)
 
     Source: "Layer Swapping for Zero-Shot Cross-Lingual Transfer in Large Language

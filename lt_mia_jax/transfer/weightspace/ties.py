@@ -20,11 +20,15 @@ from lt_mia_jax.training.threshold import (
     selection,
 )
 from lt_mia_jax.training.transforms.contract import require_choice
-from lt_mia_jax.transfer.weightspace.roles import PROTECTED, Role, check_alike, role
-from lt_mia_jax.trees import named_leaves, parameter_count
-
-Tree = Any
-"""Parameters of a model, or what mirrors them."""
+from lt_mia_jax.transfer.weightspace.roles import (
+    PROTECTED,
+    Role,
+    Tree,
+    check_alike,
+    role,
+    shifted,
+)
+from lt_mia_jax.trees import map_named, named_leaves, parameter_count
 
 Elect = Literal["mass", "count"]
 Leaves = tuple[Array, ...]
@@ -50,7 +54,7 @@ def ties_merge(
 
     Args:
       base: what all models were fine-tuned from.
-      finetuned: at least one tree like it.
+      finetuned: at least one tree like it; trees that differ raise a ValueError.
       density: fraction of each task vector that is kept, in [0, 1]: of n entries
         exactly `round(density * n)`; of equal magnitudes the first in the tree are.
       lam: factor on the merged task vector; 0 gives the base, bit for bit.
@@ -65,12 +69,7 @@ def ties_merge(
       A tree like `base`. One fine-tune at density 1 and `lam` 1 is returned bit for
       bit, as is any parameter that only one task moves (at `lam` 1).
 
-    Raises:
-      ValueError: trees that differ, a density outside [0, 1], an unknown option.
-
     Example:
-      >>> import jax.numpy as jnp
-      >>> from lt_mia_jax.transfer.weightspace.ties import ties_merge
       >>> base = {"head": {"kernel": jnp.zeros(4)}}
       >>> one = {"head": {"kernel": jnp.array([1.0, 3.0, 0.1, 0.0])}}
       >>> two = {"head": {"kernel": jnp.array([-2.0, 1.0, 0.1, 0.0])}}
@@ -101,8 +100,9 @@ def ties_merge(
     if len(tasks) > 1:  # else nothing cancels
         tie = _majority([_done(_signs(*at(name), elect=elect)) for name in start])
     lam = jnp.float32(lam)
-    merged = [_done(_merged(*at(n), tie, lam, elect=elect, agg=agg)) for n in start]
-    return jax.tree.unflatten(jax.tree.structure(base), merged)
+    return map_named(
+        lambda name, _: _done(_merged(*at(name), tie, lam, elect=elect, agg=agg)), base
+    )
 
 
 _done = jax.block_until_ready
@@ -125,14 +125,10 @@ def _trims(
     for group in groups:
         own = {name: start[name] for name in group}
         kept = round(density * parameter_count(own))
-        chosen = [
-            selection({name: task[name] for name in group}, kept, own) for task in tasks
-        ]
+        chosen = [selection({n: task[n] for n in group}, kept, own) for task in tasks]
+        limits = tuple(each.limit for each in chosen)
         for name in group:
-            trims[name] = (
-                tuple(each.limit for each in chosen),
-                tuple(each.room[name] for each in chosen),
-            )
+            trims[name] = limits, tuple(each.room[name] for each in chosen)
     return trims
 
 
@@ -147,8 +143,7 @@ def _kept(start: Array, tasks: Leaves, trim: Trim = None) -> list[Array]:
     ]
 
 
-def _sum(arrays: Sequence[Array]) -> Array:
-    return reduce(jnp.add, arrays)
+_sum = partial(reduce, jnp.add)
 
 
 def _elected(kept: Sequence[Array], elect: str) -> Array:
@@ -199,14 +194,7 @@ def _merged(
     for agree, task in zip(agrees, tasks, strict=True):
         only = jnp.where(agree, task.astype(start.dtype), only)
     # What one task moves is taken as it is, not through a rounded difference.
-    return jnp.where((count == 1) & (lam == 1), only, shifted(start, step, lam))
-
-
-def shifted(start: Array, step: Array, lam: Any) -> Array:
-    """`start + lam * step` in the dtype of `start`, whose bits stay where it is 0."""
-    move = lam * step
-    moved = (start.astype(jnp.float32) + move).astype(start.dtype)
-    return jnp.where(move == 0, start, moved)
+    return jnp.where((count == 1) & (lam == 1), only, shifted(start, lam * step))
 
 
 def sign_conflict(
@@ -247,7 +235,7 @@ def task_arithmetic(
 
 @jax.jit
 def _added(start: Array, tasks: Leaves, lam: Float[Array, ""]) -> Array:
-    return shifted(start, _sum(_kept(start, tasks)), lam)
+    return shifted(start, lam * _sum(_kept(start, tasks)))
 
 
 def mean(models: Sequence[Tree]) -> Tree:

@@ -14,11 +14,11 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from lt_mia_jax.arrays import Float, Int, Params
+from lt_mia_jax.arrays import Array, Float, Int, Params
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.transfer.weightspace.roles import vocabulary_axis
-from lt_mia_jax.trees import flatten, unflatten
+from lt_mia_jax.trees import map_named
 
 Model = tuple[ModelConfig, Params]
 """A config and parameters that fit it."""
@@ -29,17 +29,11 @@ def trim_vocab(
 ) -> Int[np.ndarray, " W"]:
     """Ids of the tokens to keep: at least as probable as `thr` in one of the languages.
 
-    Args:
-      probs: how often each token occurs in each language, as a fraction of its tokens.
-      thr: smallest probability.
-      keep_ids: kept whatever their probability, such as special tokens.
-
-    Returns:
-      The ids, ascending and unique.
+    `probs` says how often each token occurs in each language, as a fraction of its
+    tokens. `keep_ids`, such as special tokens, are kept whatever their probability. The
+    result is ascending and unique.
 
     Example:
-      >>> import numpy as np
-      >>> from lt_mia_jax.transfer.weightspace.trim import trim_vocab
       >>> probs = np.array([[0.0, 0.6, 0.4, 0.0], [0.0, 0.0, 0.5, 0.5]])
       >>> trim_vocab(probs, thr=0.45, keep_ids=[0]).tolist()
       [0, 1, 2, 3]
@@ -53,10 +47,8 @@ def keep_tokens(
 ) -> Model:
     """The model for these tokens alone; token `ids[i]` gets the id i (`renumbered`).
 
-    Its logits are those that the whole model gives to these tokens.
-
-    Raises:
-      InputError: ids that are not ascending and unique, or outside the vocabulary.
+    Its logits are those that the whole model gives to these tokens. Ids that are not
+    ascending and unique, or outside the vocabulary, raise an `InputError`.
     """
     ids = np.asarray(ids)
     inside = ids.size and 0 <= ids[0] and ids[-1] < config.vocab_size
@@ -65,11 +57,12 @@ def keep_tokens(
             f"{ids.size} token ids to keep; expected ascending ones below "
             f"{config.vocab_size}, each once"
         )
-    flat = flatten(params)
-    for name, leaf in flat.items():
+
+    def kept(name: str, leaf: Array) -> Array:
         axis = vocabulary_axis(name)
-        flat[name] = leaf if axis is None else leaf.take(ids, axis=axis)
-    return replace(config, vocab_size=len(ids)), unflatten(flat)
+        return leaf if axis is None else leaf.take(ids, axis=axis)
+
+    return replace(config, vocab_size=len(ids)), map_named(kept, params)
 
 
 def renumbered(
@@ -85,10 +78,8 @@ def shrink_depth(config: ModelConfig, params: Params, k: int) -> Model:
     """The model with every k-th repeating unit, k - 1, 2k - 1, ..., copied.
 
     A unit is one layer, unless `config.pattern` has several kinds. Layers after the
-    last complete unit are all kept.
-
-    Raises:
-      InputError: the model has fewer than `k` units, or `k` is below 1.
+    last complete unit are all kept. A `k` below 1 or above the number of units raises
+    an `InputError`.
     """
     if not 1 <= k <= config.periods:
         raise InputError(

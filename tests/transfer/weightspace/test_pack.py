@@ -12,7 +12,6 @@ from transfer_models import CONFIGS, moved, params_like, same_bits, tiny_model
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.sharding import make_mesh
 from lt_mia_jax.transfer.weightspace.pack import (
-    LOSSLESS,
     SkillPackSpec,
     apply,
     load,
@@ -25,6 +24,9 @@ from lt_mia_jax.transfer.weightspace.pack import (
 )
 from lt_mia_jax.trees import flatten, unflatten
 
+LOSSLESS = SkillPackSpec(
+    alpha=1.0, rank=1.0, beta=1.0, max_rank=1.0, bits=((32, 1.0),), rest_bits=32
+)
 SPEC = SkillPackSpec(
     alpha=0.3, rank=0.5, max_rank=0.75, bits=((8, 0.25), (2, 0.75)), group=16
 )

@@ -10,7 +10,6 @@ from model_zoo import configs
 
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.transfer.weightspace.roles import (
-    join_layers,
     per_layer,
     role,
     slots,
@@ -65,7 +64,7 @@ def test_every_parameter_has_a_role_and_every_layer_its_leaves(name):
         assert (stacked == held[:, None]).all()
         assert role(path) in ("mixer", "feed_forward", "norm", "recurrence")
     weights = np.arange(config.layers, dtype=np.float32)
-    spread = per_layer(params, weights, outside=-1.0)
+    spread = per_layer(params, weights, lambda path: -1.0)
     for path, leaf in flatten(params).items():
         found = flatten(spread)[path]
         assert found.ndim == leaf.ndim
@@ -74,9 +73,6 @@ def test_every_parameter_has_a_role_and_every_layer_its_leaves(name):
     assert all((leaf == -1).all() for leaf in jax.tree.leaves(rest))
     for number, layer in enumerate(layers):
         assert all((leaf == number).all() for leaf in jax.tree.leaves(layer))
-    joined = join_layers(rest, layers, slots(params))
-    assert flatten(joined).keys() == flatten(params).keys()
-    jax.tree.map(np.testing.assert_array_equal, joined, params)
 
 
 def test_constants_of_recurrences_and_norms_are_told_apart():
@@ -118,14 +114,4 @@ def test_weights_may_be_traced_and_must_be_as_many_as_layers():
         )
     assert float(flat["embedding/tokens"][0, 0]) == -len("embedding/tokens")
     with pytest.raises(ValueError, match=rf"weights are \[1\]; the model has {count}"):
-        per_layer(params, [1.0])
-
-
-def test_layers_of_another_depth():
-    rest, layers = split_layers(numbered(configs()["griffin-preset"]))
-    tree = join_layers(rest, layers[:2], 3)
-    assert set(tree) - set(rest) == {"tail_0", "tail_1"}
-    stacked = join_layers({}, [{"k": np.ones(2)}, {"k": np.zeros(2)}])
-    assert isinstance(stacked["periods"]["slot_0"]["k"], np.ndarray)
-    with pytest.raises(ValueError, match=r"key|'k'"):
-        join_layers({}, [{"k": np.ones(2)}, {"q": np.ones(2)}])
+        per_layer(params, [1.0], len)
