@@ -3,6 +3,7 @@
 import functools
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -35,12 +36,19 @@ def adamw(rate: float = RATE) -> optax.GradientTransformation:
     return optax.adamw(rate, weight_decay=DECAY)
 
 
-@functools.lru_cache(maxsize=8)
-def only(trained: str, rate: float = RATE) -> optax.GradientTransformation:
-    """AdamW on one part of a dict of trees; the others stay."""
-    return optax.multi_transform(
-        {"train": adamw(rate), "freeze": optax.set_to_zero()},
-        lambda tree: {name: "train" if name == trained else "freeze" for name in tree},
+def only(
+    trained: str, optimizer: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """An optimizer on one part of a dict of trees; the others stay."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        own = None if params is None else params[trained]
+        step, state = optimizer.update(updates[trained], state, own)
+        others = jax.tree.map(jnp.zeros_like, updates)
+        return {**others, trained: step}, state
+
+    return optax.GradientTransformation(
+        lambda params: optimizer.init(params[trained]), update
     )
 
 

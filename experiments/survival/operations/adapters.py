@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from experiments.survival.ingredients import World
-from experiments.survival.learning import Batch, learn, only, token_loss
+from experiments.survival.learning import Batch, adamw, learn, only, token_loss
 from experiments.survival.measure import Made
 from experiments.survival.operations.operation import Operation
 from lt_mia_jax.arrays import Array, Params
@@ -48,7 +48,11 @@ def frozen_base_loss(model: Any, params: Mapping[str, Any], batch: Batch) -> Arr
 def _fit(
     world: World, model: Any, params: Any, trained: str, texts: Encoded, **changes: Any
 ) -> Any:
-    settings = {"optimizer": only(trained, RATE), "loss": frozen_base_loss, **changes}
+    settings = {
+        "optimizer": only(trained, adamw(RATE)),
+        "loss": frozen_base_loss,
+        **changes,
+    }
     return learn(
         model, params, texts, epochs=world.epochs, seed=world.config.seed, **settings
     )[0]
@@ -76,13 +80,7 @@ def _reglora(world: World) -> Made:
     mask = reglora_mask(first["adapters"])
     base = lora.merge(first["base"], first["adapters"], LORA.scale)
     model = lora.Adapted(world.model, LORA.scale)
-    optimizer = optax.multi_transform(
-        {
-            "train": optax.chain(add_reglora(mask), optax.adamw(RATE)),
-            "freeze": optax.set_to_zero(),
-        },
-        {"base": "freeze", "adapters": "train"},
-    )
+    optimizer = only("adapters", optax.chain(add_reglora(mask), adamw(RATE)))
     start = {"base": base, "adapters": _new_adapters(world, 1)}
     texts = world.members("b")
     found = _fit(world, model, start, "adapters", texts, optimizer=optimizer)

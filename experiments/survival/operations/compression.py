@@ -90,7 +90,7 @@ def _halved(world: World) -> Made:
         world.general(GENERAL),
         epochs=PASSES,
         seed=world.config.seed,
-        optimizer=only("student"),
+        optimizer=only("student", adamw()),
         loss=distillation_loss,
     )
     return Made(pair.student, trained["student"])
