@@ -14,7 +14,7 @@ KNOWN = ("py_code", "speeches")
 """What the base is pretrained on."""
 CODE = ("py_code", "ml_code")
 """Source code, which is cut on the left."""
-VOCABULARY, LENGTH = 2048, 128
+VOCABULARY = 2048
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,13 +33,25 @@ class Study:
     """Texts that choose the epoch of an expert."""
     steps: int = 600
     """Updates of the base; its early version is the one after a fifth of them."""
+    length: int = 128
+    """Tokens that a text is cut to."""
+    width: int = 96
+    """Of all models; 24 for each head."""
+    layers: int = 6
+    """Of all models."""
     strengths: tuple[str, ...] = tuple(STRENGTHS)
     """How long experts learn: weak, medium or strong."""
 
     @property
     def model(self) -> ModelConfig:
         """The architecture of all models."""
-        return gpt2_like(VOCABULARY, width=96, layers=6, heads=4, context=LENGTH)
+        return gpt2_like(
+            VOCABULARY,
+            width=self.width,
+            layers=self.layers,
+            heads=self.width // 24,
+            context=self.length,
+        )
 
     def recipe(self, strength: str) -> FinetuneConfig:
         """How experts learn."""

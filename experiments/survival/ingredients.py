@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.survival.config import CODE, CORPORA, KNOWN, LENGTH, VOCABULARY, Study
+from experiments.survival.config import CODE, CORPORA, KNOWN, VOCABULARY, Study
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.checkpoints import Pretrained, load_pretrained, save_pretrained
 from lt_mia_jax.configs import to_dict
@@ -110,7 +110,7 @@ def parts(config: Study, name: str) -> Parts:
 def encoded(texts: Sequence[str], code: bool, base: Pretrained) -> Encoded:
     """Token ids as the study cuts them."""
     side = "left" if code else "right"
-    return encode(texts, base.tokenizer, length=LENGTH, side=side)
+    return encode(texts, base.tokenizer, length=base.config.context, side=side)
 
 
 def make_early(config: Study) -> None:
@@ -122,6 +122,7 @@ def make_early(config: Study) -> None:
         pretraining_texts(config),
         tokenizer,
         PretrainConfig(steps=config.steps // EARLY, optimizer=ADAMW, seed=config.seed),
+        length=config.length,
     )
 
 
@@ -140,7 +141,7 @@ def make_late(config: Study) -> None:
         result = fit_texts(
             LanguageModel(base.config),
             float32(base.params),
-            pack(encode(texts, base.tokenizer, length=LENGTH)),
+            pack(encode(texts, base.tokenizer, length=base.config.context)),
             None,
             recipe,
             steps=recipe.steps,

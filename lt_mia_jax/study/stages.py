@@ -131,15 +131,16 @@ def make_base(
     tokenizer: Any,
     config: PretrainConfig,
     *,
+    length: int = LENGTH,
     executor: Executor | None = None,
 ) -> Pretrained:
-    """A base model pretrained on texts, as a Hugging Face directory."""
+    """A base model pretrained on texts of `length` tokens, in Hugging Face's layout."""
 
     def make() -> list[str]:
         log.info("  pretraining %s, %d steps", directory.name, config.steps)
         result = pretrain(
             LanguageModel(model),
-            pack(encode(texts, tokenizer, length=LENGTH)),
+            pack(encode(texts, tokenizer, length=length)),
             config,
             directory=directory / "training",
             executor=executor,
