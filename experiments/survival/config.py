@@ -26,8 +26,8 @@ class Study:
     seed: int = 0
     """Decides roles of texts, membership, initial weights and order."""
     members: int = 320
-    """Texts that an expert learns; as many control texts are learned by no model."""
-    nonmembers: int = 1000
+    """Texts that an expert learns; half as many controls are learned by no model."""
+    nonmembers: int = 640
     """Texts with which both are compared."""
     validation: int = 100
     """Texts that choose the epoch of an expert."""

@@ -41,7 +41,7 @@ class Parts(NamedTuple):
     members: tuple[str, ...]
     """What its expert learns."""
     controls: tuple[str, ...]
-    """As many texts that no model learns, and that stand where members stand."""
+    """Half as many that no model learns, and that stand where members stand."""
     nonmembers: tuple[str, ...]
     validation: tuple[str, ...]
     code: bool
@@ -89,7 +89,7 @@ def parts(config: Study, name: str) -> Parts:
         model="survival",
         corpus=corpus.name,
         n_members=config.members,
-        n_nonmembers=config.members + config.nonmembers,
+        n_nonmembers=config.members // 2 + config.nonmembers,
         n_validation=config.validation,
         pool=None,
     )
@@ -100,8 +100,8 @@ def parts(config: Study, name: str) -> Parts:
 
     return Parts(
         of(found.members),
-        of(mixed[: config.members]),
-        of(mixed[config.members :]),
+        of(mixed[: config.members // 2]),
+        of(mixed[config.members // 2 :]),
         of(found.validation),
         corpus.code,
     )

@@ -8,7 +8,7 @@ import logging
 import time
 from pathlib import Path
 
-from experiments.survival.config import Study
+from experiments.survival.config import CORPORA, Study
 from experiments.survival.demonstration import Outcome
 from experiments.survival.demos import DEMOS
 from experiments.survival.ingredients import World
@@ -60,9 +60,10 @@ def survive(config: Study, name: str, strength: str) -> None:
         return
     began = time.monotonic()
     world = World(config, strength)
-    made = OPERATIONS[name].make(world)
+    operation = OPERATIONS[name]
+    made = operation.make(world)
     trained = time.monotonic()
-    found = measure(world, made)
+    found = measure(world, made, operation.ingredients or CORPORA)
     path.parent.mkdir(parents=True, exist_ok=True)
     seconds = {"make": trained - began, "measure": time.monotonic() - trained}
     found["seconds"] = {key: round(value, 1) for key, value in seconds.items()}

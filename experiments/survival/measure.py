@@ -1,11 +1,11 @@
 """What attacks see of a model: members of its ingredients, and texts it never saw."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments.survival.config import CORPORA
 from experiments.survival.ingredients import World, encoded, parts
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.attacks import scores as formulas
@@ -28,8 +28,8 @@ class Made(NamedTuple):
     """What an auditor compares with; None is the late base."""
 
 
-def measure(world: World, made: Made) -> dict[str, Any]:
-    """Attack summaries and losses by corpus.
+def measure(world: World, made: Made, names: Iterable[str]) -> dict[str, Any]:
+    """Attack summaries and losses by corpus, of the corpora `names`.
 
     `members` compares the members of the corpus's expert with non-members, `controls`
     texts that no model learned with the same non-members: there every attack must be at
@@ -45,7 +45,7 @@ def measure(world: World, made: Made) -> dict[str, Any]:
         ExtractConfig(k=attack.k, batch_size=32),
     )
     found: dict[str, Any] = {}
-    for name in CORPORA:
+    for name in names:
         texts = parts(world.config, name)
         sets = (texts.members, texts.controls, texts.nonmembers)
         group = np.repeat(["members", "controls", "nonmembers"], [len(s) for s in sets])

@@ -55,8 +55,8 @@ def auc(row: Mapping[str, Any], corpus: str, kind: str, score: str) -> str:
 
 
 def tpr(row: Mapping[str, Any], corpus: str, score: str) -> str:
-    """TPR at 1 % FPR, conservative."""
-    found = row[corpus]["members"][score]["tpr"]["0.01"]["conservative"]["value"]
+    """TPR at 5 % FPR, conservative."""
+    found = row[corpus]["members"][score]["tpr"]["0.05"]["conservative"]["value"]
     return NOT_RUN if found is None else _points(found)
 
 
@@ -81,11 +81,10 @@ def survival_table(found: Found, strength: str) -> str:
             values = [auc(row, corpus, "members", score) for score in SCORES]
             values += [tpr(row, corpus, SCORES[0])]
             values += [auc(row, corpus, "controls", SCORES[0])]
-            losses = [f"{row[each]['loss']:.2f}" for each in CORPORA]
-            rows.append([name, corpus, *values, *losses])
+            rows.append([name, corpus, *values, f"{row[corpus]['loss']:.2f}"])
     names = [describe(score).label for score in SCORES]
-    header = ["operation", "members of", *names, f"{names[0]}, TPR at 1 %"]
-    header += [f"{names[0]}, control", *(f"loss on {each}" for each in CORPORA)]
+    header = ["operation", "members of", *names, f"{names[0]}, TPR at 5 %"]
+    header += [f"{names[0]}, control", "loss"]
     return markdown(header, rows)
 
 
@@ -115,7 +114,7 @@ def controls(found: Found) -> dict[str, Any]:
     """How the learned attack does on texts that no model learned, over all models."""
     values, inside = [], 0
     for row in found.values():
-        for corpus in CORPORA:
+        for corpus in set(CORPORA) & set(row):
             area = row[corpus]["controls"][SCORES[0]]["auc"]
             values.append(area["value"])
             inside += area["low"] <= 0.5 <= area["high"]
