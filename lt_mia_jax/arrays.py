@@ -15,9 +15,25 @@ sequence predicts nothing and is never valid.
 
 from typing import Any
 
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree, UInt
+
+from lt_mia_jax.errors import InputError
 
 Params = dict[str, Any]
 """Parameters: nested plain dicts of arrays, stacked over layers where scanned."""
 
 __all__ = ["Array", "Bool", "Float", "Int", "Key", "Num", "Params", "PyTree", "UInt"]
+
+
+def finite_rows(name: str, values: Array | np.ndarray) -> np.ndarray:
+    """Values in float64 on the host; an `InputError` if empty or not finite."""
+    rows = np.asarray(values).astype(np.float64)
+    if not rows.size:
+        raise InputError(f"{name} is empty; expected at least one row")
+    bad = np.flatnonzero(~np.isfinite(rows).reshape(len(rows), -1).all(axis=1))
+    if bad.size:
+        raise InputError(
+            f"{name} has {bad.size} rows that are not finite, the first is {bad[0]}"
+        )
+    return rows

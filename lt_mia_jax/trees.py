@@ -6,8 +6,10 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from lt_mia_jax.arrays import Array, Float
 from lt_mia_jax.errors import InputError, capped
 
 Class = TypeVar("Class", bound=type)
@@ -158,3 +160,64 @@ def layer_numbers(params: Any) -> dict[str, np.ndarray]:
 def layer_count(params: Any) -> int:
     """How many layers a model has, as `layer_numbers` counts them."""
     return max((int(n.max()) for n in layer_numbers(params).values()), default=-1) + 1
+
+
+def slot_count(params: Any) -> int:
+    """Layers in the repeating unit of a model: 1 unless it mixes kinds of layers.
+
+    A model shorter than its unit, all tail, gives one more than its layers.
+    """
+    return len(params.get("periods", {})) or layer_count(params) + 1
+
+
+def per_layer(
+    params: Any,
+    weights: Float[Array, "L"] | Float[np.ndarray, "L"] | Sequence[float],
+    outside: Callable[[str], float],
+) -> Any:
+    """One float32 weight a layer, as a tree that broadcasts against the parameters.
+
+    `weights` may be traced; as many as layers, or it is a ValueError. `outside` is the
+    weight of a leaf that belongs to no layer, by its path. Leaves have as many axes as
+    the parameters, all of size 1 but that of stacked layers.
+    """
+    weights = jnp.asarray(weights, jnp.float32)
+    numbers, count = layer_numbers(params), layer_count(params)
+    if weights.shape != (count,):
+        raise ValueError(f"weights are {list(weights.shape)}; the model has {count}")
+
+    def weight(name: str, leaf: Any) -> Array:
+        axes, stacked = len(leaf.shape), name.startswith("periods/")
+        if name not in numbers:
+            return jnp.full((1,) * axes, outside(name), jnp.float32)
+        return weights[numbers[name]].reshape((-1,) * stacked + (1,) * (axes - stacked))
+
+    return map_named(weight, params)
+
+
+def split_layers(params: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The parameters outside layers, and those of each layer, in order."""
+    numbers, flat = layer_numbers(params), flatten(params)
+    layers: list[dict[str, Any]] = [{} for _ in range(layer_count(params))]
+    for name, held in numbers.items():
+        stacked = name.startswith("periods/")
+        inner = name.split("/", 2 if stacked else 1)[-1]
+        for index, number in enumerate(held):
+            layers[number][inner] = flat[name][index] if stacked else flat[name]
+    rest = {name: leaf for name, leaf in flat.items() if name not in numbers}
+    return unflatten(rest), [unflatten(layer) for layer in layers]
+
+
+def check_alike(function: str, first: Any, *others: Any) -> None:
+    """Refuse trees with other names or shapes than the first by a ValueError."""
+    expected, *rest = (
+        {name: leaf.shape for name, leaf in named_leaves(tree).items()}
+        for tree in (first, *others)
+    )
+    for number, found in enumerate(rest, start=2):
+        names = sorted({*expected, *found})
+        wrong = [name for name in names if expected.get(name) != found.get(name)]
+        if wrong:
+            raise ValueError(
+                f"{function}: tree {number} differs from the first in {capped(wrong)}"
+            )

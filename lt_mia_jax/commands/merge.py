@@ -43,8 +43,7 @@ class Merge:
     base: Source | None = None
     """What they were fine-tuned from: for ties, arithmetic, difference and pack."""
     onto: Source | None = None
-    """For difference: the other version of the base, whose vocabulary may have grown.
-    """
+    """For difference: the other version of the base; its vocabulary may have grown."""
     out: Path
     """Folder of the merged model."""
     density: Annotated[float, UNIT] = 0.2
@@ -53,9 +52,8 @@ class Merge:
     """For ties, arithmetic and difference: factor on what is added to the base. The sum
     of several changes (arithmetic) often needs less than 1."""
     bottom: Annotated[int | None, SIZE] = None
-    """For swap: layers from the language model at the input (of models that repeat a
-    unit of several layers: units); by default 5 of 32, at least 1. One more is mixed.
-    """
+    """For swap: layers (in models that repeat several: units) from the language model
+    at the input; by default 5 of 32, at least 1. One more is mixed."""
     top: Annotated[int | None, SIZE] = None
     """For swap: the same at the output; by default 2 of 32, at least 1."""
     layers: Annotated[int | None, COUNT] = None

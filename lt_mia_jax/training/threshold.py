@@ -5,7 +5,7 @@ preserved: 31 counts find any threshold, and each count is one reduction over de
 Arrays in the memory of this host are read leaf by leaf, twice.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -254,7 +254,11 @@ than a 32-bit integer counts, and float32 is exact to 2^24 only."""
 
 def _count(mask: Tree) -> Count:
     """How many elements of the tree are True."""
-    counts = [leaf_count(leaf) for leaf in jax.tree.leaves(mask)]
+    return total([leaf_count(leaf) for leaf in jax.tree.leaves(mask)])
+
+
+def total(counts: Sequence[Count]) -> Count:
+    """The sum of counts."""
     high = sum((c[0] for c in counts), start=jnp.uint32(0))
     low = sum((c[1] for c in counts), start=jnp.uint32(0))
     return carried(high, low)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lt_mia_jax.arrays import Array, Bool
+from lt_mia_jax.arrays import Array
 from lt_mia_jax.errors import InputError, capped
 from lt_mia_jax.training.threshold import top_share_mask
 from lt_mia_jax.training.transforms.contract import (
@@ -24,6 +24,7 @@ from lt_mia_jax.trees import (
     layer_numbers,
     map_named,
     named_leaves,
+    per_layer,
     select,
 )
 
@@ -216,16 +217,9 @@ def layer_mask(params: Tree, paths: Sequence[str], layers: Iterable[int]) -> Tre
     absent = sorted(wanted - set(range(count)))
     if absent:
         raise InputError(f"layers {absent} do not exist; the model has {count}")
-
-    def mask(name: str, leaf: Any) -> Bool[Array, "..."]:
-        if name not in chosen:
-            return jnp.zeros((1,) * leaf.ndim, bool)
-        hit = np.isin(numbers[name], list(wanted))
-        stacked = name.startswith("periods/")
-        shape = (len(hit), *(1,) * (leaf.ndim - 1)) if stacked else (1,) * leaf.ndim
-        return jnp.asarray(hit.reshape(shape))
-
-    return map_named(mask, params)
+    hit = np.isin(np.arange(count), list(wanted)).astype(np.float32)
+    hit = per_layer(params, hit, lambda path: 0.0)
+    return map_named(lambda name, x: (x > 0) & (name in chosen), hit)
 
 
 def _masked(

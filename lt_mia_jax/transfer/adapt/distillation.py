@@ -1,12 +1,9 @@
 """Losses of a student that imitates a teacher's streams and predictions (BiStil).
 
-Kept of the paper: the squared error of hidden states and the soft cross-entropy at
-temperature 2, without the usual factor T^2, and their equal weights. Not kept: the
-squared error of attention scores, because a model returns its residual streams only;
-other mixers than attention have none.
-
 Source: "Distilling Efficient Language-Specific Models for Cross-Lingual Transfer"
-(BiStil).
+(BiStil). Kept: the squared error of hidden states and the soft cross-entropy at
+temperature 2, without the usual factor T^2, and their equal weights. Not kept: the
+squared error of attention scores; a model returns its residual streams only.
 """
 
 from collections.abc import Sequence
@@ -32,9 +29,8 @@ class Weights(NamedTuple):
     """Factors on the terms of `distil_loss`; 1 each in the paper."""
 
     hidden: float | Float[Array, ""] = 1.0
-    """On the squared error of streams, averaged over layers."""
     soft: float | Float[Array, ""] = 1.0
-    """On the soft cross-entropy; 0 in the paper's first phase."""
+    """0 in the paper's first phase."""
 
 
 def outputs(
@@ -42,8 +38,7 @@ def outputs(
 ) -> Outputs:
     """Logits and streams of a model, for one side of `distil_loss`.
 
-    `layers` are as in `LanguageModel.apply(capture=...)`, such as the first or second
-    numbers of `weightspace.trim.matched_layers`.
+    `layers` are such as one side of `weightspace.trim.matched_layers`.
     """
     logits, streams = model.apply(params, input_ids, capture=tuple(layers))
     return Outputs(logits, tuple(streams[layer] for layer in layers))
@@ -60,22 +55,11 @@ def distil_loss(
     """How far a student is from its teacher; no gradient flows to the teacher.
 
     `weights.hidden * MSE(hidden) + weights.soft * CE`, with CE the cross-entropy of
-    softmax(student / T) under softmax(teacher / T), in nats a token. It is not
-    multiplied by T^2.
-
-    Args:
-      t_out: of the teacher.
-      s_out: of the student.
-      weights: of the two terms.
-      mask: False on padding.
-      temperature: T.
-
-    Raises:
-      ValueError: the two have different numbers of streams, widths or vocabularies.
+    softmax(student / T) under softmax(teacher / T), in nats a token, not multiplied by
+    T^2. The mask is False on padding. Sides that differ in the number of streams, their
+    width or the vocabulary raise a ValueError.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from lt_mia_jax.transfer.adapt.distillation import Outputs, distil_loss
       >>> one = Outputs(jnp.zeros((1, 1, 4)), (jnp.ones((1, 1, 2)),))
       >>> other = Outputs(jnp.zeros((1, 1, 4)), (jnp.zeros((1, 1, 2)),))
       >>> round(float(distil_loss(one, other)), 4)  # 1 + log(4)

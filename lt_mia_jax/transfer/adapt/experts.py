@@ -1,16 +1,15 @@
 """Meta-DMoE: experts of several domains teach a student in one step at test time.
 
 A transformer layer merges the features of frozen experts; the student takes one step
-towards the result on unlabeled texts. Both are trained so that the student after the
-step predicts well (`outer_loss`, differentiated through the step).
+towards the result on unlabeled texts. Both are trained through that step.
 
 Source: Meta-DMoE ("Adapting to Domain Shift by Meta-Distillation from
-Mixture-of-Experts"), arXiv 2210.03885. Kept: the aggregator, the inner step, and
-leaving out the expert of the sample's own domain in training. Not kept: its backbones
-and data.
+Mixture-of-Experts"), arXiv 2210.03885. Kept: the aggregator, the inner step, leaving
+out the expert of the text's own domain in training. Not kept: backbones and data.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from lt_mia_jax.arrays import Array, Bool, Float, Int
+from lt_mia_jax.training.transforms.products import add
 from lt_mia_jax.transfer.adapt.features import Features
 
 
@@ -30,8 +30,6 @@ class Aggregator(nn.Module):
 
     heads: int = 16
     """Heads of the attention between experts; divides the width."""
-    expansion: int = 4
-    """Width of the feed-forward, in widths of the features."""
 
     @nn.compact
     def __call__(
@@ -39,21 +37,17 @@ class Aggregator(nn.Module):
         experts: Float[Array, "E B D"],
         keep: Bool[Array, "E"] | Bool[Array, "E B"] | None = None,
     ) -> Float[Array, "B D"]:
-        """Features of each text, of the kept experts only.
+        """Features of each text, of the experts whose `keep` is True; None keeps all.
 
-        `keep` is False for experts to leave out, for all texts or for each; at least
-        one must be kept. None keeps all.
+        At least one must be kept for each text.
         """
-        width = experts.shape[-1]
-        x = experts.swapaxes(0, 1)
-        if keep is None:
-            keep = jnp.ones(len(experts), bool)
+        x, width = experts.swapaxes(0, 1), experts.shape[-1]
+        keep = jnp.ones(len(experts), bool) if keep is None else keep
         kept = jnp.broadcast_to(keep.T, x.shape[:2])
         attention = nn.MultiHeadDotProductAttention(self.heads, name="attention")
-        mixed = attention(nn.LayerNorm(name="norm")(x), mask=kept[:, None, None, :])
-        x = x + mixed
+        x = x + attention(nn.LayerNorm(name="norm")(x), mask=kept[:, None, None, :])
         middle = nn.LayerNorm(name="feed_forward_norm")(x)
-        middle = nn.gelu(nn.Dense(self.expansion * width, name="up")(middle))
+        middle = nn.gelu(nn.Dense(4 * width, name="up")(middle))
         x = x + nn.Dense(width, name="down")(middle)
         return jnp.mean(x, axis=1, where=kept[..., None])
 
@@ -68,8 +62,7 @@ def adapt(
 ) -> Any:
     """The student after one step of gradient descent towards `target`.
 
-    `params - rate * gradient of mean((features(params, inputs) - target)^2)`, in the
-    dtype of each leaf; rate 0 returns `params`.
+    `params - rate * gradient of mean((features(params, inputs) - target)^2)`.
 
     Example:
       >>> x = jnp.ones((1, 1))
@@ -80,26 +73,21 @@ def adapt(
     def loss(p: Any) -> Array:
         return jnp.mean(jnp.square(features(p, inputs) - target))
 
-    def moved(p: Array, g: Array) -> Array:
-        step = p.astype(jnp.float32) - rate * g.astype(jnp.float32)
-        return step.astype(p.dtype)
-
-    return jax.tree.map(moved, params, jax.grad(loss)(params))
+    return add(params, -rate, jax.grad(loss)(params))
 
 
 class Episode(NamedTuple):
     """One domain in meta-training."""
 
     support: Any
-    """Inputs without labels, of B texts."""
+    """Inputs of B texts without labels."""
     experts: Float[Array, "E B D"]
     """Features that the frozen experts give them."""
     keep: Bool[Array, "E"]
     """False for the expert of this domain."""
     query: Any
-    """Inputs of the same domain, for which there are labels."""
+    """Inputs of the same domain with `labels`."""
     labels: Int[Array, "Q"]
-    """Classes of the query."""
 
 
 def outer_loss(
@@ -113,22 +101,13 @@ def outer_loss(
 ) -> Float[Array, ""]:
     """Mean cross-entropy of the query after the step on the support set, nats.
 
-    Its gradient passes through `adapt`, and so trains all of `params`: the parameters
-    of the "student", of the "aggregator" and of the "head" (a module from features to
-    logits).
+    Its gradient passes through `adapt`, and trains all of `params`: "student",
+    "aggregator" and "head" (a module from features to logits).
     """
-    target = aggregator.apply(
-        {"params": params["aggregator"]}, episode.experts, episode.keep
-    )
-    student = adapt(
-        params["student"],
-        episode.support,
-        jnp.asarray(target),
-        features=features,
-        rate=rate,
-    )
+    own = {"params": params["aggregator"]}
+    target = jnp.asarray(aggregator.apply(own, episode.experts, episode.keep))
+    step = partial(adapt, features=features, rate=rate)
+    student = step(params["student"], episode.support, target)
     logits = head.apply({"params": params["head"]}, features(student, episode.query))
-    nll = optax.softmax_cross_entropy_with_integer_labels(
-        jnp.asarray(logits), episode.labels
-    )
-    return nll.mean()
+    nll = optax.softmax_cross_entropy_with_integer_labels
+    return nll(jnp.asarray(logits), episode.labels).mean()

@@ -1,9 +1,10 @@
-"""Features of whole texts from a language model, for classifiers on top of it."""
+"""Features of whole texts from a language model, and vectors of length one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,23 +15,20 @@ Features = Callable[[Any, Any], Array]
 """(parameters, inputs) to features "B D"; in a Flax module it must be hashable."""
 
 
+def unit(x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+    """Vectors scaled to length 1; zero stays zero, and has a derivative."""
+    square = jnp.square(x).sum(axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.where(square > 0, square, 1.0))
+
+
 @dataclass(frozen=True)
 class TextFeatures:
     """The mean over a text's tokens of the stream after the last layer, float32.
 
-    All texts of a batch have the same length.
-
-    Example:
-      >>> import jax
-      >>> from lt_mia_jax.models import gpt2_like
-      >>> model = LanguageModel(gpt2_like(64, width=16, layers=1, heads=2, context=8))
-      >>> params = model.init(jax.random.key(0))
-      >>> TextFeatures(model)(params, jnp.array([[3, 1, 4]])).shape
-      (1, 16)
+    All texts of a batch have the same length. The head of the model is not used.
     """
 
     model: LanguageModel
-    """The model; its head is not used."""
 
     def __call__(
         self, params: Params, ids: Int[Array | np.ndarray, "B T"]

@@ -1,9 +1,8 @@
 """L2M: a frozen model with a pool of adapters, picked by the text itself.
 
 Each slot has a key and a low-rank adapter. A text uses the slot whose key is nearest to
-the mean of its frozen token embeddings; learning moves that slot alone, so that earlier
-tasks keep theirs. One more slot is reserved for the base itself: it has a key, and no
-adapter.
+the mean of its frozen token embeddings; learning moves that slot alone, so earlier
+tasks keep theirs. One more slot is reserved for the base: it has a key and no adapter.
 
 Source: L2M ("Learning to Modulate pre-trained Models in RL"), arXiv 2306.14884. Kept:
 keys, selection by cosine and by usage, the pull of the keys, low-rank modulators. Not
@@ -12,6 +11,7 @@ kept: decision transformers and control tasks. The reserved slot is ours.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,8 +22,7 @@ from lt_mia_jax.arrays import Array, Bool, Float, Int, Key, Params
 from lt_mia_jax.finetune import lora
 from lt_mia_jax.finetune.config import LoraConfig
 from lt_mia_jax.models.language_model import LanguageModel
-
-HIGHEST = jax.lax.Precision.HIGHEST
+from lt_mia_jax.transfer.adapt.features import unit
 
 
 class Pool(NamedTuple):
@@ -41,9 +40,7 @@ def pool_init(
     """Keys uniform in [-1, 1), and adapters that change nothing yet.
 
     The paper has 30 slots of rank 8 with alpha 16 on query, value and feed-forward.
-
-    Raises:
-      InputError: the targets of `config` fit no kernel; see `finetune.lora.init`.
+    Targets of `config` that fit no kernel raise an `InputError`.
     """
     for_keys, for_slots = jax.random.split(key)
     width = params["embedding"]["tokens"].shape[-1]
@@ -78,24 +75,20 @@ def select(
       >>> select(keys, query)[0], select(keys, query, jnp.array([3.0, 0.0]))[0]
       (Array([0], dtype=int32), Array([1], dtype=int32))
     """
-    cosines = jnp.matmul(_unit(query), _unit(keys).T, precision=HIGHEST)
-    score = cosines
-    if usage is not None:
-        score = (cosines + 1) / 2 / (usage + 1e-6)[None, :]
+    cosines = jnp.matmul(unit(query), unit(keys).T, precision="highest")
+    score = cosines if usage is None else (cosines + 1) / 2 / (usage + 1e-6)[None, :]
     index = jnp.argmax(score, axis=-1)
     return index, jnp.take_along_axis(cosines, index[:, None], axis=-1)[:, 0]
 
 
 def pool_lora(pool: Pool, index: Int[Array, "B"]) -> lora.Adapters:
-    """The adapter of each text, with the texts as leading axis.
+    """The adapter of each text, on a leading axis; zeros for an index beyond the pool.
 
-    It is a product with one-hot rows, whose gradient reaches the picked slots only. An
-    index beyond the pool is the reserved slot: zeros.
+    It is a product with one-hot rows, whose gradient reaches the picked slots only.
     """
     hot = jax.nn.one_hot(index, len(pool.keys))
-    return jax.tree.map(
-        lambda leaf: jnp.tensordot(hot, leaf, axes=1, precision=HIGHEST), pool.adapters
-    )
+    gather = partial(jnp.tensordot, hot, axes=1, precision="highest")
+    return jax.tree.map(gather, pool.adapters)
 
 
 def pull_loss(
@@ -103,15 +96,14 @@ def pull_loss(
 ) -> Float[Array, ""]:
     """Minus the mean cosine of each query with the key of its slot."""
     hot = jax.nn.one_hot(index, len(keys))
-    own = jnp.matmul(hot, keys, precision=HIGHEST)
-    return -jnp.sum(_unit(own) * _unit(query), axis=-1).mean()
+    own = jnp.matmul(hot, keys, precision="highest")
+    return -jnp.sum(unit(own) * unit(query), axis=-1).mean()
 
 
 def update_usage(usage: Float[Array, "S"], index: Int[Array, "B"]) -> Float[Array, "S"]:
     """Usage with one more for each text; the reserved slot is not counted.
 
-    Count a task when it ends: counted while it is trained, its own slots would be the
-    ones to avoid.
+    Count a task when it ends, or its own slots are the ones to avoid while it trains.
     """
     return usage + jax.nn.one_hot(index, len(usage)).sum(axis=0)
 
@@ -121,7 +113,6 @@ class Routed:
     """A frozen base in which each text has an adapter of its own."""
 
     model: LanguageModel
-    """The base."""
     scale: float = 2.0
     """Factor on the product of the adapters: alpha / rank."""
 
@@ -131,10 +122,9 @@ class Routed:
         input_ids: Int[Any, "B T"],
         index: Int[Array, "B"],
     ) -> Float[Array, "B T V"]:
-        """Logits of each text under the adapter of slot `index`.
+        """Logits of each text under the adapter of its slot; beyond, those of the base.
 
-        The parameters are `{"base": ..., "pool": Pool}`. An index beyond the pool gives
-        the logits of the base.
+        The parameters are `{"base": ..., "pool": Pool}`.
         """
 
         def one(ids: Array, adapters: Any) -> Array:
@@ -152,8 +142,3 @@ def route(
     `reserved` is the key of the base, such as the mean query of pretraining texts.
     """
     return select(jnp.concatenate([pool.keys, reserved[None]]), query)[0]
-
-
-def _unit(x: Float[Array, "N E"]) -> Float[Array, "N E"]:
-    square = jnp.square(x).sum(axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.where(square > 0, square, 1.0))

@@ -1,8 +1,7 @@
 """Soft prompts of a frozen model, and PANDA: transfer of a prompt by distillation.
 
 A prompt is a matrix of p vectors that the first layer reads in front of the text. It is
-set as an intervention, so that it works on every family, with adapters, and without a
-change of vocabulary or head.
+set as an intervention, so it works on every family, and with adapters.
 
 Source: prompt tuning, arXiv 2104.08691; PANDA ("Prompt Transfer Meets Knowledge
 Distillation for Efficient Model Adaptation"), arXiv 2208.10160. Kept: the loss with its
@@ -21,6 +20,7 @@ import optax
 
 from lt_mia_jax.arrays import Array, Bool, Float, Int, Key, Params
 from lt_mia_jax.models.language_model import LanguageModel
+from lt_mia_jax.training.threshold import difference
 from lt_mia_jax.training.transforms.contract import require_choice
 from lt_mia_jax.trees import pytree
 
@@ -36,18 +36,10 @@ def prompt_init(
 
 @pytree
 class SoftPrompt:
-    """An intervention that puts vectors in place of the first tokens.
-
-    Example:
-      >>> edit = SoftPrompt(jnp.ones((1, 2)))
-      >>> edit(jnp.zeros((1, 2, 2)), jnp.int32(0))
-      Array([[[1., 1.],
-              [0., 0.]]], dtype=float32)
-    """
+    """An intervention that puts vectors in place of the first tokens."""
 
     prompt: Float[Array | np.ndarray, "P D"]
-    """Input of the first layer: neither the position table, nor a norm or factor of the
-    embedding, acts on it."""
+    """Input of the first layer: after positions, norm and factor of the embedding."""
 
     def __call__(
         self, stream: Float[Array, "B T D"], layer: Int[Array, ""]
@@ -75,14 +67,12 @@ class PromptTuned:
     """
 
     model: LanguageModel
-    """The base."""
 
     def apply(
         self, params: Mapping[str, Any], input_ids: Int[Any, "B T"], **options: Any
     ) -> Any:
         """As the base's `apply`, without logits and streams of the prompt."""
-        prompt = params["prompt"]
-        count = len(prompt)
+        prompt, count = params["prompt"], len(params["prompt"])
         longer = jnp.pad(jnp.asarray(input_ids), ((0, 0), (count, 0)))
         found = self.model.apply(
             params["base"], longer, intervention=SoftPrompt(prompt), **options
@@ -96,16 +86,12 @@ def prompt_embed(
     prompt: Float[Array, "P D"],
     probes: Int[Array | np.ndarray, "N T"],
 ) -> Float[Array, "D"]:
-    """What a prompt does to the mean stream after the last layer, over probe texts.
-
-    Prompts of different lengths are comparable, under the same probes.
-    """
+    """What a prompt of any length does to the mean last stream, over probe texts."""
     last = model.config.layers
     tree = {"base": params, "prompt": prompt}
     _, moved = PromptTuned(model).apply(tree, probes, capture=(last,))
     _, plain = model.apply(params, probes, capture=(last,))
-    gap = moved[last].astype(jnp.float32) - plain[last].astype(jnp.float32)
-    return gap.mean(axis=(0, 1))
+    return difference(moved[last], plain[last]).mean(axis=(0, 1))
 
 
 def transferability(
@@ -128,9 +114,8 @@ def panda_loss(
     """Cross-entropy plus the distance of the student's logits from a teacher's.
 
     The teacher is the source prompt, briefly tuned on the target task. "paper" adds
-    `strength * similarity * MSE`. "released" is the authors' code, which has no weight
-    by similarity: it adds `0.1 * strength * MSE / B`. Both means are over the tokens of
-    the mask, nats; with strength 0 the result is the cross-entropy.
+    `strength * similarity * MSE`. The "released" code has no weight by similarity: it
+    adds `0.1 * strength * MSE / B`. Means are over the tokens of the mask.
 
     Example:
       >>> z, y = jnp.zeros((1, 1, 2)), jnp.zeros((1, 1), jnp.int32)

@@ -2,11 +2,15 @@
 
 All read the diagonal Fisher information of the protected task, a tree that mirrors the
 parameters (`training.fisher`, which has its running sum and the damage of an update).
-`training.transforms.anchor.ewc_pull` is elastic weight consolidation as published, and
-`training.transforms.mask.mask_updates` freezes what a mask leaves out.
+Settings out of range raise an `InputError`. `training.transforms.anchor.ewc_pull` is
+elastic weight consolidation as published; `training.transforms.mask.mask_updates`
+freezes what a mask leaves out.
+
+Source: PSMT (see `adapt.psmt`), arXiv 2407.02253; `fisher_damp` is ours, after Learning
+With Forgetting's Fisher-weighted updates.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +25,7 @@ from lt_mia_jax.training.transforms.contract import (
     at_params,
     transformation,
 )
+from lt_mia_jax.trees import parameter_count
 
 
 @transformation("params")
@@ -30,25 +35,15 @@ def fisher_pull(
     """Add the gradient of `lam * sum F (params - anchor)^2`: `ewc_pull` of `2 lam`.
 
     Without an anchor it is the argument of `init`. Place it in front of the optimizer.
-    A negative `lam` raises an `InputError`.
 
     Example:
       >>> tx = fisher_pull(jnp.array([1.0, 0.0]), jnp.zeros(2), lam=0.5)
       >>> params = jnp.array([3.0, 4.0])
       >>> tx.update(jnp.zeros(2), tx.init(params), params)[0]
       Array([3., 0.], dtype=float32)
-
-    Source: Parameter-Selective Continual Test-Time Adaptation, arXiv 2407.02253.
     """
     check_ranges("fisher_pull", lam=(lam, NOT_NEGATIVE))
     return ewc_pull(2 * lam, anchor, fisher)
-
-
-class DampState(NamedTuple):
-    """State of `fisher_damp`."""
-
-    factor: Tree
-    """What each update is multiplied by, float32, at most 1."""
 
 
 @transformation()
@@ -56,32 +51,29 @@ def fisher_damp(fisher: Tree, c: float) -> optax.GradientTransformationExtraArgs
     """Divide each update by `1 + c F / mean(F)`, the mean over all trained weights.
 
     Axes of `F` may be 1. Place it behind the optimizer, which would undo a constant
-    factor on gradients. A negative `c` raises an `InputError`.
+    factor on gradients. The state is a tree of the reciprocals, float32.
 
     Example:
       >>> tx = fisher_damp(jnp.array([0.0, 2.0]), c=0.5)
       >>> tx.update(jnp.ones(2), tx.init(jnp.zeros(2)))[0]
       Array([1. , 0.5], dtype=float32)
-
-    Source: ours, after Learning With Forgetting's Fisher-weighted updates.
     """
     check_ranges("fisher_damp", c=(c, NOT_NEGATIVE))
 
-    def init(params: Tree) -> DampState:
+    def init(params: Tree) -> Tree:
         placed = at_params(fisher, params, jnp.float32)
-        sizes = [x.size for x in jax.tree.leaves(params)]
         # The mean of each leaf first: axes of size 1 stand for whole axes.
-        means = [jnp.mean(x) for x in jax.tree.leaves(placed)]
-        weighted = [n / sum(sizes) * m for n, m in zip(sizes, means, strict=True)]
-        mean = jnp.asarray(sum(weighted), jnp.float32)
+        share = jax.tree.map(lambda x: x.size / parameter_count(params), params)
+        weighted = jax.tree.map(lambda s, f: s * jnp.mean(f), share, placed)
+        mean = jnp.asarray(sum(jax.tree.leaves(weighted)), jnp.float32)
         scale = jnp.where(mean > 0, c / jnp.where(mean > 0, mean, 1.0), 0.0)
-        return DampState(jax.tree.map(lambda f: 1.0 / (1.0 + scale * f), placed))
+        return jax.tree.map(lambda f: 1.0 / (1.0 + scale * f), placed)
 
     def update(updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Step:
         def damped(u: Any, factor: Any) -> Any:
             return (u.astype(jnp.float32) * factor).astype(u.dtype)
 
-        return jax.tree.map(damped, updates, state.factor), state
+        return jax.tree.map(damped, updates, state), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -90,13 +82,11 @@ def fisher_mask(fisher: Tree, q: float) -> Tree:
     """True on what is protected: the `1 - q` share of weights with the largest `F`.
 
     The threshold is exact and of the whole tree; ties at it are protected. Weights
-    whose `F` is 0 never are. A `q` outside [0, 1] raises an `InputError`.
+    whose `F` is 0 never are.
 
     Example:
       >>> fisher_mask({"w": jnp.array([0.1, 3.0, 0.2, 0.0])}, q=0.75)
       {'w': Array([False,  True, False, False], dtype=bool)}
-
-    Source: Parameter-Selective Continual Test-Time Adaptation, arXiv 2407.02253.
     """
     check_ranges("fisher_mask", q=(q, UNIT))
     top = top_share_mask(fisher, 1.0 - q)
@@ -107,13 +97,11 @@ def masked_ema(teacher: Tree, student: Tree, mask: Tree, eta: float = 0.999) -> 
     """The running mean `eta t + (1 - eta) s`; where the mask is True, `t` bit for bit.
 
     The mask of `ema_teacher` is the other way round: what moves. Results have the
-    teacher's dtypes. An `eta` outside [0, 1] raises an `InputError`.
+    teacher's dtypes.
 
     Example:
       >>> masked_ema(jnp.zeros(2), jnp.ones(2), jnp.array([True, False]), eta=0.75)
       Array([0.  , 0.25], dtype=float32)
-
-    Source: Parameter-Selective Continual Test-Time Adaptation, arXiv 2407.02253.
     """
     check_ranges("masked_ema", eta=(eta, UNIT))
     return running_mean(teacher, student, eta, jax.tree.map(jnp.logical_not, mask))

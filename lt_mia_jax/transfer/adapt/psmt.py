@@ -1,14 +1,14 @@
 """Parameter-selective mean teacher: adapt to a drifting stream, protect the source.
 
 A student learns from its teacher on unlabeled batches; the teacher is a running mean of
-the student; the Fisher information of the source model says which weights are held. Of
-"Parameter-Selective Continual Test-Time Adaptation", arXiv 2407.02253, the loss, the
-pull and the selective mean are kept, for any `apply(params, inputs) -> logits`; image
-models, augmentations and benchmarks are not. Paper and released code differ:
+the student; the Fisher information of the source model says which weights are held.
 
-* `paper` (the default): the student is pulled to itself one step ago, which brakes
-  weights of high information; the teacher stands still where the information is above
-  a quantile, and answers.
+Source: "Parameter-Selective Continual Test-Time Adaptation", arXiv 2407.02253. Kept:
+the loss, the pull and the selective mean, for any `apply(params, inputs) -> logits`.
+Not kept: image models, augmentations and benchmarks. Paper and released code differ:
+
+* `paper`: the student is pulled to itself one step ago, which brakes weights of high
+  information; the teacher stands still where it is above a quantile, and answers.
 * `released`: the pull is to the source; at every step the weights with the 3 % smallest
   squared gradients go back to the source, in both models; the teacher's mean is applied
   twice elsewhere; the second view is the clean input again; both models answer.
@@ -26,12 +26,11 @@ from lt_mia_jax.arrays import Array, Float
 from lt_mia_jax.errors import NOT_NEGATIVE, UNIT, check_fields
 from lt_mia_jax.training.fisher import float32
 from lt_mia_jax.training.threshold import top_share_mask
-from lt_mia_jax.training.transforms.anchor import ewc_pull
+from lt_mia_jax.training.transforms.anchor import ewc_pull, running_mean
 from lt_mia_jax.training.transforms.contract import Tree, at_params, require_choice
 from lt_mia_jax.transfer.adapt.protect import fisher_mask, masked_ema
 
-Apply = Callable[[Tree, Any], Array]
-"""From (parameters, inputs) to logits "B C"."""
+Apply = Callable[[Tree, Any], Array]  # (parameters, inputs) to logits "B C"
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,6 @@ class PsmtConfig:
     apply: Apply
     """The classifier; a module-level function, or steps compile again."""
     optimizer: optax.GradientTransformation
-    """Of the student."""
     lam: float = 500.0
     """Factor on the pull `sum F (student - anchor)^2`."""
     eta: float = 0.999
@@ -53,7 +51,6 @@ class PsmtConfig:
     balance: float = 0.5
     """Weight of the reverse part of the symmetric cross-entropy."""
     variant: Literal["paper", "released"] = "paper"
-    """Which of the two forms."""
 
     def __post_init__(self):
         require_choice("psmt", "variant", self.variant, ("paper", "released"))
@@ -71,16 +68,12 @@ class PsmtState(NamedTuple):
     protected: Tree
     """Booleans: where the teacher stands still; None in the released form."""
     optimizer: Any
-    """State of the student's optimizer."""
 
 
 def symmetric_cross_entropy(
     student: Float[Array, "B C"], teacher: Float[Array, "B C"], balance: float = 0.5
 ) -> Float[Array, "B"]:
-    """`-(1 - a) p_t . log p_s - a p_s . log p_t` of logits, nats, with `a` the balance.
-
-    Source: Parameter-Selective Continual Test-Time Adaptation, arXiv 2407.02253.
-    """
+    """`-(1 - a) p_t . log p_s - a p_s . log p_t` of logits in nats; `a` is balance."""
     log_s, log_t = jax.nn.log_softmax(student), jax.nn.log_softmax(teacher)
     forward, backward = jnp.exp(log_t) * log_s, jnp.exp(log_s) * log_t
     return -jnp.sum((1 - balance) * forward + balance * backward, axis=-1)
@@ -123,10 +116,9 @@ def psmt_step(
     def loss(student: Tree) -> tuple[Array, Array]:
         own = config.apply(student, clean)
         other = config.apply(student, augmented) if paper else own
-        parts = [
-            symmetric_cross_entropy(x, answer, config.balance) for x in (own, other)
-        ]
-        return 0.5 * jnp.mean(parts[0] + parts[1]), own
+        a = config.balance
+        both = [symmetric_cross_entropy(x, answer, a) for x in (own, other)]
+        return 0.5 * jnp.mean(both[0] + both[1]), own
 
     gradient, own = jax.grad(loss, has_aux=True)(state.student)
     pull = ewc_pull(2 * config.lam)  # anchor and information are in the state
@@ -143,8 +135,6 @@ def psmt_step(
     student = jax.tree.map(jnp.where, kept, student, source)
     teacher = state.teacher
     for _ in range(2):
-        teacher = masked_ema(
-            teacher, student, jax.tree.map(jnp.zeros_like, kept), config.eta
-        )
+        teacher = running_mean(teacher, student, config.eta)
     teacher = jax.tree.map(jnp.where, kept, teacher, source)
     return PsmtState(student, teacher, pulled, None, optimizer), answer + own

@@ -1,15 +1,14 @@
 """A frozen base in 4 bits with trained adapters, handed from one phase to the next.
 
-Of "A LoRA-Based Approach to Fine-Tuning LLMs for Educational Guidance in
-Resource-Constrained Settings", arXiv 2504.15610, the mechanism is kept: `W + (alpha /
-rank) A B` on a quantized `W`; the adapters alone pass from phase to phase, and the
-optimizer starts anew. The 7B model, its data and its 4-bit format are not kept. Version
-4, "Fine-Tuning a 7B Advisor on Free-Tier GPUs", retracts claims of earlier versions and
-reports that a judge preferred the base: read accuracy beside the loss.
+Source: "A LoRA-Based Approach to Fine-Tuning LLMs for Educational Guidance in
+Resource-Constrained Settings", arXiv 2504.15610. Kept: `W + (alpha / rank) A B` on a
+quantized `W`; the adapters alone pass from phase to phase, and the optimizer starts
+anew. Not kept: the 7B model, its data and its 4-bit format. Version 4, "Fine-Tuning a
+7B Advisor on Free-Tier GPUs", retracts claims of earlier versions and reports that a
+judge preferred the base: read accuracy beside the loss.
 """
 
-from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,37 +17,26 @@ import numpy as np
 
 from lt_mia_jax.arrays import Array, Float, Int, Params
 from lt_mia_jax.finetune import lora
-from lt_mia_jax.transfer.weightspace.quantization import (
-    Quantized,
-    dequantize,
-    quantize,
-)
-from lt_mia_jax.trees import flatten, unflatten
+from lt_mia_jax.transfer.weightspace.quantization import Quantized, dequantize, quantize
+from lt_mia_jax.trees import map_named
 
 
 def int4_group_quantize(
     matrix: Float[Array | np.ndarray, "*layers I O"], group: int = 64
 ) -> Quantized:
-    """4-bit codes, rounded to nearest, with a scale for `group` inputs of an output.
-
-    The codes are those of the transposed matrix, whose last axis is the inputs; see
-    `weightspace.quantization`.
-    """
+    """4-bit codes of the transpose; `group` inputs to one output share a scale."""
     return quantize(np.swapaxes(np.asarray(matrix), -1, -2), bits=4, group=group)
 
 
-def quantize_base(
-    params: Params, group: int = 64, targets: Sequence[str] = ("periods/*", "tail_*")
-) -> dict[str, Any]:
-    """The parameters with a `Quantized` for each kernel that a glob of `targets` names.
+def quantize_base(params: Params, group: int = 64) -> dict[str, Any]:
+    """The parameters with a `Quantized` for each kernel of a layer."""
 
-    By default: every kernel of every layer. Other leaves stay as they are.
-    """
-    flat = flatten(params)
-    for name, leaf in flat.items():
-        if name.endswith("kernel") and any(fnmatchcase(name, g) for g in targets):
-            flat[name] = jax.tree.map(jnp.asarray, int4_group_quantize(leaf, group))
-    return unflatten(flat)
+    def quantized(name: str, leaf: Any) -> Any:
+        if name.endswith("kernel") and name.startswith(("periods/", "tail_")):
+            return jax.tree.map(jnp.asarray, int4_group_quantize(leaf, group))
+        return leaf
+
+    return map_named(quantized, params)
 
 
 def dequantize_base(base: Mapping[str, Any]) -> Params:

@@ -5,10 +5,10 @@ pay for the size of their own products there. Adapters are those of `finetune.lo
 `{path: (A, B)}` with `A (..., in, rank)` and `B (..., rank, out)`; each layer of a
 stack has a set of its own. `finetune.lora.merge` ends a task.
 
-Of "SEFE: Superficial and Essential Forgetting Eliminator for Multimodal Continual
-Instruction Tuning" the regularizer is kept, with boolean sets (the released code joins
+Source: "SEFE: Superficial and Essential Forgetting Eliminator for Multimodal Continual
+Instruction Tuning". Kept: the regularizer, with boolean sets (the released code joins
 lists of indices, so that entries of several tasks weigh more) and a mean over the
-matrices that there are; models and data are not. `styles` is its other half.
+matrices that there are. Not kept: models and data. `styles` is its other half.
 """
 
 from collections.abc import Mapping
@@ -22,16 +22,10 @@ import optax
 from lt_mia_jax.arrays import Array, Bool, Float
 from lt_mia_jax.errors import NOT_NEGATIVE, UNIT, InputError, capped, check_ranges
 from lt_mia_jax.training.threshold import largest
-from lt_mia_jax.training.transforms.contract import (
-    Step,
-    Tree,
-    numbers,
-    transformation,
-)
+from lt_mia_jax.training.transforms.contract import Step, Tree, numbers, transformation
 from lt_mia_jax.training.transforms.products import add
 
 Adapters = Mapping[str, tuple[Array, Array]]
-"""Pairs `(A, B)` by path of the kernel."""
 Masks = dict[str, Bool[Array, "*layers I O"]]
 """What is protected of each product: booleans by path of the kernel."""
 
@@ -40,15 +34,13 @@ def reglora_mask(lora: Adapters, frac: float = 0.02) -> Masks:
     """True on the `frac` largest magnitudes of each product `A B`.
 
     Counts are exact, `round(frac * in * out)` in each matrix; ties at the threshold are
-    all marked, zeros never. A `frac` outside [0, 1] raises an `InputError`.
+    all marked, zeros never. `frac` is in [0, 1].
 
     Example:
       >>> pair = (jnp.array([[1.0], [2.0]]), jnp.array([[3.0, -5.0]]))
       >>> reglora_mask({"kernel": pair}, frac=0.25)["kernel"]
       Array([[False, False],
              [False,  True]], dtype=bool)
-
-    Source: SEFE, RegLoRA (2 %).
     """
     check_ranges("reglora_mask", frac=(frac, UNIT))
 
@@ -61,12 +53,7 @@ def reglora_mask(lora: Adapters, frac: float = 0.02) -> Masks:
 
 
 def union(first: Mapping[str, Array], second: Mapping[str, Array]) -> Masks:
-    """What either protects; an entry counts once, however many tasks marked it.
-
-    Example:
-      >>> union({"kernel": jnp.array([[True]])}, {"kernel": jnp.array([[False]])})
-      {'kernel': Array([[ True]], dtype=bool)}
-    """
+    """What either protects; an entry counts once, however many tasks marked it."""
     both = {n: first[n] | second[n] for n in first if n in second}
     return {**first, **second, **both}
 
@@ -75,14 +62,6 @@ def reglora_penalty(lora: Adapters, mask: Mapping[str, Array]) -> Float[Array, "
     """Mean over matrices of the mean magnitude of `A B` inside their sets.
 
     A matrix with an empty set, or without one, counts as 0.
-
-    Example:
-      >>> pair = (jnp.array([[1.0], [2.0]]), jnp.array([[3.0, -5.0]]))
-      >>> mask = {"kernel": jnp.array([[True, False], [True, False]])}
-      >>> reglora_penalty({"kernel": pair}, mask)
-      Array(4.5, dtype=float32)
-
-    Source: SEFE, RegLoRA.
     """
     total = jnp.zeros((), jnp.float32)
     for name, chosen in mask.items():
@@ -92,12 +71,10 @@ def reglora_penalty(lora: Adapters, mask: Mapping[str, Array]) -> Float[Array, "
 
 
 class RegLoraState(NamedTuple):
-    """State of `add_reglora`."""
+    """State of `add_reglora`: `monitored` has the penalty, without its factor."""
 
     mask: Masks
-    """What is protected of each product."""
     monitored: dict[str, Array]
-    """The penalty, without its factor."""
 
 
 @transformation("params")
@@ -107,9 +84,9 @@ def add_reglora(
     """Add the gradient of `lam * reglora_penalty` to that of the adapters.
 
     In closed form, with `G = sign(A B)` inside the set, divided by its size: `G B^T`
-    for `A`, `A^T G` for `B`. The parameters are adapters, and all of them are trained;
-    those without a mask are left alone. Place it in front of the optimizer. A negative
-    `lam` raises an `InputError`, as does `init` when a mask fits no adapter.
+    for `A`, `A^T G` for `B`. The parameters are adapters; those without a mask are left
+    alone. Place it in front of the optimizer. A mask that fits no adapter raises an
+    `InputError` in `init`.
 
     Example:
       >>> params = {"kernel": (jnp.array([[2.0]]), jnp.array([[-3.0]]))}
@@ -137,29 +114,22 @@ def add_reglora(
 
     def update(updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Step:
         penalty = numbers("reglora", penalty=reglora_penalty(params, state.mask))
-        result = dict(updates)
-        for name, chosen in state.mask.items():
-            if lam == 0:  # adding would turn -0.0 into 0.0
-                break
+        result, masks = dict(updates), state.mask if lam else {}  # 0 would change -0.0
+        for name, chosen in masks.items():
             a, b = params[name]
-            slopes = _slopes(a, b, chosen)
+            share = jnp.where(chosen, jnp.sign(_product(a, b)), 0.0)
+            share = share / _sizes(chosen)[..., None, None]
+            across, down = jnp.swapaxes(b, -2, -1), jnp.swapaxes(a, -2, -1)
+            slopes = _product(share, across), _product(down, share)
             result[name] = add(updates[name], lam / _matrices(params), slopes)
         return result, RegLoraState(state.mask, penalty)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _slopes(a: Array, b: Array, chosen: Array) -> tuple[Array, Array]:
-    """Derivatives of the mean magnitude inside a set by `A` and by `B`."""
-    share = jnp.where(chosen, jnp.sign(_product(a, b)), 0.0)
-    share = share / _sizes(chosen)[..., None, None]
-    across, down = jnp.swapaxes(b, -2, -1), jnp.swapaxes(a, -2, -1)
-    return _product(share, across), _product(down, share)
-
-
 def _product(x: Array, y: Array) -> Array:
     wide = x.astype(jnp.float32), y.astype(jnp.float32)
-    return jnp.matmul(*wide, precision=jax.lax.Precision.HIGHEST)
+    return jnp.matmul(*wide, precision="highest")
 
 
 def _sizes(chosen: Array) -> Float[Array, "*layers"]:
@@ -169,5 +139,5 @@ def _sizes(chosen: Array) -> Float[Array, "*layers"]:
 
 
 def _matrices(lora: Adapters) -> int:
-    """How many matrices have adapters: layers of a stack count one by one."""
+    """Matrices that have adapters: layers of a stack count one by one."""
     return sum(int(np.prod(a.shape[:-2])) for a, _ in lora.values())

@@ -1,8 +1,5 @@
 """REFINE: frozen source features beside a small encoder that is trained with the head.
 
-What the source lacks, the encoder learns from the target's data; a source that does not
-help costs little.
-
 Source: REFINE. Kept: frozen features under `stop_gradient`, a residual encoder, a head
 on both, several sources. Not kept: its backbones, data and settings.
 """
@@ -16,7 +13,7 @@ import jax.numpy as jnp
 
 from lt_mia_jax.arrays import Array, Float
 from lt_mia_jax.transfer.adapt.features import Features
-from lt_mia_jax.trees import path_of
+from lt_mia_jax.trees import map_named
 
 SOURCE = "source_"
 
@@ -31,8 +28,6 @@ class Refine(nn.Module):
       >>> params = refine.init(jax.random.key(0), x, frozen)["params"]
       >>> refine.apply({"params": params}, x).shape
       (5, 3)
-      >>> sorted(params)
-      ['head', 'residual', 'source_0']
     """
 
     sources: tuple[Features, ...]
@@ -48,10 +43,8 @@ class Refine(nn.Module):
     ) -> Float[Array, "B O"]:
         """The output of the head.
 
-        Args:
-          inputs: what sources and residual encoder take.
-          frozen: parameters of each source; for `init` only, which puts them into the
-            tree as "source_0", "source_1" and so on.
+        `frozen` are the parameters of each source, for `init` only, which puts them
+        into the tree as "source_0", "source_1" and so on.
         """
         parts = []
         for number, features in enumerate(self.sources):
@@ -62,7 +55,6 @@ class Refine(nn.Module):
                 raise ValueError("init needs `frozen`, the parameters of each source")
             else:
                 own = self.param(name, lambda _, tree=frozen[number]: tree)
-            own = jax.lax.stop_gradient(own)
             parts.append(jax.lax.stop_gradient(features(own, inputs)))
         if self.residual is not None:
             parts.append(self.residual(inputs))
@@ -71,6 +63,4 @@ class Refine(nn.Module):
 
 def freeze_mask(params: Any) -> Any:
     """True where `Refine` is trained, False in its sources; for `optax.masked`."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: not path_of(path).startswith(SOURCE), params
-    )
+    return map_named(lambda path, _: not path.startswith(SOURCE), params)

@@ -1,10 +1,9 @@
 """UNLOCK: move a skill to a model of another size as a direction of its activations.
 
 Directions and alignments are fitted on the host in float64, from the residual streams
-at the last token of N prompts. The edit itself is the argument `intervention` of
-`LanguageModel.apply` and `models.generation.greedy`, and works on every mixer: it
-changes one token of the prompt, and later tokens read it through attention or through
-the recurrent state.
+at the last token of N prompts. The edit is the argument `intervention` of
+`LanguageModel.apply` and `models.generation.greedy`. It changes one token of the
+prompt, which later tokens read through attention or through the recurrent state.
 
 Source: UNLOCK ("Steering Vector Transfer"). Kept: both kinds of direction, the low-rank
 linear map between models, and the norm-preserving edit at the last token of the prompt.
@@ -19,11 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lt_mia_jax.arrays import Array, Float, Int, Params
+from lt_mia_jax.arrays import Array, Float, Int, Params, finite_rows
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models.language_model import Intervention, LanguageModel
 from lt_mia_jax.models.placement import check_rows
 from lt_mia_jax.training.transforms.contract import require_choice
+from lt_mia_jax.transfer.adapt.features import unit
 from lt_mia_jax.trees import pytree
 
 Scalar = Float[Array | np.ndarray, ""] | float
@@ -40,7 +40,7 @@ def prompt_streams(
 ) -> Float[Array, "N L D"]:
     """The residual stream after every layer, at the last token of each prompt.
 
-    `lengths` are the tokens of each prompt, at least one; padding is on the right.
+    `lengths` are the tokens of each prompt; padding is on the right.
     """
     layers = range(1, model.config.layers + 1)
     _, taps = model.apply(params, ids, capture=layers)
@@ -56,10 +56,8 @@ def skill_direction(
 
     Row n of both are the same prompt. "mean" is the mean difference. "pca" is the first
     principal direction of the differences, of length one; its sign, which an SVD leaves
-    open, is the one that agrees with the mean difference.
-
-    Raises:
-      InputError: the streams differ in shape, are empty or not finite.
+    open, is the one that agrees with the mean difference. Streams that differ in shape,
+    are empty or not finite raise an `InputError`.
 
     Example:
       >>> on, off = np.ones((3, 2, 4)), np.zeros((3, 2, 4))
@@ -67,12 +65,10 @@ def skill_direction(
       (2, 4)
     """
     require_choice("skill_direction", "how", how, ("mean", "pca"))
-    there, here = _finite("on", on), _finite("off", off)
+    there, here = finite_rows("on", on), finite_rows("off", off)
     if there.shape != here.shape:
-        raise InputError(
-            f"on is {list(there.shape)}, off is {list(here.shape)}; expected streams "
-            "of the same prompts, after the same layers"
-        )
+        found = f"on is {list(there.shape)}, off is {list(here.shape)}"
+        raise InputError(f"{found}; expected the same prompts and layers")
     differences = there - here
     mean = differences.mean(axis=0)
     if how == "mean":
@@ -93,14 +89,10 @@ def align(
     """The matrix W of rank at most `rank` for which `source W` is near `target`.
 
     `Vs^T pinv(X Vs^T) (Y Vt^T) Vt`, where the rows of Vs and Vt are the first right
-    singular vectors of the activations X of the source and Y of the target. They are
-    not centered, as in the paper: the first direction is then close to the mean
-    activation, so that rank 1 moves little else. With `centered`, means are subtracted
-    first.
-
-    Raises:
-      InputError: X and Y differ in rows, or the rank is not in 1 to the number of rows
-        and of columns.
+    singular vectors of the activations X of the source and Y of the target. As in the
+    paper they are not centered: the first direction is close to the mean activation, so
+    rank 1 moves little else. `centered` subtracts the means first. The rank is at most
+    the number of rows and of columns; else an `InputError`.
 
     Example:
       >>> x = np.random.default_rng(0).normal(size=(8, 3))
@@ -108,12 +100,10 @@ def align(
       >>> bool(np.abs(x @ align(x, y, rank=3) - y).max() < 1e-5)
       True
     """
-    x, y = _finite("source", source), _finite("target", target)
+    x, y = finite_rows("source", source), finite_rows("target", target)
     if len(x) != len(y):
-        raise InputError(
-            f"source has {len(x)} rows, target has {len(y)}; expected the activations "
-            "of the same prompts"
-        )
+        found = f"source has {len(x)} rows, target has {len(y)}"
+        raise InputError(f"{found}; expected activations of the same prompts")
     most = min(*x.shape, *y.shape)
     if not 1 <= rank <= most:
         raise InputError(
@@ -129,13 +119,9 @@ def align(
 
 
 def layer_map(source: int, target: int) -> list[int]:
-    """The source layer of each target layer, counted from 0.
+    """The source layer of each target layer l: `floor((source - 1) l / (target - 1))`.
 
-    `floor((source - 1) * l / (target - 1))`; a single target layer gets the last one.
-
-    Example:
-      >>> layer_map(4, 7)
-      [0, 0, 1, 1, 2, 2, 3]
+    A single target layer gets the last one.
     """
     if source < 1 or target < 1:
         raise ValueError(f"{source} and {target} layers, expected at least one")
@@ -149,8 +135,6 @@ def transfer_direction(
     source: Streams,
     target: Others,
     rank: int,
-    *,
-    centered: bool = False,
 ) -> Float[np.ndarray, "K E"]:
     """A direction of the source in the layers and the width of the target.
 
@@ -159,15 +143,10 @@ def transfer_direction(
     """
     x, y = np.asarray(source), np.asarray(target)
     if direction.shape != x.shape[1:]:
-        raise InputError(
-            f"the direction is {list(direction.shape)}, the streams of the source are "
-            f"{list(x.shape)}; expected its layers and its width"
-        )
-    rows = [
-        direction[own] @ align(x[:, own], y[:, layer], rank, centered=centered)
-        for layer, own in enumerate(layer_map(x.shape[1], y.shape[1]))
-    ]
-    return np.stack(rows)
+        found = f"the direction is {list(direction.shape)}, the source {list(x.shape)}"
+        raise InputError(f"{found}; expected its layers and its width")
+    layers = enumerate(layer_map(x.shape[1], y.shape[1]))
+    return np.stack([direction[a] @ align(x[:, a], y[:, b], rank) for b, a in layers])
 
 
 def steer(
@@ -187,11 +166,11 @@ def steer(
       Array([[[2.121, 2.121]]], dtype=float32)
     """
     h, v = stream.astype(jnp.float32), jnp.asarray(direction, jnp.float32)
-    length, size = _length(h), _length(v)
-    moved = h / _or_one(length) + (alpha * v / _or_one(size))[None, None]
-    turned = moved * (length / _or_one(_length(moved)))
+    length = (h * unit(h)).sum(axis=-1, keepdims=True)
+    added = alpha * unit(v)
+    turned = length * unit(unit(h) + added[None, None])
     here = jnp.arange(stream.shape[1])[None, :] == jnp.asarray(position)[:, None]
-    acts = here[..., None] & (length > 0) & ((jnp.asarray(alpha) != 0) & (size[0] > 0))
+    acts = here[..., None] & (length > 0) & (added != 0).any()
     return jnp.where(acts, turned.astype(stream.dtype), stream)
 
 
@@ -200,14 +179,13 @@ class PromptEnd:
     """An intervention: `steer` after every layer, at the last token of each prompt."""
 
     directions: Float[Array | np.ndarray, "L D"]
-    """One for each layer, such as `skill_direction` or `transfer_direction` gives."""
     alpha: Scalar
     """Size of the edit relative to the stream; 0 changes nothing."""
     lengths: Int[Array | np.ndarray, "B"] | None = None
     """Tokens of each prompt; see `models.placement.prompted`."""
 
     def for_prompts(self, lengths: Int[Array | np.ndarray, "B"]) -> Intervention:
-        """The same for texts with prompts of these lengths."""
+        """The same for prompts of these lengths."""
         return replace(self, lengths=lengths)
 
     def __call__(
@@ -218,23 +196,3 @@ class PromptEnd:
         own = jnp.asarray(self.directions)[jnp.maximum(layer - 1, 0)]
         turned = steer(stream, own, self.alpha, jnp.asarray(self.lengths) - 1)
         return jnp.where(layer > 0, turned, stream)
-
-
-def _length(x: Float[Array, "*batch D"]) -> Float[Array, "*batch 1"]:
-    """Euclidean lengths over the last axis; their derivative at zero is zero."""
-    square = jnp.square(x).sum(axis=-1, keepdims=True)
-    return jnp.where(square > 0, jnp.sqrt(_or_one(square)), 0.0)
-
-
-def _or_one(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Ones in place of zeros, to divide by."""
-    return jnp.where(x > 0, x, 1.0)
-
-
-def _finite(name: str, values: Array | np.ndarray) -> np.ndarray:
-    rows = np.asarray(values).astype(np.float64)
-    if not rows.size:
-        raise InputError(f"{name} is empty; expected at least one row")
-    if not np.isfinite(rows).all():
-        raise InputError(f"{name} has values that are not finite; check the model")
-    return rows

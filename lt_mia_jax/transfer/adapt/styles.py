@@ -1,12 +1,12 @@
 """Answer-style diversification: some questions of a task, asked for other answers.
 
-Of "SEFE: Superficial and Essential Forgetting Eliminator for Multimodal Continual
-Instruction Tuning" the scheme is kept: a share of a task's items is spread evenly over
-the other four of five answer styles, each with its instruction. A fixed formatter
-writes the answers, for tasks whose own answers are short.
+Source: "SEFE: Superficial and Essential Forgetting Eliminator for Multimodal Continual
+Instruction Tuning". Kept: a share of a task's items is spread evenly over the other
+four of five answer styles, each with its instruction. Not kept: data and models; a
+fixed formatter writes the answers, for tasks whose own answers are short.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -33,11 +33,6 @@ class Item(NamedTuple):
     question: str
     """Without an instruction."""
     answer: str
-    """In the style of the task."""
-
-
-Formatter = Callable[[Item, Style, Sequence[str], int], Item]
-"""(item, style, wrong answers, number of the item) to the item in that style."""
 
 
 def restyled(item: Item, style: Style, wrong: Sequence[str], number: int) -> Item:
@@ -46,10 +41,6 @@ def restyled(item: Item, style: Style, wrong: Sequence[str], number: int) -> Ite
     `wrong` are other answers, at least one, of which options take three. An even
     `number` asks for the right answer in yes/no, an odd one for a wrong one; the right
     option is the number modulo their count.
-
-    Example:
-      >>> restyled(Item("2 + 2?", "4"), "yes/no", ["5"], 1)
-      Item(question='2 + 2? Is the answer 5? Answer yes or no.', answer='no')
     """
     question, answer = item
     match style:
@@ -64,22 +55,17 @@ def restyled(item: Item, style: Style, wrong: Sequence[str], number: int) -> Ite
             options.insert(place, answer)
             listed = [f"{x}: {y}" for x, y in zip(LETTERS, options, strict=False)]
             question, answer = f"{question} {', '.join(listed)}.", LETTERS[place]
-        case "short":
-            pass
         case "brief":
             answer = f"The answer is {answer}."
         case "detailed":
             answer = f'The question is "{question}" Its answer is {answer}.'
+        case "short":
+            pass
     return Item(f"{question} {INSTRUCTIONS[style]}", answer)
 
 
 def diversify(
-    items: Sequence[Item],
-    style: Style,
-    *,
-    share: float = 0.2,
-    seed: int = 0,
-    formatter: Formatter = restyled,
+    items: Sequence[Item], style: Style, *, share: float = 0.2, seed: int = 0
 ) -> list[Item]:
     """A task with `round(share * n)` of its items spread over the other four styles.
 
@@ -93,8 +79,6 @@ def diversify(
       >>> changed = diversify(task, "short", share=0.4)
       >>> sum(INSTRUCTIONS["short"] in item.question for item in changed)
       6
-
-    Source: SEFE, answer style diversification (20 %).
     """
     check_ranges("diversify", share=(share, UNIT))
     if share == 0:
@@ -113,5 +97,5 @@ def diversify(
         wrong = [answer for answer in answers if answer != items[index].answer]
         wrong = [wrong[i] for i in rng.permutation(len(wrong))[: len(LETTERS) - 1]]
         other = others[number % len(others)]
-        found[index] = formatter(items[index], other, wrong, number // len(others))
+        found[index] = restyled(items[index], other, wrong, number // len(others))
     return found

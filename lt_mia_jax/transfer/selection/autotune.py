@@ -2,9 +2,8 @@
 
 Source: "AutoTune: Automatically Tuning Convolutional Neural Networks for Improved
 Transfer Learning". Kept: layers are opened one by one from the end, each with a search
-over its settings, until validation stalls. Not kept: image models and their accuracies.
-The released code judges a depth by the last evaluation of its search; here it is the
-best one.
+over its settings, until validation stalls. Not kept: image models; and the released
+code judges a depth by the last evaluation of its search, here it is the best.
 """
 
 from collections.abc import Callable
@@ -45,16 +44,12 @@ def autotune(
     """Open layers one by one as long as the best validation score improves.
 
     At each depth the settings of the layers above are kept, and those of the new layer
-    are searched among `candidates` by expected improvement; no candidate is tried
-    twice. The search ends at the first depth without improvement.
+    are searched among `candidates` by expected improvement; none is tried twice.
 
-    Args:
-      evaluate: trains with these settings and returns the validation score.
-      candidates: settings of one layer, a row each; columns are scaled to [0, 1] for
-        the search, so give rates as logarithms.
-      depth: the largest number of layers.
-      evaluations: at each depth, at most all candidates.
-      start: score without any open layer.
+    `evaluate` trains with some settings and returns the validation score. Rows of
+    `candidates` are settings of one layer; columns are scaled to [0, 1], so give rates
+    as logarithms. At most `depth` layers are opened, each with so many `evaluations`;
+    `start` is the score without any.
 
     Example:
       >>> score = lambda settings: [0.7, 0.9, 0.8][len(settings) - 1]
@@ -85,10 +80,7 @@ def autotune(
 def next_candidate(
     x: Float[np.ndarray, "m d"], tried: list[int], scores: list[float]
 ) -> int:
-    """The row of largest expected improvement that was not tried.
-
-    The first is the one nearest to the center.
-    """
+    """The row of largest expected improvement; the first is nearest to the center."""
     if not tried:
         return int(np.argmin(((x - x.mean(axis=0)) ** 2).sum(axis=1)))
     mean, deviation = gaussian_process.fit(x[tried], np.array(scores)).predict(x)

@@ -17,13 +17,11 @@ class GaussianProcess(NamedTuple):
 
     x: Float[np.ndarray, "k d"]
     length: float
-    noise: float
     factor: Float[np.ndarray, "k k"]
     """Lower Cholesky factor of kernel + noise."""
     weights: Float[np.ndarray, "k"]
     shift: float
     scale: float
-    """Mean and standard deviation of the scores."""
     evidence: float
     """Log marginal likelihood of the standardized scores."""
 
@@ -45,13 +43,7 @@ def fit(
     lengths: Sequence[float] = LENGTHS,
     noise: float = NOISE,
 ) -> GaussianProcess:
-    """The process of largest marginal likelihood among `lengths`.
-
-    Example:
-      >>> found = fit(np.array([[0.0], [1.0]]), np.array([1.0, 3.0]), noise=1e-9)
-      >>> found.predict(np.array([[1.0]]))[0].round(6)
-      array([3.])
-    """
+    """The process of largest marginal likelihood among `lengths`."""
     x, y = np.asarray(x, float), np.asarray(y, float)
     shift, scale = float(y.mean()), float(y.std()) or 1.0
     z = (y - shift) / scale
@@ -62,7 +54,7 @@ def fit(
         evidence = -0.5 * z @ weights - np.log(np.diag(factor)).sum()
         evidence -= 0.5 * len(x) * np.log(2 * np.pi)
         return GaussianProcess(
-            x, length, noise, factor, weights, shift, scale, float(evidence)
+            x, length, factor, weights, shift, scale, float(evidence)
         )
 
     return max(map(of_length, lengths), key=lambda process: process.evidence)

@@ -1,8 +1,7 @@
 """A map of fixed size that stands for a team of any size.
 
-Source: "Multi-agent transfer learning" with scenario-independent representations, where
-each agent spreads its weight over a grid. Kept: the map alone. Not kept: StarCraft,
-policies, curricula; the decay of the paper was not read, the one here is ours.
+Source: "Multi-agent transfer learning" with scenario-independent representations. Kept:
+the map alone. Not kept: StarCraft, policies, curricula; the decay is ours.
 """
 
 from collections.abc import Callable

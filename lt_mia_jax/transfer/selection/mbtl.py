@@ -29,12 +29,9 @@ def mbtl_next(
     slope * |x_i - x_j| - best(j)]_+`: `mu` and `sigma` of a Gaussian process fitted to
     the score of each pick on its own context, `best(j)` the best score so far on j.
 
-    Args:
-      contexts: values, at any distances and in any unit.
-      picked: indices that were trained on.
-      scores: row r has the scores on all contexts of the model of `picked[r]`.
-      slope: score that is lost by unit of distance, as from `fit_slope`.
-      beta: weight of the uncertainty; None is `sqrt(log(k + 1))`.
+    `contexts` are values in any unit. Row r of `scores` has the scores on all contexts
+    of the model of `picked[r]`. `slope` is the score that is lost by unit of distance,
+    as from `fit_slope`; `beta` weighs uncertainty, by default `sqrt(log(k + 1))`.
 
     Example:
       >>> mbtl_next(np.arange(5.0), [], np.zeros((0, 5)), slope=0.1)
@@ -95,11 +92,6 @@ def mbtl(
 def equidistant(n: int, budget: int) -> list[int]:
     """Indices in the middle of `budget` equal parts: a strong baseline."""
     return [int((2 * i + 1) * n / (2 * budget)) for i in range(budget)]
-
-
-def random_picks(n: int, budget: int, rng: np.random.Generator) -> list[int]:
-    """Different indices, drawn uniformly."""
-    return rng.permutation(n)[:budget].tolist()
 
 
 def greedy_oracle(transfer: Float[np.ndarray, "n n"], budget: int) -> list[int]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lt_mia_jax.arrays import Array, Float, Int
+from lt_mia_jax.transfer.adapt.features import unit
 
 
 def knn_error(
@@ -31,8 +32,8 @@ def knn_error(
       >>> float(knn_error(x, jnp.arange(2), x, jnp.arange(2), n_classes=2, k=1))
       0.0
     """
-    a, b = (z / jnp.linalg.norm(z, axis=1, keepdims=True) for z in (x, test_x))
-    nearest = jax.lax.top_k(b @ a.T, min(k, len(x)))[1]
+    cosines = jnp.matmul(unit(test_x), unit(x).T, precision="highest")
+    nearest = jax.lax.top_k(cosines, min(k, len(x)))[1]
     votes = jax.nn.one_hot(y[nearest], n_classes).sum(axis=1)
     return 1 - jnp.mean(votes.argmax(axis=1) == test_y)
 

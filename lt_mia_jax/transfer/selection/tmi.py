@@ -21,13 +21,12 @@ def knn_entropy(
     """Differential entropy of a sample by its nearest neighbors, nats.
 
     `-psi(k) + psi(n) + D / n * sum log(2 max(e, min_dist))` with `e` the distance in
-    the maximum norm to the k-th neighbor (the last one of fewer). Shifts change
-    nothing; a factor `a` adds `D log a` as long as no distance is below `min_dist`.
+    the maximum norm to the k-th neighbor (the last one of fewer). A factor `a` adds
+    `D log a` as long as no distance is below `min_dist`.
 
-    Source: Kozachenko and Leonenko (1987), in the maximum norm.
+    Source: Kozachenko and Leonenko (1987).
     """
-    labels = jnp.zeros(len(x), jnp.int32)
-    return _entropies(x, labels, 1, k, min_dist)[0][0]
+    return _entropies(x, jnp.zeros(len(x), jnp.int32), 1, k, min_dist)[0][0]
 
 
 def tmi(

@@ -6,8 +6,8 @@ the untrained one included. Functions take NumPy or JAX arrays and return arrays
 same kind and dtype; they work under `jit`.
 
 Sources: LIBERO, arXiv 2306.03310 (`fwt`, `nbt`, `auc`); "Gradient Episodic Memory",
-arXiv 1706.08840 (`bwt`, `zero_shot_transfer`); "Riemannian Walk", arXiv 1801.10112
-(`intransigence`). Kept: the formulas. Not kept: robots, simulators, policies.
+arXiv 1706.08840 (`bwt`); "Riemannian Walk", arXiv 1801.10112 (`intransigence`). Kept:
+the formulas. Not kept: robots, simulators, policies.
 """
 
 from typing import Any
@@ -18,13 +18,7 @@ Scalar = Any
 
 
 def hold_best(curves: Matrix) -> Matrix:
-    """Curves (K, M) that stay at their first best checkpoint, the one that is kept.
-
-    Example:
-      >>> import numpy as np
-      >>> hold_best(np.array([[0.0, 0.8, 0.5]]))
-      array([[0. , 0.8, 0.8]])
-    """
+    """Curves (K, M) that stay at their first best checkpoint, the one that is kept."""
     xp = curves.__array_namespace__()
     after = xp.arange(curves.shape[1])[None] > xp.argmax(curves, axis=1)[:, None]
     return xp.where(after, xp.max(curves, axis=1)[:, None], curves)
@@ -68,12 +62,6 @@ def bwt(matrix: Matrix) -> Scalar:
     return (matrix[-1] - xp.diagonal(matrix))[:-1].mean()
 
 
-def zero_shot_transfer(matrix: Matrix, untrained: Vector) -> Scalar:
-    """Mean over `i > 0` of `matrix[i - 1, i] - untrained[i]`; not LIBERO's `fwt`."""
-    xp, _ = _square("zero_shot_transfer", matrix, least=2)
-    return (xp.diagonal(matrix[:-1, 1:]) - untrained[1:]).mean()
-
-
 def intransigence(matrix: Matrix, joint: Vector) -> Vector:
     """`joint[k] - matrix[k, k]` (K,); joint training sees tasks 0 to `k` at once."""
     xp, _ = _square("intransigence", matrix)
@@ -86,7 +74,7 @@ def recovery_steps(
     """Updates until a forgotten task is back; inf if it never is.
 
     The first of `steps` (M,), in increasing order, whose score is at least `share` of
-    the `original` one, that is of `matrix[k, k]`.
+    the `original` one, `matrix[k, k]`.
 
     Source: experience replay of pretrained vision-language-action models. Kept: this
     measure and replay at small shares. Not kept: robots and their policies.

@@ -33,11 +33,10 @@ class Predict(NamedTuple):
 
 @dataclass(frozen=True)
 class ResourceUsage:
-    """What a computation took; `+` adds operations and keeps the larger memory."""
+    """What a computation took: operations, and most parameters held at once."""
 
     flops: float = 0.0
     peak_params: int = 0
-    """Largest number of parameters held at once."""
 
     def __add__(self, other: "ResourceUsage") -> "ResourceUsage":
         peak = max(self.peak_params, other.peak_params)
@@ -79,10 +78,6 @@ def task_stream(
     """Events of tasks (name, training data, test inputs, test targets).
 
     After each training all tasks are tested, or without `every` the trained one alone.
-
-    Example:
-      >>> [event[0] for event in task_stream([("a", 1, 2, 3), ("b", 4, 5, 6)])]
-      ['a', 'a', 'b', 'b', 'a', 'b']
     """
     tests = [Predict(name, inputs, targets) for name, _, inputs, targets in tasks]
     events: list[Train | Predict] = []
@@ -133,13 +128,11 @@ def fine_tuner(
     """A learner with a model for each task: `fit(model, data)` of an earlier one.
 
     `choose(models so far, data)` is the index of the one to start from, or None for
-    `start`; such as `from_scratch` and `from_previous`. All three functions also return
-    what they took. A task that was not trained yet is answered by the newest model.
+    `start`. All three functions also return what they took. A task that was not trained
+    yet is answered by the newest model.
     """
 
-    def train(
-        state: dict[str, Any], event: Train
-    ) -> tuple[dict[str, Any], ResourceUsage]:
+    def train(state: Models, event: Train) -> tuple[Models, ResourceUsage]:
         models = list(state.values())
         index, choice = choose(models, event.data)
         model, usage = fit(start if index is None else models[index], event.data)

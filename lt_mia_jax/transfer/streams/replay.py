@@ -12,8 +12,7 @@ import numpy as np
 
 from lt_mia_jax.arrays import Array, Int, Key
 
-Batch = Any
-"""A pytree of arrays with the items on their leading axis."""
+Batch = Any  # a pytree of arrays with the items on their leading axis
 
 
 class Replay(NamedTuple):
@@ -21,7 +20,6 @@ class Replay(NamedTuple):
 
     items: Batch
     task: Int[Array, "N"] | Int[np.ndarray, "N"]
-    """The number of the task of each item."""
 
     @property
     def size(self) -> int:
@@ -42,8 +40,8 @@ def remember(
 ) -> Replay:
     """The buffer with items of one more task, drawn without replacement.
 
-    `share` of `items` are stored, such as 0.002, 0.02 or 0.2, rounded; without it
-    `capacity` of them, at most all. 0 leaves the buffer as it is.
+    `share` of `items` are stored, such as 0.02, rounded; without it `capacity` of them,
+    at most all. 0 leaves the buffer as it is.
 
     Example:
       >>> remember(EMPTY, jnp.arange(100), jax.random.key(0), share=0.02).size

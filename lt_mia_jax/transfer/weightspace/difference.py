@@ -10,13 +10,8 @@ import numpy as np
 from lt_mia_jax.arrays import Array, Float
 from lt_mia_jax.errors import capped
 from lt_mia_jax.training.threshold import difference
-from lt_mia_jax.transfer.weightspace.roles import (
-    Tree,
-    check_alike,
-    shifted,
-    vocabulary_axis,
-)
-from lt_mia_jax.trees import map_named, named_leaves
+from lt_mia_jax.transfer.weightspace.roles import Tree, shifted, vocabulary_axis
+from lt_mia_jax.trees import check_alike, map_named, named_leaves
 
 
 def transfer_diff(
@@ -25,17 +20,15 @@ def transfer_diff(
     finetuned: Tree,
     *,
     scale: float | Float[Array, ""] = 1.0,
-    include: Callable[[str], bool] | None = None,
+    include: Callable[[str], bool] = lambda path: True,
 ) -> Tree:
     """`target + scale * (finetuned - base)`: the fine-tuning of another base.
 
-    `base` was fine-tuned to `finetuned`; `target` is another version of it. Its
-    vocabulary may have another size: rows (columns of a head) that both have are moved,
-    the rest of the target stays. Other differences between trees are a ValueError.
-
-    `include` accepts the paths of parameters that move; None moves all. With `scale` 0
-    the result is the target, bit for bit; where `target` equals `base` and `scale` is
-    1, values of `finetuned` are taken as they are.
+    `target` is another version of `base`. Its vocabulary may have another size: rows
+    (columns of a head) that both have are moved, the rest of the target stays. Other
+    differences between trees are a ValueError. `include` accepts the paths of
+    parameters that move. With `scale` 0 the result is the target, bit
+    for bit; where `target` equals `base` and `scale` is 1, it is `finetuned`.
 
     Example:
       >>> base, tuned, newer = ({"w": jnp.full(2, x)} for x in (1.0, 1.5, 4.0))
@@ -54,7 +47,7 @@ def transfer_diff(
         )
 
     def moved(name: str, leaf: Any) -> Any:
-        if include is not None and not include(name):
+        if not include(name):
             return leaf
         return _moved(name, leaf, start[name], tuned[name], jnp.float32(scale))
 
@@ -86,10 +79,9 @@ def _shift(leaf: Array, start: Array, tuned: Array, scale: Array) -> Array:
 
 
 class Barrier(NamedTuple):
-    """The loss on the straight line between two models."""
+    """The losses at points of the straight line between two models."""
 
     losses: Float[np.ndarray, "S"]
-    """At each point of the line."""
     height: float
     """The most by which a loss exceeds the straight line between the ends' losses; at
     or below 0 the models lie in one basin along the line."""

@@ -1,11 +1,10 @@
 """Layers as a linear function of depth: one pair of blocks makes a model of any depth.
 
-Kept of the paper: the gene, its expansion, and training it tied. Not kept: distillation
-from a larger teacher is left to the loss of the caller. Matrices start as the model's
-own do, so that recurrences start in their valid range; the paper draws them from a
-truncated normal, as we do for the slope.
-
-Source: "Transformer as Linear Expansion of Learngene" (TLEG).
+Source: "Transformer as Linear Expansion of Learngene" (TLEG). Kept: the gene, its
+expansion, and training it tied. Not kept: distillation from a larger teacher is left to
+the loss of the caller; matrices start as the model's own do, so that recurrences start
+in their valid range (the paper draws them from a truncated normal, as we do for the
+slope).
 """
 
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ import numpy as np
 from lt_mia_jax.arrays import Array, Float, Int, Key, Params
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.models.execution import INIT_STD
-from lt_mia_jax.transfer.weightspace.roles import is_matrix, split_layers
-from lt_mia_jax.trees import map_named, named_leaves, pytree
+from lt_mia_jax.transfer.weightspace.roles import is_matrix
+from lt_mia_jax.trees import map_named, named_leaves, pytree, split_layers
 
 
 @pytree
@@ -36,10 +35,9 @@ class Gene:
 
 
 def depths(n_layers: int, *, reach_end: bool = False) -> Float[np.ndarray, " L"]:
-    """Depth of each layer: `l / L`, so the last layer has depth `(L - 1) / L`.
+    """Depth of each layer: `l / L` as released, so the last layer is not at depth 1.
 
-    That is the released form. With `reach_end` it is `l / (L - 1)`, and the last layer
-    has depth 1.
+    With `reach_end` it is `l / (L - 1)`, and the last layer is.
     """
     last = max(1, n_layers - 1) if reach_end else n_layers
     return np.arange(n_layers, dtype=np.float32) / np.float32(last)
@@ -86,9 +84,8 @@ def fit_gene(params: Params, *, reach_end: bool = False) -> tuple[Gene, dict[str
     """The gene nearest to the layers of a model, and how much of them it explains.
 
     Least squares for each entry over the layers of a slot; a slot with one layer gets
-    slope 0. The second result is a tree like `gene.start` of R^2: 1 minus the squared
-    residual by the squared deviation from the mean layer, over a parameter's entries;
-    1 where layers are equal. It tests the premise, that layers are linear in depth.
+    slope 0. The second result is R^2 of each parameter, in a tree like `gene.start`; 1
+    where layers are equal. It tests the premise, that layers are linear in depth.
     """
     shared, layers = split_layers(params)
     slots, depth = len(params.get("periods", {})) or len(layers), len(layers)
@@ -144,13 +141,10 @@ class GeneModel:
 
     model: LanguageModel
     """The expanded model; its config decides the depth."""
-    reach_end: bool = False
-    """As in `expand`."""
 
     def apply(
         self, params: Gene, input_ids: Int[Any, "B T"], **options: Any
     ) -> Float[Array, "B T V"]:
         """As the model's `apply`, with the layers of a gene."""
-        layers = self.model.config.layers
-        expanded = expand(params, layers, reach_end=self.reach_end)
+        expanded = expand(params, self.model.config.layers)
         return self.model.apply(expanded, input_ids, **options)

@@ -1,11 +1,10 @@
 """Masked teachers that are restored in stages (Masters).
 
-A teacher without its smallest weights is easier to imitate for a small student. The
-masked fraction falls in stages until the teacher is whole. Kept of the paper: the mask
-by layer and its schedule; the reinforcement learning that follows is no part of this.
+A small student imitates a teacher without its smallest weights more easily.
 
 Source: "Masking Teacher and Reinforcing Student for Distilling Vision-Language Models"
-(Masters).
+(Masters). Kept: the mask by layer and its schedule. Not kept: the reinforcement
+learning that follows.
 """
 
 from collections.abc import Callable
@@ -29,12 +28,10 @@ def mask_teacher(
 ) -> Params:
     """Parameters without the fraction `r` of smallest magnitude, in [0, 1].
 
-    The count is exact: `round(r * n)` of the n entries of each layer are zero, of equal
-    magnitudes the last. With `r` 0 it is `params` itself.
-
-    A threshold is shared by the parameters of one "layer", or of the whole "model",
-    which may leave little of some layers. `include` accepts the paths that may be
-    masked; with "layer", a path outside layers is a ValueError.
+    Exactly `round(r * n)` of the n entries of each "layer" are zero, of equal ones the
+    last; or of the whole "model", which may leave little of some layers. With `r` 0 it
+    is `params` itself. `include` accepts the paths that may be masked; with "layer",
+    a path outside layers is a ValueError.
 
     Example:
       >>> kernel = jnp.array([[1.0, -3.0, 2.0, 0.5]])

@@ -45,15 +45,13 @@ class Work(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A way to make one model of some."""
+    """A way to make one model of some, and the flags that must be given."""
 
     make: Callable[[Work], Params]
-    fewest: int
-    """Models that it takes at least."""
-    most: int | None
-    """And at most; None: any number."""
+    models: int
+    more: bool = False
+    """Whether it takes more models too."""
     needs: tuple[str, ...] = ()
-    """Flags that must be given."""
 
 
 def _ties(work: Work) -> Params:
@@ -65,10 +63,6 @@ def _arithmetic(work: Work) -> Params:
     return ties.task_arithmetic(work.base, work.models, lam=work.setting.scale)
 
 
-def _mean(work: Work) -> Params:
-    return ties.mean(work.models)
-
-
 def _difference(work: Work) -> Params:
     trees = (work.onto, work.base, work.models[0])
     return difference.transfer_diff(*trees, scale=work.setting.scale)
@@ -76,11 +70,9 @@ def _difference(work: Work) -> Params:
 
 def _swap(work: Work) -> Params:
     task, lang = work.models
-    sizes = swap.default_sizes(task)
-    if work.setting.bottom is not None:
-        sizes["bottom"] = work.setting.bottom
-    if work.setting.top is not None:
-        sizes["top"] = work.setting.top
+    sizes, given = swap.default_sizes(task), work.setting
+    sizes["bottom"] = sizes["bottom"] if given.bottom is None else given.bottom
+    sizes["top"] = sizes["top"] if given.top is None else given.top
     units = int(swap.unit_of(task)[-1]) + 1
     if sum(sizes.values()) > units:
         raise InputError(
@@ -104,20 +96,19 @@ def _pack(work: Work) -> Params:
 
 def _expand(work: Work) -> Params:
     gene, fit = expand.fit_gene(work.models[0])
-    explained = {name: float(r2) for name, r2 in flatten(fit).items()}
-    work.record["explained"] = explained
+    work.record["explained"] = {name: float(x) for name, x in flatten(fit).items()}
     assert work.setting.layers is not None, "check_flags has seen that it is given"
     return expand.expand(gene, work.setting.layers)
 
 
 METHODS: dict[str, Method] = {
-    "ties": Method(_ties, 1, None, ("base",)),
-    "arithmetic": Method(_arithmetic, 1, None, ("base",)),
-    "mean": Method(_mean, 2, None),
-    "difference": Method(_difference, 1, 1, ("base", "onto")),
-    "swap": Method(_swap, 2, 2),
-    "pack": Method(_pack, 1, 1, ("base",)),
-    "expand": Method(_expand, 1, 1, ("layers",)),
+    "ties": Method(_ties, 1, True, ("base",)),
+    "arithmetic": Method(_arithmetic, 1, True, ("base",)),
+    "mean": Method(lambda work: ties.mean(work.models), 2, True),
+    "difference": Method(_difference, 1, False, ("base", "onto")),
+    "swap": Method(_swap, 2),
+    "pack": Method(_pack, 1, False, ("base",)),
+    "expand": Method(_expand, 1, False, ("layers",)),
 }
 
 _NEEDED = {
@@ -128,7 +119,7 @@ _NEEDED = {
 
 
 class Merged(NamedTuple):
-    """A merged model, and where it came from."""
+    """A merged model, with the content of `merge.json`."""
 
     config: ModelConfig
     params: Params
@@ -136,7 +127,6 @@ class Merged(NamedTuple):
     like: str
     """The folder whose config.json lends the fields that change no logits."""
     record: dict[str, Any]
-    """Content of `merge.json`."""
 
 
 def merge(
@@ -152,18 +142,10 @@ def merge(
 ) -> Merged:
     """One model of several, by a method of `METHODS`.
 
-    Args:
-      method: its name.
-      models: Hugging Face directories, adapters or hub ids.
-      out: an existing folder for files beside the model, such as a pack.
-      base: what they were fine-tuned from; of adapters too.
-      onto: the model that a difference is added to.
-      setting: numbers of the method.
-      dtype: of the parameters, "float32" or "bfloat16".
-      mesh: devices that share the parameters.
-
-    Raises:
-      InputError: models or flags that do not fit the method or each other.
+    Models are Hugging Face directories, adapters or hub ids: `base` is what `models`
+    were fine-tuned from, and that of adapters; a difference is added to `onto`. `out`
+    is an existing folder for files beside the model, such as a pack. Models or flags
+    that do not fit the method or each other raise an `InputError`.
     """
     row, setting = METHODS[method], setting or Setting()
     given = {"base": base, "onto": onto, "layers": setting.layers}
@@ -200,12 +182,9 @@ def merge(
 def check_flags(method: str, count: int, given: Mapping[str, Any]) -> None:
     """Refuse a number of models or flags that the method does not take."""
     row = METHODS[method]
-    if count < row.fewest or (row.most is not None and count > row.most):
-        most = "or more" if row.most is None else f"to {row.most}"
-        expected = row.fewest if row.fewest == row.most else f"{row.fewest} {most}"
-        raise InputError(
-            f"--method {method}: found {count} in --models, expected {expected}"
-        )
+    if count < row.models or (count > row.models and not row.more):
+        expected = f"expected {row.models}{' or more' if row.more else ''}"
+        raise InputError(f"--method {method}: found {count} in --models, {expected}")
     for name, value in given.items():
         if name in row.needs and value is None:
             raise InputError(f"--method {method}: needs {_NEEDED[name]}")
@@ -224,10 +203,8 @@ def check_pair(
     ignored: dict[str, Any] = {"dropout": one.config.dropout}
     if grown:
         ignored["vocab_size"] = one.config.vocab_size
-    second_config = dataclasses.replace(other.config, **ignored)
-    first, second = (
-        named_leaves(to_dict(config), ".") for config in (one.config, second_config)
-    )
+    first = named_leaves(to_dict(one.config), ".")
+    second = named_leaves(to_dict(dataclasses.replace(other.config, **ignored)), ".")
     differ = [
         f"{name} {second.get(name)} (expected {first.get(name)})"
         for name in sorted({*first, *second})

@@ -1,11 +1,10 @@
 """SkillPacks: a fine-tune stored as a small file beside its base (GraftLLM).
 
-Kept of the paper: each module has its own compression (pruned tables, low-rank layers),
-the bits of a matrix fall along its singular directions, and packs are loaded, routed
-and unloaded. Not kept: quantization is grouped round-to-nearest instead of GPTQ, so no
-calibration texts are read, and the router is not trained.
-
-Source: "Knowledge Grafting of Large Language Models" (GraftLLM).
+Source: "Knowledge Grafting of Large Language Models" (GraftLLM). Kept: each module has
+its own compression (pruned tables, low-rank layers), the bits of a matrix fall along
+its singular directions, and packs are loaded, routed and unloaded. Not kept:
+quantization is grouped round-to-nearest instead of GPTQ, so no calibration texts are
+read, and the router is not trained.
 """
 
 import itertools
@@ -32,11 +31,10 @@ from lt_mia_jax.transfer.weightspace.quantization import (
     quantize,
 )
 from lt_mia_jax.transfer.weightspace.quantization import nbytes as nbytes
-from lt_mia_jax.transfer.weightspace.roles import check_alike, is_matrix, role, shifted
-from lt_mia_jax.trees import flatten, map_named, pytree, unflatten
+from lt_mia_jax.transfer.weightspace.roles import is_matrix, role, shifted
+from lt_mia_jax.trees import check_alike, flatten, map_named, pytree, unflatten
 
-_LAYOUT = "layout"
-"""Name of the tensor that describes the others, as bytes of JSON."""
+_LAYOUT = "layout"  # the tensor that describes the others, as bytes of JSON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +67,8 @@ class SkillPackSpec:
         good = {self.rest_bits, *(b for b, _ in self.bits)} <= set(BITS)
         good &= all(0 < share <= 1 for share in shares) and self.group >= 1
         if not good or abs(sum(sizes) - 1) > 1e-6:
-            raise InputError(
-                f"{self}: expected fractions in (0, 1], slices with the sum 1, bits "
-                f"from {BITS} and a group of at least 1"
-            )
+            wanted = f"slices with the sum 1, bits from {BITS} and a positive group"
+            raise InputError(f"{self}: expected fractions in (0, 1], {wanted}")
 
 
 @pytree
@@ -80,20 +76,18 @@ class Part:
     """The compressed difference of one parameter."""
 
     factors: tuple[Quantized, ...]
-    """The values themselves, flat; or a left "... K in" and a right factor "... K out"
-    of each slice, whose products are summed."""
+    """The values, flat; or a left "... K in" and a right factor "... K out" of each
+    slice, whose products are summed."""
     mask: Array | np.ndarray | None
     """Which entries the values are, as packed bits of the flat array; None: all."""
     shape: tuple[int, ...] = field(metadata={"static": True})
-    """Of the parameter."""
 
 
 @pytree
 class SkillPack:
-    """A compressed fine-tune: a pytree, so it passes through `jit` and `device_put`."""
+    """A compressed fine-tune, by path of the parameter; a pytree."""
 
     parts: dict[str, Part]
-    """By path of the parameter."""
 
 
 def pack(base: Params, ft: Params, spec: SkillPackSpec | None = None) -> SkillPack:

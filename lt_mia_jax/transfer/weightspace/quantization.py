@@ -31,16 +31,12 @@ class Quantized:
     unit: Float[Array | np.ndarray, ""]
     """The largest scale, float32, so that float16 does not underflow."""
     bits: int = field(metadata={"static": True})
-    """One of `BITS`."""
     length: int = field(metadata={"static": True})
     """Values on the last axis; the last group may be padded."""
 
 
 def groups(length: int, bits: int, group: int) -> tuple[int, int]:
-    """Number of groups and values in each, padded to whole bytes.
-
-    The groups are as equal as possible, and none is above `group` but for the padding.
-    """
+    """Number of groups, as equal as possible, and values in each, in whole bytes."""
     number = max(1, -(-length // group))
     size = -(-length // number)
     per_byte = 8 // bits
@@ -54,11 +50,6 @@ def quantize(
 
     The range of each group of values on the last axis is the one of `CLIPS` with the
     smallest squared error. Groups of zeros are exact. Runs on the host, in NumPy.
-
-    Example:
-      >>> found = quantize(np.array([-3.0, -1.0, 1.0, 3.0]), bits=2)
-      >>> found.codes.shape, dequantize(found).round(2).tolist()
-      ((1, 1), [-3.0, -1.0, 1.0, 3.0])
     """
     if bits not in BITS or group < 1:
         raise ValueError(f"bits = {bits}, group = {group}; bits are one of {BITS}")

@@ -1,15 +1,12 @@
 """Lottery-ticket sparse fine-tuning: a few entries are trained, and such deltas add up.
 
 A fine-tune of everything shows which entries move most (`lt_mask`). Training starts
-again from the base with only these (`training.transforms.saliency_masked`, around the
-whole optimizer, so that weight decay moves no other), and what they gained is a sparse
-delta. Deltas of a language and of a task are added to one base.
-
-Kept of the paper: mask, rewind, masked training, composition, several rounds. Not kept:
-its L1 penalty, which it names optional.
+again from the base with only these (`training.transforms.saliency_masked` around the
+optimizer, so that weight decay moves no other). What they gained is a sparse delta.
 
 Source: "Composable Sparse Fine-Tuning for Cross-Lingual Transfer" (LT-SFT), as used by
-"Distilling Efficient Language-Specific Models for Cross-Lingual Transfer" (BiStil).
+BiStil (see `trim`). Kept: mask, rewind, masked training, composition, several rounds.
+Not kept: the L1 penalty, which the paper names optional.
 """
 
 from collections.abc import Callable, Sequence
@@ -61,8 +58,9 @@ def lt_mask(
 
     scores = {name: distance(name) for name in names}
     chosen = exactly(scores, selection(scores, k + count)) if names else {}
+    marked = {**old, **chosen}
     return map_named(
-        lambda name, x: chosen[name] if name in chosen else jnp.zeros(x.shape, bool),
+        lambda name, x: marked[name] if name in marked else jnp.zeros(x.shape, bool),
         theta0,
     )
 
@@ -78,10 +76,10 @@ def sparse_delta(theta: Tree, theta0: Tree, mask: Tree) -> Tree:
 
 
 def compose(theta0: Tree, deltas: Sequence[Tree]) -> Tree:
-    """The base with deltas added, in an order that their sequence does not decide.
+    """The base with deltas added; any order of them gives the same bits.
 
-    Entries are summed from the smallest to the largest, so that any order of `deltas`
-    gives the same bits. An entry to which nothing is added keeps its bits.
+    Entries are summed from the smallest to the largest. An entry to which nothing is
+    added keeps its bits.
 
     Example:
       >>> compose(jnp.zeros(2), [jnp.array([1.0, 0.0]), jnp.array([2.0, 0.5])])

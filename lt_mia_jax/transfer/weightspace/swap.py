@@ -7,27 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from lt_mia_jax.arrays import Array, Float
-from lt_mia_jax.transfer.weightspace.roles import Tree, check_alike, per_layer, slots
-from lt_mia_jax.trees import layer_count
+from lt_mia_jax.transfer.weightspace.roles import Tree
+from lt_mia_jax.trees import check_alike, layer_count, per_layer, slot_count
 
 Origin = Literal["lang", "task", "mean"]
 _SHARE: dict[str, float] = {"lang": 1.0, "task": 0.0, "mean": 0.5}
 
 
 def unit_of(params: Tree) -> np.ndarray:
-    """The repeating unit of each layer "L", from 0.
+    """The repeating unit of each layer, from 0: a layer, or a period of mixed kinds.
 
-    A unit is a layer, or in models that mix kinds of layers one period of them; layers
-    left over at the end (`tail_...`) are one unit.
+    Layers left over at the end (`tail_...`) are one unit.
     """
-    return np.arange(layer_count(params)) // slots(params)
+    return np.arange(layer_count(params)) // slot_count(params)
 
 
 def default_sizes(params: Tree) -> dict[Literal["bottom", "top"], int]:
     """Sizes for `layer_swap`: 5 and 2 of 32 units, scaled to the model's, at least 1.
 
-    Source: "Layer Swapping for Zero-Shot Cross-Lingual Transfer in Large Language
-    Models"; scaling to other depths is ours.
+    Scaling to other depths is ours.
     """
     units = int(unit_of(params)[-1]) + 1
     return {"bottom": max(1, round(5 * units / 32)), "top": max(1, round(units / 16))}
@@ -46,10 +44,8 @@ def swap_weights(
     units = unit_of(params)
     count = int(units[-1]) + 1
     if min(bottom, top, trans_bottom, trans_top) < 0 or bottom + top > count:
-        raise ValueError(
-            f"layer_swap: bottom = {bottom} and top = {top} units of {count}, "
-            f"transitions {trans_bottom} and {trans_top}"
-        )
+        found = f"bottom = {bottom} and top = {top} units of {count}"
+        raise ValueError(f"layer_swap: {found}, mixed {trans_bottom} and {trans_top}")
     if not 0 <= c <= 1:
         raise ValueError(f"layer_swap: c = {c}, expected in [0, 1]")
     share = np.zeros(count, np.float32)
@@ -80,9 +76,9 @@ def layer_swap(
       lang: fine-tuned on the language; of the same base, else a ValueError.
       bottom: repeating units (see `unit_of`) from `lang` at the input.
       top: the same at the output; together at most all.
-      trans_bottom: units above the bottom ones that are mixed.
-      trans_top: units below the top ones that are mixed.
-      c: share of `lang` in these.
+      trans_bottom: units above the bottom ones that are mixed,
+      trans_top: and below the top ones,
+      c: with this share of `lang`.
       embed: where the embedding and its norm are from: "lang", "task" or their "mean".
         None takes "lang" if `bottom` is not 0.
       head: the same for the final norm and the head; None looks at `top`. A tied head

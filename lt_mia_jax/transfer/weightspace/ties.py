@@ -1,7 +1,8 @@
 """Merge fine-tunes of one base: TIES, and the baselines that it is compared with.
 
 Merging goes leaf by leaf: beside the trees there are never more than a few copies of
-one leaf. Arithmetic is float32; each leaf keeps the dtype of the base.
+one leaf. Arithmetic is float32; each leaf keeps the dtype of the base. Trees that
+differ raise a ValueError.
 """
 
 from collections.abc import Sequence
@@ -13,24 +14,18 @@ import jax.numpy as jnp
 
 from lt_mia_jax.arrays import Array, Float
 from lt_mia_jax.training.threshold import (
-    carried,
     difference,
     exactly_leaf,
     leaf_count,
     selection,
+    total,
 )
 from lt_mia_jax.training.transforms.contract import require_choice
-from lt_mia_jax.transfer.weightspace.roles import (
-    PROTECTED,
-    Role,
-    Tree,
-    check_alike,
-    role,
-    shifted,
-)
-from lt_mia_jax.trees import map_named, named_leaves, parameter_count
+from lt_mia_jax.transfer.weightspace.roles import PROTECTED, Role, Tree, role, shifted
+from lt_mia_jax.trees import check_alike, map_named, named_leaves, parameter_count
 
 Elect = Literal["mass", "count"]
+Named = dict[str, Any]
 Leaves = tuple[Array, ...]
 Trim = tuple[Leaves, Leaves] | None
 """Limits and rooms (`training.threshold`) of the tasks at a leaf; None keeps all."""
@@ -54,7 +49,7 @@ def ties_merge(
 
     Args:
       base: what all models were fine-tuned from.
-      finetuned: at least one tree like it; trees that differ raise a ValueError.
+      finetuned: at least one.
       density: fraction of each task vector that is kept, in [0, 1]: of n entries
         exactly `round(density * n)`; of equal magnitudes the first in the tree are.
       lam: factor on the merged task vector; 0 gives the base, bit for bit.
@@ -91,15 +86,16 @@ def ties_merge(
     check_alike("ties_merge", base, *finetuned)
     start = named_leaves(base)
     tasks = [named_leaves(tree) for tree in finetuned]
-    trims = _trims(start, tasks, density, scope, protect)
+    trimmed = [name for name in start if role(name) not in protect]
+    groups = [trimmed] if scope == "global" else [[name] for name in trimmed]
+    trims = _trims(start, tasks, density, groups)
 
     def at(name: str) -> tuple[Array, Leaves, Trim]:
         return start[name], tuple(task[name] for task in tasks), trims[name]
 
-    tie = jnp.float32(1.0)
+    tie, lam = jnp.float32(1.0), jnp.float32(lam)
     if len(tasks) > 1:  # else nothing cancels
         tie = _majority([_done(_signs(*at(name), elect=elect)) for name in start])
-    lam = jnp.float32(lam)
     return map_named(
         lambda name, _: _done(_merged(*at(name), tie, lam, elect=elect, agg=agg)), base
     )
@@ -110,18 +106,12 @@ _done = jax.block_until_ready
 
 
 def _trims(
-    start: dict[str, Any],
-    tasks: Sequence[dict[str, Any]],
-    density: float,
-    scope: str,
-    protect: Sequence[Role],
+    start: Named, tasks: list[Named], density: float, groups: list[list[str]]
 ) -> dict[str, Trim]:
-    """What each task keeps of each leaf."""
-    trimmed = [name for name in start if role(name) not in protect]
+    """What each task keeps of each leaf; each group of leaves is trimmed together."""
     trims: dict[str, Trim] = dict.fromkeys(start)
     if density == 1:
         return trims
-    groups = [trimmed] if scope == "global" else [[name] for name in trimmed]
     for group in groups:
         own = {name: start[name] for name in group}
         kept = round(density * parameter_count(own))
@@ -161,10 +151,7 @@ def _signs(start: Array, tasks: Leaves, trim: Trim, *, elect: str) -> Any:
 @jax.jit
 def _majority(counts: Sequence[Any]) -> Float[Array, ""]:
     """The sign of the sum of all signs; plus for 0."""
-    (high, low), (negative_high, negative_low) = (
-        carried(_sum([c[side][0] for c in counts]), _sum([c[side][1] for c in counts]))
-        for side in (0, 1)
-    )
+    (high, low), (negative_high, negative_low) = map(total, zip(*counts, strict=True))
     fewer = (high < negative_high) | ((high == negative_high) & (low < negative_low))
     return jnp.where(fewer, -1.0, 1.0).astype(jnp.float32)
 
@@ -202,20 +189,19 @@ def sign_conflict(
 ) -> Tree:
     """The fraction of fine-tunes that move a parameter against its elected sign.
 
-    A tree like `base`, float32 in [0, 1); a tie counts as plus. Trees that differ raise
-    a ValueError.
+    A tree like `base`, float32 in [0, 1); a tie counts as plus.
 
-    Source: "TIES-Merging", arXiv 2306.01708 (interference of signs).
+    Source: "TIES-Merging", arXiv 2306.01708.
     """
     check_alike("sign_conflict", base, *finetuned)
+    return jax.tree.map(partial(_conflict, elect), base, *finetuned)
 
-    @jax.jit
-    def conflict(start: Array, *tasks: Array) -> Array:
-        moves = _kept(start, tasks)
-        sign = jnp.where(_elected(moves, elect) < 0, -1.0, 1.0)
-        return jnp.mean(jnp.stack([move * sign < 0 for move in moves]), axis=0)
 
-    return jax.tree.map(conflict, base, *finetuned)
+@partial(jax.jit, static_argnums=0)
+def _conflict(elect: str, start: Array, *tasks: Array) -> Array:
+    moves = _kept(start, tasks)
+    sign = jnp.where(_elected(moves, elect) < 0, -1.0, 1.0)
+    return jnp.mean(jnp.stack([move * sign < 0 for move in moves]), axis=0)
 
 
 def task_arithmetic(
@@ -223,31 +209,27 @@ def task_arithmetic(
 ) -> Tree:
     """`base + lam * sum of (fine-tune - base)`; `lam` 0 gives the base, bit for bit.
 
-    Trees that differ raise a ValueError.
-
     Source: "Editing Models with Task Arithmetic", arXiv 2212.04089.
     """
     check_alike("task_arithmetic", base, *finetuned)
-    return jax.tree.map(
-        lambda start, *tasks: _added(start, tasks, jnp.float32(lam)), base, *finetuned
-    )
+    return jax.tree.map(partial(_added, jnp.float32(lam)), base, *finetuned)
 
 
 @jax.jit
-def _added(start: Array, tasks: Leaves, lam: Float[Array, ""]) -> Array:
+def _added(lam: Float[Array, ""], start: Array, *tasks: Array) -> Array:
     return shifted(start, lam * _sum(_kept(start, tasks)))
 
 
 def mean(models: Sequence[Tree]) -> Tree:
-    """The average of models, in the dtypes of the first; ValueError if they differ.
+    """The average of models, in the dtypes of the first.
 
     Source: "Model soups", arXiv 2203.05482 (the uniform soup).
     """
     check_alike("mean", *models)
-    return jax.tree.map(lambda *leaves: _average(leaves), *models)
+    return jax.tree.map(_average, *models)
 
 
 @jax.jit
-def _average(leaves: Leaves) -> Array:
+def _average(*leaves: Array) -> Array:
     total = _sum([leaf.astype(jnp.float32) for leaf in leaves])
     return (total / len(leaves)).astype(leaves[0].dtype)

@@ -1,11 +1,9 @@
 """Smaller models from parts of larger ones: fewer tokens, fewer layers (BiStil).
 
-Kept of the paper: the threshold rule for tokens and the copy of every k-th layer. Not
-kept: the projection to a smaller width by a singular value decomposition. In models
-that mix kinds of layers, whole repeating units are kept instead of layers.
-
 Source: "Distilling Efficient Language-Specific Models for Cross-Lingual Transfer"
-(BiStil).
+(BiStil). Kept: the threshold rule for tokens and the copy of every k-th layer. Not
+kept: the projection to a smaller width. Where kinds of layers are mixed, whole
+repeating units are kept instead of layers.
 """
 
 from collections.abc import Sequence
@@ -21,7 +19,6 @@ from lt_mia_jax.transfer.weightspace.roles import vocabulary_axis
 from lt_mia_jax.trees import map_named
 
 Model = tuple[ModelConfig, Params]
-"""A config and parameters that fit it."""
 
 
 def trim_vocab(
@@ -29,9 +26,8 @@ def trim_vocab(
 ) -> Int[np.ndarray, " W"]:
     """Ids of the tokens to keep: at least as probable as `thr` in one of the languages.
 
-    `probs` says how often each token occurs in each language, as a fraction of its
-    tokens. `keep_ids`, such as special tokens, are kept whatever their probability. The
-    result is ascending and unique.
+    `probs` are fractions of each language's tokens. `keep_ids`, such as special tokens,
+    are kept whatever their probability. The result is ascending and unique.
 
     Example:
       >>> probs = np.array([[0.0, 0.6, 0.4, 0.0], [0.0, 0.0, 0.5, 0.5]])
@@ -78,8 +74,7 @@ def shrink_depth(config: ModelConfig, params: Params, k: int) -> Model:
     """The model with every k-th repeating unit, k - 1, 2k - 1, ..., copied.
 
     A unit is one layer, unless `config.pattern` has several kinds. Layers after the
-    last complete unit are all kept. A `k` below 1 or above the number of units raises
-    an `InputError`.
+    last complete unit are all kept.
     """
     if not 1 <= k <= config.periods:
         raise InputError(
@@ -96,8 +91,8 @@ def matched_layers(
     """Streams to compare after `shrink_depth`: pairs (of the teacher, of the student).
 
     Numbers count layers passed, as `LanguageModel.apply(capture=...)` does: stream i of
-    the student, after each unit, belongs to stream i * k of the teacher; 0 is the
-    embedding. Layers after the last unit are matched from the end.
+    the student belongs to stream i * k of the teacher. Layers after the last unit are
+    matched from the end.
     """
     width = len(student.pattern)
     pairs = [(i * width * k, i * width) for i in range(student.periods + 1)]

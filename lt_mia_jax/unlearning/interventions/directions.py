@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lt_mia_jax.arrays import Array, Float, Int, UInt
+from lt_mia_jax.arrays import Array, Float, Int, UInt, finite_rows
 from lt_mia_jax.errors import InputError
 
 Rows = Float[Array | np.ndarray, "N D"]
@@ -26,7 +26,7 @@ def token_rows(
 
 def mean_difference(towards: Rows, away: Others) -> Float[np.ndarray, "D"]:
     """From the mean of `away` to the mean of `towards`, float32."""
-    there, here = _rows("towards", towards), _rows("away", away)
+    there, here = finite_rows("towards", towards), finite_rows("away", away)
     return _narrow(there.mean(axis=0) - here.mean(axis=0))
 
 
@@ -57,7 +57,7 @@ def cluster(
     from sklearn.cluster import KMeans
     from sklearn.metrics import silhouette_score
 
-    points = _rows("embeddings", embeddings)
+    points = finite_rows("embeddings", embeddings)
     most = min(len(points) - 1, len(np.unique(points, axis=0)))
     whole = _narrow(points.mean(axis=0, keepdims=True))
     best = Clusters(whole, np.zeros(len(points), np.int32), float("nan"))
@@ -86,7 +86,7 @@ def cluster_vectors(
 
     Source: GUARD-IT, arXiv 2605.12765.
     """
-    forget, retain = _rows("forget", forget), _rows("retain", retain)
+    forget, retain = finite_rows("forget", forget), finite_rows("retain", retain)
     labels = np.asarray(labels)
     kept = retain.mean(axis=0)
     length = np.linalg.norm(retain, axis=1).mean()
@@ -125,7 +125,7 @@ def threshold_for_rate(
     """
     if not 0 <= rate <= 1:
         raise InputError(f"rate = {rate}, expected a share in [0, 1]")
-    nearest = np.sort(_rows("retain", retain).max(axis=1))[::-1]
+    nearest = np.sort(finite_rows("retain", retain).max(axis=1))[::-1]
     allowed = int(rate * len(nearest) + 1e-9)
     # A gate opens strictly above its threshold.
     return float(nearest[allowed]) if allowed < len(nearest) else -1.0
@@ -143,8 +143,8 @@ def threshold_for_recall(
 
     Source: GUARD-IT, arXiv 2605.12765.
     """
-    near = _rows("forget", forget).max(axis=1)
-    far = _rows("retain", retain).max(axis=1)
+    near = finite_rows("forget", forget).max(axis=1)
+    far = finite_rows("retain", retain).max(axis=1)
     seen = np.unique(np.concatenate([near, far, [-1.0, 1.0]]))
     middles, widths = (seen[:-1] + seen[1:]) / 2, np.diff(seen)
     value = [(near > t).mean() - penalty * (far > t).mean() for t in middles]
@@ -162,7 +162,7 @@ def null_basis(retain: Others, share: float = 0.3) -> Float[np.ndarray, "D R"]:
 
     Source: MLLMEraser, arXiv 2510.04217; AlphaEdit, arXiv 2410.02355.
     """
-    rows = _rows("retain", retain)
+    rows = finite_rows("retain", retain)
     count = round(share * rows.shape[1])
     if not 1 <= count <= rows.shape[1]:
         raise InputError(
@@ -190,7 +190,7 @@ def erasure_factor(
 
     if ridge <= 0:
         raise InputError(f"ridge = {ridge}, expected above 0")
-    inside = _rows("forget", forget) @ basis
+    inside = finite_rows("forget", forget) @ basis
     system = inside.T @ inside + ridge * np.eye(basis.shape[1])
     return _narrow(basis @ cho_solve(cho_factor(system), inside.sum(axis=0)))
 
@@ -213,7 +213,7 @@ def forget_rows(
     Source: our choice of a start for MRP, arXiv 2508.15449, whose reference code takes
     the forget span out of the retain activations instead.
     """
-    rows, kept = _rows("forget", forget), _rows("retain", retain)
+    rows, kept = finite_rows("forget", forget), finite_rows("retain", retain)
     rank = rows.shape[1] // 4 if retain_rank is None else retain_rank
     spared = _main_directions(kept)[1][:rank]
     sizes, found = _main_directions(rows - rows @ spared.T @ spared)
@@ -233,18 +233,6 @@ def _main_directions(
     """Singular values, the largest first, and the right singular vectors as rows."""
     squares, vectors = np.linalg.eigh(rows.T @ rows)
     return np.sqrt(np.maximum(squares[::-1], 0)), vectors.T[::-1]
-
-
-def _rows(name: str, values: Array | np.ndarray) -> np.ndarray:
-    rows = np.asarray(values).astype(np.float64)
-    if not rows.size:
-        raise InputError(f"{name} is empty; expected at least one row")
-    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-    if bad.size:
-        raise InputError(
-            f"{name} has {bad.size} rows that are not finite, the first is {bad[0]}"
-        )
-    return rows
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:

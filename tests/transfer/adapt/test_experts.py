@@ -18,7 +18,7 @@ def numbers(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-EXPERTS, AGGREGATOR = numbers(E, B, D), Aggregator(heads=HEADS, expansion=2)
+EXPERTS, AGGREGATOR = numbers(E, B, D), Aggregator(heads=HEADS)
 
 
 def aggregator_params():

@@ -83,9 +83,6 @@ def test_adapters_act_on_the_dequantized_base():
     # New adapters change nothing: the quantized base answers.
     np.testing.assert_allclose(start, quantized_base, atol=1e-5)
     assert np.abs(beside - start).max() > 1e-2
-    only = quantize_base(params, targets=("*/feed_forward/*",))
-    kinds = {n for n, x in flatten(only).items() if isinstance(x, Quantized)}
-    assert kinds == {n for n in packed if "feed_forward" in n}
 
 
 def test_examples():

@@ -7,7 +7,7 @@ import pytest
 
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.transfer.adapt import styles
-from lt_mia_jax.transfer.adapt.styles import INSTRUCTIONS, Item, diversify, restyled
+from lt_mia_jax.transfer.adapt.styles import INSTRUCTIONS, Item, diversify
 
 TASK = [Item(f"{n} + 1?", str(n + 1)) for n in range(50)]
 
@@ -58,19 +58,6 @@ def test_the_seed_decides_and_nothing_else():
     assert diversify(TASK, "brief", seed=1) == diversify(TASK, "brief", seed=1)
     assert diversify(TASK, "brief", seed=1) != diversify(TASK, "brief", seed=2)
     assert diversify(TASK, "brief", share=0.0) == TASK
-
-
-def test_a_formatter_of_ones_own():
-    seen = []
-
-    def formatter(item, style, wrong, number):
-        seen.append((style, number))
-        assert item.answer not in wrong
-        return restyled(item, style, wrong, number)
-
-    diversify(TASK, "yes/no", share=0.16, formatter=formatter)
-    others = [s for s in INSTRUCTIONS if s != "yes/no"]
-    assert seen == [(s, n) for n in range(2) for s in others]
 
 
 def test_tasks_without_a_wrong_answer_are_refused():

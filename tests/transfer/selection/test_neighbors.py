@@ -35,6 +35,12 @@ def test_the_source_whose_embeddings_separate_best_is_chosen():
     assert choose_source([error(2.0), error(0.1), error(1.0)]) == 1
 
 
+def test_a_row_of_zeros_is_no_neighbor_of_anything():
+    x = jnp.array([[0.0, 0.0], [0.1, 1.0], [1.0, 0.1]])
+    found = knn_error(x, jnp.arange(3), x[1:], jnp.array([1, 2]), n_classes=3, k=1)
+    assert float(found) == 0
+
+
 def test_ties_go_to_the_earliest_and_nothing_to_none():
     assert choose_source([0.4, 0.2, 0.2]) == 1
     assert choose_source([]) is None

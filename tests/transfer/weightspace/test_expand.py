@@ -19,8 +19,7 @@ from lt_mia_jax.transfer.weightspace.expand import (
     fit_gene,
     init_gene,
 )
-from lt_mia_jax.transfer.weightspace.roles import split_layers
-from lt_mia_jax.trees import flatten, parameter_count
+from lt_mia_jax.trees import flatten, parameter_count, split_layers
 
 
 def gene_like(name, seed=0):

@@ -12,8 +12,7 @@ from lt_mia_jax.transfer.weightspace.masking import (
     mask_teacher,
     masked_fraction,
 )
-from lt_mia_jax.transfer.weightspace.roles import split_layers
-from lt_mia_jax.trees import flatten
+from lt_mia_jax.trees import flatten, split_layers
 
 
 def smallest_to_zero(arrays, r):

@@ -9,13 +9,15 @@ import pytest
 from model_zoo import configs
 
 from lt_mia_jax.models import LanguageModel
-from lt_mia_jax.transfer.weightspace.roles import (
+from lt_mia_jax.transfer.weightspace.roles import role
+from lt_mia_jax.trees import (
+    flatten,
+    layer_count,
+    layer_numbers,
     per_layer,
-    role,
-    slots,
+    slot_count,
     split_layers,
 )
-from lt_mia_jax.trees import flatten, layer_count, layer_numbers
 
 KINDS = (
     "gpt2",
@@ -57,7 +59,7 @@ def test_every_parameter_has_a_role_and_every_layer_its_leaves(name):
     assert not roles["other"]
     assert min(roles["mixer"], roles["embedding"]) > 0
     assert layer_count(params) == config.layers
-    assert slots(params) == len(config.pattern)
+    assert slot_count(params) == len(config.pattern)
     for path, held in layer_numbers(params).items():
         leaf = np.asarray(flatten(params)[path])
         stacked = leaf.reshape(len(held), -1)

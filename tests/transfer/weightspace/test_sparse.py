@@ -68,6 +68,10 @@ def test_rounds_add_up_to_one_mask():
     assert places(first) < places(further)
     still = lt_mask(theta0, theta0, 5, taken=first)
     assert len(places(still)) == 65
+    # What an earlier round chose elsewhere stays.
+    head = lt_mask(theta1, theta0, 7, lambda path: path.startswith("head"), taken=first)
+    assert places(first) <= places(head)
+    assert len(places(head)) == 67
 
 
 def test_only_what_is_included_and_no_more_than_there_is():

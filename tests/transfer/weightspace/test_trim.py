@@ -9,7 +9,6 @@ from quick_compile import jit
 from transfer_models import CONFIGS, params_like, tiny_model
 
 from lt_mia_jax.errors import InputError
-from lt_mia_jax.transfer.weightspace.roles import split_layers
 from lt_mia_jax.transfer.weightspace.trim import (
     keep_tokens,
     matched_layers,
@@ -17,7 +16,7 @@ from lt_mia_jax.transfer.weightspace.trim import (
     shrink_depth,
     trim_vocab,
 )
-from lt_mia_jax.trees import flatten
+from lt_mia_jax.trees import flatten, split_layers
 
 IDS = np.array([0, 2, 3, 7, 11, 19])
 
