@@ -6,8 +6,7 @@ Settings out of range raise an `InputError`. `training.transforms.anchor.ewc_pul
 elastic weight consolidation as published; `training.transforms.mask.mask_updates`
 freezes what a mask leaves out.
 
-Source: PSMT (see `adapt.psmt`), arXiv 2407.02253; `fisher_damp` is ours, after Learning
-With Forgetting's Fisher-weighted updates.
+Source: PSMT (see `adapt.psmt`), but for `fisher_damp`.
 """
 
 from typing import Any
@@ -41,6 +40,8 @@ def fisher_pull(
       >>> params = jnp.array([3.0, 4.0])
       >>> tx.update(jnp.zeros(2), tx.init(params), params)[0]
       Array([3., 0.], dtype=float32)
+
+    Source: PSMT, arXiv 2407.02253.
     """
     check_ranges("fisher_pull", lam=(lam, NOT_NEGATIVE))
     return ewc_pull(2 * lam, anchor, fisher)
@@ -57,6 +58,8 @@ def fisher_damp(fisher: Tree, c: float) -> optax.GradientTransformationExtraArgs
       >>> tx = fisher_damp(jnp.array([0.0, 2.0]), c=0.5)
       >>> tx.update(jnp.ones(2), tx.init(jnp.zeros(2)))[0]
       Array([1. , 0.5], dtype=float32)
+
+    Source: ours, after Learning With Forgetting's Fisher-weighted updates.
     """
     check_ranges("fisher_damp", c=(c, NOT_NEGATIVE))
 
