@@ -7,11 +7,14 @@ from experiments.survival.demonstration import Demonstration, Outcome
 from experiments.survival.toy import Task, accuracy, answer_loss, tiny, train
 from lt_mia_jax.transfer.weightspace.difference import loss_barrier, transfer_diff
 
-PRETRAINING = (Task("copy"), Task("reverse"), Task("copy", 1))
-TARGET = Task("reverse", 1)
-STEPS = 600
+LENGTH = 4
+PRETRAINING = (Task("copy", 0, LENGTH), Task("copy", 1, LENGTH))
+TARGET = Task("reverse", 1, LENGTH)
+"""A task that no base knows, in a language that all know."""
+STEPS = 1250
+"""Of one run at a constant rate; it knows both languages at 20 % already."""
 EARLY = STEPS // 5
-TUNING = 150
+TUNING = 300
 
 
 def run(seed: int) -> Outcome:
@@ -27,23 +30,28 @@ def run(seed: int) -> Outcome:
     late = pretrain(seed, STEPS - EARLY, early)
     alien = pretrain(seed + 5000, STEPS)
     tuned, _ = train(model, early, TARGET, steps=TUNING, seed=seed)
-    texts = TARGET.texts(np.random.default_rng(998), 256)
+    texts = PRETRAINING[1].texts(np.random.default_rng(998), 256)
 
-    def recovered(base) -> float:
-        """Fraction of what fine-tuning this very base gains."""
+    def gain(base) -> float:
+        """Points that fine-tuning this very base gains."""
         own, _ = train(model, base, TARGET, steps=TUNING, seed=seed + 1)
-        moved = transfer_diff(base, early, tuned)
-        before = accuracy(model, base, TARGET)
-        gain = accuracy(model, own, TARGET) - before
-        return (accuracy(model, moved, TARGET) - before) / max(gain, 1e-6)
+        return accuracy(model, own, TARGET) - accuracy(model, base, TARGET)
+
+    def moved(base) -> float:
+        """Points that the difference of the early base gains."""
+        params = transfer_diff(base, early, tuned)
+        return accuracy(model, params, TARGET) - accuracy(model, base, TARGET)
 
     def barrier(base) -> float:
-        """Between the tuned model and the base that its difference is added to."""
-        return loss_barrier(tuned, base, lambda p: answer_loss(model, p, texts)).height
+        """Between the early base and the one that its difference is added to."""
+        return loss_barrier(early, base, lambda p: answer_loss(model, p, texts)).height
 
+    own, own_alien = gain(late), gain(alien)
     measures = {
-        "recovered": recovered(late),
-        "recovered_alien": recovered(alien),
+        "gain": own,
+        "gain_alien": own_alien,
+        "recovered": moved(late) / max(own, 1e-6),
+        "recovered_alien": moved(alien) / max(own_alien, 1e-6),
         "barrier": barrier(late),
         "barrier_alien": barrier(alien),
     }
