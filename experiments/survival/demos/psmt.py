@@ -111,8 +111,8 @@ def _right(params: Any, texts: Labeled) -> Array:
 
 
 step = jax.jit(psmt_step, static_argnames="config")
-RATE, ETA = 3e-3, 0.95
-PSMT = PsmtConfig(classify, adam(RATE), lam=1e4, eta=ETA)
+RATE, ETA = 6e-3, 0.95
+PSMT = PsmtConfig(classify, adam(RATE), lam=1e6, eta=ETA, q=0.8)
 PLAIN = PsmtConfig(classify, adam(RATE), lam=0.0, eta=ETA, q=1.0)
 """The same without a pull and a mask: a plain mean teacher."""
 
