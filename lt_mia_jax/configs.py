@@ -50,6 +50,12 @@ def _encode(value: Any, tagged: bool) -> Any:
     return value
 
 
+def narrowed(config: Any, cls: type[ConfigT]) -> ConfigT:
+    """The fields of `cls` alone, of a dataclass that has them and more."""
+    part: Any = cls  # a dataclass
+    return cls(**{f.name: getattr(config, f.name) for f in dataclasses.fields(part)})
+
+
 def from_dict(cls: type[ConfigT], data: Any, where: str | None = None) -> ConfigT:
     """Build a config of type `cls` from parsed JSON, the inverse of `to_dict`.
 

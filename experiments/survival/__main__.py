@@ -23,6 +23,7 @@ from experiments.survival.demonstration import SEEDS
 from experiments.survival.demos import DEMOS
 from experiments.survival.operations import OPERATIONS
 from experiments.survival.page import write_page
+from lt_mia_jax.configs import narrowed
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.outputs import Output, Writing, WritingFlags, claimed
 from lt_mia_jax.study.launch import Job, LauncherFlags, command, run_jobs
@@ -56,9 +57,7 @@ class Survival(Study):
     @property
     def study(self) -> Study:
         """What jobs need to know."""
-        return Study(
-            **{f.name: getattr(self, f.name) for f in dataclasses.fields(Study)}
-        )
+        return narrowed(self, Study)
 
 
 def jobs(config: Survival) -> list[Job]:

@@ -3,7 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-from lt_mia_jax.finetune import FinetuneConfig
 from lt_mia_jax.models import ModelConfig, gpt2_like
 
 STRENGTHS = {"weak": 1, "medium": 3, "strong": 6}
@@ -12,9 +11,8 @@ CORPORA = {"a": "ml_docs", "b": "ml_code"}
 """What the two experts learn; the base knows neither."""
 KNOWN = ("py_code", "speeches")
 """What the base is pretrained on."""
-CODE = ("py_code", "ml_code")
-"""Source code, which is cut on the left."""
-VOCABULARY = 2048
+VOCABULARY, RATE = 2048, 5e-4
+"""Of the tokenizer; learning rate of experts and of all that goes on from them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,10 +49,4 @@ class Study:
             layers=self.layers,
             heads=self.width // 24,
             context=self.length,
-        )
-
-    def recipe(self, strength: str) -> FinetuneConfig:
-        """How experts learn."""
-        return FinetuneConfig(
-            epochs=STRENGTHS[strength], learning_rate=5e-4, seed=self.seed
         )

@@ -14,22 +14,29 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.survival.config import CODE, CORPORA, KNOWN, VOCABULARY, Study
+from experiments.survival.config import (
+    CORPORA,
+    KNOWN,
+    RATE,
+    STRENGTHS,
+    VOCABULARY,
+    Study,
+)
 from lt_mia_jax.arrays import Params
 from lt_mia_jax.checkpoints import Pretrained, load_pretrained, save_pretrained
 from lt_mia_jax.configs import to_dict
-from lt_mia_jax.data.corpora import Corpus, deduplicate, load_corpus
-from lt_mia_jax.data.splits import split_corpus
-from lt_mia_jax.data.texts import read_texts, write_texts
+from lt_mia_jax.data.corpora import Corpus, load_corpus
+from lt_mia_jax.data.splits import Split, split_corpus
 from lt_mia_jax.data.tokenize import Encoded, encode
 from lt_mia_jax.executor import make_executor
 from lt_mia_jax.files import fingerprint
-from lt_mia_jax.finetune import PretrainConfig, finetune, pack
+from lt_mia_jax.finetune import PretrainConfig, pack
 from lt_mia_jax.finetune.config import ADAMW
 from lt_mia_jax.finetune.step import fit_texts, float32
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.models.description import describe
 from lt_mia_jax.study import stages
+from lt_mia_jax.study.stages import Combination
 
 EARLY = 5
 """The early base is the one after 1 / EARLY of the updates."""
@@ -48,30 +55,20 @@ class Parts(NamedTuple):
 
 
 def make_data(config: Study) -> None:
-    """Read the corpora, without near copies across them, and make the tokenizer."""
-    folder = config.out / "corpora"
-    names = (*KNOWN, *CORPORA.values())
-
-    def make() -> list[str]:
-        loaded = [load_corpus(name, cache=folder / "read") for name in names]
-        for corpus in deduplicate(loaded):
-            rows = zip(corpus.ids, corpus.texts, strict=True)
-            write_texts(
-                folder / f"{corpus.name}.jsonl",
-                [{"id": id, "text": text} for id, text in rows],
-            )
-        return [f"{name}.jsonl" for name in names]
-
-    stages.stage(folder, {"corpora": names}, make)
+    """Read the corpora, and make the tokenizer."""
+    folder, names = config.out / "corpora", (*KNOWN, *CORPORA.values())
+    stages.make_corpora(
+        folder,
+        {"corpora": names},
+        lambda: [load_corpus(name, cache=folder / "read") for name in names],
+    )
     _tokenizer(config)
 
 
 @functools.lru_cache(maxsize=8)
 def corpus_of(out: Path, name: str) -> Corpus:
     """A corpus that `make_data` wrote."""
-    rows = read_texts(out / "corpora" / f"{name}.jsonl")
-    ids, texts = tuple(row.id for row in rows), tuple(row.text for row in rows)
-    return Corpus(name, ids, texts, name in CODE, {})
+    return stages.read_corpus(out / "corpora", name)
 
 
 def pretraining_texts(config: Study) -> list[str]:
@@ -80,10 +77,10 @@ def pretraining_texts(config: Study) -> list[str]:
     return stages.pretraining_texts(known, seed=config.seed, most=6000)
 
 
-def parts(config: Study, name: str) -> Parts:
-    """The texts of corpus a or b."""
+def split(config: Study, name: str) -> Split:
+    """Rows of corpus a or b; its non-members include the controls."""
     corpus = corpus_of(config.out, CORPORA[name])
-    found = split_corpus(
+    return split_corpus(
         corpus.ids,
         seed=config.seed,
         model="survival",
@@ -93,6 +90,11 @@ def parts(config: Study, name: str) -> Parts:
         n_validation=config.validation,
         pool=None,
     )
+
+
+def parts(config: Study, name: str) -> Parts:
+    """The texts of corpus a or b."""
+    corpus, found = corpus_of(config.out, CORPORA[name]), split(config, name)
     mixed = np.random.default_rng(config.seed).permutation(found.nonmembers)
 
     def of(rows: np.ndarray) -> tuple[str, ...]:
@@ -163,28 +165,23 @@ def make_late(config: Study) -> None:
 
 def make_expert(config: Study, start: str, name: str, strength: str) -> None:
     """A base, `early` or `late`, fine-tuned on the members of a or b."""
-    directory = expert_folder(config, start, name, strength)
-    texts, recipe = parts(config, name), config.recipe(strength)
-
-    def make() -> list[str]:
-        base = load_pretrained(config.out / "bases" / start)
-        result = finetune(
-            LanguageModel(base.config),
-            base.params,
-            encoded(texts.members, texts.code, base),
-            encoded(texts.validation, texts.code, base),
-            recipe,
-            directory=directory / "training",
-        )
-        save_pretrained(directory, base.config, result.params, base.tokenizer)
-        return ["config.json", "model.safetensors"]
-
-    settings = {
-        "start": start,
-        "recipe": to_dict(recipe),
-        "texts": fingerprint("\0".join((*texts.members, *texts.validation))),
-    }
-    stages.stage(directory, settings, make)
+    corpus = corpus_of(config.out, CORPORA[name])
+    stages.make_target(
+        expert_folder(config, start, name, strength),
+        load_pretrained(config.out / "bases" / start),
+        corpus,
+        split(config, name),
+        Combination(
+            base=start,
+            corpus=corpus.name,
+            members=config.members,
+            validation=config.validation,
+            epochs=STRENGTHS[strength],
+            learning_rate=RATE,
+        ),
+        seed=config.seed,
+        length=config.length,
+    )
 
 
 def expert_folder(config: Study, start: str, name: str, strength: str) -> Path:
@@ -235,7 +232,7 @@ class World:
     @property
     def epochs(self) -> int:
         """Passes over the members at this strength."""
-        return self.config.recipe(self.strength).epochs
+        return STRENGTHS[self.strength]
 
 
 def _tokenizer(config: Study):

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.survival.config import RATE
 from experiments.survival.toy import Loss, fit
 from lt_mia_jax.arrays import Array, Float, Int, Params
 from lt_mia_jax.data.tokenize import Encoded
 from lt_mia_jax.finetune.loss import next_token_loss
 
 BATCH = 16
-RATE, DECAY = 5e-4, 0.01
+DECAY = 0.01
 
 
 class Batch(NamedTuple):

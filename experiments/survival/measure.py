@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from experiments.survival.ingredients import World, encoded, parts
@@ -69,8 +68,3 @@ def measure(world: World, made: Made, names: Iterable[str]) -> dict[str, Any]:
                 for key in SCORES
             }
     return found
-
-
-def release() -> None:
-    """Drop compiled programs: a job makes models of many shapes."""
-    jax.clear_caches()

@@ -14,7 +14,7 @@ import optax
 
 from experiments.survival import toy
 from lt_mia_jax.arrays import Array
-from lt_mia_jax.training.fisher import diagonal_fisher
+from lt_mia_jax.training.fisher import diagonal_fisher, running_fisher
 from lt_mia_jax.training.transforms.anchor import ewc_pull
 from lt_mia_jax.transfer.streams.protocol import Learner, ResourceUsage, Train
 from lt_mia_jax.transfer.streams.replay import EMPTY, Replay, mixed_batch, remember
@@ -137,8 +137,7 @@ def sequential(
         )
         if ewc:  # the running sum of LIBERO
             new = diagonal_fisher(per_example, best, [take(data.train, range(64))])
-            old = zeros if fisher is None else fisher
-            fisher = jax.tree.map(lambda a, b: 0.9 * a + b, old, new)
+            fisher = running_fisher(fisher, new)
         after = State(best, replay, (*state.curves, tuple(curve)), fisher)
         return after, ResourceUsage()
 

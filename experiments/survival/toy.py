@@ -15,7 +15,6 @@ import optax
 
 from lt_mia_jax.arrays import Array, Bool, Float, Int, Params
 from lt_mia_jax.models import LanguageModel
-from lt_mia_jax.models.execution import ExecutionConfig
 from lt_mia_jax.models.presets import gpt2_like
 
 SEPARATOR, END, TAGS, SYMBOLS, FIRST = 0, 1, 2, 10, 16
@@ -91,7 +90,7 @@ def answer_mask(rows: int, length: int) -> Bool[np.ndarray, "B T"]:
 def tiny(**changes: Any) -> LanguageModel:
     """The model of the demonstrations; `changes` are sizes of `gpt2_like`."""
     sizes = {"width": 64, "layers": 4, "heads": 4, "context": 64, **changes}
-    return LanguageModel(gpt2_like(VOCABULARY, **sizes), ExecutionConfig(unroll=1))
+    return LanguageModel(gpt2_like(VOCABULARY, **sizes))
 
 
 def answer_loss(model: Any, params: Params, texts: Texts) -> Float[Array, ""]:
@@ -130,7 +129,6 @@ def adam(rate: float) -> optax.GradientTransformation:
 def _run(
     model: Any, optimizer: Any, loss: Loss, params: Any, state: Any, stack: Any
 ) -> tuple[Any, Any, Array]:
-
     def step(carry: tuple[Any, Any], batch: Any) -> tuple[tuple[Any, Any], Array]:
         params, state = carry
         value, gradient = jax.value_and_grad(lambda p: loss(model, p, batch))(params)

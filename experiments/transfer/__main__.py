@@ -24,6 +24,7 @@ from experiments.transfer import jobs as transfer_jobs
 from experiments.transfer import report as transfer_report
 from experiments.transfer.attacks import attacks
 from experiments.transfer.config import Study
+from lt_mia_jax.configs import narrowed
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.outputs import Output, Writing, WritingFlags, claimed
 from lt_mia_jax.study.launch import Job, LauncherFlags, command, run_jobs
@@ -66,9 +67,7 @@ class Transfer(Study):
     @property
     def study(self) -> Study:
         """What jobs need to know."""
-        return Study(
-            **{f.name: getattr(self, f.name) for f in dataclasses.fields(Study)}
-        )
+        return narrowed(self, Study)
 
 
 def jobs(config: Transfer) -> list[Job]:

@@ -31,9 +31,9 @@ from lt_mia_jax.attacks.metrics import auc
 from lt_mia_jax.audit.scoring import score_published
 from lt_mia_jax.checkpoints import Pretrained, load_pretrained
 from lt_mia_jax.configs import to_dict
-from lt_mia_jax.data.corpora import Corpus, deduplicate, load_corpus
+from lt_mia_jax.data.corpora import Corpus, load_corpus
 from lt_mia_jax.data.hub import HUB_DATASETS
-from lt_mia_jax.data.texts import fingerprint, read_texts, text_id, write_texts
+from lt_mia_jax.data.texts import text_id
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor
 from lt_mia_jax.features.extract import ExtractConfig
@@ -44,7 +44,7 @@ from lt_mia_jax.study.stages import Combination
 
 log = logging.getLogger("lt_mia_jax.transfer")
 
-CORPORA, SCORES, LOGITS = "corpora.json", "scores.npz", "logits.npz"
+SCORES, LOGITS = "scores.npz", "logits.npz"
 CONTROL = "text_only.npz"
 ATTACK = "attack"
 """Folder of a learned attack beside its scores."""
@@ -53,29 +53,12 @@ ATTACK = "attack"
 def make_corpora(config: Study) -> None:
     """Documents of all corpora, no near-copies across them, and the tokenizers."""
     plan = config.plan()
-    folder = config.out / "corpora"
-
-    def make() -> list[str]:
-        loaded = deduplicate([_load(config, name) for name in plan.corpora])
-        entries = {}
-        for name, corpus in zip(plan.corpora, loaded, strict=True):
-            rows = zip(corpus.ids, corpus.texts, strict=True)
-            write_texts(
-                folder / f"{name}.jsonl",
-                [{"id": id, "text": text} for id, text in rows],
-            )
-            log.info("  %-14s %6d documents", name, len(corpus.ids))
-            entries[name] = {
-                "code": corpus.code,
-                "versions": corpus.versions,
-                "fingerprint": corpus.fingerprint,
-                "documents": len(corpus.ids),
-            }
-        write_json(folder / CORPORA, entries)
-        return [CORPORA, *(f"{name}.jsonl" for name in plan.corpora)]
-
     source = None if config.data_from is None else str(config.data_from.absolute())
-    study.stage(folder, {"corpora": plan.corpora, "from": source}, make)
+    study.make_corpora(
+        config.out / "corpora",
+        {"corpora": plan.corpora, "from": source},
+        lambda: [_load(config, name) for name in plan.corpora],
+    )
     if plan.vocabularies:
         known = [
             name for name in transfer_plan.TRAINING_CORPORA if name in plan.corpora
@@ -91,15 +74,7 @@ def make_corpora(config: Study) -> None:
 
 def read_corpus(config: Study, name: str) -> Corpus:
     """A corpus that `make_corpora` wrote."""
-    folder = config.out / "corpora"
-    entry = read_json(folder / CORPORA)[name]
-    rows = read_texts(folder / f"{name}.jsonl")
-    ids, texts = tuple(row.id for row in rows), tuple(row.text for row in rows)
-    if fingerprint(ids) != entry["fingerprint"]:
-        raise InputError(
-            f"{folder / name}.jsonl has changed; delete {folder} and run again"
-        )
-    return Corpus(name, ids, texts, entry["code"], entry["versions"])
+    return study.read_corpus(config.out / "corpora", name)
 
 
 def make_base(config: Study, name: str) -> None:
@@ -126,7 +101,7 @@ def make_base(config: Study, name: str) -> None:
 def make_combination(config: Study, combination: Combination, judged: bool) -> None:
     """Target and features of a combination, and if judged all published scores."""
     folder = config.folder(combination)
-    corpora = read_json(config.out / "corpora" / CORPORA)
+    corpora = read_json(config.out / "corpora" / study.CORPORA)
     plan = config.plan()
     base = plan.base(combination.base)
 

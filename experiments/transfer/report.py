@@ -21,7 +21,6 @@ from experiments.transfer.config import Study
 from experiments.transfer.jobs import (
     ATTACK,
     CONTROL,
-    CORPORA,
     LOGITS,
     SCORES,
     attack_settings,
@@ -36,7 +35,7 @@ from lt_mia_jax.data.texts import fingerprint
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import MANIFEST, read_json, write_atomic, write_json
 from lt_mia_jax.provenance import cores, git_commit, versions
-from lt_mia_jax.study.stages import is_finished
+from lt_mia_jax.study.stages import CORPORA, is_finished
 
 RESULTS, PAGE = "results.json", "results.md"
 MOST = 4_000_000

@@ -21,6 +21,7 @@ import tyro
 from experiments.unlearning import jobs as unlearning_jobs
 from experiments.unlearning.results import sections, table
 from experiments.unlearning.setup import Settings, lacking, models_of
+from lt_mia_jax.configs import narrowed
 from lt_mia_jax.outputs import Output, Writing, WritingFlags, claimed
 from lt_mia_jax.report import write_comparison, write_picture
 from lt_mia_jax.study.launch import Job, LauncherFlags, command, run_jobs
@@ -82,9 +83,7 @@ def _model_jobs(settings: Settings) -> list[Job]:
 
 def jobs(config: UnlearningTable) -> list[Job]:
     """Models first, then everything else in any order."""
-    settings = Settings(
-        **{f.name: getattr(config, f.name) for f in dataclasses.fields(Settings)}
-    )
+    settings = narrowed(config, Settings)
     left_out = lacking(settings)
     for name, flag in left_out.items():
         log.warning("%s is left out; it needs %s", name, flag)

@@ -82,7 +82,7 @@ def run(config: Merge) -> None:
     merged = merge(
         config.method,
         config.models,
-        config.out,
+        config.out / PACK,
         base=config.base,
         onto=config.onto,
         setting=Setting(

@@ -17,8 +17,9 @@ import numpy as np
 from lt_mia_jax import files
 from lt_mia_jax.checkpoints import Pretrained, load_pretrained, save_pretrained
 from lt_mia_jax.configs import to_dict
-from lt_mia_jax.data.corpora import Corpus
+from lt_mia_jax.data.corpora import Corpus, deduplicate
 from lt_mia_jax.data.splits import Split, rows_by_role, split_corpus
+from lt_mia_jax.data.texts import fingerprint, read_texts, write_texts
 from lt_mia_jax.data.tokenize import encode, train_bpe
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor
@@ -39,6 +40,8 @@ from lt_mia_jax.models.description import describe
 log = logging.getLogger(__name__)
 
 LENGTH = 128
+CORPORA = "corpora.json"
+"""What `make_corpora` writes about its corpora, beside their texts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,6 +115,48 @@ def _digest_of(settings: Mapping[str, Any]) -> str:
     return files.fingerprint(json.dumps(settings, sort_keys=True, default=str))
 
 
+def make_corpora(
+    directory: Path, settings: Mapping[str, Any], load: Callable[[], Sequence[Corpus]]
+) -> None:
+    """Write corpora without near copies across them, each as DIRECTORY/NAME.jsonl."""
+
+    def make() -> list[str]:
+        entries = {}
+        for corpus in deduplicate(load()):
+            rows = zip(corpus.ids, corpus.texts, strict=True)
+            write_texts(
+                directory / f"{corpus.name}.jsonl",
+                [{"id": id, "text": text} for id, text in rows],
+            )
+            log.info("  %-14s %6d documents", corpus.name, len(corpus.ids))
+            entries[corpus.name] = {
+                "code": corpus.code,
+                "versions": corpus.versions,
+                "fingerprint": corpus.fingerprint,
+                "documents": len(corpus.ids),
+            }
+        files.write_json(directory / CORPORA, entries)
+        return [CORPORA, *(f"{name}.jsonl" for name in entries)]
+
+    stage(directory, settings, make)
+
+
+def read_corpus(directory: Path, name: str) -> Corpus:
+    """A corpus that `make_corpora` wrote.
+
+    Raises:
+      InputError: its file has changed since.
+    """
+    entry = files.read_json(directory / CORPORA)[name]
+    rows = read_texts(directory / f"{name}.jsonl")
+    ids, texts = tuple(row.id for row in rows), tuple(row.text for row in rows)
+    if fingerprint(ids) != entry["fingerprint"]:
+        raise InputError(
+            f"{directory / name}.jsonl has changed; delete {directory} and run again"
+        )
+    return Corpus(name, ids, texts, entry["code"], entry["versions"])
+
+
 def make_tokenizer(directory: Path, texts: Sequence[str], *, vocab_size: int) -> Any:
     """A byte-level BPE trained on pretraining texts."""
     from transformers import AutoTokenizer
@@ -180,6 +225,7 @@ def make_target(
     combination: Combination,
     *,
     seed: int,
+    length: int = LENGTH,
     executor: Executor | None = None,
 ) -> Pretrained:
     """The base fine-tuned on the members, best epoch by validation loss."""
@@ -193,7 +239,7 @@ def make_target(
             return ["config.json", "model.safetensors"]
         log.info("  fine-tuning %s on %d texts", combination.name, len(members))
         encoded = [
-            encode(texts, base.tokenizer, length=LENGTH, side=side_of(corpus))
+            encode(texts, base.tokenizer, length=length, side=side_of(corpus))
             for texts in (members, validation)
         ]
         result = finetune(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lt_mia_jax.arrays import Array, Float
+from lt_mia_jax.training.transforms.products import add, dot
 
 Tree = Any
 """A pytree of arrays that mirrors the parameters."""
@@ -61,7 +62,7 @@ def running_fisher(fisher: Tree | None, new: Tree, decay: float = 0.9) -> Tree:
         raise ValueError(f"running_fisher: decay = {decay}, expected 0 to 1")
     if fisher is None:
         return float32(new)
-    return jax.tree.map(lambda f, n: decay * f + n.astype(jnp.float32), fisher, new)
+    return add(float32(new), decay, fisher)
 
 
 def dmg(update: Tree, fisher: Tree) -> Float[Array, ""]:
@@ -75,9 +76,8 @@ def dmg(update: Tree, fisher: Tree) -> Float[Array, ""]:
 
     Source: Elastic weight consolidation, arXiv 1612.00796 (Laplace approximation).
     """
-    leaves = zip(jax.tree.leaves(update), jax.tree.leaves(fisher), strict=True)
-    parts = [jnp.sum(f * jnp.square(u.astype(jnp.float32))) for u, f in leaves]
-    return 0.5 * jnp.asarray(sum(parts), jnp.float32)
+    square = jax.tree.map(lambda u: jnp.square(u.astype(jnp.float32)), update)
+    return 0.5 * dot(fisher, square)
 
 
 def sum_over(who: str, parts: Iterable[Tree]) -> Tree:

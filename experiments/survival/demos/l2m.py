@@ -98,6 +98,12 @@ def full_forgetting(params: Any, seed: int) -> float:
     return 100 * float(np.mean(gaps))
 
 
+def learned_task(params: Any, task: Task, seed: int) -> Any:
+    """The pool after one more task."""
+    settings = {"optimizer": pool_optimizer(), "loss": routed_loss}
+    return train(ROUTED, params, task, steps=STEPS, seed=seed, **settings)[0]
+
+
 def run(seed: int) -> Outcome:
     """The pool over the sequence; beside it full fine-tuning and one LoRA a task."""
     base = pretrained(seed)
@@ -107,15 +113,7 @@ def run(seed: int) -> Outcome:
     params: Any = {"base": base, "pool": start, "usage": jnp.zeros(SLOTS)}
     learned: dict[Task, float] = {}
     for number, task in enumerate(NEW):
-        params, _ = train(
-            ROUTED,
-            params,
-            task,
-            steps=STEPS,
-            seed=seed + number,
-            optimizer=pool_optimizer(),
-            loss=routed_loss,
-        )
+        params = learned_task(params, task, seed + number)
         ids = task.texts(np.random.default_rng((seed, 8, number)), 256).ids
         query = question_query(base, jnp.asarray(ids))
         usage = params["usage"]
@@ -126,15 +124,7 @@ def run(seed: int) -> Outcome:
     alone = {NEW[0]: learned[NEW[0]]}  # which had the pool for itself
     for number, task in enumerate(NEW[1:], start=1):
         own = {"base": base, "pool": start, "usage": jnp.zeros(SLOTS)}
-        own, _ = train(
-            ROUTED,
-            own,
-            task,
-            steps=STEPS,
-            seed=seed + number,
-            optimizer=pool_optimizer(),
-            loss=routed_loss,
-        )
+        own = learned_task(own, task, seed + number)
         alone[task] = score({**own, "reserved": reserved}, task)
     ends = {task: score(params, task) for task in NEW}
     gaps = [learned[task] - ends[task] for task in NEW[:-1]]

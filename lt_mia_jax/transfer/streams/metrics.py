@@ -33,6 +33,11 @@ def nbt(matrix: Matrix) -> Vector:
     """Negative backward transfer of each task but the last (K - 1,).
 
     The mean over later `j` of `matrix[k, k] - matrix[j, k]`; negative where they help.
+
+    Example:
+      >>> import numpy as np
+      >>> nbt(np.array([[0.75, 0.0], [0.25, 1.0]])).tolist()
+      [0.5]
     """
     xp, tasks = _square("nbt", matrix, least=2)
     later = xp.tril(matrix, -1).sum(axis=0)[:-1] / xp.arange(tasks - 1, 0, -1)

@@ -38,8 +38,8 @@ class Work(NamedTuple):
     base: Any
     onto: Any
     setting: Setting
-    out: Path
-    """Folder for files beside the model."""
+    pack_file: Path
+    """Where `pack` writes what it made."""
     record: dict[str, Any]
     """Content of `merge.json`, to which the method adds what it found."""
 
@@ -85,7 +85,7 @@ def _swap(work: Work) -> Params:
 
 
 def _pack(work: Work) -> Params:
-    (tuned,), file = work.models, work.out / "pack.safetensors"
+    (tuned,), file = work.models, work.pack_file
     skill = pack.pack(work.base, tuned)
     pack.save(file, skill)
     size, whole = file.stat().st_size, pack.nbytes(tuned)
@@ -132,7 +132,7 @@ class Merged(NamedTuple):
 def merge(
     method: str,
     models: Sequence[str],
-    out: Path,
+    pack_file: Path,
     *,
     base: str | None = None,
     onto: str | None = None,
@@ -143,9 +143,9 @@ def merge(
     """One model of several, by a method of `METHODS`.
 
     Models are Hugging Face directories, adapters or hub ids: `base` is what `models`
-    were fine-tuned from, and that of adapters; a difference is added to `onto`. `out`
-    is an existing folder for files beside the model, such as a pack. Models or flags
-    that do not fit the method or each other raise an `InputError`.
+    were fine-tuned from, and that of adapters; a difference is added to `onto`. The
+    method `pack` writes `pack_file`, in an existing folder. Models or flags that do not
+    fit the method or each other raise an `InputError`.
     """
     row, setting = METHODS[method], setting or Setting()
     given = {"base": base, "onto": onto, "layers": setting.layers}
@@ -171,7 +171,7 @@ def merge(
     }
     params: dict[str | None, Params] = {n: model.params for n, model in loaded.items()}
     trees = [params[name] for name in models], params.get(base), params.get(onto)
-    merged = row.make(Work(*trees, setting, out, record))
+    merged = row.make(Work(*trees, setting, pack_file, record))
     like = onto or models[0]
     config = loaded[like].config
     if setting.layers:

@@ -15,7 +15,8 @@ from experiments.survival.demos import DEMOS
 from experiments.survival.operations import OPERATIONS
 from experiments.survival.page import FIGURE, PAGE, write_page
 from experiments.survival.toy import FIRST, NAMES, SYMBOLS, Task, answers, spelled
-from lt_mia_jax.data.texts import text_id, write_texts
+from lt_mia_jax.data.corpora import Corpus
+from lt_mia_jax.data.texts import text_id
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.files import read_json, write_json
 from lt_mia_jax.study import stages
@@ -93,14 +94,12 @@ def finished(tmp_path_factory):
     )
     rng, names = random.Random(5), (*KNOWN, *CORPORA.values())
 
-    def make():
-        for name in names:
-            texts = [f"{tiny_world.sentence(rng, 9)} {name} {i}" for i in range(240)]
-            rows = [{"id": text_id(text), "text": text} for text in texts]
-            write_texts(config.out / "corpora" / f"{name}.jsonl", rows)
-        return [f"{name}.jsonl" for name in names]
+    def corpus(name):
+        texts = [f"{tiny_world.sentence(rng, 9)} {name} {i}" for i in range(240)]
+        return Corpus(name, tuple(map(text_id, texts)), tuple(texts), False, {})
 
-    stages.stage(config.out / "corpora", {"corpora": names}, make)
+    folder = config.out / "corpora"
+    stages.make_corpora(folder, {"corpora": names}, lambda: [*map(corpus, names)])
     survival.run(dataclasses.replace(config, writing=survival.Writing(overwrite=True)))
     return config
 
