@@ -24,7 +24,7 @@ from lt_mia_jax.transfer.streams.protocol import (
 )
 from lt_mia_jax.trees import parameter_count
 
-LENGTH, LAYERS, ROWS, EMBEDDED = 4, 2, 16, 32
+LENGTH, LAYERS, ROWS, EMBEDDED = 4, 2, 16, 64
 TASKS = tuple(
     toy.Task(name, language, LENGTH, noise)
     for name in toy.NAMES[:3]
@@ -32,6 +32,9 @@ TASKS = tuple(
     for noise in (0.0, 0.1)
 )
 """Each function and language occurs twice, with clean and with noisy answers."""
+SCALE = 5.0
+"""Factor on the embedding at the start: without it a model from scratch learns too
+little in so many updates to be a source for later tasks."""
 STEPS, MOST, ENOUGH = 10, 150, 0.88
 """Updates between validations, updates at most, accuracy that ends the training."""
 
@@ -48,6 +51,7 @@ def run(seed: int) -> Outcome:
         toy.tiny(layers=LAYERS).config, ExecutionConfig(unroll=LAYERS)
     )
     start = model.init(jax.random.key(seed))
+    start["embedding"]["tokens"] *= SCALE
     order = np.random.default_rng(seed).permutation(len(TASKS))
     tasks = streaming.datasets([TASKS[i] for i in order], seed)
     optimizer, size = toy.adam(1e-3), parameter_count(start)
