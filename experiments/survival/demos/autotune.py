@@ -1,4 +1,8 @@
-"""AutoTune: how many top blocks to train, and at which rate, with few runs."""
+"""AutoTune: how many top blocks to train, and at which rate, with few runs.
+
+The claim may well fail here: the greedy search can stop at depth 1, though deeper is
+better, since it goes no further once a depth brings nothing.
+"""
 
 import functools
 from typing import Any
