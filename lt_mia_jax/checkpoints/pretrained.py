@@ -1,6 +1,7 @@
 """Loading and saving models in Hugging Face layout."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -53,7 +54,7 @@ class Pretrained(NamedTuple):
     tokenizer: "PreTrainedTokenizerBase"
 
 
-class _Source(NamedTuple):
+class Source(NamedTuple):
     """A model on disk of which nothing but the configuration has been read."""
 
     path: Path
@@ -64,6 +65,10 @@ class _Source(NamedTuple):
     adapter: Adapter | None = None
     untied: bool = False
     """The adapter gives the model a head of its own."""
+
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Its tokenizer; errors as `load_pretrained`."""
+        return _tokenizer(self.path, self.adapter and self.adapter.directory)
 
 
 def load_pretrained(
@@ -102,8 +107,8 @@ def load_pretrained(
       (True, [66, 69])
     """
     # Before the weights, so that what is missing is reported before a long load.
-    source = _describe(path_or_id, base)
-    tokenizer = _tokenizer(source.path, source.adapter and source.adapter.directory)
+    source = describe(path_or_id, base)
+    tokenizer = source.tokenizer()
     return Pretrained(source.config, _load(source, dtype, mesh), tokenizer)
 
 
@@ -115,7 +120,7 @@ def load_model(
     base: str | Path | None = None,
 ) -> tuple[ModelConfig, Params]:
     """Config and parameters alone; arguments and errors as `load_pretrained`."""
-    source = _describe(path_or_id, base)
+    source = describe(path_or_id, base)
     return source.config, _load(source, dtype, mesh)
 
 
@@ -168,16 +173,16 @@ def _tokenizer(whole: Path, adapter: Path | None) -> "PreTrainedTokenizerBase":
     return load_gguf_tokenizer(whole) if is_gguf(whole) else load_tokenizer(whole)
 
 
-def _describe(path_or_id: str | Path, base: str | Path | None) -> _Source:
+def describe(path_or_id: str | Path, base: str | Path | None) -> Source:
     """What a model is, before its weights are read."""
     path, directory = located(path_or_id, base)
     if is_gguf(path):
         gguf = GgufReader(path)
         data, where = read_gguf_config(gguf), str(path)
-        source = partial(_Source, path, open=lambda: gguf)
+        source = partial(Source, path, open=lambda: gguf)
     else:
         data, where = _read_config_json(path), str(path / CONFIG)
-        source = partial(_Source, path, open=partial(_open, path))
+        source = partial(Source, path, open=partial(_open, path))
     config = read_config(data, where)
     kind = data["model_type"]
     if directory is None:
@@ -213,25 +218,29 @@ def _open(directory: Path) -> TensorReader:
     return TensorReader(directory)
 
 
-def _load(source: _Source, dtype: str, mesh: Mesh | None) -> Params:
+class Opened(NamedTuple):
+    """A model on disk whose tensors can be read."""
+
+    reader: rules.Reader
+    table: rules.Table
+    shapes: dict[str, jax.ShapeDtypeStruct]
+    """Of its parameters, by path."""
+
+
+@contextlib.contextmanager
+def opened(source: Source, dtype: str) -> Iterator[Opened]:
+    """The tensors of a model, of an adapter merged into its base as they are read.
+
+    `dtype` and errors as `load_pretrained`.
+    """
     execution = ExecutionConfig(param_dtype=check_dtype(dtype))
     config = source.config
     table = FAMILIES[source.kind].table(config)
     with source.open() as reader:
         rules.check_sizes(reader, config)
-        shapes = LanguageModel(config, execution).shapes()
-        shardings = None
-        if mesh is not None:
-            shardings = flatten(parameter_shardings(shapes, mesh))
-
-        def put(name: str, leaf: np.ndarray) -> jax.Array:
-            placed = jax.device_put(leaf, shardings and shardings[name])
-            # The copy runs in the background; until it ends, both arrays are in memory.
-            return placed.block_until_ready()
-
-        flat = flatten(shapes)
+        shapes = flatten(LanguageModel(config, execution).shapes())
         if source.adapter is not None:
-            groups = rules.expand(table, config, flat)
+            groups = rules.expand(table, config, shapes)
             reader = AdaptedReader(
                 reader,
                 source.adapter,
@@ -239,7 +248,19 @@ def _load(source: _Source, dtype: str, mesh: Mesh | None) -> Params:
                 [each for group in groups for each in group],
                 untied=source.untied,
             )
-        return unflatten(rules.load(reader, table, config, flat, put=put))
+        yield Opened(reader, table, shapes)
+
+
+def _load(source: Source, dtype: str, mesh: Mesh | None) -> Params:
+    with opened(source, dtype) as (reader, table, shapes):
+        shardings = mesh and parameter_shardings(shapes, mesh)
+
+        def put(name: str, leaf: np.ndarray) -> jax.Array:
+            placed = jax.device_put(leaf, shardings and shardings[name])
+            # The copy runs in the background; until it ends, both arrays are in memory.
+            return placed.block_until_ready()
+
+        return unflatten(rules.load(reader, table, source.config, shapes, put=put))
 
 
 def save_pretrained(
@@ -278,18 +299,40 @@ def save_pretrained(
       >>> json.loads(pathlib.Path("tiny/config.json").read_text())["model_type"]
       'gpt2'
     """
+    flat = flatten(params)
+    dtype = _check_params(flat, config)
+
+    def read(place: rules.Place) -> Any:
+        return flat[place.path][place.part] if place.part else flat[place.path]
+
+    write_model(directory, config, dtype.name, read, tokenizer, like=like)
+
+
+def write_model(
+    directory: str | Path,
+    config: ModelConfig,
+    dtype: str,
+    read: Callable[[rules.Place], Any],
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    *,
+    like: str | Path | None = None,
+) -> None:
+    """`save_pretrained` of parameters that are made as they are written.
+
+    `read` gives one layer's part of a parameter, in the order of the family's table.
+    """
     directory = Path(directory)
     lent = {} if like is None else _lent(like)
     kind, data = write_config(config, prefer=lent.get("model_type"))
-    flat = flatten(params)
-    dtype = _check_params(flat, config)
-    data = {**_neutral_fields(lent, tokenizer), **data, "dtype": dtype.name}
+    execution = ExecutionConfig(param_dtype=check_dtype(dtype))
+    shapes = flatten(LanguageModel(config, execution).shapes())
+    data = {**_neutral_fields(lent, tokenizer), **data, "dtype": dtype}
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make {directory}: {error.strerror}") from error
-    tensors = list(rules.export(FAMILIES[kind].table(config), config, flat))
-    write_tensors(directory, tensors)
+    table = FAMILIES[kind].table(config)
+    write_tensors(directory, list(rules.export(table, config, shapes, read)))
     if tokenizer is not None:
         tokenizer.save_pretrained(str(directory))
     write_json(directory / CONFIG, data)

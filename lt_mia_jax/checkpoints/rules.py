@@ -190,12 +190,7 @@ def load(
         than floating point, NaN or infinite weights, or a head that contradicts tying.
     """
     groups = expand(table, config, shapes)
-    expected = {
-        a.name: a.operation.stored_shape([_slice_shape(shapes, p) for p in a.places])
-        for group in groups
-        for a in group
-    }
-    stored = _match_names(reader, table, config, expected)
+    stored = stored_names(reader, table, config, shapes)
     leaves: dict[str, Any] = {}
     broken: list[str] = []
     for group in groups:
@@ -206,7 +201,7 @@ def load(
                     shape = shapes[place.path]
                     stacked[place.path] = np.empty(shape.shape, shape.dtype)
             tensor = reader.read(stored[assignment.name])
-            if not np.isfinite(tensor.astype(np.float32, copy=False)).all():
+            if not finite(tensor):
                 broken.append(stored[assignment.name])
             parts = assignment.operation.forward(tensor)
             for place, part in zip(assignment.places, parts, strict=True):
@@ -216,12 +211,37 @@ def load(
         for path in list(stacked):
             leaves[path] = put(path, stacked.pop(path))
     if broken:
-        raise InputError(
-            f"{reader.origin}: NaN or infinite values in {len(broken)} tensors: "
-            f"{capped(broken, ', ')}; the checkpoint is broken, get another copy or an "
-            "earlier save"
-        )
+        raise not_finite(reader.origin, broken)
     return leaves
+
+
+def stored_names(
+    reader: Reader,
+    table: Table,
+    config: ModelConfig,
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+) -> dict[str, str]:
+    """The name in the file of each tensor of `expand`; errors as `load`, but NaN."""
+    expected = {
+        a.name: a.operation.stored_shape([_slice_shape(shapes, p) for p in a.places])
+        for group in expand(table, config, shapes)
+        for a in group
+    }
+    return _match_names(reader, table, config, expected)
+
+
+def not_finite(origin: Path, names: Sequence[str]) -> InputError:
+    """A refusal of tensors with NaN or infinite values."""
+    return InputError(
+        f"{origin}: NaN or infinite values in {len(names)} tensors: "
+        f"{capped(names, ', ')}; the checkpoint is broken, get another copy or an "
+        "earlier save"
+    )
+
+
+def finite(tensor: np.ndarray) -> bool:
+    """Whether a stored tensor has only finite values."""
+    return bool(np.isfinite(tensor.astype(np.float32, copy=False)).all())
 
 
 def _slice_shape(shapes: Mapping[str, Any], place: Place) -> Shape:
@@ -307,23 +327,25 @@ def _check_tied_heads(reader: Reader, embedding: str, heads: list[str]) -> None:
 
 
 def export(
-    table: Table, config: ModelConfig, flat: Mapping[str, Any]
+    table: Table,
+    config: ModelConfig,
+    shapes: Mapping[str, Any],
+    read: Callable[[Place], Any],
 ) -> Iterator[Tensor]:
-    """Every stored tensor; its array is copied to the host when `make` is called."""
-    for group in expand(table, config, flat):
+    """Every stored tensor; its parts are read when `make` is called.
+
+    `shapes` are the leaves, by path, as arrays or shapes.
+    """
+    for group in expand(table, config, shapes):
         for assignment in group:
             shape = assignment.operation.stored_shape(
-                [_slice_shape(flat, place) for place in assignment.places]
+                [_slice_shape(shapes, place) for place in assignment.places]
             )
-            dtype = np.dtype(flat[assignment.places[0].path].dtype)
-            make = partial(_stored, assignment, flat)
-            yield Tensor(assignment.name, shape, dtype, make)
+            dtype = np.dtype(shapes[assignment.places[0].path].dtype)
+            make = partial(_stored, assignment, read)
+            yield Tensor(assignment.name, tuple(shape), dtype, make)
 
 
-def _stored(assignment: Assignment, flat: Mapping[str, Any]) -> np.ndarray:
-    leaves = [
-        np.asarray(flat[p.path][p.part] if p.part else flat[p.path])
-        for p in assignment.places
-    ]
-    # safetensors writes the buffer in memory order and ignores strides.
-    return np.ascontiguousarray(assignment.operation.inverse(leaves))
+def _stored(assignment: Assignment, read: Callable[[Place], Any]) -> np.ndarray:
+    leaves = [np.asarray(read(place)) for place in assignment.places]
+    return assignment.operation.inverse(leaves)

@@ -1,16 +1,16 @@
 """Reading and writing safetensors in one file, or in shards with an index."""
 
 import contextlib
+import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from lt_mia_jax.checkpoints.transforms import Shape
 from lt_mia_jax.errors import InputError, capped
@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-REAL_DTYPES = {"F64", "F32", "F16", "BF16"}
+_STORED = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+REAL_DTYPES = set(_STORED.values())
 SHARD_BYTES = 5 * 10**9
 
 
@@ -205,7 +206,8 @@ def write_tensors(
 ) -> None:
     """Write one file, or shards and then their index, each atomically.
 
-    Only one shard is in host memory at a time.
+    Only one tensor is in host memory at a time. No file takes its name before all are
+    complete, so what is there stays if a tensor cannot be made.
 
     Raises:
       InputError: the disk is full, or the directory contains a checkpoint in the other
@@ -225,42 +227,87 @@ def write_tensors(
             f"{directory}: holds another checkpoint ({other.name}); choose an empty "
             "folder"
         )
-    if len(shards) == 1:
-        _write_file(directory / SINGLE, shards[0])
-        return
-    # Without an index, a mixture of old and new shards is not a model.
-    (directory / INDEX).unlink(missing_ok=True)
-    weight_map = {}
-    for number, shard in enumerate(shards, start=1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(directory / name, shard)
-        weight_map.update({tensor.name: name for tensor in shard})
-    total = sum(tensor.nbytes for tensor in tensors)
-    write_json(
-        directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map}
-    )
+    named = {SINGLE: shards[0]}
+    if len(shards) > 1:
+        count = f"{len(shards):05d}.safetensors"
+        named = {f"model-{n:05d}-of-{count}": x for n, x in enumerate(shards, start=1)}
+    with contextlib.ExitStack() as temporaries:
+        written = {
+            directory / name: temporaries.enter_context(_written(directory / name, own))
+            for name, own in named.items()
+        }
+        # Without an index, a mixture of old and new shards is not a model.
+        (directory / INDEX).unlink(missing_ok=True)
+        for path, temporary in written.items():
+            os.replace(temporary, path)
+    if len(shards) > 1:
+        total = sum(tensor.nbytes for tensor in tensors)
+        weight_map = {
+            tensor.name: name for name, own in named.items() for tensor in own
+        }
+        table = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(directory / INDEX, table)
 
 
-def _write_file(path: Path, tensors: Sequence[Tensor]) -> None:
-    arrays = {tensor.name: tensor.make() for tensor in tensors}
+@contextlib.contextmanager
+def _written(path: Path, tensors: Sequence[Tensor]) -> Iterator[str]:
+    """A complete file beside `path`; removed in the end, unless it has been renamed.
+
+    Tensors are made in the order in which they are given, whatever their place is.
+    """
+    header, places = _layout(tensors)
     handle, temporary = tempfile.mkstemp(
         dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
     )
-    os.close(handle)
     try:
-        # transformers requires this metadata entry.
-        save_file(arrays, temporary, metadata={"format": "pt"})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"cannot write {path}: {error}; free space or choose another folder"
-        ) from error
+        try:
+            with open(handle, "wb") as file:
+                file.write(header)
+                for tensor in tensors:
+                    file.seek(len(header) + places[tensor.name])
+                    file.write(_bytes_of(tensor))
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {path}: {error}; free space or choose another folder"
+            ) from error
+        yield temporary
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    array = np.asarray(tensor.make(), order="C")
+    if (array.shape, array.dtype) != (tensor.shape, tensor.dtype):
+        found = f"{array.dtype} {list(array.shape)}"
+        raise ValueError(f"{tensor.name}: {found}, not {tensor.dtype} {tensor.shape}")
+    return memoryview(array.reshape(-1).view(np.uint8))
+
+
+def _layout(tensors: Sequence[Tensor]) -> tuple[bytes, dict[str, int]]:
+    """The header of a file, and where the data of each tensor begins behind it.
+
+    Source: the format's description, and the order of safetensors 0.6 (the widest
+    types first, then by name).
+    """
+    # transformers requires this metadata entry.
+    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    places, end = {}, 0
+    for tensor in sorted(tensors, key=lambda t: (-t.dtype.itemsize, t.name)):
+        places[tensor.name], begin = end, end
+        end += tensor.nbytes
+        kind = _STORED[tensor.dtype.name]
+        table[tensor.name] = {
+            "dtype": kind,
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, places
 
 
 def check_dtype(name: str) -> DType:

@@ -69,7 +69,6 @@ class Merge:
 def run(config: Merge) -> None:
     """Merge and save."""
     from lt_mia_jax.audit.scoring import warn_of_intervention
-    from lt_mia_jax.checkpoints import save_pretrained
     from lt_mia_jax.checkpoints.adapters.export import clear_adapter
     from lt_mia_jax.files import write_json
     from lt_mia_jax.transfer.weightspace.merge import Setting, merge
@@ -79,10 +78,10 @@ def run(config: Merge) -> None:
         raise InputError("--distributed: merge runs in one process; leave it out")
     for model in config.models:
         warn_of_intervention(model, config.base)
-    merged = merge(
+    record = merge(
         config.method,
         config.models,
-        config.out / PACK,
+        config.out,
         base=config.base,
         onto=config.onto,
         setting=Setting(
@@ -95,12 +94,9 @@ def run(config: Merge) -> None:
         dtype=config.dtype,
         mesh=config.devices.make().mesh,
     )
-    save_intervention(config.out, None)  # that of a model which is overwritten
+    save_intervention(config.out, None)  # that of a model which was overwritten
     clear_adapter(config.out / "adapter")  # the same
     if config.method != "pack":
         (config.out / PACK).unlink(missing_ok=True)
-    save_pretrained(
-        config.out, merged.config, merged.params, merged.tokenizer, like=merged.like
-    )
-    write_json(config.out / RECORD, merged.record)
+    write_json(config.out / RECORD, record)
     log.info("wrote %s (%s of %s)", config.out, config.method, ", ".join(config.models))

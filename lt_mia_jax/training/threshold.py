@@ -2,7 +2,7 @@
 
 In compiled programs and on accelerators nothing is gathered or sorted, so sharding is
 preserved: 31 counts find any threshold, and each count is one reduction over devices.
-Arrays in the memory of this host are read leaf by leaf, twice.
+Arrays in the memory or the files of this host are read leaf by leaf, twice.
 """
 
 from collections.abc import Iterator, Sequence
@@ -185,12 +185,11 @@ _HALF = 15
 
 
 def _on_host(tree: Tree) -> bool:
-    """Whether all leaves are arrays in the memory of this process."""
+    """Whether NumPy can read all leaves in this process: from memory, or a file."""
     return all(
-        isinstance(leaf, np.ndarray)
+        not isinstance(leaf, jax.Array)
         or (
-            isinstance(leaf, jax.Array)
-            and not isinstance(leaf, Tracer)
+            not isinstance(leaf, Tracer)
             and leaf.is_fully_addressable
             and all(device.platform == "cpu" for device in leaf.devices())
         )

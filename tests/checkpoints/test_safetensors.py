@@ -1,10 +1,13 @@
 import json
 import shutil
+import weakref
+from functools import partial
 
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from lt_mia_jax.checkpoints.safetensors import (
     INDEX,
@@ -190,3 +193,42 @@ def test_pickled_weights_beside_a_single_file_are_not_read(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"not even a pickle")
     with TensorReader(tmp_path) as reader:
         assert reader.names == sorted(arrays())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_the_file_is_the_one_of_the_library_whatever_the_order(tmp_path, dtype):
+    named = arrays(dtype) | {"wide": np.arange(3.0), "é": np.zeros((), dtype)}
+    save_file(named, tmp_path / "theirs", metadata={"format": "pt"})
+    write(tmp_path, dict(reversed(named.items())))
+    assert (tmp_path / SINGLE).read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+@pytest.mark.parametrize("shard_bytes", [10**9, 100])
+def test_one_tensor_at_a_time_and_what_is_there_stays(tmp_path, shard_bytes):
+    write(tmp_path, arrays(), shard_bytes=shard_bytes)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    alive: list[weakref.ref] = []
+
+    def made(name, shape):
+        assert not [ref for ref in alive if ref() is not None]
+        if name == "t4":
+            raise InputError("the tensor is broken")
+        array = np.ones(shape, np.float32)
+        alive.append(weakref.ref(array))
+        return array
+
+    tensors = [
+        Tensor(name, x.shape, x.dtype, partial(made, name, x.shape))
+        for name, x in arrays().items()
+    ]
+    with pytest.raises(InputError, match="is broken"):
+        write_tensors(tmp_path, tensors, shard_bytes=shard_bytes)
+    assert len(alive) == 4
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_tensor_of_another_shape_than_said_is_refused(tmp_path):
+    tensor = Tensor("t", (2,), np.dtype(np.float32), lambda: np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match=r"t: float32 \[3\], not float32 \(2,\)"):
+        write_tensors(tmp_path, [tensor])
+    assert not list(tmp_path.iterdir())

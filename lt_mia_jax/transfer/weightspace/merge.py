@@ -1,23 +1,30 @@
 """Models in folders into one model: what `lt-mia merge` does."""
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from lt_mia_jax.arrays import Params
-from lt_mia_jax.checkpoints import Pretrained, load_pretrained, weights_sha256
+from lt_mia_jax.checkpoints import weights_sha256
+from lt_mia_jax.checkpoints.pretrained import write_model
+from lt_mia_jax.checkpoints.rules import Place
+from lt_mia_jax.checkpoints.streaming import StoredModel, part_name, stored
 from lt_mia_jax.checkpoints.tokenizer import check_agreement
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.errors import InputError, capped
-from lt_mia_jax.models import ModelConfig
 from lt_mia_jax.transfer.weightspace import difference, expand, pack, swap, ties
-from lt_mia_jax.trees import flatten, named_leaves
+from lt_mia_jax.trees import flatten, named_leaves, unflatten
 
 log = logging.getLogger(__name__)
+
+PACK = "pack.safetensors"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,11 +38,16 @@ class Setting:
     layers: int | None = None
 
 
-class Work(NamedTuple):
-    """What a method is given; parameters are None for models that are not."""
+Read = Callable[[Place], Any]
+"""One layer's part of a parameter of the merged model."""
 
-    models: list[Params]
+
+class Work(NamedTuple):
+    """What a method is given; models are read from their files as they are needed."""
+
+    models: list[StoredModel]
     base: Any
+    """A `StoredModel`, as `onto`; None where none is given."""
     onto: Any
     setting: Setting
     pack_file: Path
@@ -47,64 +59,102 @@ class Work(NamedTuple):
 class Method(NamedTuple):
     """A way to make one model of some, and the flags that must be given."""
 
-    make: Callable[[Work], Params]
+    make: Callable[[Work], Read]
     models: int
     more: bool = False
     """Whether it takes more models too."""
     needs: tuple[str, ...] = ()
 
 
-def _ties(work: Work) -> Params:
+def _leafwise(merged: Callable[..., Any], *models: StoredModel) -> Read:
+    """A function of trees, on trees of one part each."""
+    parts = [model.parts for model in models]
+
+    def read(place: Place) -> Any:
+        name = part_name(place)
+        return merged(*({name: jnp.asarray(own[name])} for own in parts))[name]
+
+    return read
+
+
+def _ties(work: Work) -> Read:
+    tasks = [model.parts for model in work.models]
     density, lam = work.setting.density, work.setting.scale
-    return ties.ties_merge(work.base, work.models, density=density, lam=lam)
+    merged = ties.merger(work.base.parts, tasks, density=density, lam=lam)
+    return lambda place: merged(part_name(place))
 
 
-def _arithmetic(work: Work) -> Params:
-    return ties.task_arithmetic(work.base, work.models, lam=work.setting.scale)
+def _arithmetic(work: Work) -> Read:
+    def merged(base: Any, *tasks: Any) -> Any:
+        return ties.task_arithmetic(base, tasks, lam=work.setting.scale)
+
+    return _leafwise(merged, work.base, *work.models)
 
 
-def _difference(work: Work) -> Params:
-    trees = (work.onto, work.base, work.models[0])
-    return difference.transfer_diff(*trees, scale=work.setting.scale)
+def _mean(work: Work) -> Read:
+    return _leafwise(lambda *models: ties.mean(models), *work.models)
 
 
-def _swap(work: Work) -> Params:
+def _difference(work: Work) -> Read:
+    moved = partial(difference.transfer_diff, scale=work.setting.scale)
+    return _leafwise(moved, work.onto, work.base, work.models[0])
+
+
+def _swap(work: Work) -> Read:
     task, lang = work.models
-    sizes, given = swap.default_sizes(task), work.setting
+    tree = unflatten(task.shapes)
+    sizes, given = swap.default_sizes(tree), work.setting
     sizes["bottom"] = sizes["bottom"] if given.bottom is None else given.bottom
     sizes["top"] = sizes["top"] if given.top is None else given.top
-    units = int(swap.unit_of(task)[-1]) + 1
+    units = int(swap.unit_of(tree)[-1]) + 1
     if sum(sizes.values()) > units:
         raise InputError(
             f"--bottom {sizes['bottom']} and --top {sizes['top']}: the model has "
             f"{units} layers or repeating units; give at most as many together"
         )
-    shares = swap.swap_weights(task, **sizes)
-    work.record["second_model_in_layers"] = shares.tolist()
-    return swap.layer_swap(task, lang, **sizes)
+    weights = swap.swap_weights(tree, **sizes)
+    work.record["second_model_in_layers"] = weights.tolist()
+    shares = flatten(swap.shares(tree, weights, **swap.outside(**sizes)))
+    one, other = task.parts, lang.parts
+
+    def read(place: Place) -> Any:
+        layer = place.part[0] if place.path.startswith("periods/") else 0
+        share, name = shares[place.path].reshape(-1)[layer], part_name(place)
+        return swap.blend(jnp.asarray(one[name]), jnp.asarray(other[name]), share)
+
+    return read
 
 
-def _pack(work: Work) -> Params:
-    (tuned,), file = work.models, work.pack_file
-    skill = pack.pack(work.base, tuned)
+def _pack(work: Work) -> Read:
+    (tuned,), file, base = work.models, work.pack_file, work.base
+    skill = pack.pack(base.params, tuned.params)
     pack.save(file, skill)
-    size, whole = file.stat().st_size, pack.nbytes(tuned)
+    size, whole = file.stat().st_size, pack.nbytes(tuned.shapes)
     log.info("%s: %d bytes, %.1f %% of the model", file.name, size, 100 * size / whole)
     work.record.update(pack_bytes=size, model_bytes=whole)
-    return pack.apply(work.base, [skill])
+    leaves = flatten(base.params)
+
+    @lru_cache(base.leaves_together)
+    def grafted(path: str) -> Any:
+        own = pack.SkillPack({path: skill.parts[path]})
+        return pack.apply({path: leaves[path]}, [own])[path]
+
+    return lambda place: grafted(place.path)[place.part]
 
 
-def _expand(work: Work) -> Params:
-    gene, fit = expand.fit_gene(work.models[0])
+def _expand(work: Work) -> Read:
+    """Every layer at a time: lines are fitted over all of them."""
+    gene, fit = expand.fit_gene(jax.tree.map(jnp.asarray, work.models[0].params))
     work.record["explained"] = {name: float(x) for name, x in flatten(fit).items()}
     assert work.setting.layers is not None, "check_flags has seen that it is given"
-    return expand.expand(gene, work.setting.layers)
+    leaves = flatten(expand.expand(gene, work.setting.layers))
+    return lambda place: leaves[place.path][place.part]
 
 
 METHODS: dict[str, Method] = {
     "ties": Method(_ties, 1, True, ("base",)),
     "arithmetic": Method(_arithmetic, 1, True, ("base",)),
-    "mean": Method(lambda work: ties.mean(work.models), 2, True),
+    "mean": Method(_mean, 2, True),
     "difference": Method(_difference, 1, False, ("base", "onto")),
     "swap": Method(_swap, 2),
     "pack": Method(_pack, 1, False, ("base",)),
@@ -118,34 +168,27 @@ _NEEDED = {
 }
 
 
-class Merged(NamedTuple):
-    """A merged model, with the content of `merge.json`."""
-
-    config: ModelConfig
-    params: Params
-    tokenizer: Any
-    like: str
-    """The folder whose config.json lends the fields that change no logits."""
-    record: dict[str, Any]
-
-
 def merge(
     method: str,
     models: Sequence[str],
-    pack_file: Path,
+    out: Path,
     *,
     base: str | None = None,
     onto: str | None = None,
     setting: Setting | None = None,
     dtype: str = "float32",
     mesh: Mesh | None = None,
-) -> Merged:
-    """One model of several, by a method of `METHODS`.
+) -> dict[str, Any]:
+    """One model of several, by a method of `METHODS`: what is written to `merge.json`.
 
     Models are Hugging Face directories, adapters or hub ids: `base` is what `models`
     were fine-tuned from, and that of adapters; a difference is added to `onto`. The
-    method `pack` writes `pack_file`, in an existing folder. Models or flags that do not
-    fit the method or each other raise an `InputError`.
+    merged model is written to the existing folder `out`, and by the method `pack` its
+    pack. Models or flags that do not fit the method or each other raise an
+    `InputError`.
+
+    Memory: tensors are read, merged and written one at a time. `pack` has one parameter
+    of all layers in memory, and `expand` the whole model.
     """
     row, setting = METHODS[method], setting or Setting()
     given = {"base": base, "onto": onto, "layers": setting.layers}
@@ -154,29 +197,30 @@ def merge(
     bases: dict[str, str | None] = dict.fromkeys(alike, base)
     if onto is not None:
         bases.setdefault(onto, None)
-    loaded: dict[str, Pretrained] = {}
-    for name, own in bases.items():
-        log.info("loading %s", name)
-        loaded[name] = load_pretrained(name, base=own, dtype=dtype, mesh=mesh)
-        pair, grown = (alike[0], name), name not in alike
-        check_pair(loaded[alike[0]], loaded[name], pair, grown=grown)
-    record = {
-        "method": method,
-        "models": list(models),
-        "base": base,
-        "onto": onto,
-        "setting": to_dict(setting, tagged=False),
-        "dtype": dtype,
-        "weights_sha256": {n: weights_sha256(n, base=own) for n, own in bases.items()},
-    }
-    params: dict[str | None, Params] = {n: model.params for n, model in loaded.items()}
-    trees = [params[name] for name in models], params.get(base), params.get(onto)
-    merged = row.make(Work(*trees, setting, pack_file, record))
-    like = onto or models[0]
-    config = loaded[like].config
-    if setting.layers:
-        config = dataclasses.replace(config, layers=setting.layers)
-    return Merged(config, merged, loaded[like].tokenizer, like, record)
+    with contextlib.ExitStack() as files:
+        opened: dict[str | None, Any] = {None: None}
+        for name, own in bases.items():
+            model = stored(name, base=own, dtype=dtype, mesh=mesh)
+            opened[name] = files.enter_context(model)
+            pair, grown = (alike[0], name), name not in alike
+            check_pair(opened[alike[0]], opened[name], pair, grown=grown)
+        record = {
+            "method": method,
+            "models": list(models),
+            "base": base,
+            "onto": onto,
+            "setting": to_dict(setting, tagged=False),
+            "dtype": dtype,
+            "weights_sha256": {n: weights_sha256(n, base=b) for n, b in bases.items()},
+        }
+        trees = [opened[name] for name in models], opened.get(base), opened.get(onto)
+        read = row.make(Work(*trees, setting, out / PACK, record))
+        like = onto or models[0]
+        config, tokenizer = opened[like].config, opened[like].tokenizer
+        if setting.layers:
+            config = dataclasses.replace(config, layers=setting.layers)
+        write_model(out, config, dtype, read, tokenizer, like=like)
+    return record
 
 
 def check_flags(method: str, count: int, given: Mapping[str, Any]) -> None:
@@ -194,7 +238,7 @@ def check_flags(method: str, count: int, given: Mapping[str, Any]) -> None:
 
 
 def check_pair(
-    one: Pretrained, other: Pretrained, names: tuple[str, str], *, grown: bool = False
+    one: StoredModel, other: StoredModel, names: tuple[str, str], *, grown: bool = False
 ) -> None:
     """Refuse models of two architectures or vocabularies by an `InputError`.
 

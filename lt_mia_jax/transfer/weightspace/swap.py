@@ -1,6 +1,6 @@
 """Put the first and last layers of one model around the middle of another."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -100,9 +100,14 @@ def layer_swap(
     """
     edges = {"trans_bottom": trans_bottom, "trans_top": trans_top}
     weights = swap_weights(task, bottom=bottom, top=top, c=c, **edges)
-    embed = embed or ("lang" if bottom else "task")
-    head = head or ("lang" if top else "task")
-    return blend_layers(task, lang, weights, embed=embed, head=head)
+    ends = outside(bottom=bottom, top=top)
+    ends = {"embed": embed or ends["embed"], "head": head or ends["head"]}
+    return blend_layers(task, lang, weights, **ends)
+
+
+def outside(*, bottom: int, top: int) -> dict[Literal["embed", "head"], Origin]:
+    """Where `layer_swap` takes the parameters outside layers from, by default."""
+    return {"embed": "lang" if bottom else "task", "head": "lang" if top else "task"}
 
 
 def blend_layers(
@@ -118,15 +123,21 @@ def blend_layers(
     Trees that differ, or another number of weights than layers, raise a ValueError.
     """
     check_alike("layer_swap", task, lang)
+    return jax.tree.map(blend, task, lang, shares(task, weights, embed, head))
+
+
+def shares(params: Tree, weights: Any, embed: Origin, head: Origin) -> Tree:
+    """The share of the language model in each leaf; arguments as `blend_layers`."""
 
     def outside(path: str) -> float:
         return _SHARE[embed if path.startswith("embedding") else head]
 
-    return jax.tree.map(_mixed, task, lang, per_layer(task, weights, outside))
+    return per_layer(params, weights, outside)
 
 
 @jax.jit
-def _mixed(task: Array, lang: Array, share: Float[Array, "..."]) -> Array:
+def blend(task: Array, lang: Array, share: Float[Array, "..."]) -> Array:
+    """One leaf of `blend_layers`; `share` is of `lang` and broadcasts."""
     mixed = share * lang.astype(jnp.float32) + (1 - share) * task.astype(jnp.float32)
     lang = lang.astype(task.dtype)
     mixed = jnp.where(share == 1, lang, mixed.astype(task.dtype))

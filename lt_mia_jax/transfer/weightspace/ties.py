@@ -5,7 +5,7 @@ one leaf. Arithmetic is float32; each leaf keeps the dtype of the base. Trees th
 differ raise a ValueError.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any, Literal
 
@@ -76,29 +76,48 @@ def ties_merge(
     released code keeps one entry too many and trims norms and recurrences too
     (`protect=()`); learned (IA)^3 vectors have no place in these models.
     """
+    options = {"elect": elect, "agg": agg, "scope": scope, "protect": protect}
+    trees = [named_leaves(tree) for tree in (base, *finetuned)]
+    merged = merger(trees[0], trees[1:], density=density, lam=lam, **options)
+    return map_named(lambda name, _: merged(name), base)
+
+
+def merger(
+    start: Named,
+    tasks: Sequence[Named],
+    *,
+    density: float = 0.2,
+    lam: float | Float[Array, ""] = 1.0,
+    elect: Elect = "mass",
+    agg: Literal["mean", "sum", "max"] = "mean",
+    scope: Literal["global", "leaf"] = "global",
+    protect: Sequence[Role] = PROTECTED,
+) -> Callable[[str], Array]:
+    """`ties_merge` of models given as leaves by path, as a function of a path.
+
+    The order of `start` is that of the tree. Leaves are read when they are needed, so
+    they may be arrays on disk (`checkpoints.streaming`).
+    """
     require_choice("ties_merge", "elect", elect, ("mass", "count"))
     require_choice("ties_merge", "agg", agg, ("mean", "sum", "max"))
     require_choice("ties_merge", "scope", scope, ("global", "leaf"))
     if not 0 <= density <= 1:
         raise ValueError(f"ties_merge: density = {density}, expected in [0, 1]")
-    if not finetuned:
+    if not tasks:
         raise ValueError("ties_merge: there is nothing to merge")
-    check_alike("ties_merge", base, *finetuned)
-    start = named_leaves(base)
-    tasks = [named_leaves(tree) for tree in finetuned]
+    check_alike("ties_merge", start, *tasks)
     trimmed = [name for name in start if role(name) not in protect]
     groups = [trimmed] if scope == "global" else [[name] for name in trimmed]
     trims = _trims(start, tasks, density, groups)
 
     def at(name: str) -> tuple[Array, Leaves, Trim]:
-        return start[name], tuple(task[name] for task in tasks), trims[name]
+        read = tuple(jnp.asarray(tree[name]) for tree in (start, *tasks))
+        return read[0], read[1:], trims[name]
 
     tie, lam = jnp.float32(1.0), jnp.float32(lam)
     if len(tasks) > 1:  # else nothing cancels
         tie = _majority([_done(_signs(*at(name), elect=elect)) for name in start])
-    return map_named(
-        lambda name, _: _done(_merged(*at(name), tie, lam, elect=elect, agg=agg)), base
-    )
+    return lambda name: _done(_merged(*at(name), tie, lam, elect=elect, agg=agg))
 
 
 _done = jax.block_until_ready
@@ -106,19 +125,19 @@ _done = jax.block_until_ready
 
 
 def _trims(
-    start: Named, tasks: list[Named], density: float, groups: list[list[str]]
+    start: Named, tasks: Sequence[Named], density: float, groups: list[list[str]]
 ) -> dict[str, Trim]:
     """What each task keeps of each leaf; each group of leaves is trimmed together."""
     trims: dict[str, Trim] = dict.fromkeys(start)
     if density == 1:
         return trims
     for group in groups:
-        own = {name: start[name] for name in group}
+        own = [start[name] for name in group]  # lists keep the order
         kept = round(density * parameter_count(own))
-        chosen = [selection({n: task[n] for n in group}, kept, own) for task in tasks]
+        chosen = [selection([task[n] for n in group], kept, own) for task in tasks]
         limits = tuple(each.limit for each in chosen)
-        for name in group:
-            trims[name] = limits, tuple(each.room[name] for each in chosen)
+        for index, name in enumerate(group):
+            trims[name] = limits, tuple(each.room[index] for each in chosen)
     return trims
 
 

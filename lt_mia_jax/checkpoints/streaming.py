@@ -1,0 +1,166 @@
+"""Models on disk of which one stored tensor at a time is in memory."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lt_mia_jax.arrays import Array
+from lt_mia_jax.checkpoints import rules
+from lt_mia_jax.checkpoints.pretrained import Opened, describe, opened
+from lt_mia_jax.models import ModelConfig
+from lt_mia_jax.sharding import parameter_shardings
+from lt_mia_jax.trees import unflatten
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class StoredArray:
+    """An array on disk, which `np.asarray` and `jnp.asarray` read, each time anew."""
+
+    def __init__(
+        self, like: Any, read: Callable[[], np.ndarray], put: Callable[[Any], Array]
+    ):
+        self.shape, self.dtype = tuple(like.shape), np.dtype(like.dtype)
+        self._read, self._put = read, put
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Its values on the host."""
+        found = self._read()
+        return found if dtype is None else found.astype(dtype, copy=False)
+
+    def __jax_array__(self) -> Array:
+        """Its values on the devices."""
+        return self._put(self._read())
+
+
+class StoredModel:
+    """A model whose parameters are read from its files when they are used.
+
+    `stored` makes it.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: "PreTrainedTokenizerBase",
+        files: Opened,
+        mesh: Mesh | None,
+    ):
+        self.config, self.tokenizer = config, tokenizer
+        self.shapes = files.shapes
+        """Shapes of all parameters by path, in the order of the tree."""
+        self._reader, self._mesh = files.reader, mesh
+        found = rules.stored_names(files.reader, files.table, config, files.shapes)
+        groups = rules.expand(files.table, config, files.shapes)
+        self._filled = {
+            place: (assignment, index, found[assignment.name])
+            for group in groups
+            for assignment in group
+            for index, place in enumerate(assignment.places)
+        }
+        self.leaves_together = max(
+            len({place.path for assignment in group for place in assignment.places})
+            for group in groups
+        )
+        """Most parameters that one rule of the family's table fills, layer by layer."""
+        self._last: tuple[str, tuple[np.ndarray, ...]] = ("", ())
+        self._finite: set[str] = set()
+
+    @property
+    def parts(self) -> dict[str, StoredArray]:
+        """Each parameter of one layer, by `part_name`, in the order of the tree."""
+        order = {path: number for number, path in enumerate(self.shapes)}
+        places = sorted(self._filled, key=lambda p: (order[p.path], p.part))
+        return {part_name(place): self._part(place) for place in places}
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The tree of parameters; those of layers are stacked as they are read."""
+        return unflatten({path: self._leaf(path) for path in self.shapes})
+
+    def _part(self, place: rules.Place) -> StoredArray:
+        leaf = self.shapes[place.path]
+        shape = leaf.shape[len(place.part) :]
+        like = jax.ShapeDtypeStruct(shape, leaf.dtype)
+        return StoredArray(like, lambda: self._read(place), self._put)
+
+    def _leaf(self, path: str) -> StoredArray:
+        like = self.shapes[path]
+        places = [place for place in self._filled if place.path == path]
+
+        def read() -> np.ndarray:
+            whole = np.empty(like.shape, like.dtype)
+            for place in places:
+                whole[place.part or ...] = self._read(place)
+            return whole
+
+        return StoredArray(like, read, self._put)
+
+    def _put(self, array: np.ndarray) -> Array:
+        shardings = self._mesh and parameter_shardings(array, self._mesh)
+        return jax.device_put(array, shardings).block_until_ready()
+
+    def _read(self, place: rules.Place) -> np.ndarray:
+        assignment, index, name = self._filled[place]
+        if self._last[0] != name:
+            self._last = ("", ())  # not beside the next
+            tensor = self._reader.read(name)
+            if name not in self._finite and not rules.finite(tensor):
+                raise rules.not_finite(self._reader.origin, [name])
+            self._finite.add(name)
+            self._last = name, assignment.operation.forward(tensor)
+        return self._last[1][index].astype(self.shapes[place.path].dtype, copy=False)
+
+
+@contextlib.contextmanager
+def stored(
+    path_or_id: str | Path,
+    *,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+    base: str | Path | None = None,
+) -> Iterator[StoredModel]:
+    """A model in files; arguments and errors as `load_pretrained`.
+
+    NaN and infinite values are refused when they are first read.
+
+    Example:
+      >>> import jax, numpy
+      >>> from lt_mia_jax import LanguageModel, save_pretrained
+      >>> from lt_mia_jax.data import train_bpe
+      >>> from lt_mia_jax.models import gpt2_like
+      >>> tokenizer = train_bpe(["to be or not to be"], vocab_size=257)
+      >>> config = gpt2_like(257, width=16, layers=2, heads=2, context=8)
+      >>> params = LanguageModel(config).init(jax.random.key(0))
+      >>> save_pretrained("tiny", config, params, tokenizer)
+      >>> with stored("tiny") as model:
+      ...     found = model.parts["periods[1]/slot_0/mixer/output/kernel"]
+      ...     numpy.asarray(found).shape
+      (16, 16)
+    """
+    source = describe(path_or_id, base)
+    tokenizer = source.tokenizer()
+    with opened(source, dtype) as files:
+        yield StoredModel(source.config, tokenizer, files, mesh)
+
+
+def part_name(place: rules.Place) -> str:
+    """The name of one layer's part of a parameter.
+
+    It is the path with the index of the part behind its first component, so what reads
+    the role of a parameter from its path reads it from the name too.
+
+    Example:
+      >>> from lt_mia_jax.checkpoints.rules import Place
+      >>> part_name(Place("periods/slot_0/mixer/output/kernel", (3,)))
+      'periods[3]/slot_0/mixer/output/kernel'
+    """
+    first, separator, rest = place.path.partition("/")
+    index = f"[{','.join(map(str, place.part))}]" if place.part else ""
+    return f"{first}{index}{separator}{rest}"
