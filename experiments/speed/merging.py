@@ -3,19 +3,22 @@
 python -m experiments.speed.merging --methods mean ties swap
 
 Each method runs as a command of its own, as users start it; the copy reads every model
-that the method reads and writes as many bytes as it writes, with `fsync`.
+that the method reads and writes as many bytes as it writes, with `fsync`. The same
+merge of tiny models says what start-up takes: imports, tokenizers, compilation.
 """
 
 import dataclasses
 import logging
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tyro
@@ -64,15 +67,28 @@ def write_models(root: Path, config: Merging) -> int:
     return sum(4 * math.prod(leaf.shape) for leaf in shapes.values())
 
 
-def run(command: list[str]) -> tuple[float, float, float]:
-    """Wall seconds, processor seconds and peak resident MiB of a process."""
-    began = time.monotonic()
+class Used(NamedTuple):
+    """What a process took."""
+
+    wall: float
+    processor: float
+    anonymous: float
+    """Peak MiB of its own memory, without pages of files that the system can drop."""
+
+
+def run(command: list[str]) -> Used:
+    """Run a process to its end."""
+    began, peak = time.monotonic(), 0
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)}: exit status {status}")
-    wall = time.monotonic() - began
-    return wall, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+    status = Path(f"/proc/{process.pid}/status")
+    while (done := os.wait4(process.pid, os.WNOHANG))[0] == 0:
+        found = re.search(r"RssAnon:\s+(\d+)", status.read_text())
+        peak = max(peak, int(found[1])) if found else peak
+        time.sleep(0.005)
+    if done[1]:
+        raise SystemExit(f"{' '.join(command)}: exit status {done[1]}")
+    used, wall = done[2], time.monotonic() - began
+    return Used(wall, used.ru_utime + used.ru_stime, peak / 1024)
 
 
 def copy(sources: list[Path], out: Path) -> float:
@@ -88,38 +104,46 @@ def copy(sources: list[Path], out: Path) -> float:
     return time.monotonic() - began
 
 
+def merge(root: Path, method: str, out: Path) -> Used:
+    """Merge two models of a folder."""
+    command = [sys.executable, "-m", "lt_mia_jax", "merge", "--method", method]
+    command += ["--models", str(root / "a"), str(root / "b"), "--out", str(out)]
+    if method in BASES:
+        command += ["--base", str(root / "base")]
+    used = run(command)
+    shutil.rmtree(out)
+    return used
+
+
 def main() -> None:
     """Print one line a method."""
     config = tyro.cli(Merging)
+    small = dataclasses.replace(config, width=64, layers=1, vocab_size=300)
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        size = write_models(root, config)
-        logging.info(
-            "models of %.0f MiB; start-up of `lt-mia merge --help`:", size / MIB
-        )
-        start = run([sys.executable, "-m", "lt_mia_jax", "merge", "--help"])[0]
-        logging.info("  %.1f s", start)
+        root, tiny = Path(folder) / "models", Path(folder) / "tiny"
+        size, _ = write_models(root, config), write_models(tiny, small)
+        largest = 4 * config.vocab_size * config.width / MIB
+        logging.info("models %.0f MiB, largest tensor %.0f MiB", size / MIB, largest)
         for method in config.methods:
+            least = merge(tiny, method, tiny / "out")
+            used = merge(root, method, root / "out")
             names = ["a", "b", "base"] if method in BASES else ["a", "b"]
-            command = [sys.executable, "-m", "lt_mia_jax", "merge", "--method", method]
-            command += ["--models", *(str(root / name) for name in names[:2])]
-            if method in BASES:
-                command += ["--base", str(root / "base")]
-            out = root / "merged"
-            wall, processor, peak = run([*command, "--out", str(out)])
-            shutil.rmtree(out)
             files = [root / name / "model.safetensors" for name in names]
             copied = copy(files, root / "copy")
+            wall, memory = used.wall - least.wall, used.anonymous - least.anonymous
             logging.info(
-                "%-10s %5.1f s wall, %5.1f s processor, peak %5.0f MiB (%.2f models); "
-                "copy %.2f s, ratio %.1f",
+                "%-10s %.1f s and %.0f MiB of a tiny model, and %.1f s (%.1f s "
+                "processor) and %.0f MiB more; copy %.2f s: ratio %.1f; "
+                "%.1f times the largest tensor",
                 method,
+                least.wall,
+                least.anonymous,
                 wall,
-                processor,
-                peak,
-                peak * MIB / size,
+                used.processor - least.processor,
+                memory,
                 copied,
                 wall / copied,
+                memory / largest,
             )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from jax.sharding import Mesh
 
 from lt_mia_jax.arrays import Array
 from lt_mia_jax.checkpoints import rules
-from lt_mia_jax.checkpoints.pretrained import Opened, describe, opened
+from lt_mia_jax.checkpoints.pretrained import Opened, Source, describe, opened
 from lt_mia_jax.models import ModelConfig
 from lt_mia_jax.sharding import parameter_shardings
 from lt_mia_jax.trees import unflatten
@@ -45,19 +46,14 @@ class StoredModel:
     `stored` makes it.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        tokenizer: "PreTrainedTokenizerBase",
-        files: Opened,
-        mesh: Mesh | None,
-    ):
-        self.config, self.tokenizer = config, tokenizer
+    def __init__(self, source: Source, files: Opened, mesh: Mesh | None):
+        self.config: ModelConfig = source.config
+        self._source = source
         self.shapes = files.shapes
         """Shapes of all parameters by path, in the order of the tree."""
         self._reader, self._mesh = files.reader, mesh
-        found = rules.stored_names(files.reader, files.table, config, files.shapes)
-        groups = rules.expand(files.table, config, files.shapes)
+        layout = files.table, self.config, files.shapes
+        found, groups = rules.stored_names(files.reader, *layout), rules.expand(*layout)
         self._filled = {
             place: (assignment, index, found[assignment.name])
             for group in groups
@@ -71,6 +67,11 @@ class StoredModel:
         """Most parameters that one rule of the family's table fills, layer by layer."""
         self._last: tuple[str, tuple[np.ndarray, ...]] = ("", ())
         self._finite: set[str] = set()
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Its tokenizer; errors as `load_pretrained`."""
+        return self._source.tokenizer()
 
     @property
     def parts(self) -> dict[str, StoredArray]:
@@ -133,21 +134,18 @@ def stored(
     Example:
       >>> import jax, numpy
       >>> from lt_mia_jax import LanguageModel, save_pretrained
-      >>> from lt_mia_jax.data import train_bpe
       >>> from lt_mia_jax.models import gpt2_like
-      >>> tokenizer = train_bpe(["to be or not to be"], vocab_size=257)
-      >>> config = gpt2_like(257, width=16, layers=2, heads=2, context=8)
+      >>> config = gpt2_like(64, width=16, layers=2, heads=2, context=8)
       >>> params = LanguageModel(config).init(jax.random.key(0))
-      >>> save_pretrained("tiny", config, params, tokenizer)
+      >>> save_pretrained("tiny", config, params)
       >>> with stored("tiny") as model:
       ...     found = model.parts["periods[1]/slot_0/mixer/output/kernel"]
       ...     numpy.asarray(found).shape
       (16, 16)
     """
     source = describe(path_or_id, base)
-    tokenizer = source.tokenizer()
     with opened(source, dtype) as files:
-        yield StoredModel(source.config, tokenizer, files, mesh)
+        yield StoredModel(source, files, mesh)
 
 
 def part_name(place: rules.Place) -> str:

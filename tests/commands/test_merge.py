@@ -1,15 +1,17 @@
 """`lt-mia merge` on tiny Llamas: what is written, and what is refused."""
 
 import json
+import weakref
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from adapter_files import modules_of, write_adapter
+from safetensors.numpy import load_file
 
 from lt_mia_jax.checkpoints import load_model, load_pretrained, save_pretrained
-from lt_mia_jax.checkpoints.safetensors import TensorReader
+from lt_mia_jax.checkpoints.safetensors import SINGLE, TensorReader
 from lt_mia_jax.cli import main
 from lt_mia_jax.data import train_bpe
 from lt_mia_jax.models import LanguageModel, llama_like
@@ -177,6 +179,39 @@ def test_the_devices_of_a_mesh_give_the_same_model(zoo, tmp_path):
         words += ["--base", str(zoo / "base"), "--out", str(tmp_path / name), *devices]
         assert main(words) == 0
     equal(params_of(tmp_path / "one"), params_of(tmp_path / "four"))
+
+
+@pytest.mark.parametrize("method", ["mean", "ties"])
+def test_one_tensor_of_each_model_is_in_memory(tmp_path, monkeypatch, method):
+    """What is alive whenever a tensor is read, against the size of the models."""
+    made = config(8, width=32, heads=2, kv_heads=2)
+    params = LanguageModel(made).init(jax.random.key(0))
+    tokenizer = train_bpe(["to be or not to be"], vocab_size=259)
+    models = [str(tmp_path / name) for name in "ab"]
+    for model in models:
+        save_pretrained(model, made, params, tokenizer)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    largest = max(x.nbytes for x in load_file(f"{models[0]}/{SINGLE}").values())
+    del params
+    before, peaks, alive = {id(x) for x in jax.live_arrays()}, [], []
+    read = TensorReader.read
+
+    def counted(self, name):
+        found = read(self, name)
+        alive.append(weakref.ref(found))
+        on_host = sum(x.nbytes for ref in alive if (x := ref()) is not None)
+        made = [x.nbytes for x in jax.live_arrays() if id(x) not in before]
+        peaks.append(on_host + sum(made))
+        return found
+
+    monkeypatch.setattr(TensorReader, "read", counted)
+    merge(
+        method, models, tmp_path / "out", base=models[0] if method == "ties" else None
+    )
+    assert 2 * largest <= max(peaks) <= 6 * largest < size / 2
+    peaks.clear()
+    load_model(models[0])
+    assert max(peaks) > size / 2
 
 
 @pytest.mark.parity
