@@ -166,15 +166,15 @@ def draw(found: Found, path: Path) -> None:
         if any((name, strength) in found for strength in STRENGTHS)
     ]
     figure, (axis,) = new_axes(1)
-    figure.set_size_inches(7.6, 0.23 * len(lines) + 1.0)
+    figure.set_size_inches(7.6, 0.27 * len(lines) + 1.0)
     colors = dict(zip(STRENGTHS, ("#9ecae1", "#4292c6", "#08519c"), strict=True))
-    for strength, color in colors.items():
+    for offset, (strength, color) in zip((0.22, 0, -0.22), colors.items(), strict=True):
         height = [
             (level, found[name, strength][corpus]["members"][SCORES[0]]["auc"])
             for level, (name, corpus) in enumerate(lines)
             if (name, strength) in found
         ]
-        levels = [-level for level, _ in height]
+        levels = [offset - level for level, _ in height]
         values = np.array([area["value"] for _, area in height])
         errors = [
             values - [area["low"] for _, area in height],
@@ -187,7 +187,7 @@ def draw(found: Found, path: Path) -> None:
             fmt="o",
             color=color,
             label=strength,
-            markersize=4,
+            markersize=3,
             linewidth=1,
         )
     axis.axvline(0.5, color=INK, linewidth=0.8, linestyle=":")

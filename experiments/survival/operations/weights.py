@@ -20,8 +20,8 @@ def _base(world: World) -> Made:
     return Made(world.model, world.base.params, world.early)
 
 
-def _expert(world: World) -> Made:
-    return Made(world.model, world.expert("a"))
+def _expert(world: World, name: str) -> Made:
+    return Made(world.model, world.expert(name))
 
 
 def _both(world: World) -> list:
@@ -67,7 +67,16 @@ def _pack_row(name: str, about: str, spec: SkillPackSpec) -> Operation:
 
 ROWS = (
     Operation("base", "control", "the base, against its early version", "", _base),
-    Operation("expert", "before", "expert a as it is", "a", _expert),
+    *(
+        Operation(
+            row,
+            "before",
+            f"expert {name} as it is",
+            name,
+            functools.partial(_expert, name=name),
+        )
+        for row, name in (("expert", "a"), ("expert-b", "b"))
+    ),
     Operation("mean", "uniform soup", "the mean of both experts", "ab", _mean),
     Operation(
         "arithmetic",
