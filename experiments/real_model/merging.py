@@ -12,6 +12,8 @@ models stay, so a command that was stopped goes on where it was.
 
 import dataclasses
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -20,7 +22,6 @@ import tyro
 
 from experiments.real_model.__main__ import packaged_model
 from lt_mia_jax.checkpoints import load_pretrained, save_pretrained
-from lt_mia_jax.cli import main as lt_mia
 from lt_mia_jax.data.corpora import load_corpus
 from lt_mia_jax.data.texts import write_texts
 from lt_mia_jax.models import LanguageModel
@@ -67,7 +68,8 @@ def prepare(config: RealMerges) -> None:
 
 def run(*words: object) -> None:
     """A command of `lt-mia`, which must succeed."""
-    if status := lt_mia([str(word) for word in words]):
+    command = [sys.executable, "-m", "lt_mia_jax", *map(str, words)]
+    if status := subprocess.run(command).returncode:
         raise SystemExit(status)
 
 

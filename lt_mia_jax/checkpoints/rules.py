@@ -98,6 +98,22 @@ class Assignment(NamedTuple):
     operation: Operation
 
 
+def part_name(place: Place) -> str:
+    """The name of one layer's part of a parameter.
+
+    It is the path with the index of the part behind its first component, so what reads
+    the role of a parameter from its path reads it from the name too.
+
+    Example:
+      >>> from lt_mia_jax.checkpoints.rules import Place, part_name
+      >>> part_name(Place("periods/slot_0/mixer/output/kernel", (3,)))
+      'periods[3]/slot_0/mixer/output/kernel'
+    """
+    first, separator, rest = place.path.partition("/")
+    index = f"[{','.join(map(str, place.part))}]" if place.part else ""
+    return f"{first}{index}{separator}{rest}"
+
+
 def locate(config: ModelConfig, layer: int) -> tuple[str, int | None]:
     """Path prefix and stacked row of a layer's parameters."""
     period, slot = divmod(layer, len(config.pattern))

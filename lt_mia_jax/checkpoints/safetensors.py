@@ -265,7 +265,7 @@ def _written(path: Path, tensors: Sequence[Tensor]) -> Iterator[str]:
                 file.write(header)
                 for tensor in tensors:
                     file.seek(len(header) + places[tensor.name])
-                    file.write(_bytes_of(tensor))
+                    file.write(_bytes_of(tensor).data)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
@@ -279,12 +279,12 @@ def _written(path: Path, tensors: Sequence[Tensor]) -> Iterator[str]:
             os.unlink(temporary)
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def _bytes_of(tensor: Tensor) -> np.ndarray:
     array = np.asarray(tensor.make(), order="C")
     if (array.shape, array.dtype) != (tensor.shape, tensor.dtype):
         found = f"{array.dtype} {list(array.shape)}"
         raise ValueError(f"{tensor.name}: {found}, not {tensor.dtype} {tensor.shape}")
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8)
 
 
 def _layout(tensors: Sequence[Tensor]) -> tuple[bytes, dict[str, int]]:

@@ -1,6 +1,7 @@
 """Models on disk of which one stored tensor at a time is in memory."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +14,12 @@ from jax.sharding import Mesh
 from lt_mia_jax.arrays import Array
 from lt_mia_jax.checkpoints import rules
 from lt_mia_jax.checkpoints.pretrained import Opened, Source, describe, opened
+from lt_mia_jax.checkpoints.tokenizer import check_agreement
+from lt_mia_jax.configs import to_dict
+from lt_mia_jax.errors import InputError, capped
 from lt_mia_jax.models import ModelConfig
 from lt_mia_jax.sharding import parameter_shardings
-from lt_mia_jax.trees import unflatten
+from lt_mia_jax.trees import named_leaves, unflatten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,10 +79,10 @@ class StoredModel:
 
     @property
     def parts(self) -> dict[str, StoredArray]:
-        """Each parameter of one layer, by `part_name`, in the order of the tree."""
+        """Parameters of one layer each, by `rules.part_name`, in the tree's order."""
         order = {path: number for number, path in enumerate(self.shapes)}
         places = sorted(self._filled, key=lambda p: (order[p.path], p.part))
-        return {part_name(place): self._part(place) for place in places}
+        return {rules.part_name(place): self._part(place) for place in places}
 
     @property
     def params(self) -> dict[str, Any]:
@@ -148,17 +152,27 @@ def stored(
         yield StoredModel(source, files, mesh)
 
 
-def part_name(place: rules.Place) -> str:
-    """The name of one layer's part of a parameter.
+def check_architecture(
+    one: StoredModel, other: StoredModel, names: tuple[str, str], *, grown: bool = False
+) -> None:
+    """Refuse models of two architectures or vocabularies by an `InputError`.
 
-    It is the path with the index of the part behind its first component, so what reads
-    the role of a parameter from its path reads it from the name too.
-
-    Example:
-      >>> from lt_mia_jax.checkpoints.rules import Place
-      >>> part_name(Place("periods/slot_0/mixer/output/kernel", (3,)))
-      'periods[3]/slot_0/mixer/output/kernel'
+    With `grown` the second may have a vocabulary of another size.
     """
-    first, separator, rest = place.path.partition("/")
-    index = f"[{','.join(map(str, place.part))}]" if place.part else ""
-    return f"{first}{index}{separator}{rest}"
+    ignored: dict[str, Any] = {"dropout": one.config.dropout}
+    if grown:
+        ignored["vocab_size"] = one.config.vocab_size
+    first = named_leaves(to_dict(one.config), ".")
+    second = named_leaves(to_dict(dataclasses.replace(other.config, **ignored)), ".")
+    differ = [
+        f"{name} {second.get(name)} (expected {first.get(name)})"
+        for name in sorted({*first, *second})
+        if first.get(name) != second.get(name)
+    ]
+    if differ:
+        raise InputError(
+            f"{names[1]}: of another architecture than {names[0]}: {capped(differ)}; "
+            "give fine-tunes of one base model"
+        )
+    limit = min(one.config.vocab_size, other.config.vocab_size)
+    check_agreement(one.tokenizer, other.tokenizer, names, limit)

@@ -46,11 +46,12 @@ class Merge:
     """For difference: the other version of the base; its vocabulary may have grown."""
     out: Path
     """Folder of the merged model."""
-    density: Annotated[float, UNIT] = 0.2
-    """For ties: fraction of each fine-tune's changes that is kept, the largest."""
-    scale: Annotated[float, FACTOR] = 1.0
-    """For ties, arithmetic and difference: factor on what is added to the base. The sum
-    of several changes (arithmetic) often needs less than 1."""
+    density: Annotated[float | None, UNIT] = None
+    """For ties: fraction of each fine-tune's changes that is kept, the largest; by
+    default 0.2."""
+    scale: Annotated[float | None, FACTOR] = None
+    """For ties, arithmetic and difference: factor on what is added to the base, by
+    default 1. The sum of several changes (arithmetic) often needs less."""
     bottom: Annotated[int | None, SIZE] = None
     """For swap: layers (in models that repeat several: units) from the language model
     at the input; by default 5 of 32, at least 1. One more is mixed."""
@@ -70,6 +71,7 @@ def run(config: Merge) -> None:
     """Merge and save."""
     from lt_mia_jax.audit.scoring import warn_of_intervention
     from lt_mia_jax.checkpoints.adapters.export import clear_adapter
+    from lt_mia_jax.configs import narrowed
     from lt_mia_jax.files import write_json
     from lt_mia_jax.transfer.weightspace.merge import Setting, merge
     from lt_mia_jax.unlearning.interventions.storage import save_intervention
@@ -84,13 +86,7 @@ def run(config: Merge) -> None:
         config.out,
         base=config.base,
         onto=config.onto,
-        setting=Setting(
-            density=config.density,
-            scale=config.scale,
-            bottom=config.bottom,
-            top=config.top,
-            layers=config.layers,
-        ),
+        setting=narrowed(config, Setting),
         dtype=config.dtype,
         mesh=config.devices.make().mesh,
     )

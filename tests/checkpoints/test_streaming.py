@@ -10,9 +10,9 @@ from safetensors.numpy import load_file, save_file
 
 from lt_mia_jax.checkpoints import load_model, save_pretrained
 from lt_mia_jax.checkpoints.pretrained import write_model
-from lt_mia_jax.checkpoints.rules import Place
+from lt_mia_jax.checkpoints.rules import Place, part_name
 from lt_mia_jax.checkpoints.safetensors import SINGLE
-from lt_mia_jax.checkpoints.streaming import part_name, stored
+from lt_mia_jax.checkpoints.streaming import stored
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models import llama_like
 from lt_mia_jax.sharding import make_mesh

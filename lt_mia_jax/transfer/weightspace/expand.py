@@ -34,16 +34,12 @@ class Gene:
     """Parameters outside layers, which every depth has alike."""
 
 
-def depths(n_layers: int, *, reach_end: bool = False) -> Float[np.ndarray, " L"]:
-    """Depth of each layer: `l / L` as released, so the last layer is not at depth 1.
-
-    With `reach_end` it is `l / (L - 1)`, and the last layer is.
-    """
-    last = max(1, n_layers - 1) if reach_end else n_layers
-    return np.arange(n_layers, dtype=np.float32) / np.float32(last)
+def depths(n_layers: int) -> Float[np.ndarray, " L"]:
+    """Depth of each layer: `l / L` as released, so the last layer is not at depth 1."""
+    return np.arange(n_layers, dtype=np.float32) / np.float32(n_layers)
 
 
-def expand(gene: Gene, n_layers: int, *, reach_end: bool = False) -> Params:
+def expand(gene: Gene, n_layers: int) -> Params:
     """Parameters of a model with `n_layers`: layer l is `theta_B + depth_l * theta_A`.
 
     The kind of a layer is that of its slot. The result is for the model's config with
@@ -56,7 +52,7 @@ def expand(gene: Gene, n_layers: int, *, reach_end: bool = False) -> Params:
     """
     if n_layers < 1:
         raise ValueError(f"n_layers = {n_layers}, expected at least 1")
-    slots, depth = len(gene.start), depths(n_layers, reach_end=reach_end)
+    slots, depth = len(gene.start), depths(n_layers)
     whole = n_layers // slots * slots
 
     def at(slot: int, place: Float[np.ndarray, "..."]) -> Any:
@@ -80,7 +76,7 @@ def expand(gene: Gene, n_layers: int, *, reach_end: bool = False) -> Params:
     return params
 
 
-def fit_gene(params: Params, *, reach_end: bool = False) -> tuple[Gene, dict[str, Any]]:
+def fit_gene(params: Params) -> tuple[Gene, dict[str, Any]]:
     """The gene nearest to the layers of a model, and how much of them it explains.
 
     Least squares for each entry over the layers of a slot; a slot with one layer gets
@@ -89,7 +85,7 @@ def fit_gene(params: Params, *, reach_end: bool = False) -> tuple[Gene, dict[str
     """
     shared, layers = split_layers(params)
     slots, depth = len(params.get("periods", {})) or len(layers), len(layers)
-    place = depths(depth, reach_end=reach_end)
+    place = depths(depth)
     product = partial(jnp.tensordot, axes=1, precision="highest")
 
     def fit(slot: int, *leaves: Array) -> tuple[Array, Array, Array]:

@@ -14,13 +14,12 @@ from jax.sharding import Mesh
 
 from lt_mia_jax.checkpoints import weights_sha256
 from lt_mia_jax.checkpoints.pretrained import write_model
-from lt_mia_jax.checkpoints.rules import Place
-from lt_mia_jax.checkpoints.streaming import StoredModel, part_name, stored
-from lt_mia_jax.checkpoints.tokenizer import check_agreement
+from lt_mia_jax.checkpoints.rules import Place, part_name
+from lt_mia_jax.checkpoints.streaming import StoredModel, check_architecture, stored
 from lt_mia_jax.configs import to_dict
-from lt_mia_jax.errors import InputError, capped
+from lt_mia_jax.errors import InputError
 from lt_mia_jax.transfer.weightspace import difference, expand, pack, swap, ties
-from lt_mia_jax.trees import flatten, named_leaves, unflatten
+from lt_mia_jax.trees import flatten, unflatten
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +28,10 @@ PACK = "pack.safetensors"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Numbers of the methods; each reads its own."""
+    """Numbers of the methods; None is the default of those that use it."""
 
-    density: float = 0.2
-    scale: float = 1.0
+    density: float | None = None
+    scale: float | None = None
     bottom: int | None = None
     top: int | None = None
     layers: int | None = None
@@ -49,7 +48,8 @@ class Work(NamedTuple):
     base: Any
     """A `StoredModel`, as `onto`; None where none is given."""
     onto: Any
-    setting: Setting
+    setting: Any
+    """A `Setting` with the defaults of the method."""
     pack_file: Path
     """Where `pack` writes what it made."""
     record: dict[str, Any]
@@ -57,13 +57,16 @@ class Work(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A way to make one model of some, and the flags that must be given."""
+    """A way to make one model of some, and its flags."""
 
     make: Callable[[Work], Read]
     models: int
     more: bool = False
     """Whether it takes more models too."""
     needs: tuple[str, ...] = ()
+    """Flags that must be given."""
+    uses: Mapping[str, float | None] = {}
+    """Fields of the setting that it reads, with their defaults."""
 
 
 def _leafwise(merged: Callable[..., Any], *models: StoredModel) -> Read:
@@ -79,20 +82,14 @@ def _leafwise(merged: Callable[..., Any], *models: StoredModel) -> Read:
 
 def _ties(work: Work) -> Read:
     tasks = [model.parts for model in work.models]
-    density, lam = work.setting.density, work.setting.scale
-    merged = ties.merger(work.base.parts, tasks, density=density, lam=lam)
+    sizes = work.setting.density, work.setting.scale
+    merged = ties.merger(work.base.parts, tasks, *sizes)
     return lambda place: merged(part_name(place))
 
 
 def _arithmetic(work: Work) -> Read:
-    def merged(base: Any, *tasks: Any) -> Any:
-        return ties.task_arithmetic(base, tasks, lam=work.setting.scale)
-
-    return _leafwise(merged, work.base, *work.models)
-
-
-def _mean(work: Work) -> Read:
-    return _leafwise(lambda *models: ties.mean(models), *work.models)
+    merged = partial(ties.task_arithmetic, lam=work.setting.scale)
+    return _leafwise(lambda b, *t: merged(b, t), work.base, *work.models)
 
 
 def _difference(work: Work) -> Read:
@@ -143,7 +140,6 @@ def _pack(work: Work) -> Read:
 
 
 def _expand(work: Work) -> Read:
-    """Every layer at a time: lines are fitted over all of them."""
     gene, fit = expand.fit_gene(jax.tree.map(jnp.asarray, work.models[0].params))
     work.record["explained"] = {name: float(x) for name, x in flatten(fit).items()}
     assert work.setting.layers is not None, "check_flags has seen that it is given"
@@ -151,20 +147,15 @@ def _expand(work: Work) -> Read:
     return lambda place: leaves[place.path][place.part]
 
 
+_TIES, _SCALE = {"density": 0.2, "scale": 1.0}, {"scale": 1.0}
 METHODS: dict[str, Method] = {
-    "ties": Method(_ties, 1, True, ("base",)),
-    "arithmetic": Method(_arithmetic, 1, True, ("base",)),
-    "mean": Method(_mean, 2, True),
-    "difference": Method(_difference, 1, False, ("base", "onto")),
-    "swap": Method(_swap, 2),
+    "ties": Method(_ties, 1, True, ("base",), _TIES),
+    "arithmetic": Method(_arithmetic, 1, True, ("base",), _SCALE),
+    "mean": Method(lambda w: _leafwise(lambda *m: ties.mean(m), *w.models), 2, True),
+    "difference": Method(_difference, 1, False, ("base", "onto"), _SCALE),
+    "swap": Method(_swap, 2, uses={"bottom": None, "top": None}),
     "pack": Method(_pack, 1, False, ("base",)),
-    "expand": Method(_expand, 1, False, ("layers",)),
-}
-
-_NEEDED = {
-    "base": "--base, the model that --models were fine-tuned from",
-    "onto": "--onto, the model that the difference is added to",
-    "layers": "--layers, the depth of the new model",
+    "expand": Method(_expand, 1, False, ("layers",), {"layers": None}),
 }
 
 
@@ -190,9 +181,10 @@ def merge(
     Memory: tensors are read, merged and written one at a time. `pack` has one parameter
     of all layers in memory, and `expand` the whole model.
     """
-    row, setting = METHODS[method], setting or Setting()
-    given = {"base": base, "onto": onto, "layers": setting.layers}
-    check_flags(method, len(models), given)
+    row, given = METHODS[method], to_dict(setting or Setting(), tagged=False)
+    check_flags(method, len(models), {"base": base, "onto": onto, **given})
+    chosen: Any = {n: x if given[n] is None else given[n] for n, x in row.uses.items()}
+    setting = Setting(**chosen)
     alike = (base, *models) if "base" in row.needs and base else tuple(models)
     bases: dict[str, str | None] = dict.fromkeys(alike, base)
     if onto is not None:
@@ -203,7 +195,7 @@ def merge(
             model = stored(name, base=own, dtype=dtype, mesh=mesh)
             opened[name] = files.enter_context(model)
             pair, grown = (alike[0], name), name not in alike
-            check_pair(opened[alike[0]], opened[name], pair, grown=grown)
+            check_architecture(opened[alike[0]], opened[name], pair, grown=grown)
         record = {
             "method": method,
             "models": list(models),
@@ -231,33 +223,7 @@ def check_flags(method: str, count: int, given: Mapping[str, Any]) -> None:
         raise InputError(f"--method {method}: found {count} in --models, {expected}")
     for name, value in given.items():
         if name in row.needs and value is None:
-            raise InputError(f"--method {method}: needs {_NEEDED[name]}")
+            raise InputError(f"--method {method}: needs --{name} (see --help)")
         # A base may be that of adapters.
-        if name not in (*row.needs, "base") and value is not None:
+        if name not in (*row.needs, *row.uses, "base") and value is not None:
             raise InputError(f"--method {method}: does not use --{name}; leave it out")
-
-
-def check_pair(
-    one: StoredModel, other: StoredModel, names: tuple[str, str], *, grown: bool = False
-) -> None:
-    """Refuse models of two architectures or vocabularies by an `InputError`.
-
-    With `grown` the second may have a vocabulary of another size.
-    """
-    ignored: dict[str, Any] = {"dropout": one.config.dropout}
-    if grown:
-        ignored["vocab_size"] = one.config.vocab_size
-    first = named_leaves(to_dict(one.config), ".")
-    second = named_leaves(to_dict(dataclasses.replace(other.config, **ignored)), ".")
-    differ = [
-        f"{name} {second.get(name)} (expected {first.get(name)})"
-        for name in sorted({*first, *second})
-        if first.get(name) != second.get(name)
-    ]
-    if differ:
-        raise InputError(
-            f"{names[1]}: of another architecture than {names[0]}: {capped(differ)}; "
-            "give fine-tunes of one base model"
-        )
-    limit = min(one.config.vocab_size, other.config.vocab_size)
-    check_agreement(one.tokenizer, other.tokenizer, names, limit)

@@ -100,9 +100,9 @@ def layer_swap(
     """
     edges = {"trans_bottom": trans_bottom, "trans_top": trans_top}
     weights = swap_weights(task, bottom=bottom, top=top, c=c, **edges)
-    ends = outside(bottom=bottom, top=top)
-    ends = {"embed": embed or ends["embed"], "head": head or ends["head"]}
-    return blend_layers(task, lang, weights, **ends)
+    given = outside(bottom=bottom, top=top)
+    embed, head = embed or given["embed"], head or given["head"]
+    return blend_layers(task, lang, weights, embed=embed, head=head)
 
 
 def outside(*, bottom: int, top: int) -> dict[Literal["embed", "head"], Origin]:

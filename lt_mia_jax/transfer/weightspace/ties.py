@@ -76,27 +76,25 @@ def ties_merge(
     released code keeps one entry too many and trims norms and recurrences too
     (`protect=()`); learned (IA)^3 vectors have no place in these models.
     """
-    options = {"elect": elect, "agg": agg, "scope": scope, "protect": protect}
-    trees = [named_leaves(tree) for tree in (base, *finetuned)]
-    merged = merger(trees[0], trees[1:], density=density, lam=lam, **options)
+    start, *tasks = (named_leaves(tree) for tree in (base, *finetuned))
+    merged = merger(start, tasks, density, lam, elect, agg, scope, protect)
     return map_named(lambda name, _: merged(name), base)
 
 
 def merger(
     start: Named,
     tasks: Sequence[Named],
-    *,
-    density: float = 0.2,
-    lam: float | Float[Array, ""] = 1.0,
+    density: float,
+    lam: float | Float[Array, ""],
     elect: Elect = "mass",
     agg: Literal["mean", "sum", "max"] = "mean",
     scope: Literal["global", "leaf"] = "global",
     protect: Sequence[Role] = PROTECTED,
 ) -> Callable[[str], Array]:
-    """`ties_merge` of models given as leaves by path, as a function of a path.
+    """`ties_merge` of models as leaves by path, as a function of a path.
 
-    The order of `start` is that of the tree. Leaves are read when they are needed, so
-    they may be arrays on disk (`checkpoints.streaming`).
+    Leaves are read when they are needed, so they may be arrays on disk. The order of
+    `start` is that of the tree.
     """
     require_choice("ties_merge", "elect", elect, ("mass", "count"))
     require_choice("ties_merge", "agg", agg, ("mean", "sum", "max"))
