@@ -63,7 +63,8 @@ def prepare(config: RealMerges) -> None:
         write_texts(texts, [{"text": text} for text in rows])
         run("finetune", "--model", base, "--texts", texts, "--out", config.out / name,
             "--epochs", 1, "--length", config.length, "--batch-size",
-            config.batch_size, "--learning-rate", config.learning_rate)  # fmt: skip
+            config.batch_size, "--learning-rate", config.learning_rate,
+            "--executor", "single")  # fmt: skip
 
 
 def run(*words: object) -> None:

@@ -1,5 +1,6 @@
 """The page `docs/survival.md`: paragraphs from a template, numbers from files."""
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ def page(out: Path) -> str:
         "survival": {
             strength: tables.survival_table(found, strength) for strength in STRENGTHS
         },
+        "auc": functools.partial(tables.quoted, found, "auc"),
+        "tpr": functools.partial(tables.quoted, found, "tpr"),
+        "loss": functools.partial(tables.quoted, found, "loss"),
         "by_strength": tables.strengths_table(found),
         "controls": tables.controls(found),
         "demonstrations": tables.demonstrations_table(outcomes),

@@ -54,6 +54,23 @@ def auc(row: Mapping[str, Any], corpus: str, kind: str, score: str) -> str:
     )
 
 
+def quoted(
+    found: Found, what: str, name: str, corpus: str, strength: str = "strong"
+) -> str:
+    """A number for the text, without its interval, which stands in the tables.
+
+    `what` is the "auc" or "tpr" of the learned attack on members, or the "loss".
+    """
+    if (name, strength) not in found:
+        return NOT_RUN
+    row = found[name, strength][corpus]
+    if what == "loss":
+        return f"{row['loss']:.2f}"
+    if what == "tpr":
+        return tpr(row, corpus, SCORES[0])
+    return _points(row["members"][SCORES[0]]["auc"]["value"])
+
+
 def tpr(row: Mapping[str, Any], corpus: str, score: str) -> str:
     """TPR at 5 % FPR, conservative."""
     found = row[corpus]["members"][score]["tpr"]["0.05"]["conservative"]["value"]
