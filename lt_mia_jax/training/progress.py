@@ -1,14 +1,18 @@
 """Progress of long work: a bar on a terminal, a line in the log elsewhere."""
 
+import functools
 import logging
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from tqdm import tqdm
 
 from lt_mia_jax.executor import is_primary
 
 log = logging.getLogger(__name__)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 SECONDS = 30.0
 """Between two lines where there is no terminal."""
@@ -25,6 +29,11 @@ class Progress:
       ...     progress.update(3)
       >>> progress.done
       3
+      >>> with Progress("squares", 4, "number") as progress:
+      ...     list(map(progress.counting(lambda x: x * x), range(4)))
+      [0, 1, 4, 9]
+      >>> progress.done
+      4
     """
 
     def __init__(self, label: str, total: int, unit: str, *, done: int = 0) -> None:
@@ -50,6 +59,17 @@ class Progress:
         if self._logs and now - self._said >= SECONDS and self.done < self._total:
             self._said = now
             log.info("%s", self._line(now - self._began, shown))
+
+    def counting(self, function: Function) -> Function:
+        """The function; each call that returns finishes one unit."""
+
+        @functools.wraps(function)
+        def counted(*arguments: Any, **named: Any) -> Any:
+            found = function(*arguments, **named)
+            self.update()
+            return found
+
+        return cast(Function, counted)
 
     def _line(self, passed: float, shown: dict[str, str]) -> str:
         rate = (self.done - self._before) / passed

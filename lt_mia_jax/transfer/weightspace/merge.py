@@ -18,6 +18,7 @@ from lt_mia_jax.checkpoints.rules import Place, part_name
 from lt_mia_jax.checkpoints.streaming import StoredModel, check_architecture, stored
 from lt_mia_jax.configs import to_dict
 from lt_mia_jax.errors import InputError
+from lt_mia_jax.training.progress import Progress
 from lt_mia_jax.transfer.weightspace import difference, expand, pack, swap, ties
 from lt_mia_jax.trees import flatten, unflatten
 
@@ -100,9 +101,8 @@ def _difference(work: Work) -> Read:
 def _swap(work: Work) -> Read:
     task, lang = work.models
     tree = unflatten(task.shapes)
-    sizes, given = swap.default_sizes(tree), work.setting
-    sizes["bottom"] = sizes["bottom"] if given.bottom is None else given.bottom
-    sizes["top"] = sizes["top"] if given.top is None else given.top
+    sizes = swap.default_sizes(tree)
+    sizes |= {n: x for n in sizes if (x := getattr(work.setting, n)) is not None}
     units = int(swap.unit_of(tree)[-1]) + 1
     if sum(sizes.values()) > units:
         raise InputError(
@@ -142,17 +142,15 @@ def _pack(work: Work) -> Read:
 def _expand(work: Work) -> Read:
     gene, fit = expand.fit_gene(jax.tree.map(jnp.asarray, work.models[0].params))
     work.record["explained"] = {name: float(x) for name, x in flatten(fit).items()}
-    assert work.setting.layers is not None, "check_flags has seen that it is given"
     leaves = flatten(expand.expand(gene, work.setting.layers))
     return lambda place: leaves[place.path][place.part]
 
 
-_TIES, _SCALE = {"density": 0.2, "scale": 1.0}, {"scale": 1.0}
 METHODS: dict[str, Method] = {
-    "ties": Method(_ties, 1, True, ("base",), _TIES),
-    "arithmetic": Method(_arithmetic, 1, True, ("base",), _SCALE),
+    "ties": Method(_ties, 1, True, ("base",), {"density": 0.2, "scale": 1.0}),
+    "arithmetic": Method(_arithmetic, 1, True, ("base",), {"scale": 1.0}),
     "mean": Method(lambda w: _leafwise(lambda *m: ties.mean(m), *w.models), 2, True),
-    "difference": Method(_difference, 1, False, ("base", "onto"), _SCALE),
+    "difference": Method(_difference, 1, False, ("base", "onto"), {"scale": 1.0}),
     "swap": Method(_swap, 2, uses={"bottom": None, "top": None}),
     "pack": Method(_pack, 1, False, ("base",)),
     "expand": Method(_expand, 1, False, ("layers",), {"layers": None}),
@@ -196,22 +194,18 @@ def merge(
             opened[name] = files.enter_context(model)
             pair, grown = (alike[0], name), name not in alike
             check_architecture(opened[alike[0]], opened[name], pair, grown=grown)
-        record = {
-            "method": method,
-            "models": list(models),
-            "base": base,
-            "onto": onto,
-            "setting": to_dict(setting, tagged=False),
-            "dtype": dtype,
-            "weights_sha256": {n: weights_sha256(n, base=b) for n, b in bases.items()},
-        }
+        record = {"method": method, "models": list(models), "base": base, "onto": onto}
+        record |= {"dtype": dtype, "setting": to_dict(setting, tagged=False)}
+        hashes = {name: weights_sha256(name, base=own) for name, own in bases.items()}
+        record["weights_sha256"] = hashes
         trees = [opened[name] for name in models], opened.get(base), opened.get(onto)
         read = row.make(Work(*trees, setting, out / PACK, record))
         like = onto or models[0]
         config, tokenizer = opened[like].config, opened[like].tokenizer
         if setting.layers:
             config = dataclasses.replace(config, layers=setting.layers)
-        write_model(out, config, dtype, read, tokenizer, like=like)
+        with Progress("merging", len(opened[like].parts), "part") as bar:
+            write_model(out, config, dtype, bar.counting(read), tokenizer, like=like)
     return record
 
 
