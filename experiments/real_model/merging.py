@@ -41,7 +41,7 @@ class RealMerges:
     """The base, its fine-tunes and what is made of them."""
     model: str = ""
     """Another base: a Hugging Face directory, a GGUF file or a hub id."""
-    texts: int = 48
+    texts: int = 24
     """Texts that each fine-tune learns."""
     length: int = 64
     """Tokens that a text is cut to."""
