@@ -69,6 +69,7 @@ FLAG_OF_MODEL = {
     "audit": "--target",
     "extract": "--reference",
     "finetune": "--model",
+    "merge": "--models",
     "unlearn": "--model",
 }
 

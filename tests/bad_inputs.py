@@ -149,6 +149,10 @@ def commands(sandbox: Path) -> dict[str, list[str]]:
             *("unlearn", "--model", f"{s}/models/target", *questions, *out, *length),
             *("--evaluated", "0"),
         ],
+        "merge": [
+            *("merge", "--method", "mean", "--models", f"{s}/models/base"),
+            *(f"{s}/models/target", *out),
+        ],
         "report": ["report", "--runs", f"{s}/audit", "--out", "{case}/out"],
         "demo": ["demo", *out],
         "syntofu": ["syntofu", *out],

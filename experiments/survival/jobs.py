@@ -5,6 +5,7 @@ OUT/survival/NAME-STRENGTH.json   one operation at one strength
 """
 
 import logging
+import math
 import time
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def demonstrate(out: Path, name: str, seed: int) -> None:
     outcome = DEMOS[name].run(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     row = {
-        "measures": {key: float(value) for key, value in outcome.measures.items()},
+        "measures": {key: _number(value) for key, value in outcome.measures.items()},
         "passed": bool(outcome.passed),
         "precondition": bool(outcome.precondition),
         "seconds": round(time.monotonic() - began, 1),
@@ -42,10 +43,16 @@ def demonstrate(out: Path, name: str, seed: int) -> None:
     log.info("%s, seed %d: %s", name, seed, row)
 
 
+def _number(value: float) -> float | str:
+    """As JSON has it, which knows no infinite steps to a goal that is not reached."""
+    return float(value) if math.isfinite(value) else str(float(value))
+
+
 def read_outcome(path: Path) -> Outcome:
     """An outcome that `demonstrate` wrote."""
     row = read_json(path)
-    return Outcome(row["measures"], row["passed"], row["precondition"])
+    measures = {key: float(value) for key, value in row["measures"].items()}
+    return Outcome(measures, row["passed"], row["precondition"])
 
 
 def survival_file(out: Path, name: str, strength: str) -> Path:

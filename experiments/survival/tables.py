@@ -67,7 +67,7 @@ def quoted(
     if what == "loss":
         return f"{row['loss']:.2f}"
     if what == "tpr":
-        return tpr(row, corpus, SCORES[0])
+        return tpr(found[name, strength], corpus, SCORES[0])
     return _points(row["members"][SCORES[0]]["auc"]["value"])
 
 

@@ -51,7 +51,7 @@ def sample(cases: list[Case]) -> list[Case]:
 
 
 @pytest.mark.skipif(not os.environ.get("LT_MIA_LONG"), reason="needs LT_MIA_LONG=1")
-@pytest.mark.parametrize("command", ["audit", "extract", "evaluate", "report"])
+@pytest.mark.parametrize("command", ["audit", "extract", "evaluate", "merge", "report"])
 def test_without_the_change_the_command_works(tmp_path, golden, command):
     sandbox = tmp_path / "sandbox"
     build(sandbox, golden)

@@ -1,6 +1,7 @@
 """The survival study on a handful of sentences, from corpora to its page."""
 
 import dataclasses
+import math
 import random
 
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 import tiny_world
 
 from experiments.survival import __main__ as survival
-from experiments.survival import ingredients, tables
+from experiments.survival import ingredients, jobs, tables
 from experiments.survival.config import CORPORA, KNOWN
-from experiments.survival.demonstration import Outcome, verdict
+from experiments.survival.demonstration import Demonstration, Outcome, verdict
 from experiments.survival.demos import DEMOS
 from experiments.survival.operations import OPERATIONS
 from experiments.survival.page import FIGURE, PAGE, write_page
@@ -162,6 +163,18 @@ def test_demonstrations_stand_in_the_page_with_all_seeds(tmp_path):
     page = write_page(tmp_path, None)
     assert "| **pass** | 4 of 5 | score 0.5 (0, 0.25, 0.5, 0.75, 1) |" in page
     assert DEMOS[name].claim in page
+
+
+def test_a_goal_that_is_never_reached_is_kept(tmp_path, monkeypatch):
+    name = next(iter(DEMOS))
+    outcome = Outcome({"steps": math.inf, "share": math.nan, "x": 0.5}, passed=True)
+    demo = Demonstration("system", "claim", lambda seed: outcome)
+    monkeypatch.setitem(DEMOS, name, demo)
+    for seed in range(5):
+        jobs.demonstrate(tmp_path, name, seed)
+    found = jobs.read_outcome(jobs.demo_file(tmp_path, name, 0))
+    np.testing.assert_equal(found.measures, outcome.measures)
+    assert "steps inf (inf, inf, inf, inf, inf)" in write_page(tmp_path, None)
 
 
 def test_controls_count_the_intervals_with_chance():
