@@ -14,6 +14,7 @@ from lt_mia_jax.checkpoints.hf_rows import Settings
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models.assembly import settings_of
 from lt_mia_jax.models.config import ModelConfig
+from lt_mia_jax.models.mixers.attention import is_causal
 
 
 def read_config(data: Any, where: str) -> ModelConfig:
@@ -58,6 +59,11 @@ def write_config(
     Raises:
       InputError: no supported family can express it.
     """
+    if not is_causal(config):
+        raise InputError(
+            "a model with attention to later tokens has no model_type, so it cannot be "
+            "written for transformers; save its parameters with training.checkpoint"
+        )
     settings = settings_of(config)
     for kind in sorted(FAMILIES, key=lambda name: name != prefer):
         family = FAMILIES[kind]

@@ -114,7 +114,7 @@ class QueryKeyNorm:
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Causal softmax attention with grouped keys and values."""
+    """Softmax attention with grouped keys and values."""
 
     heads: int
     """Query heads."""
@@ -140,6 +140,8 @@ class Attention:
     """Queries, keys and values are clipped to +-clip_qkv; None: not at all."""
     qk_norm: QueryKeyNorm | None = None
     """Normalization of queries and keys."""
+    causal: bool = True
+    """No token sees later ones; if False, all see all but padding (ids below 0)."""
 
     def __post_init__(self):
         if self.kv_heads < 1 or self.heads % self.kv_heads:
@@ -151,16 +153,15 @@ class Attention:
                 f"rotary dimensions = {self.rotary_dim} of a head of {self.head_dim} "
                 "must be even and not more than the head has"
             )
-        if self.window is not None and self.window < 1:
-            raise InputError(f"window = {self.window} must be at least 1")
+        if self.window is not None and (self.window < 1 or not self.causal):
+            raise InputError(f"window = {self.window} must be at least 1, and causal")
 
     @property
     def rotary_dim(self) -> int:
         """Rotated dimensions of each head."""
-        if not isinstance(self.position, Rotary):
-            return 0
         # The fraction may be the quotient of the wanted number and `head_dim`.
-        return int(self.head_dim * self.position.fraction + 1e-6)
+        fraction = self.position.fraction if isinstance(self.position, Rotary) else 0.0
+        return int(self.head_dim * fraction + 1e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +234,6 @@ class RwkvChannelMix:
 
 Mixer = Attention | Mamba | RwkvTimeMix | RgLru
 """Layers that move information between tokens."""
-
 FeedForward = Mlp | RwkvChannelMix
 """Layers that transform each token, at most with its predecessor."""
 

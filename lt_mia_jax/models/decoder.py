@@ -23,7 +23,7 @@ from lt_mia_jax.models.config import (
 )
 from lt_mia_jax.models.execution import INIT_STD, CallConfig, Place
 from lt_mia_jax.models.feedforward import MlpLayer
-from lt_mia_jax.models.mixers.attention import SelfAttention
+from lt_mia_jax.models.mixers.attention import SelfAttention, is_causal
 from lt_mia_jax.models.mixers.mamba import MambaMixer
 from lt_mia_jax.models.mixers.rglru import RgLruMixer
 from lt_mia_jax.models.mixers.rwkv import ChannelMix, TimeMix
@@ -138,14 +138,14 @@ class Period(nn.Module):
     def __call__(
         self,
         stream: Stream,
-        positions: Int[Array, "T"],
+        place: Place,
         layers: Int[Array, "slots"],
         rows: Int[Array, "slots"],
     ) -> tuple[Stream, None]:
         """The stream after all blocks; the scan stacks nothing."""
         for slot, block in enumerate(self.context.model.pattern):
             module = Block(block, self.context, name=f"slot_{slot}")
-            x = module(stream.x, Place(positions, layers[slot]))
+            x = module(stream.x, place._replace(layer=layers[slot]))
             stream = stream.passed(x, layers[slot], rows[slot], self.context)
         return stream, None
 
@@ -163,8 +163,11 @@ class Decoder(nn.Module):
         context, model = self.context, self.context.model
         dtype = context.execution.resolve_compute_dtype()
         table = Embed(context, name="embedding")()
+        place = Place(jnp.arange(input_ids.shape[1]), jnp.zeros((), jnp.int32))
+        if not is_causal(model):
+            place = place._replace(real=input_ids >= 0)
         x = self._embed(table, input_ids, dtype)
-        stream = self._run_layers(x, jnp.arange(input_ids.shape[1]))
+        stream = self._run_layers(x, place)
         flat = self._leave(stream.x).reshape(-1, model.token_width)
         bias = adapter = None
         if isinstance(model.head, Tied):
@@ -223,9 +226,7 @@ class Decoder(nn.Module):
             x = projected(x, model.token_width, False, context, "head_projection")
         return x
 
-    def _run_layers(
-        self, x: Float[Array, "B T D"], positions: Int[Array, "T"]
-    ) -> Stream:
+    def _run_layers(self, x: Float[Array, "B T D"], place: Place) -> Stream:
         context, model = self.context, self.context.model
         kept = len(context.capture)
         row_of = np.full(model.layers + 1, kept, np.int32)
@@ -251,11 +252,11 @@ class Decoder(nn.Module):
             layers = jnp.arange(1, whole + 1).reshape(shape)
             rows = jnp.asarray(row_of[1 : whole + 1]).reshape(shape)
             periods = scanned(context, name="periods")
-            stream, _ = periods(stream, positions, layers, rows)
+            stream, _ = periods(stream, place, layers, rows)
         for index, config in enumerate(model.tail):
             layer = model.layers - len(model.tail) + index + 1
             module = block(config, context, name=f"tail_{index}")
-            x = module(stream.x, Place(positions, jnp.asarray(layer)))
+            x = module(stream.x, place._replace(layer=jnp.asarray(layer)))
             stream = stream.passed(x, layer, row_of[layer], context)
         return stream
 

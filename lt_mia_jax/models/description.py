@@ -5,6 +5,7 @@ from typing import Any
 from lt_mia_jax.configs import to_dict
 
 LATER: dict[str, tuple[str, Any]] = {
+    "causal": ("Attention", True),
     "joint": ("QueryKeyNorm", False),
     "scale_by_layer": ("Attention", False),
     "score_softcap": ("Attention", None),

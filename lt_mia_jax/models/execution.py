@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lt_mia_jax.arrays import Array, Int
+from lt_mia_jax.arrays import Array, Bool, Int
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.models.mixers.recurrence import Form
 from lt_mia_jax.sharding import traced_for_cpu
@@ -94,6 +94,8 @@ class Place(NamedTuple):
     """Absolute positions of the tokens."""
     layer: Int[Array, ""]
     """Number of the layer, from 1 on."""
+    real: Bool[Array, "B T"] | None = None
+    """Which tokens are no padding, where attention must know."""
 
 
 def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ from jax.core import Tracer
 from lt_mia_jax.arrays import Array, Int, Params
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.models.language_model import Adapters, Intervention, LanguageModel
+from lt_mia_jax.models.mixers.attention import is_causal
 
 
 class Generated(NamedTuple):
@@ -56,9 +57,14 @@ def greedy(
         again.
 
     Raises:
-      InputError: N below 1, a length outside [1, T], or a buffer longer than the
-        model's learned positions.
+      InputError: N below 1, a length outside [1, T], a buffer longer than the model's
+        learned positions, or a model that is not causal.
     """
+    if not is_causal(model.config):
+        raise InputError(
+            "this model sees later tokens and cannot append them one by one; decode "
+            "it with policy.diffusion"
+        )
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens = {max_new_tokens}, expected at least 1")
     if not isinstance(lengths, Tracer):

@@ -84,6 +84,12 @@ def test_config_of_no_family_is_refused(name, change):
         write_config(config)
 
 
+def test_a_model_that_sees_later_tokens_is_refused():
+    masked = with_block(configs()["llama"], mixer={"causal": False})
+    with pytest.raises(InputError, match="later tokens has no model_type"):
+        write_config(masked)
+
+
 def test_defaults_are_those_of_the_family():
     gpt2 = read_config(GPT2, "config.json")
     assert gpt2.pattern[0].feed_forward.activation == "gelu_tanh"

@@ -26,4 +26,7 @@ def test_what_came_later_shows_only_where_it_acts():
     )
     assert describe(changed)["pattern"][0]["norm_place"] == "sum"
     assert describe(changed)["embedding"]["width"] == 5
+    masked = with_block(config, mixer={"causal": False})
+    assert describe(masked)["pattern"][0]["mixer"]["causal"] is False
+    assert from_dict(ModelConfig, describe(masked)) == masked
     assert to_dict(config)["pattern"][0]["norm_place"] == "input"

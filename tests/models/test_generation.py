@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle_models as oracle
 import pytest
-from model_zoo import CONTEXT, VOCAB, configs, random_params
+from model_zoo import CONTEXT, VOCAB, configs, random_params, with_block
 
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.finetune import lora
@@ -217,5 +217,18 @@ def test_bad_requests_are_refused(lengths, count, message):
             PROMPTS,
             np.array(lengths),
             max_new_tokens=count,
+            end_token=None,
+        )
+
+
+def test_a_model_that_sees_later_tokens_is_refused():
+    config = with_block(configs()["llama"], mixer={"causal": False})
+    with pytest.raises(InputError, match=r"decode it with policy\.diffusion"):
+        greedy(
+            LanguageModel(config),
+            {},
+            PROMPTS,
+            LENGTHS,
+            max_new_tokens=1,
             end_token=None,
         )

@@ -1,18 +1,29 @@
-"""Grouped-query causal self-attention."""
+"""Grouped-query self-attention."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lt_mia_jax.arrays import Array, Float, Key
-from lt_mia_jax.models.config import Alibi, Attention, QueryKeyNorm, Rotary
+from lt_mia_jax.arrays import Array, Bool, Float, Key
+from lt_mia_jax.models.config import (
+    Alibi,
+    Attention,
+    ModelConfig,
+    QueryKeyNorm,
+    Rotary,
+)
 from lt_mia_jax.models.execution import CallConfig, Place
 from lt_mia_jax.models.norm import Normalize
 from lt_mia_jax.models.position import alibi_bias, rotary_frequencies, rotate
 from lt_mia_jax.models.projection import Projection, affine_together, dropout, projected
 
 HIDDEN = -1e30
-"""Added to scores of later tokens; finite, so that no gradient is NaN."""
+"""Added to scores of hidden tokens; finite, so that no gradient is NaN."""
+
+
+def is_causal(config: ModelConfig) -> bool:
+    """Whether logits never depend on later tokens: True of all but masked models."""
+    return all(getattr(block.mixer, "causal", True) for block in config.pattern)
 
 
 @jax.custom_jvp
@@ -43,6 +54,8 @@ def causal_attention(
     softcap: float | None = None,
     window: int | None = None,
     bias: Float[Array, "H T"] | None = None,
+    causal: bool = True,
+    real: Bool[Array, "B T"] | None = None,
     dropout_rate: float = 0.0,
     dropout_key: Key[Array, ""] | None = None,
 ) -> Float[Array, "B T H K"]:
@@ -54,7 +67,8 @@ def causal_attention(
     `scale` is a factor on the scores (None: K^-1/2). They then become `softcap *
     tanh(scores / softcap)`, if it is given, and `bias` is added by head and key
     position. `window` is the number of tokens that each one sees, itself
-    included. `dropout_key` enables dropout of the weights.
+    included. `dropout_key` enables dropout of the weights. If not `causal`, each
+    token sees all of those that `real` names.
 
     Source: "Attention Is All You Need", arXiv 1706.03762, eq. 1; grouping as in
     "GQA", arXiv 2305.13245; the window as in "Longformer", arXiv 2004.05150, 3.1;
@@ -76,7 +90,10 @@ def causal_attention(
     seen = jnp.tril(jnp.ones((length, length), dtype=bool))
     if window is not None and window < length:
         seen = seen & ~jnp.tril(jnp.ones((length, length), dtype=bool), -window)
-    scores = scores + jnp.where(seen, 0.0, HIDDEN)[None, None, None]
+    seen = seen[None]
+    if not causal:
+        seen = jnp.ones((1, 1, length), bool) if real is None else real[:, None]
+    scores = scores + jnp.where(seen, 0.0, HIDDEN)[:, None, None]
     if bias is not None:
         scores = scores + bias.reshape(1, groups, heads // groups, 1, length)
     weights = softmax(scores)
@@ -137,6 +154,8 @@ class SelfAttention(nn.Module):
             softcap=config.score_softcap,
             window=config.window,
             bias=bias,
+            causal=config.causal,
+            real=place.real,
             dropout_rate=rate,
             dropout_key=self.make_rng("dropout") if rate > 0 else None,
         )

@@ -48,6 +48,21 @@ def test_first_token_returns_its_own_value():
     np.testing.assert_allclose(found, value[:, 0], atol=1e-6)
 
 
+def test_without_causality_each_token_sees_all_real_ones():
+    query, key, value = make(2)
+    real = np.array([[True] * 6, [True, False, True, True, False, False]])
+    found = causal_attention(query, key, value, causal=False, real=jnp.asarray(real))
+    # Without an order, the last token of any reordered text sees what every token sees.
+    for b, t in np.ndindex(2, 6):
+        others = [s for s in range(6) if real[b, s]]
+        rows = [np.asarray(x[b : b + 1, others]) for x in (key, value)]
+        asked = np.repeat(np.asarray(query[b : b + 1, t : t + 1]), len(others), axis=1)
+        expected = oracle.attend(asked, *rows)[0, -1]
+        np.testing.assert_allclose(found[b, t], expected, atol=1e-5)
+    everything = causal_attention(query, key, value, causal=False)
+    np.testing.assert_allclose(everything[0], found[0], atol=1e-6)
+
+
 def test_huge_scores_stay_finite():
     query, key, value = make(4)
     gradient = jax.grad(lambda q: causal_attention(q, key, value).sum())(1e4 * query)
