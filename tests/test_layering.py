@@ -21,6 +21,7 @@ LEVELS = {
     "unlearning": 5,
     "verification": 5,
     "attacks": 4,
+    "policy": 4,
     "features": 3,
     "finetune": 3,
     "checkpoints": 2,

@@ -1,10 +1,12 @@
-"""Time and memory of `lt-mia merge`, beside copying the same bytes.
+"""Time and memory of `lt-mia merge`, beside moving the same bytes.
 
 python -m experiments.speed.merging --methods mean ties swap
 
-Each method runs as a command of its own, as users start it; the copy reads every model
-that the method reads and writes as many bytes as it writes, with `fsync`. The same
-merge of tiny models says what start-up takes: imports, tokenizers, compilation.
+Each method runs as a command of its own, as users start it. The copy reads every model
+that the method reads and writes as many bytes as it writes, with `fsync`; safetensors
+loads the same models to arrays and saves one. The same merge of tiny models says what
+start-up takes: imports, tokenizers, compilation. All are repeated in turn, and each
+figure is a median.
 """
 
 import dataclasses
@@ -31,6 +33,8 @@ from lt_mia_jax.trees import flatten, unflatten
 BASES = ("ties", "arithmetic", "pack")
 """Methods that read the base too."""
 MIB = 2**20
+PAUSE = 5
+"""Seconds, in which the host of a virtual machine takes back the freed memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +52,9 @@ class Merging:
 
     vocab_size: int = 32000
     """Tokens."""
+
+    repeats: int = 3
+    """Of each measurement."""
 
 
 def write_models(root: Path, config: Merging) -> int:
@@ -77,7 +84,8 @@ class Used(NamedTuple):
 
 
 def run(command: list[str]) -> Used:
-    """Run a process to its end."""
+    """Run a process to its end, when the memory of the one before is given back."""
+    time.sleep(PAUSE)
     began, peak = time.monotonic(), 0
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     status = Path(f"/proc/{process.pid}/status")
@@ -91,17 +99,24 @@ def run(command: list[str]) -> Used:
     return Used(wall, used.ru_utime + used.ru_stime, peak / 1024)
 
 
-def copy(sources: list[Path], out: Path) -> float:
-    """Seconds to read all sources and to write the first."""
-    began = time.monotonic()
-    for source in sources[1:]:
-        with source.open("rb") as file:
-            while file.read(16 * MIB):
-                pass
-    shutil.copyfile(sources[0], out)
-    with out.open("rb+") as file:
-        os.fsync(file.fileno())
-    return time.monotonic() - began
+def copy(sources: list[Path], out: Path) -> Used:
+    """Read all sources with `cat` and copy the first with `cp`."""
+    script = 'out=$1; shift; cat "$@" > /dev/null; cp "$1" "$out"; sync "$out"'
+    return run(["sh", "-c", script, "sh", str(out), *map(str, sources)])
+
+
+LOAD_AND_SAVE = """
+import sys
+from safetensors.numpy import load_file, save_file
+models = [load_file(name) for name in sys.argv[2:]]
+save_file(models[0], sys.argv[1])
+"""
+
+
+def load_and_save(sources: list[Path], out: Path) -> Used:
+    """Have all sources in memory by safetensors, and write the first."""
+    names = map(str, (out, *sources))
+    return run([sys.executable, "-c", LOAD_AND_SAVE, *names])
 
 
 def merge(root: Path, method: str, out: Path) -> Used:
@@ -115,35 +130,55 @@ def merge(root: Path, method: str, out: Path) -> Used:
     return used
 
 
+COLUMNS = ("method", "start-up", "merging", "processor", "cp", "safetensors")
+COLUMNS += ("merging / cp", "merging / safetensors", "anonymous memory")
+
+
+class Measured(NamedTuple):
+    """Medians of one method."""
+
+    method: str
+    startup: float
+    """Seconds of a merge of tiny models."""
+    wall: float
+    """Seconds beyond that; so the columns that follow."""
+    processor: float
+    anonymous: float
+    copy: float
+    safetensors: float
+
+
+def measure(root: Path, tiny: Path, method: str, repeats: int) -> Measured:
+    """Merge, copy, load and save in turn."""
+    names = ["a", "b", "base"] if method in BASES else ["a", "b"]
+    files = [root / name / "model.safetensors" for name in names]
+    found = []
+    for _ in range(repeats):
+        least, used = (merge(of, method, of / "out") for of in (tiny, root))
+        more, moved = np.subtract(used, least), []
+        for move in (copy, load_and_save):
+            moved.append(move(files, root / "copy").wall)
+            (root / "copy").unlink()
+        found.append((least.wall, *more, *moved))
+    return Measured(method, *np.median(found, axis=0))
+
+
 def main() -> None:
-    """Print one line a method."""
+    """Print a table of all methods."""
     config = tyro.cli(Merging)
-    small = dataclasses.replace(config, width=64, layers=1, vocab_size=300)
+    small = dataclasses.replace(config, width=64, layers=4, vocab_size=300)
     with tempfile.TemporaryDirectory() as folder:
         root, tiny = Path(folder) / "models", Path(folder) / "tiny"
         size, _ = write_models(root, config), write_models(tiny, small)
         largest = 4 * config.vocab_size * config.width / MIB
         logging.info("models %.0f MiB, largest tensor %.0f MiB", size / MIB, largest)
+        logging.info(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
         for method in config.methods:
-            least = merge(tiny, method, tiny / "out")
-            used = merge(root, method, root / "out")
-            names = ["a", "b", "base"] if method in BASES else ["a", "b"]
-            files = [root / name / "model.safetensors" for name in names]
-            copied = copy(files, root / "copy")
-            wall, memory = used.wall - least.wall, used.anonymous - least.anonymous
+            m = measure(root, tiny, method, config.repeats)
             logging.info(
-                "%-10s %.1f s and %.0f MiB of a tiny model, and %.1f s (%.1f s "
-                "processor) and %.0f MiB more; copy %.2f s: ratio %.1f; "
-                "%.1f times the largest tensor",
-                method,
-                least.wall,
-                least.anonymous,
-                wall,
-                used.processor - least.processor,
-                memory,
-                copied,
-                wall / copied,
-                memory / largest,
+                f"| {method} | {m.startup:.1f} s | {m.wall:.1f} s "
+                f"| {m.processor:.1f} s | {m.copy:.2f} s | {m.safetensors:.2f} s "
+                f"| {m.wall / m.copy:.1f} | {m.wall / m.safetensors:.1f} | {m.anonymous:.0f} MiB |"
             )
 
 

@@ -72,7 +72,7 @@ def threshold_bits(
     if kept == 0:
         return jnp.int32(_ABOVE_ALL)
     if _on_host((scores, minus)):
-        return _count_digits(scores, minus, kept)[0]
+        return _count_digits([scores], minus, kept)[0].limit
     return _search(scores, minus, jnp.uint32(kept >> _DIGIT), jnp.uint32(kept & _LOW))
 
 
@@ -130,9 +130,24 @@ def selection(scores: Tree, kept: int, minus: Tree | None = None) -> Selection:
       >>> exactly(tree, selection(tree, 2))
       {'a': Array([False,  True], dtype=bool), 'b': Array([ True, False], dtype=bool)}
     """
-    _check_kept(scores, kept)
-    if kept and _on_host((scores, minus)):
-        return Selection(*_count_digits(scores, minus, kept))
+    return selections([scores], kept, minus)[0]
+
+
+def selections(
+    trees: Sequence[Tree], kept: int, minus: Tree | None = None
+) -> list[Selection]:
+    """`selection` of each of some trees; on the host `minus` is read with all at once.
+
+    Errors are those of `threshold_bits`.
+    """
+    for scores in trees:
+        _check_kept(scores, kept)
+    if kept and _on_host((trees, minus)):
+        return _count_digits(trees, minus, kept)
+    return [_searched(scores, kept, minus) for scores in trees]
+
+
+def _searched(scores: Tree, kept: int, minus: Tree | None) -> Selection:
     limit = threshold_bits(scores, kept, minus)
     return Selection(limit, _rooms(scores, minus, limit, kept >> _DIGIT, kept & _LOW))
 
@@ -166,16 +181,24 @@ def exactly(scores: Tree, chosen: Selection) -> Tree:
 def exactly_leaf(
     scores: Array, limit: Int[Array, ""], room: UInt[Array, ""]
 ) -> Bool[Array, "..."]:
-    """True above the limit and on the first `room` elements that are equal to it."""
+    """True above the limit and on the first `room` elements that are equal to it.
+
+    Axis by axis, so that what is in memory is the mask, and sharding is preserved: of
+    the slices along an axis some are whole, and at most one is continued within.
+    """
     found = bits(scores)
-    equal = found == limit
-
-    def first() -> Bool[Array, "..."]:
-        number = jnp.cumsum(equal.reshape(-1), dtype=jnp.uint32)
-        return equal & (number <= room).reshape(equal.shape)
-
-    every = equal.sum(dtype=jnp.uint32) <= room
-    return (found > limit) | jax.lax.cond(every, lambda: equal, first)
+    within = found == limit
+    first = within & (room > 0) if scores.ndim == 0 else jnp.zeros_like(within)
+    for axis in range(scores.ndim):
+        others = tuple(other for other in range(scores.ndim) if other != axis)
+        counts = jnp.sum(within, axis=others, dtype=jnp.uint32)
+        reached = jnp.cumsum(counts, dtype=jnp.uint32)
+        whole = reached <= room
+        partly = ~whole & (reached - counts < room)
+        first |= within & jnp.expand_dims(whole, others)
+        within &= jnp.expand_dims(partly, others)
+        room = room - jnp.sum(jnp.where(partly, reached - counts, 0), dtype=jnp.uint32)
+    return (found > limit) | first
 
 
 _CHUNK = 2**18
@@ -198,34 +221,44 @@ def _on_host(tree: Tree) -> bool:
 
 
 def _count_digits(
-    scores: Tree, minus: Tree | None, kept: int
-) -> tuple[Int[Array, ""], Tree]:
-    """Limit and rooms of `selection` by NumPy: two histograms of 16 and 15 bits.
+    trees: Sequence[Tree], minus: Tree | None, kept: int
+) -> list[Selection]:
+    """`selections` by NumPy: two histograms of 16 and 15 bits.
 
     XLA's reductions on CPU store what they count, for all leaves at once, and 31 of
     them took ten times as long (135 million differences, two cores).
     """
-    leaves, structure = jax.tree.flatten(scores)
+    structure = jax.tree.structure(trees[0])
+    leaves = list(zip(*map(jax.tree.leaves, trees), strict=True))
     others = [None] * len(leaves) if minus is None else jax.tree.leaves(minus)
     pairs = list(zip(leaves, others, strict=True))
-    high = np.zeros(2**16, np.int64)
+    highs = np.zeros((len(trees), 2**16), np.int64)
     for pair in pairs:
-        for found in _chunks(*pair):
-            high += np.bincount(found >> _HALF, minlength=2**16)
-    top, above = _reached(high, kept)
-    lows = []
-    for pair in pairs:
-        lows.append(np.zeros(2**_HALF, np.int64))
-        for found in _chunks(*pair):
-            low = found[found >> _HALF == top] & (2**_HALF - 1)
-            lows[-1] += np.bincount(low, minlength=2**_HALF)
-    bottom, more = _reached(np.sum(lows, axis=0), kept - above)
+        for tree, found in _chunks(*pair):
+            highs[tree] += np.bincount(found >> _HALF, minlength=2**16)
+    tops = [_reached(high, kept) for high in highs]
+    lows = np.zeros((len(pairs), len(trees), 2**_HALF), np.int64)
+    for counts, pair in zip(lows, pairs, strict=True):
+        for tree, found in _chunks(*pair):
+            low = found[found >> _HALF == tops[tree][0]] & (2**_HALF - 1)
+            counts[tree] += np.bincount(low, minlength=2**_HALF)
+    return [
+        _selected(lows[:, tree], *tops[tree], kept, structure)
+        for tree in range(len(trees))
+    ]
+
+
+def _selected(
+    lows: Int[np.ndarray, "leaves D"], top: int, above: int, kept: int, structure: Any
+) -> Selection:
+    """The selection of one tree, from how often each leaf has each lower digit."""
+    bottom, more = _reached(lows.sum(axis=0), kept - above)
     room, rooms = kept - above - more, []
-    for low in lows:
-        rooms.append(min(room, int(low[bottom])))
+    for count in lows[:, bottom]:
+        rooms.append(min(room, int(count)))
         room -= rooms[-1]
     limit = jnp.int32(top << _HALF | bottom)
-    return limit, jax.tree.unflatten(structure, [jnp.uint32(r) for r in rooms])
+    return Selection(limit, structure.unflatten([jnp.uint32(r) for r in rooms]))
 
 
 def _reached(counts: Int[np.ndarray, "D"], kept: int) -> tuple[int, int]:
@@ -235,15 +268,27 @@ def _reached(counts: Int[np.ndarray, "D"], kept: int) -> tuple[int, int]:
     return len(counts) - 1 - place, int(total[place - 1]) if place else 0
 
 
-def _chunks(scores: Any, minus: Any) -> Iterator[Int[np.ndarray, "N"]]:
-    """`bits` of the magnitudes of one leaf, part by part."""
-    flat = np.asarray(scores).reshape(-1)
-    other = None if minus is None else np.asarray(minus).reshape(-1)
-    for start in range(0, flat.size, _CHUNK):
-        part = flat[start : start + _CHUNK].astype(np.float32)
-        if other is not None:
-            part -= other[start : start + _CHUNK].astype(np.float32, copy=False)
-        yield part.view(np.int32) & _ABOVE_ALL
+def _chunks(
+    leaves: Sequence[Any], minus: Any
+) -> Iterator[tuple[int, Int[np.ndarray, "N"]]]:
+    """`bits` of the magnitudes of one leaf of each tree, part by part, in any order."""
+    other = None if minus is None else np.asarray(minus)
+    for tree, leaf in enumerate(leaves):
+        flat, less = _flat(np.asarray(leaf), other)
+        for start in range(0, flat.size, _CHUNK):
+            part = flat[start : start + _CHUNK].astype(np.float32)
+            if less is not None:
+                part -= less[start : start + _CHUNK].astype(np.float32, copy=False)
+            yield tree, part.view(np.int32) & _ABOVE_ALL
+
+
+def _flat(
+    one: np.ndarray, other: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Two arrays as vectors, with no copy if both are transposed ones."""
+    if one.flags.f_contiguous and (other is None or other.flags.f_contiguous):
+        one, other = one.T, None if other is None else other.T
+    return one.reshape(-1), None if other is None else other.reshape(-1)
 
 
 Count = tuple[Array, Array]

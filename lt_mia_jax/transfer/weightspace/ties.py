@@ -6,18 +6,19 @@ differ raise a ValueError.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import cache, partial, reduce
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
-from lt_mia_jax.arrays import Array, Float
+from lt_mia_jax.arrays import Array, Bool, Float
 from lt_mia_jax.training.threshold import (
     difference,
     exactly_leaf,
     leaf_count,
-    selection,
+    selections,
     total,
 )
 from lt_mia_jax.training.transforms.contract import require_choice
@@ -112,10 +113,20 @@ def merger(
         read = tuple(jnp.asarray(tree[name]) for tree in (start, *tasks))
         return read[0], read[1:], trims[name]
 
-    tie, lam = jnp.float32(1.0), jnp.float32(lam)
-    if len(tasks) > 1:  # else nothing cancels
-        tie = _majority([_done(_signs(*at(name), elect=elect)) for name in start])
-    return lambda name: _done(_merged(*at(name), tie, lam, elect=elect, agg=agg))
+    @cache
+    def majority() -> Array:
+        return _majority([_done(_signs(*at(name), elect=elect)) for name in start])
+
+    lam = jnp.float32(lam)
+
+    def merged(name: str) -> Array:
+        read = at(name)
+        found, ties = _done(_merged(*read, jnp.float32(1), lam, elect=elect, agg=agg))
+        if isinstance(ties, Tracer) or ties:  # few models have any
+            found, _ = _done(_merged(*read, majority(), lam, elect=elect, agg=agg))
+        return found
+
+    return merged
 
 
 _done = jax.block_until_ready
@@ -132,7 +143,7 @@ def _trims(
     for group in groups:
         own = [start[name] for name in group]  # lists keep the order
         kept = round(density * parameter_count(own))
-        chosen = [selection([task[n] for n in group], kept, own) for task in tasks]
+        chosen = selections([[task[n] for n in group] for task in tasks], kept, own)
         limits = tuple(each.limit for each in chosen)
         for index, name in enumerate(group):
             trims[name] = limits, tuple(each.room[index] for each in chosen)
@@ -183,9 +194,11 @@ def _merged(
     *,
     elect: str,
     agg: str,
-) -> Array:
+) -> tuple[Array, Bool[Array, ""]]:
+    """One leaf merged, and whether the sign for ties was needed."""
     kept = _kept(start, tasks, trim)
     sign = _elected(kept, elect)
+    tied = jnp.any((sign == 0) & reduce(jnp.logical_or, [k != 0 for k in kept]))
     sign = jnp.where(sign == 0, tie, sign)
     agrees = [move * sign > 0 for move in kept]
     moves = [jnp.where(a, move, 0.0) for a, move in zip(agrees, kept, strict=True)]
@@ -198,7 +211,8 @@ def _merged(
     for agree, task in zip(agrees, tasks, strict=True):
         only = jnp.where(agree, task.astype(start.dtype), only)
     # What one task moves is taken as it is, not through a rounded difference.
-    return jnp.where((count == 1) & (lam == 1), only, shifted(start, lam * step))
+    whole = jnp.where((count == 1) & (lam == 1), only, shifted(start, lam * step))
+    return whole, tied
 
 
 def sign_conflict(

@@ -20,7 +20,7 @@ from lt_mia_jax.unlearning.objectives.likelihood import (
     neg_nll,
     nll,
 )
-from lt_mia_jax.unlearning.objectives.policy import group_advantages, grpo
+from lt_mia_jax.unlearning.objectives.policy import grpo
 from lt_mia_jax.unlearning.objectives.preference import dpo, npo, simnpo
 from lt_mia_jax.unlearning.objectives.representation import (
     adaptive_rmu,
@@ -55,4 +55,4 @@ OBJECTIVES: dict[str, Objective] = {
 }
 """All objectives by name. A new one is a function and a row here."""
 
-__all__ = ["OBJECTIVES", "cached_reference_nll", "control_vector", "group_advantages"]
+__all__ = ["OBJECTIVES", "cached_reference_nll", "control_vector"]

@@ -7,7 +7,8 @@ import oracle_unlearning as oracle
 import pytest
 from objective_zoo import apply_fn, numpy_case
 
-from lt_mia_jax.unlearning.objectives.policy import group_advantages, grpo
+from lt_mia_jax.policy.objective import group_advantages
+from lt_mia_jax.unlearning.objectives.policy import grpo
 
 ADVANTAGES = np.array([1.5, -0.7, 3.0, -1.2, 0.4, 1.0], np.float32)
 

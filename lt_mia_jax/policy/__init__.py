@@ -1,0 +1,1 @@
+"""Learning from rewards: rollouts, advantages, and one clipped objective."""
