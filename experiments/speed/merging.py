@@ -178,7 +178,8 @@ def main() -> None:
             logging.info(
                 f"| {method} | {m.startup:.1f} s | {m.wall:.1f} s "
                 f"| {m.processor:.1f} s | {m.copy:.2f} s | {m.safetensors:.2f} s "
-                f"| {m.wall / m.copy:.1f} | {m.wall / m.safetensors:.1f} | {m.anonymous:.0f} MiB |"
+                f"| {m.wall / m.copy:.1f} | {m.wall / m.safetensors:.1f} "
+                f"| {m.anonymous:.0f} MiB |"
             )
 
 

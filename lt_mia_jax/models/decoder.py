@@ -21,12 +21,13 @@ from lt_mia_jax.models.config import (
     RwkvTimeMix,
     Tied,
 )
-from lt_mia_jax.models.execution import INIT_STD, CallConfig, Place
+from lt_mia_jax.models.execution import INIT_STD, CallConfig, Chunk, Place
 from lt_mia_jax.models.feedforward import MlpLayer
 from lt_mia_jax.models.mixers.attention import SelfAttention, is_causal
 from lt_mia_jax.models.mixers.mamba import MambaMixer
 from lt_mia_jax.models.mixers.rglru import RgLruMixer
 from lt_mia_jax.models.mixers.rwkv import ChannelMix, TimeMix
+from lt_mia_jax.models.mixers.stateful import STATE
 from lt_mia_jax.models.norm import Normalize
 from lt_mia_jax.models.projection import (
     Projection,
@@ -157,18 +158,26 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, input_ids: Int[Array, "B T"]
-    ) -> tuple[Float[Array, "B T V"], Float[Array, "N B T D"] | None]:
-        """Float32 logits, and the streams after the layers of `context.capture`."""
+        self, input_ids: Int[Array, "B T"], chunk: Chunk | None = None
+    ) -> tuple[Float[Array, "B P V"], Float[Array, "N B T D"] | None]:
+        """Float32 logits, and the streams after the layers of `context.capture`.
+
+        Of a `chunk`, which goes on from the state, only the logits of one token a text.
+        """
         context, model = self.context, self.context.model
         dtype = context.execution.resolve_compute_dtype()
         table = Embed(context, name="embedding")()
         place = Place(jnp.arange(input_ids.shape[1]), jnp.zeros((), jnp.int32))
         if not is_causal(model):
             place = place._replace(real=input_ids >= 0)
-        x = self._embed(table, input_ids, dtype)
+        if chunk is not None:
+            place = place._replace(positions=chunk.positions, real=chunk.real)
+        x = self._embed(table, input_ids, place.positions, dtype)
         stream = self._run_layers(x, place)
-        flat = self._leave(stream.x).reshape(-1, model.token_width)
+        x = stream.x
+        if chunk is not None:
+            x = jnp.take_along_axis(x, chunk.last[:, None, None], axis=1)
+        flat = self._leave(x).reshape(-1, model.token_width)
         bias = adapter = None
         if isinstance(model.head, Tied):
             kernel = table["tokens"].T
@@ -186,13 +195,18 @@ class Decoder(nn.Module):
             logits = logits + bias.astype(jnp.float32)[None, :]
         if model.logit_softcap is not None:
             logits = jnp.tanh(logits / model.logit_softcap) * model.logit_softcap
-        logits = logits.reshape(*input_ids.shape, model.vocab_size)
+        logits = logits.reshape(*x.shape[:2], model.vocab_size)
         return logits, None if stream.taps is None else stream.taps[:-1]
 
     def _embed(
-        self, table: dict[str, Array], input_ids: Int[Array, "B T"], dtype: jnp.dtype
+        self,
+        table: dict[str, Array],
+        input_ids: Int[Array, "B T"],
+        places: Int[Array, "T"] | Int[Array, "B T"],
+        dtype: jnp.dtype,
     ) -> Float[Array, "B T D"]:
-        model, length = self.context.model, input_ids.shape[1]
+        model = self.context.model
+        length = self.context.memory or input_ids.shape[1]
         x = table["tokens"].astype(dtype)[input_ids]
         if model.embedding.scale is not None:
             x = x * jnp.asarray(model.embedding.scale, dtype)
@@ -206,8 +220,11 @@ class Decoder(nn.Module):
                     f"{positions.size} rows; cut them to {positions.size} tokens "
                     f"(--length {positions.size})"
                 )
-            rows = table["positions"][positions.offset : positions.offset + length]
-            x = x + rows[None].astype(dtype)
+            if places.ndim == 1:  # they begin at 0
+                rows = table["positions"][positions.offset :][None, :length]
+            else:
+                rows = table["positions"][places + positions.offset]
+            x = x + rows.astype(dtype)
         norm = model.embedding.norm
         if norm is not None:
             x = Normalize(norm, self.context.param_dtype, name="embedding_norm")(x)
@@ -241,7 +258,7 @@ class Decoder(nn.Module):
         if model.periods:
             scanned = nn.scan(
                 body,
-                variable_axes={"params": 0, "adapters": 0},
+                variable_axes={"params": 0, "adapters": 0, STATE: 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(nn.broadcast, 0, 0),  # type: ignore[reportArgumentType]
                 length=model.periods,

@@ -61,6 +61,8 @@ class CallConfig:
     """Dropout rate on the inputs of adapters during training."""
     capture: tuple[int, ...] = ()
     """Layers whose output stream is returned; 0 is the embedding."""
+    memory: int = 0
+    """Tokens of a text for which a state is kept from call to call; 0 keeps none."""
     intervention: Callable[[Any, Any], Any] | None = None
     """Edits the residual stream: (stream, number of layers passed) to stream."""
 
@@ -90,12 +92,23 @@ class CallConfig:
 class Place(NamedTuple):
     """What a block knows about its input beside the residual stream."""
 
-    positions: Int[Array, "T"]
-    """Absolute positions of the tokens."""
+    positions: Int[Array, "T"] | Int[Array, "B T"]
+    """Absolute positions of the tokens; of each text, when a state is kept."""
     layer: Int[Array, ""]
     """Number of the layer, from 1 on."""
     real: Bool[Array, "B T"] | None = None
     """Which tokens are no padding, where attention must know."""
+
+
+class Chunk(NamedTuple):
+    """The next tokens of texts whose state is kept; padding is on the right."""
+
+    positions: Int[Array, "B T"]
+    """Absolute positions of the tokens."""
+    real: Bool[Array, "B T"]
+    """Which are no padding."""
+    last: Int[Array, "B"]
+    """Index of the token whose logits are wanted."""
 
 
 def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:

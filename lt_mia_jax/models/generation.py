@@ -1,4 +1,4 @@
-"""Greedy decoding for every family, recomputing the whole text for each token."""
+"""Greedy decoding for every family, also under an intervention."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -7,12 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 
 from lt_mia_jax.arrays import Array, Int, Params
-from lt_mia_jax.errors import InputError
 from lt_mia_jax.models.language_model import Adapters, Intervention, LanguageModel
-from lt_mia_jax.models.mixers.attention import is_causal
+from lt_mia_jax.models.sampling import check_prompts, sample
 
 
 class Generated(NamedTuple):
@@ -37,10 +35,11 @@ def greedy(
 ) -> Generated:
     """Append the most likely token repeatedly; among equals, the lowest id.
 
-    Each shape compiles once. The prompts are the left part of a buffer of
-    `T + max_new_tokens - 1` tokens, which the model reads as a whole for every new
-    token; there is no cache. Padding of any kind after a prompt is never read. Decoding
-    stops when all rows have ended.
+    Each shape compiles once. Padding of any kind after a prompt is never read. Decoding
+    stops when all rows have ended. The model remembers what it has read
+    (`sampling.sample` at temperature 0). Under an intervention, which may depend on
+    the place of every token, it reads the whole buffer of `T + max_new_tokens - 1`
+    tokens for each new one.
 
     Args:
       model: the model without its adapters.
@@ -60,21 +59,20 @@ def greedy(
       InputError: N below 1, a length outside [1, T], a buffer longer than the model's
         learned positions, or a model that is not causal.
     """
-    if not is_causal(model.config):
-        raise InputError(
-            "this model sees later tokens and cannot append them one by one; decode "
-            "it with policy.diffusion"
+    if intervention is None:
+        found = sample(
+            model,
+            params,
+            prompts,
+            lengths,
+            key=jax.random.key(0),
+            max_new_tokens=max_new_tokens,
+            temperature=0.0,
+            end_tokens=() if end_token is None else (end_token,),
+            adapters=adapters,
         )
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens = {max_new_tokens}, expected at least 1")
-    if not isinstance(lengths, Tracer):
-        found = np.asarray(lengths)
-        wrong = np.flatnonzero((found < 1) | (found > prompts.shape[1]))
-        if wrong.size:
-            raise InputError(
-                f"prompts {wrong.tolist()} have lengths {found[wrong].tolist()}; "
-                f"expected 1 to {prompts.shape[1]}, the width of `prompts`"
-            )
+        return Generated(found.tokens.astype(prompts.dtype), found.lengths)
+    check_prompts(model, prompts, lengths, max_new_tokens)
     # Functions are part of the program, everything else in an intervention is data.
     leaves, tree = jax.tree.flatten(intervention)
     code = tuple(leaf if callable(leaf) else None for leaf in leaves)

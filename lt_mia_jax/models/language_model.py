@@ -4,17 +4,18 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import cast, overload
+from typing import Any, NamedTuple, cast, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lt_mia_jax.arrays import Array, Float, Int, Key, Params
+from lt_mia_jax.arrays import Array, Bool, Float, Int, Key, Params
 from lt_mia_jax.errors import InputError, capped
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.models.decoder import Decoder
-from lt_mia_jax.models.execution import CallConfig, ExecutionConfig
+from lt_mia_jax.models.execution import CallConfig, Chunk, ExecutionConfig
+from lt_mia_jax.models.mixers.stateful import STATE
 from lt_mia_jax.trees import flatten, unflatten
 
 DEFAULT_EXECUTION = ExecutionConfig()
@@ -24,6 +25,15 @@ Adapters = Mapping[str, tuple[Array, Array]]
 
 Intervention = Callable[[Array, Array], Array]
 """(stream "B T D", number of layers passed) to the edited stream."""
+
+
+class DecodingState(NamedTuple):
+    """What a model remembers of the texts that it has read."""
+
+    layers: Any
+    """Keys and values, convolution inputs, and recurrent states of all layers."""
+    lengths: Int[Array, "B"]
+    """Tokens of each text so far."""
 
 
 @dataclass(frozen=True)
@@ -141,11 +151,7 @@ class LanguageModel:
             capture=captured,
             intervention=intervention,
         )
-        # Parameters may be NumPy arrays, such as memory-mapped ones.
-        variables = {"params": jax.tree.map(jnp.asarray, params)}
-        if adapters:
-            self._check_adapters(adapters)
-            variables["adapters"] = unflatten(adapters)
+        variables = self._variables(params, adapters)
         rngs = None if dropout_key is None else {"dropout": dropout_key}
         with self._matmul_precision():
             logits, taps = cast(
@@ -155,6 +161,57 @@ class LanguageModel:
         if capture is None:
             return logits
         return logits, {} if taps is None else dict(zip(captured, taps, strict=True))
+
+    def advance(
+        self,
+        params: Params,
+        input_ids: Int[Array, "B T"],
+        real: Bool[Array, "B T"],
+        state: DecodingState | None = None,
+        *,
+        memory: int,
+        adapters: Adapters | None = None,
+    ) -> tuple[Float[Array, "B V"], DecodingState]:
+        """Read the next tokens of each text, given what was read before.
+
+        What `apply` gives for the whole texts, to rounding, at the cost of the new
+        tokens. A text without real tokens keeps its state, and its logits mean nothing.
+
+        Args:
+          params: see `apply`.
+          input_ids: the next tokens, padded on the right.
+          real: which are no padding.
+          state: that of the last call with the same `memory`; None begins the texts.
+          memory: maximum number of tokens of a text, for which there is room.
+          adapters: see `apply`.
+
+        Returns:
+          Float32 logits after the last real token of each text, and the new state.
+
+        Raises:
+          InputError: the model has fewer learned positions than `memory`.
+        """
+        context = CallConfig(model=self.config, execution=self.execution, memory=memory)
+        variables = self._variables(params, adapters)
+        lengths = jnp.zeros(len(input_ids), jnp.int32)
+        if state is not None:
+            variables[STATE], lengths = state
+        count = real.sum(axis=1, dtype=jnp.int32)
+        positions = lengths[:, None] + jnp.arange(input_ids.shape[1])[None, :]
+        chunk = Chunk(positions, real, jnp.maximum(count - 1, 0))
+        with self._matmul_precision():
+            (logits, _), changed = Decoder(context).apply(
+                variables, input_ids, chunk, mutable=[STATE]
+            )
+        return logits[:, 0], DecodingState(changed[STATE], lengths + count)
+
+    def _variables(self, params: Params, adapters: Adapters | None) -> dict[str, Any]:
+        # Parameters may be NumPy arrays, such as memory-mapped ones.
+        variables: dict[str, Any] = {"params": jax.tree.map(jnp.asarray, params)}
+        if adapters:
+            self._check_adapters(adapters)
+            variables["adapters"] = unflatten(adapters)
+        return variables
 
     def _check_layers(self, capture: Sequence[int] | None) -> tuple[int, ...]:
         captured = tuple(dict.fromkeys(capture or ()))

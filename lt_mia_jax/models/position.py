@@ -35,7 +35,7 @@ def rotary_frequencies(config: Rotary, dim: int) -> Float[Array, "half"]:
 
 def rotate(
     x: Float[Array, "B T H K"],
-    positions: Int[Array, "T"],
+    positions: Int[Array, "T"] | Int[Array, "B T"],
     frequencies: Float[Array, "half"],
     *,
     interleaved: bool = False,
@@ -49,9 +49,10 @@ def rotate(
     pairing, that of GPT-NeoX, is a permutation of it.
     """
     half = frequencies.shape[0]
-    angles = positions[:, None].astype(jnp.float32) * frequencies[None, :]
-    cos = jnp.cos(angles)[None, :, None, :].astype(x.dtype)
-    sin = jnp.sin(angles)[None, :, None, :].astype(x.dtype)
+    rows = jnp.atleast_2d(positions)[:, :, None].astype(jnp.float32)
+    angles = rows * frequencies[None, None, :]
+    cos = jnp.cos(angles)[:, :, None, :].astype(x.dtype)
+    sin = jnp.sin(angles)[:, :, None, :].astype(x.dtype)
     head, rest = x[..., : 2 * half], x[..., 2 * half :]
     if interleaved:
         first, second = head[..., 0::2], head[..., 1::2]

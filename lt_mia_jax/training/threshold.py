@@ -308,6 +308,19 @@ def total(counts: Sequence[Count]) -> Count:
     return carried(high, low)
 
 
+def sign_counts(signs: Float[Array, "..."]) -> tuple[Count, Count]:
+    """How many signs of one array are positive, and negative."""
+    return leaf_count(signs > 0), leaf_count(signs < 0)
+
+
+@jax.jit
+def majority_sign(counts: Sequence[tuple[Count, Count]]) -> Float[Array, ""]:
+    """The sign of the sum of all signs, from the counts of each leaf; plus for 0."""
+    (high, low), (negative_high, negative_low) = map(total, zip(*counts, strict=True))
+    fewer = (high < negative_high) | ((high == negative_high) & (low < negative_low))
+    return jnp.where(fewer, -1.0, 1.0).astype(jnp.float32)
+
+
 def leaf_count(mask: Bool[Array, "..."], limit: int = 2**31) -> Count:
     """How many elements of one array are True; from `limit` elements on, axis by axis.
 

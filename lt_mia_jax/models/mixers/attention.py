@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lt_mia_jax.arrays import Array, Bool, Float, Key
+from lt_mia_jax.arrays import Array, Bool, Float, Int, Key
 from lt_mia_jax.models.config import (
     Alibi,
     Attention,
@@ -13,6 +13,7 @@ from lt_mia_jax.models.config import (
     Rotary,
 )
 from lt_mia_jax.models.execution import CallConfig, Place
+from lt_mia_jax.models.mixers.stateful import remembered
 from lt_mia_jax.models.norm import Normalize
 from lt_mia_jax.models.position import alibi_bias, rotary_frequencies, rotate
 from lt_mia_jax.models.projection import Projection, affine_together, dropout, projected
@@ -47,13 +48,14 @@ def _softmax_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, 
 
 def causal_attention(
     query: Float[Array, "B T H K"],
-    key: Float[Array, "B T G K"],
-    value: Float[Array, "B T G K"],
+    key: Float[Array, "B M G K"],
+    value: Float[Array, "B M G K"],
     *,
+    positions: Int[Array, "B T"] | None = None,
     scale: float | Float[Array, ""] | None = None,
     softcap: float | None = None,
     window: int | None = None,
-    bias: Float[Array, "H T"] | None = None,
+    bias: Float[Array, "H M"] | None = None,
     causal: bool = True,
     real: Bool[Array, "B T"] | None = None,
     dropout_rate: float = 0.0,
@@ -67,8 +69,9 @@ def causal_attention(
     `scale` is a factor on the scores (None: K^-1/2). They then become `softcap *
     tanh(scores / softcap)`, if it is given, and `bias` is added by head and key
     position. `window` is the number of tokens that each one sees, itself
-    included. `dropout_key` enables dropout of the weights. If not `causal`, each
-    token sees all of those that `real` names.
+    included. `dropout_key` enables dropout of the weights. With `positions` of the
+    queries, key i has position i and there may be more keys than queries. If
+    not `causal`, each token sees all of those that `real` names.
 
     Source: "Attention Is All You Need", arXiv 1706.03762, eq. 1; grouping as in
     "GQA", arXiv 2305.13245; the window as in "Longformer", arXiv 2004.05150, 3.1;
@@ -87,15 +90,16 @@ def causal_attention(
     )
     if softcap is not None:
         scores = jnp.tanh(scores / softcap) * softcap
-    seen = jnp.tril(jnp.ones((length, length), dtype=bool))
-    if window is not None and window < length:
-        seen = seen & ~jnp.tril(jnp.ones((length, length), dtype=bool), -window)
-    seen = seen[None]
+    keys = jnp.arange(key.shape[2])[None, None, :]
+    rows = jnp.arange(length)[None, :] if positions is None else positions
+    seen = keys <= rows[:, :, None]
+    if window is not None and window < key.shape[2]:
+        seen = seen & (keys > rows[:, :, None] - window)
     if not causal:
         seen = jnp.ones((1, 1, length), bool) if real is None else real[:, None]
     scores = scores + jnp.where(seen, 0.0, HIDDEN)[:, None, None]
     if bias is not None:
-        scores = scores + bias.reshape(1, groups, heads // groups, 1, length)
+        scores = scores + bias.reshape(1, groups, heads // groups, 1, -1)
     weights = softmax(scores)
     if dropout_key is not None:
         weights = dropout(weights, dropout_rate, dropout_key)
@@ -140,16 +144,22 @@ class SelfAttention(nn.Module):
                     interleaved=rotary.interleaved,
                 )
             case Alibi() as alibi:
-                bias = alibi_bias(alibi, config.heads, place.positions)
+                keys = context.memory or length
+                bias = alibi_bias(alibi, config.heads, jnp.arange(keys))
                 if alibi.before_scaling:
                     bias = bias * config.head_dim**-0.5
             case None:
                 pass
+        query, key = jnp.split(query_key, [config.heads], axis=2)
+        if context.memory:
+            key = remembered(self, "keys", key, place)
+            value = remembered(self, "values", value, place)
         rate = context.model.dropout.attention if context.train else 0.0
         mixed = causal_attention(
-            query_key[:, :, : config.heads],
-            query_key[:, :, config.heads :],
+            query,
+            key,
             value,
+            positions=place.positions if context.memory else None,
             scale=self._scale(place, x.dtype),
             softcap=config.score_softcap,
             window=config.window,

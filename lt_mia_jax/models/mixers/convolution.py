@@ -1,4 +1,4 @@
-"""The short causal convolution before a recurrence, and the token shift."""
+"""The short causal convolution before a recurrence."""
 
 from typing import Any
 
@@ -7,33 +7,28 @@ import jax
 import jax.numpy as jnp
 
 from lt_mia_jax.arrays import Array, Float
-from lt_mia_jax.models.execution import CallConfig
+from lt_mia_jax.models.execution import CallConfig, Place
+from lt_mia_jax.models.mixers.stateful import preceded
 
 
 def short_convolution(
-    x: Float[Array, "B T D"], taps: Float[Array, "W D"], bias: Float[Array, "D"] | None
+    x: Float[Array, "B P D"], taps: Float[Array, "W D"], bias: Float[Array, "D"] | None
 ) -> Float[Array, "B T D"]:
     """Weighted sum of each channel's last W values, plus a bias; dtype of `x`.
 
-    The last tap is the weight of the current token. Values before the text are zero.
+    The last tap is the weight of the current token. `x` begins W - 1 tokens before the
+    first result (`stateful.preceded`): P = T + W - 1.
 
     Source: "Mamba", arXiv 2312.00752, section 3.4, figure 3.
     """
-    width, length = taps.shape[0], x.shape[1]
-    padded = jnp.pad(x, ((0, 0), (width - 1, 0), (0, 0)))
+    width = taps.shape[0]
+    length = x.shape[1] - width + 1
     taps = taps.astype(x.dtype)
     # A sum of shifted products: a grouped convolution is not vectorized on CPU.
-    total = sum(
-        padded[:, w : w + length] * taps[w][None, None, :] for w in range(width)
-    )
+    total = sum(x[:, w : w + length] * taps[w][None, None, :] for w in range(width))
     if bias is not None:
         total = total + bias.astype(x.dtype)[None, None, :]
     return jnp.asarray(total)
-
-
-def shift(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    """The previous token's values; zeros at the first token."""
-    return jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))
 
 
 class ShortConvolution(nn.Module):
@@ -46,7 +41,7 @@ class ShortConvolution(nn.Module):
     """Initial standard deviation of the taps; None is uniform in +-W^-1/2."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], place: Place) -> Float[Array, "B T D"]:
         """Convolve along the token axis."""
         channels, dtype = x.shape[-1], self.context.param_dtype
         bound = self.width**-0.5
@@ -60,4 +55,5 @@ class ShortConvolution(nn.Module):
         bias = None
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (channels,), dtype)
+        x = preceded(self, x, self.width - 1, place)
         return short_convolution(x, taps, bias)

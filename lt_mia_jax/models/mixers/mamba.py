@@ -13,6 +13,7 @@ from lt_mia_jax.models.execution import CallConfig, Place
 from lt_mia_jax.models.feedforward import activate
 from lt_mia_jax.models.mixers.convolution import ShortConvolution
 from lt_mia_jax.models.mixers.recurrence import selective_scan
+from lt_mia_jax.models.mixers.stateful import continue_selective
 from lt_mia_jax.models.projection import projected
 
 
@@ -35,20 +36,18 @@ class MambaMixer(nn.Module):
         convolve = ShortConvolution(
             config.conv_width, config.conv_bias, context, name="conv"
         )
-        scanned = activate(convolve(scanned), config.activation)
+        scanned = activate(convolve(scanned, place), config.activation)
         selected = projected(scanned, rank + 2 * state, False, context, "select")
         step = TimeStep(width, context, name="step")(selected[..., :rank])
         # Always float32: rounding a decay changes how long a channel remembers.
         log_decay = self.param("log_decay", _log_decay, (width, state), jnp.float32)
         skip = self.param("skip", nn.initializers.ones, (width,), jnp.float32)
-        y = selective_scan(
-            scanned,
-            step,
-            -jnp.exp(log_decay),
-            selected[..., rank : rank + state],
-            selected[..., rank + state :],
-            form=context.recurrence,
-        )
+        into, out = selected[..., rank : rank + state], selected[..., rank + state :]
+        inputs = scanned, step, -jnp.exp(log_decay), into, out
+        if context.memory:
+            y = continue_selective(self, *inputs, place)
+        else:
+            y = selective_scan(*inputs, form=context.recurrence)
         y = y + scanned * skip.astype(scanned.dtype)[None, None, :]
         y = y * jax.nn.silu(gate)
         return projected(

@@ -179,12 +179,20 @@ def selective_scan(
     return _join(y, like=x)
 
 
-def _advance(
+def next_state(
     rate: Array, state: Array, step: Array, drive: Array, into: Array
 ) -> Array:
     """The next state."""
     kept = jnp.exp(step[:, None] * rate) * state
     return kept + into[:, :, None] * drive[:, None]
+
+
+def state_product(
+    state: Float[Array, "B S D"], out: Float[Array, "B S"]
+) -> Float[Array, "B D"]:
+    """What is read from a state."""
+    # A sum of products is 6 times slower on a CPU for a batch of one.
+    return _einsum("bsd,bs->bd", state, out)
 
 
 def _selective_forward(
@@ -194,9 +202,8 @@ def _selective_forward(
 
     def one_step(state: Array, inputs: Any) -> tuple[Array, Array]:
         *inputs, out = inputs
-        state = _advance(rate, state, *inputs)
-        # A sum of products is 6 times slower on a CPU for a batch of one.
-        return state, _einsum("bsd,bs->bd", state, out)
+        state = next_state(rate, state, *inputs)
+        return state, state_product(state, out)
 
     def one_chunk(state: Array, inputs: Any) -> tuple[Array, tuple[Array, Array]]:
         last, y = jax.lax.scan(one_step, state, inputs)
@@ -222,7 +229,7 @@ def _selective_bwd(residuals: Any, grads: Array) -> tuple[Array, ...]:
     (rate, step, drive, into, out), starts = residuals
 
     def recompute(state: Array, inputs: Any) -> tuple[Array, Array]:
-        return _advance(rate, state, *inputs), state
+        return next_state(rate, state, *inputs), state
 
     def one_step(carry: tuple[Array, ...], inputs: Any) -> tuple[Any, Any]:
         after, later, total = carry  # `later`: gradient of `after` from later steps
@@ -312,8 +319,8 @@ def wkv(
 
             def one_step(state: Any, inputs: Any) -> tuple[Any, Array]:
                 key, value = inputs
-                y = _read(state, bonus + key, value)
-                return _add(state, -fall, (key, value, jnp.ones_like(key))), y
+                y = read_state(state, bonus + key, value)
+                return add_states(state, -fall, (key, value, jnp.ones_like(key))), y
 
             def one_chunk(state: Any, inputs: Any) -> tuple[Any, Array]:
                 return jax.lax.scan(one_step, state, inputs)
@@ -327,7 +334,7 @@ def wkv(
         case "associative":
 
             def merge(earlier: Any, later: Any) -> Any:
-                state = _add(earlier[1:], later[0], later[1:])
+                state = add_states(earlier[1:], later[0], later[1:])
                 return earlier[0] + later[0], *state
 
             keys, values = (_split(a, key.shape[1])[0] for a in (key, value))
@@ -338,7 +345,7 @@ def wkv(
                 jnp.concatenate([first[None], rest[:-1]])
                 for first, rest in zip(start, states, strict=True)
             )
-            y = _read((top, weighted, weight), bonus[None] + keys, values)[None]
+            y = read_state((top, weighted, weight), bonus[None] + keys, values)[None]
         case _:
             assert_never(form)
     return _join(y, like=value)
@@ -348,7 +355,7 @@ State = tuple[Array, Array, Array]
 """A maximum of exponents; weighted sum of values and sum of weights relative to it."""
 
 
-def _add(earlier: State, shift: Array, later: State) -> State:
+def add_states(earlier: State, shift: Array, later: State) -> State:
     """Both states as one, the exponents of `earlier` moved by `shift`."""
     # The result does not depend on the maximum, so it needs no gradient.
     top = jax.lax.stop_gradient(jnp.maximum(earlier[0] + shift, later[0]))
@@ -356,8 +363,10 @@ def _add(earlier: State, shift: Array, later: State) -> State:
     return (top, old * earlier[1] + new * later[1], old * earlier[2] + new * later[2])
 
 
-def _read(state: State, exponent: Array, value: Array) -> Array:
+def read_state(state: State, exponent: Array, value: Array) -> Array:
     """The average of `state` and one more value."""
     one = jnp.ones_like(value)
-    _, weighted, weight = _add(state, jnp.zeros_like(exponent), (exponent, value, one))
+    _, weighted, weight = add_states(
+        state, jnp.zeros_like(exponent), (exponent, value, one)
+    )
     return weighted / weight

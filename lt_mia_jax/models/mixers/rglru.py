@@ -12,6 +12,7 @@ from lt_mia_jax.models.execution import CallConfig, Place
 from lt_mia_jax.models.feedforward import activate
 from lt_mia_jax.models.mixers.convolution import ShortConvolution
 from lt_mia_jax.models.mixers.recurrence import linear_recurrence
+from lt_mia_jax.models.mixers.stateful import continue_linear
 from lt_mia_jax.models.projection import Projection, affine_together, projected
 
 SHARPNESS = 8.0
@@ -67,7 +68,7 @@ class RgLruMixer(nn.Module):
             std=(0.01 / config.conv_width) ** 0.5,
             name="conv",
         )
-        inner = convolve(both[..., width:])
+        inner = convolve(both[..., width:], place)
         y = GatedRecurrence(config, context, name="recurrence")(inner, place)
         y = y * gate
         return projected(y, model_width, True, context, "output", to_residual=True)
@@ -89,14 +90,13 @@ class GatedRecurrence(nn.Module):
         log_decay = -SHARPNESS * open_decay * rate[None, None, :]
         keep = bounded_sqrt(1.0 - jnp.exp(2.0 * log_decay))
         # The first token has no earlier state that would make up for a smaller input.
-        first = (place.positions == 0)[None, :, None]
+        first = jnp.atleast_2d(place.positions == 0)[:, :, None]
         keep = jnp.where(first, 1.0, keep)
         entering = x * (open_input * keep).astype(x.dtype)
-        return linear_recurrence(
-            jnp.exp(log_decay).astype(jnp.float32),
-            entering,
-            form=self.context.recurrence,
-        )
+        decay = jnp.exp(log_decay).astype(jnp.float32)
+        if self.context.memory:
+            return continue_linear(self, decay, entering, place)
+        return linear_recurrence(decay, entering, form=self.context.recurrence)
 
 
 class BlockGate(nn.Module):

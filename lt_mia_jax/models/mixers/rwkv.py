@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from lt_mia_jax.arrays import Array, Float, Key
 from lt_mia_jax.models.config import RwkvChannelMix, RwkvTimeMix
 from lt_mia_jax.models.execution import CallConfig, Place
-from lt_mia_jax.models.mixers.convolution import shift
 from lt_mia_jax.models.mixers.recurrence import wkv
+from lt_mia_jax.models.mixers.stateful import continue_wkv, preceded
 from lt_mia_jax.models.projection import projected
 
 
@@ -26,7 +26,7 @@ class TimeMix(nn.Module):
         """Mix tokens; the layer only shapes the initial parameters."""
         context, inner = self.context, self.config.width
         width, depth = x.shape[-1], context.model.layers
-        before = shift(x)
+        before = preceded(self, x, 1, place)[:, :-1]
         done = (place.layer - 1) / max(depth - 1, 1)
         ahead = 1.0 - (place.layer - 1) / depth
 
@@ -46,13 +46,14 @@ class TimeMix(nn.Module):
         key = part("key", ahead, none)
         value = part("value", ahead, 0.3 * done)
         receptance = part("receptance", 0.5 * ahead, none)
-        mixed = wkv(
+        rates = (
             self.param("decay", decay, (inner,)),
             self.param("bonus", bonus, (inner,)),
-            key,
-            value,
-            form=context.recurrence,
         )
+        if context.memory:
+            mixed = continue_wkv(self, *rates, key, value, place)
+        else:
+            mixed = wkv(*rates, key, value, form=context.recurrence)
         y = jax.nn.sigmoid(receptance) * mixed
         return projected(y, width, False, context, "output", to_residual=True)
 
@@ -70,7 +71,7 @@ class ChannelMix(nn.Module):
     def __call__(self, x: Float[Array, "B T D"], place: Place) -> Float[Array, "B T D"]:
         """Transform each token; the layer only shapes the initial parameters."""
         context, width = self.context, x.shape[-1]
-        before = shift(x)
+        before = preceded(self, x, 1, place)[:, :-1]
         ahead, none = 1.0 - (place.layer - 1) / context.model.layers, jnp.zeros(())
         key_input = _mixed(self, "mix_key", x, before, ahead, none)
         gate_input = _mixed(self, "mix_receptance", x, before, ahead, none)

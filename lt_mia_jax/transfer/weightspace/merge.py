@@ -52,7 +52,6 @@ class Work(NamedTuple):
     setting: Any
     """A `Setting` with the defaults of the method."""
     pack_file: Path
-    """Where `pack` writes what it made."""
     record: dict[str, Any]
     """Content of `merge.json`, to which the method adds what it found."""
 

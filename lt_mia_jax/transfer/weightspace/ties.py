@@ -17,9 +17,9 @@ from lt_mia_jax.arrays import Array, Bool, Float
 from lt_mia_jax.training.threshold import (
     difference,
     exactly_leaf,
-    leaf_count,
+    majority_sign,
     selections,
-    total,
+    sign_counts,
 )
 from lt_mia_jax.training.transforms.contract import require_choice
 from lt_mia_jax.transfer.weightspace.roles import PROTECTED, Role, Tree, role, shifted
@@ -92,10 +92,9 @@ def merger(
     scope: Literal["global", "leaf"] = "global",
     protect: Sequence[Role] = PROTECTED,
 ) -> Callable[[str], Array]:
-    """`ties_merge` of models as leaves by path, as a function of a path.
+    """`ties_merge` of leaves by path, as a function of a path.
 
-    Leaves are read when they are needed, so they may be arrays on disk. The order of
-    `start` is that of the tree.
+    Leaves, in the order of the tree, may be arrays on disk: they are read when needed.
     """
     require_choice("ties_merge", "elect", elect, ("mass", "count"))
     require_choice("ties_merge", "agg", agg, ("mean", "sum", "max"))
@@ -115,15 +114,13 @@ def merger(
 
     @cache
     def majority() -> Array:
-        return _majority([_done(_signs(*at(name), elect=elect)) for name in start])
-
-    lam = jnp.float32(lam)
+        return majority_sign([_done(_signs(*at(name), elect=elect)) for name in start])
 
     def merged(name: str) -> Array:
-        read = at(name)
-        found, ties = _done(_merged(*read, jnp.float32(1), lam, elect=elect, agg=agg))
+        leaf = partial(_merged, *at(name), jnp.float32(lam), elect=elect, agg=agg)
+        found, ties = _done(leaf(tie=jnp.float32(1)))
         if isinstance(ties, Tracer) or ties:  # few models have any
-            found, _ = _done(_merged(*read, majority(), lam, elect=elect, agg=agg))
+            found, _ = _done(leaf(tie=majority()))
         return found
 
     return merged
@@ -171,17 +168,7 @@ def _elected(kept: Sequence[Array], elect: str) -> Array:
 
 @partial(jax.jit, static_argnames="elect")
 def _signs(start: Array, tasks: Leaves, trim: Trim, *, elect: str) -> Any:
-    """How many signs of one leaf are positive, and negative."""
-    sign = _elected(_kept(start, tasks, trim), elect)
-    return leaf_count(sign > 0), leaf_count(sign < 0)
-
-
-@jax.jit
-def _majority(counts: Sequence[Any]) -> Float[Array, ""]:
-    """The sign of the sum of all signs; plus for 0."""
-    (high, low), (negative_high, negative_low) = map(total, zip(*counts, strict=True))
-    fewer = (high < negative_high) | ((high == negative_high) & (low < negative_low))
-    return jnp.where(fewer, -1.0, 1.0).astype(jnp.float32)
+    return sign_counts(_elected(_kept(start, tasks, trim), elect))
 
 
 @partial(jax.jit, static_argnames=("elect", "agg"))
@@ -189,9 +176,9 @@ def _merged(
     start: Array,
     tasks: Leaves,
     trim: Trim,
-    tie: Float[Array, ""],
     lam: Float[Array, ""],
     *,
+    tie: Float[Array, ""],
     elect: str,
     agg: str,
 ) -> tuple[Array, Bool[Array, ""]]:
