@@ -1,0 +1,1 @@
+"""Masked-diffusion language models: decoders, trajectories, and policies on them."""
