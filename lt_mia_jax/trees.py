@@ -208,6 +208,36 @@ def split_layers(params: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return unflatten(rest), [unflatten(layer) for layer in layers]
 
 
+def join_layers(
+    rest: Mapping[str, Any], layers: Sequence[Mapping[str, Any]], slots: int
+) -> dict[str, Any]:
+    """The parameters whose `split_layers` are these, with `slots` layers in a unit.
+
+    Layers of a slot have equal names and shapes. Those after the last complete unit
+    keep leaves of their own.
+
+    Example:
+      >>> import numpy as np
+      >>> from lt_mia_jax.trees import join_layers
+      >>> layers = [{"scale": np.full(2, float(n))} for n in range(3)]
+      >>> found = join_layers({}, layers, slots=2)
+      >>> found["periods"]["slot_1"]["scale"].shape, float(found["tail_0"]["scale"][0])
+      ((1, 2), 2.0)
+    """
+    if slots < 1:
+        raise ValueError(f"join_layers: slots = {slots}, expected at least 1")
+    whole = len(layers) // slots * slots
+    joined = dict(rest)
+    if whole:
+        joined["periods"] = {
+            f"slot_{slot}": jax.tree.map(
+                lambda *leaves: jnp.stack(leaves), *layers[slot:whole:slots]
+            )
+            for slot in range(slots)
+        }
+    return joined | {f"tail_{n}": dict(x) for n, x in enumerate(layers[whole:])}
+
+
 def check_alike(function: str, first: Any, *others: Any) -> None:
     """Refuse trees with other names or shapes than the first by a ValueError."""
     expected, *rest = (
