@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.survival.demos import meta_rtl
+from experiments.survival.demos import meta_rtl, n2n
 from experiments.survival.toy import answers
 
 
@@ -19,3 +19,11 @@ def test_sources_answer_the_targets_questions_their_own_way(name):
     same = (ids == right).all(axis=1)
     assert (same | (ids[:, 6:-1] == other).all(axis=1)).all()
     assert same.mean() == pytest.approx(source.right, abs=0.1)
+
+
+def test_rollouts_are_counted_until_a_window_of_epochs_is_good_enough():
+    rewards = np.array([[0.0] * 5] * 4 + [[1.0] * 5] * 6)
+    # A window of five epochs first holds four good ones after the eighth.
+    assert n2n.rollouts_to(rewards, 0.8) == 8 * 5
+    assert n2n.rollouts_to(rewards, 1.1) == float("inf")
+    assert n2n.smoothed(rewards)[-1] == pytest.approx(1.0)
