@@ -18,6 +18,7 @@ from lt_mia_jax.models.presets import (
     mamba_like,
     rwkv_like,
 )
+from lt_mia_jax.models.sampling import sample
 from lt_mia_jax.unlearning.methods import METHODS
 from lt_mia_jax.unlearning.recipe import ForgetTexts, UnlearnConfig
 from lt_mia_jax.unlearning.train import unlearn
@@ -115,3 +116,13 @@ def run(folder, method, *, family="gpt2", config=FAST, **options):
 def history(folder):
     lines = (folder / "history.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
+
+
+def sampled(model, params, texts, seed=11, group=16):
+    """Four tokens behind the prompts, drawn `group` times."""
+    ids = np.repeat(texts.input_ids, group, axis=0)
+    lengths = np.repeat(texts.label_mask.argmax(axis=1), group)
+    found = sample(
+        model, params, ids, lengths, key=jax.random.key(seed), max_new_tokens=4
+    )
+    return np.asarray(found.tokens)

@@ -115,6 +115,7 @@ def fit(
     key: jax.Array,
     executor: Executor,
     label: str = "training",
+    revise: Callable[[Any, Any, int], Any] | None = None,
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     evaluate_every: int | None = None,
     monitor: str = "validation_loss",
@@ -141,6 +142,9 @@ def fit(
       key: seed of all randomness inside steps.
       executor: the devices, and how they run a step.
       label: shown beside the progress bar.
+      revise: gets the present parameters, the rows and the number of every step, and
+        gives the rows that the step reads: answers that these parameters sample, for
+        example. A pure function, so that a resumed run repeats it.
       evaluate: numbers of the given parameters, on the host.
       evaluate_every: updates between evaluations; the last update is always
         followed by one.
@@ -212,7 +216,10 @@ def fit(
             Prefetcher(batch_at, max(start, total_steps), start=start, state=position)
         )
         for index in range(start, total_steps):
-            batch = executor.place_batch(next(reader))
+            rows = next(reader)
+            if revise is not None:
+                rows = revise(sharded.params, rows, index)
+            batch = executor.place_batch(rows)
             sharded, device_values = advance(sharded, batch, key)
             settle()
             done = index + 1

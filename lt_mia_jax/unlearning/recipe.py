@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lt_mia_jax.data.answers import EncodedAnswers
+from lt_mia_jax.data.questions import Question
 from lt_mia_jax.errors import (
     AT_LEAST_1,
     FRACTION,
@@ -88,6 +89,10 @@ class ForgetTexts(NamedTuple):
     """Versions with a refusal for an answer; one is drawn each time."""
     inverted: Sequence[EncodedAnswers] = ()
     """Versions with a false answer; one is drawn each time."""
+    rows: Sequence[Question] = ()
+    """The texts as they were read, for methods that need words."""
+    tokenizer: Any = None
+    """Gives words back, for methods that sample answers."""
 
     def alternatives(self, kind: str | None) -> Sequence[EncodedAnswers]:
         """The versions that `Method.alternative` asks for, if they are here."""

@@ -15,6 +15,7 @@ from lt_mia_jax.checkpoints.gguf import is_gguf
 from lt_mia_jax.checkpoints.pretrained import located
 from lt_mia_jax.checkpoints.tokenizer import fit_vocabulary
 from lt_mia_jax.data.answers import AnswerTemplate, EncodedAnswers, encode_answers
+from lt_mia_jax.data.jsonl import json_rows
 from lt_mia_jax.data.questions import Question, check_disjoint, read_questions
 from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import Executor, fetch, is_primary, wait_for_all
@@ -131,7 +132,7 @@ def unlearn_and_save(
     result = unlearn(
         known.model,
         known.params,
-        forget_texts(files.forget, encode, files.refusals),
+        forget_texts(files.forget, encode, files.refusals, known.tokenizer),
         None if files.retain is None else encode(files.retain),
         method,
         config,
@@ -156,6 +157,7 @@ def unlearn_and_save(
         "retain": described(files.retain, files.paths[1]),
         "steps": result.steps,
         "intervention": None if edit is None else DESCRIPTION,
+        **sampled_tokens(out / "training" / "history.jsonl"),
         **({} if made_by is None else {"method_file": made_by}),
         **{name: x for name in WRAPPERS if (x := getattr(config, name)) is not None},
     }
@@ -174,10 +176,20 @@ def unlearn_and_save(
     return before, after, about
 
 
+def sampled_tokens(history: Path) -> dict[str, int]:
+    """How many tokens a run sampled, if its method samples."""
+    if not history.is_file():
+        return {}
+    rows = (row.values for row in json_rows(history))
+    found = [row["sampled_tokens"] for row in rows if "sampled_tokens" in row]
+    return {"sampled_tokens": round(sum(found))} if found else {}
+
+
 def forget_texts(
     rows: list[Question],
     encode: Callable[[list[Question]], EncodedAnswers],
     refusals: Sequence[Question] = (),
+    tokenizer: Any = None,
 ) -> ForgetTexts:
     """The texts to forget with every other answer there is for them.
 
@@ -201,4 +213,5 @@ def forget_texts(
     if not refusals and len(own) == len(rows):
         refused = [own]
     false = zip(*(row.inverted for row in rows), strict=False)  # as the shortest
-    return ForgetTexts(encode(rows), versions(refused), versions(false))
+    found = encode(rows), versions(refused), versions(false)
+    return ForgetTexts(*found, rows, tokenizer)

@@ -27,7 +27,12 @@ from lt_mia_jax.unlearning.methods.method import Method
 from lt_mia_jax.unlearning.methods.own import source_of
 from lt_mia_jax.unlearning.methods.setting import Setting
 from lt_mia_jax.unlearning.recipe import ForgetTexts, UnlearnConfig
-from lt_mia_jax.unlearning.step import Frozen, TrainableModel, UnlearnStep
+from lt_mia_jax.unlearning.step import (
+    Frozen,
+    PairBatch,
+    TrainableModel,
+    UnlearnStep,
+)
 
 WRAPPERS = ("sharpness", "fisher_share")
 """Settings of `UnlearnConfig` that wrap the optimizer of a method."""
@@ -125,6 +130,8 @@ def unlearn(
         forget_texts=len(forget.answers.input_ids),
         key=jax.random.fold_in(key, 1),
         earlier=intervention,
+        texts=forget,
+        answer=partial(trainable.sampled, base),
     )
     prepared = method.prepare(setting)
     if edit is not None:
@@ -157,6 +164,7 @@ def unlearn(
         key=jax.random.fold_in(key, 0),
         executor=executor,
         label="unlearning",
+        revise=prepared.revise and partial(_revised, prepared.revise),
         checkpointer=Checkpointer(directory / "state", signature=name),
         save_every_seconds=save_every_seconds,
         metrics=MetricsWriter(directory / "history.jsonl"),
@@ -169,6 +177,12 @@ def unlearn(
     return UnlearnResult(
         found, adapters, method, batches.schedule.total, result.resumed_from, made
     )
+
+
+def _revised(revise: Any, trained: Any, batch: PairBatch, step: int) -> PairBatch:
+    """The batch with what the method reads instead of the forget texts."""
+    assert batch.forget is not None
+    return batch._replace(forget=revise(trained, batch.forget, step))
 
 
 def _check(
@@ -225,4 +239,5 @@ def _signature(
     for texts in (forget.answers, *forget.refusals, *forget.inverted, retain):
         for field in () if texts is None else texts[:3]:
             parts += [str(field.shape), np.asarray(field)]
+    parts += method.words(forget)
     return fingerprint(*parts, *map(np.asarray, jax.tree.leaves(intervention)))

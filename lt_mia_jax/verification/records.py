@@ -318,6 +318,8 @@ class About:
     method_file: str | None = None
     sharpness: float | None = None
     fisher_share: float | None = None
+    sampled_tokens: Count | None = None
+    """Tokens of the answers that the method sampled in training."""
 
 
 @dataclass(frozen=True, kw_only=True)

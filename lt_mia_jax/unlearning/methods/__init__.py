@@ -34,6 +34,7 @@ from lt_mia_jax.unlearning.methods.preference import (
     Tnpo,
     Undial,
 )
+from lt_mia_jax.unlearning.methods.purge import Purge
 
 METHODS: dict[str, Method] = {
     "grad_ascent": GradAscent(),
@@ -63,6 +64,7 @@ METHODS: dict[str, Method] = {
     "graceful_forgetting": GracefulForgetting(),
     "mrp": Mrp(),
     "guard_it": GuardIt(),
+    "purge": Purge(),
     "retrain": Retrain(),
 }
 """The built-in methods by name, with published defaults; the only registry."""

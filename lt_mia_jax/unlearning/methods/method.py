@@ -10,7 +10,7 @@ A new method is a new subclass, here or in any file: `train.unlearn` takes any v
 this class, and `lt-mia unlearn --method FILE.py:Name` takes it from a file.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_type_hints
 
@@ -30,6 +30,7 @@ from lt_mia_jax.unlearning.objectives.batch import (
     Objective,
     TextBatch,
 )
+from lt_mia_jax.unlearning.recipe import ForgetTexts
 
 Alternative = Literal["refusal", "inverted", "random"]
 """The answer to learn instead: a refusal, an inverted fact, or random tokens."""
@@ -134,6 +135,13 @@ class Method:
             f"the model comes with an intervention, and {type(self).__name__} would "
             "lose it; take the model without it, or extend a projection by mrp"
         )
+
+    def words(self, texts: ForgetTexts) -> Sequence[str]:
+        """What the method takes from the words of the texts, or from files of its own.
+
+        A run does not go on with others.
+        """
+        return ()
 
     def prepare(self, setting: Setting) -> Prepared:
         """Compute, once before the first update, what the method needs.

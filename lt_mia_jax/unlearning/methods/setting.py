@@ -14,6 +14,7 @@ from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.models.language_model import Intervention
 from lt_mia_jax.unlearning import objectives
 from lt_mia_jax.unlearning.objectives.batch import ApplyFn, TextBatch
+from lt_mia_jax.unlearning.recipe import ForgetTexts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,11 @@ class Setting:
     """For random draws."""
     earlier: Intervention | None = None
     """The intervention that the model comes with, if any."""
+    texts: ForgetTexts | None = None
+    """The forget texts in words, with the tokenizer."""
+    answer: Callable[..., Any] | None = None
+    """`trainable.sampled(trained, prompts, lengths, ...)`: `policy.rollouts.roll_out`
+    of the model that the trained tree makes."""
 
     def gradient(self, params: Any, batch: TextBatch) -> Any:
         """Gradient of the summed loss of a batch; like `params`."""
@@ -92,6 +98,10 @@ class Prepared(NamedTuple):
     """Arrays for `Method.transform`, such as a mask."""
     row_weight: Float[np.ndarray, " N"] | None = None
     """Loss weight of each forget text; None is 1."""
+    revise: Callable[[Any, TextBatch, int], TextBatch] | None = None
+    """What an update reads instead of the forget texts: a pure function of the trained
+    tree, host rows and the number of the step, to host rows of the same number times
+    `Method.answers`."""
     start: Any = None
     """For a method that makes an intervention: the tree to be trained, at its start."""
 

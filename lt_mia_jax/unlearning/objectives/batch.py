@@ -29,6 +29,10 @@ class TextBatch(NamedTuple):
     alternative: "TextBatch | None" = None
     """The answer to learn or prefer instead, row by row: a refusal, an inverted fact,
     random labels. Its length may differ; its weights are not read."""
+    advantages: Float[Array, "B"] | None = None
+    """Of sampled answers: their reward relative to that of others."""
+    rewards: Float[Array, "B"] | None = None
+    """The rewards, for the history."""
 
 
 class LossAux(NamedTuple):

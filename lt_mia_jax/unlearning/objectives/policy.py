@@ -24,7 +24,7 @@ def grpo(
     batch: TextBatch,
     *,
     apply_fn: ApplyFn,
-    advantages: Float[Array, "B"],
+    advantages: Float[Array, "B"] | None = None,
     behaviour_nll: Float[Array, "B T"] | None = None,
     key: Key[Array, ""] | None = None,
     epsilon: float = 0.2,
@@ -38,7 +38,8 @@ def grpo(
     `beta` is 0.
 
     Settings:
-      advantages: of each answer; see `policy.objective.group_advantages`.
+      advantages: of each answer, if the batch does not hold them; see
+        `policy.objective.group_advantages`.
       behaviour_nll: -log p of the targets when they were sampled, at shifted positions
         (`cached_reference_nll`); None if the model itself wrote them.
       epsilon: clipping range of the ratio.
@@ -55,10 +56,14 @@ def grpo(
       Array([-1.,  1.], dtype=float32)
 
     Raises:
-      ValueError: `beta` is not 0 and the batch has no reference_nll.
+      ValueError: there are no advantages, or `beta` is not 0 and the batch has no
+        reference_nll.
 
     Source: DeepSeekMath (GRPO), arXiv 2402.03300, equations 3 and 4.
     """
+    advantages = batch.advantages if advantages is None else advantages
+    if advantages is None:
+        raise ValueError("grpo needs advantages; see policy.objective.group_advantages")
     values, mask = target_nll(params, batch, apply_fn, batch.weight)
     before = values if behaviour_nll is None else jnp.where(mask, behaviour_nll, 0.0)
     reference = -reference_of(batch, mask, "grpo") if beta else None
