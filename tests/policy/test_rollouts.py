@@ -43,6 +43,7 @@ def test_the_first_ratio_is_one(name, temperature):
 def test_the_loop_of_the_page_learns_what_it_rewards(capsys):
     page = Path(__file__).parents[2] / "docs" / "policy.md"
     (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S)
-    assert len(code.strip().splitlines()) <= 40
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert sum("import" not in line for line in lines) <= 30
     exec(code, {})
     assert float(capsys.readouterr().out.split()[0]) > 0.5  # 1 / 64 by chance
