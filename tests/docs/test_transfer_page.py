@@ -66,8 +66,9 @@ def test_the_example_merges():
     assert 0.1 < moved.mean() < 0.6  # two task vectors, each trimmed to a fifth
 
 
-def test_every_system_of_the_table_has_a_demonstration():
-    lines = PAGE.read_text().splitlines()
+def test_every_demonstration_is_of_a_system_in_a_table():
+    pages = PAGE, PAGE.with_name("policy.md")
+    lines = [line for page in pages for line in page.read_text().splitlines()]
     rows = [line.split("|")[1] for line in lines if line.startswith("| ")]
     systems = " ".join(rows).lower()
     lost = [
