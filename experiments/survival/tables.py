@@ -168,7 +168,7 @@ def _values(found: Sequence[Outcome]) -> str:
     for name in found[0].measures:
         values = [outcome.measures[name] for outcome in found]
         seeds = ", ".join(f"{value:.3g}" for value in values)
-        parts.append(f"{name} {np.median(values):.3g} ({seeds})")
+        parts.append(f"{name.replace('_', ' ')} {np.median(values):.3g} ({seeds})")
     return "; ".join(parts)
 
 
