@@ -249,7 +249,8 @@ class World:
             name: self.load(path) for name, path in made.retrained.items()
         }
         refusals = made.split("idk")
-        self.texts = forget_texts(self.forget, self.encode, refusals)
+        words = self.full.tokenizer
+        self.texts = forget_texts(self.forget, self.encode, refusals, words)
         kept = [f"retain{100 - percent:02d}", *made.extra]
         self.keep = self.encode([row for name in kept for row in made.split(name)])
         first = next(iter(self.retrained.values()))

@@ -142,6 +142,7 @@ def test_the_grid_repeats_no_trial(name):
     assert {t.rate for t in trials} == set(config.rates[: 1 + takes_steps])
     # A method that is published without a retain term stays without.
     without = {"grad_ascent", "undial", "ce_u", "gu", "gu_gradient", "gu_subspace"}
+    without.add("purge")
     factors = (1.0,) if name in without or not takes_steps else (1.0, 5.0)
     assert {t.retain for t in trials} == set(factors)
     assert len(trials) == len(factors) * (1 + takes_steps)
