@@ -195,7 +195,7 @@ def _drawn(
     def draw(keys: Array, logits: Float[Array, "B V"]) -> tuple[Array, Array]:
         warm = logits / jnp.where(temperature > 0, temperature, 1.0)
         log_probs = jax.nn.log_softmax(warm)
-        allowed = log_probs if top_p is None else cut(log_probs, top_p)
+        allowed = log_probs if top_p is None else nucleus(log_probs, top_p)
         drawn = jax.vmap(jax.random.categorical)(keys, allowed)
         token = jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1))
         token = token.astype(jnp.int32)
@@ -204,7 +204,7 @@ def _drawn(
     return draw
 
 
-def cut(log_probs: Float[Array, "B V"], top_p: Float[Array, ""]) -> Array:
+def nucleus(log_probs: Float[Array, "B V"], top_p: Float[Array, ""]) -> Array:
     """-inf outside the most likely tokens that together reach `top_p`.
 
     At least one token stays, and so do all that are as likely as the last one.

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from lt_mia_jax.arrays import Array, Bool, Float, Int
+from lt_mia_jax.finetune import loss
 from lt_mia_jax.policy.objective import PolicyAux, group_advantages, policy_loss
 
 
@@ -90,8 +91,7 @@ def token_log_probs(
       >>> token_log_probs(jnp.zeros((1, 2, 4)), jnp.array([[3, 1]])).round(3)
       Array([[ 0.   , -1.386]], dtype=float32)
     """
-    found = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32))
-    found = jnp.take_along_axis(found, ids[:, 1:, None], axis=-1)[..., 0]
+    found = loss.token_log_probs(logits[:, :-1], ids[:, 1:])
     return jnp.pad(found, ((0, 0), (1, 0)))
 
 

@@ -3,15 +3,14 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from lt_mia_jax.arrays import Array, Float, Int
+from lt_mia_jax.arrays import Float, Int
 from lt_mia_jax.data.answers import EncodedAnswers
 from lt_mia_jax.data.batches import batch_indices, bucket_of, length_buckets
 from lt_mia_jax.executor import Executor, fetch
-from lt_mia_jax.unlearning import objectives
 from lt_mia_jax.unlearning.methods.method import Method, Schedule
+from lt_mia_jax.unlearning.methods.setting import reference_nll
 from lt_mia_jax.unlearning.objectives.batch import TextBatch
 from lt_mia_jax.unlearning.recipe import ForgetTexts, UnlearnConfig
 from lt_mia_jax.unlearning.step import PairBatch
@@ -62,7 +61,7 @@ class UnlearningBatches:
         def nll(texts: EncodedAnswers) -> Float[np.ndarray, "N T"]:
             found = np.zeros(texts.input_ids.shape, np.float32)
             for rows, batch in self._in_order(texts):
-                own = fetch(_reference_nll(apply_fn, trained, batch))
+                own = fetch(reference_nll(apply_fn, trained, batch))
                 found[rows, : own.shape[1]] = own[: len(rows)]
             return found
 
@@ -154,11 +153,6 @@ class UnlearningBatches:
         cached = self.alternative_reference
         reference = chosen(cached) if cached else None
         return self._texts(texts, np.arange(len(rows)), weight, reference)
-
-
-@jax.jit
-def _reference_nll(apply_fn: Any, trained: Any, batch: TextBatch) -> Array:
-    return objectives.cached_reference_nll(trained, batch, apply_fn=apply_fn)
 
 
 def _draw(seed: int, stream: int, step: int, options: int, count: int) -> np.ndarray:

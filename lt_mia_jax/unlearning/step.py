@@ -15,7 +15,7 @@ from lt_mia_jax.executor import per_device_key, psum
 from lt_mia_jax.finetune import lora
 from lt_mia_jax.finetune.config import LoraConfig
 from lt_mia_jax.models.language_model import Intervention
-from lt_mia_jax.policy.rollouts import roll_out
+from lt_mia_jax.policy.rollouts import Rollouts, roll_out
 from lt_mia_jax.training.config import OptimizerConfig
 from lt_mia_jax.training.state import TrainState
 from lt_mia_jax.unlearning.methods.method import LossTerm, Method, Schedule
@@ -72,9 +72,9 @@ class TrainableModel:
         adapters = lora.scaled(trained, self.lora.scale)
         return self.model.apply(base, input_ids, adapters=adapters, **options)
 
-    def sampled(
+    def roll_out(
         self, base: Params | None, trained: Any, *texts: Any, **how: Any
-    ) -> Any:
+    ) -> Rollouts:
         """`policy.rollouts.roll_out` of the model that `base` and `trained` make."""
         if self.lora is None:
             return roll_out(self.model, trained, *texts, **how)
@@ -121,7 +121,7 @@ class UnlearnStep:
             whole = sharpness_aware(whole, self.sharpness)
         return whole
 
-    def _sampled(self, answers: TextBatch, rewards: Array) -> dict[str, Array]:
+    def _of_answers(self, answers: TextBatch, rewards: Array) -> dict[str, Array]:
         """Mean reward of the sampled answers, and the number of their tokens."""
         real = (answers.weight > 0).astype(jnp.float32)
         total = psum((real * rewards).sum(), self.axis)
@@ -180,7 +180,7 @@ class UnlearnStep:
         params = optax.apply_updates(state.params, updates)
         metrics["loss"] = sum(metrics.values(), start=jnp.zeros(()))
         if batch.forget is not None and batch.forget.rewards is not None:
-            metrics |= self._sampled(batch.forget, batch.forget.rewards)
+            metrics |= self._of_answers(batch.forget, batch.forget.rewards)
         metrics["grad_norm"] = optax.tree.norm(gradient)
         metrics["update_norm"] = optax.tree.norm(updates)
         metrics |= monitored(opt_state)

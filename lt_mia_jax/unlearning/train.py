@@ -131,7 +131,7 @@ def unlearn(
         key=jax.random.fold_in(key, 1),
         earlier=intervention,
         texts=forget,
-        answer=partial(trainable.sampled, base),
+        roll_out=partial(trainable.roll_out, base),
     )
     prepared = method.prepare(setting)
     if edit is not None:

@@ -11,7 +11,7 @@ from lt_mia_jax.errors import InputError
 from lt_mia_jax.finetune import lora
 from lt_mia_jax.models import LanguageModel
 from lt_mia_jax.models.generation import greedy
-from lt_mia_jax.models.sampling import cut, sample
+from lt_mia_jax.models.sampling import nucleus, sample
 from lt_mia_jax.sharding import batch_sharding, make_mesh
 
 FAMILIES = ["gpt2", "qwen2-windows-tied", "mpt", "mamba", "rwkv", "recurrent_gemma"]
@@ -146,7 +146,7 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_p():
     rng = np.random.default_rng(6)
     probs = rng.dirichlet(np.full(12, 0.5), size=5)
     for p in (0.05, 0.5, 0.9, 1.0):
-        kept = np.isfinite(cut(jnp.log(jnp.asarray(probs)), jnp.float32(p)))
+        kept = np.isfinite(nucleus(jnp.log(jnp.asarray(probs)), jnp.float32(p)))
         for row, mask in zip(probs, kept, strict=True):
             order = np.argsort(-row)
             count = int(np.searchsorted(np.cumsum(row[order]), p - 1e-6)) + 1

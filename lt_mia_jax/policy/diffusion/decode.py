@@ -11,6 +11,7 @@ import numpy as np
 
 from lt_mia_jax.arrays import Array, Bool, Float, Int, Key, Params
 from lt_mia_jax.errors import INSIDE_UNIT, NOT_NEGATIVE, UNIT, InputError, check_ranges
+from lt_mia_jax.finetune import loss
 from lt_mia_jax.policy.diffusion.model import Diffusion, response_logits
 
 
@@ -251,7 +252,7 @@ def token_log_probs(
     logits: Float[Array, "N T V"], tokens: Int[Array, "N T"], temperature: float
 ) -> Float[Array, "N T"]:
     """Log probabilities at a temperature, at 1 for temperature 0, in nats."""
-    return picked(jax.nn.log_softmax(logits / (temperature or 1.0), axis=-1), tokens)
+    return loss.token_log_probs(logits / (temperature or 1.0), tokens)
 
 
 def proposals(

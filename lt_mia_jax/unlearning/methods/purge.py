@@ -28,7 +28,7 @@ from lt_mia_jax.policy.rewards import MOST, concepts_of, forbidding, silence
 from lt_mia_jax.policy.rollouts import Decoding, Rollouts
 from lt_mia_jax.unlearning import objectives
 from lt_mia_jax.unlearning.methods.method import Method, Recipe, term_of
-from lt_mia_jax.unlearning.methods.setting import Prepared, Setting
+from lt_mia_jax.unlearning.methods.setting import Prepared, Setting, reference_nll
 from lt_mia_jax.unlearning.objectives.batch import TextBatch
 from lt_mia_jax.unlearning.recipe import ForgetTexts
 
@@ -110,14 +110,14 @@ class Purge(Method):
 
         reference = None
         if self.beta:
-            reference = partial(_nll, setting.apply_fn, setting.trained)
+            reference = partial(reference_nll, setting.apply_fn, setting.trained)
 
         def revise(trained: Any, batch: TextBatch, step: int) -> TextBatch:
-            assert setting.answer is not None
+            assert setting.roll_out is not None
             lengths = prompt_lengths(batch)
             buckets = length_buckets(batch.input_ids.shape[1])
             width = bucket_of(int(lengths.max()), buckets)
-            found = setting.answer(
+            found = setting.roll_out(
                 trained,
                 batch.input_ids[:, :width],
                 lengths,
@@ -163,8 +163,3 @@ def sampled_batch(
     if reference is None:
         return batch
     return batch._replace(reference_nll=fetch(reference(batch)))
-
-
-@jax.jit
-def _nll(apply_fn: Any, params: Any, batch: TextBatch) -> Any:
-    return objectives.cached_reference_nll(params, batch, apply_fn=apply_fn)

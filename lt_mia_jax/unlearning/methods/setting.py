@@ -12,6 +12,7 @@ from lt_mia_jax.errors import InputError
 from lt_mia_jax.executor import fetch
 from lt_mia_jax.models.config import ModelConfig
 from lt_mia_jax.models.language_model import Intervention
+from lt_mia_jax.policy.rollouts import Rollouts
 from lt_mia_jax.unlearning import objectives
 from lt_mia_jax.unlearning.objectives.batch import ApplyFn, TextBatch
 from lt_mia_jax.unlearning.recipe import ForgetTexts
@@ -40,9 +41,9 @@ class Setting:
     """The intervention that the model comes with, if any."""
     texts: ForgetTexts | None = None
     """The forget texts in words, with the tokenizer."""
-    answer: Callable[..., Any] | None = None
-    """`trainable.sampled(trained, prompts, lengths, ...)`: `policy.rollouts.roll_out`
-    of the model that the trained tree makes."""
+    roll_out: Callable[..., Rollouts] | None = None
+    """`policy.rollouts.roll_out` of the model that a trained tree makes, called as
+    `roll_out(trained, prompts, lengths, ...)`."""
 
     def gradient(self, params: Any, batch: TextBatch) -> Any:
         """Gradient of the summed loss of a batch; like `params`."""
@@ -99,9 +100,9 @@ class Prepared(NamedTuple):
     row_weight: Float[np.ndarray, " N"] | None = None
     """Loss weight of each forget text; None is 1."""
     revise: Callable[[Any, TextBatch, int], TextBatch] | None = None
-    """What an update reads instead of the forget texts: a pure function of the trained
-    tree, host rows and the number of the step, to host rows of the same number times
-    `Method.answers`."""
+    """Makes the rows that an update reads from its forget texts: a pure function of the
+    trained tree, these texts and the number of the step. Arrays are on the host; the
+    number of rows is a multiple of that of the texts."""
     start: Any = None
     """For a method that makes an intervention: the tree to be trained, at its start."""
 
@@ -112,6 +113,14 @@ def per_example_loss(
     """Summed loss of each text in nats; 0 for texts of weight 0."""
     _, aux = objectives.nll(params, batch, apply_fn=apply_fn, reduction="sequence_sum")
     return aux.per_example
+
+
+@jax.jit
+def reference_nll(
+    apply_fn: ApplyFn, reference: Any, batch: TextBatch
+) -> Float[Array, "B T"]:
+    """`objectives.cached_reference_nll`, compiled."""
+    return objectives.cached_reference_nll(reference, batch, apply_fn=apply_fn)
 
 
 @jax.jit
